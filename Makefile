@@ -1,0 +1,56 @@
+# Everything below works on a machine with Python 3.11+, make and a package registry.
+#   PYTHON=python3.12      the interpreter that makes the environment
+#   CONSTRAINTS=           no pinned versions: the registry's newest torch, for a CUDA machine
+#   SUBJECT=dir CLASS=dog  your own photos for `make demo`
+PYTHON ?= python3
+CONSTRAINTS ?= constraints-cpu.txt
+WORKERS ?= auto
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+TYPED := cascade kernels $(wildcard tools)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup lint types format test test-fast demo clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY)  ## make .venv and install the project with its tools, once
+
+$(READY): pyproject.toml $(CONSTRAINTS)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "$(PYTHON) is missing or older than Python 3.11; name a newer one: make setup PYTHON=python3.12" >&2; \
+	  exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV); the first time takes a few minutes"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,evaluate]' \
+	  $(addprefix --constraint ,$(CONSTRAINTS))
+	@touch $@
+
+lint: types  ## style, types and import floors
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
+
+types: setup
+	$(BIN)/mypy $(TYPED)
+
+format: setup  ## put the code in order
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# One thread per worker: two workers with two threads each are slower on two cores than either.
+test: setup  ## every test that this machine can run
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS) --maxprocesses 8
+
+test-fast: setup  ## the tests that take no more than a few seconds
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS) --maxprocesses 8 -m "not slow"
+
+demo: setup  ## personalise the small cascade on a CPU and write a page of pictures
+	$(BIN)/python tools/demo.py $(if $(SUBJECT),--subject '$(SUBJECT)') $(if $(CLASS),--class '$(CLASS)')
+
+clean:  ## remove the environment, caches and builds; runs and pictures stay
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis dist
+	find cascade kernels tests tools -name __pycache__ -type d -prune -exec rm -rf {} +

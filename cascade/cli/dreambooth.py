@@ -1,0 +1,199 @@
+"""`cascade dreambooth`: personalise a cascade.
+
+The flags carry the names and meanings of diffusers' train_dreambooth.py where it has them.
+"""
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from cascade.cli.recipe import recipe_from_flags
+from cascade.config.dreambooth import RECIPES, AugmentationName, DreamBoothConfig
+
+PRIOR, TRAINING, SR, REPORT = "Prior preservation", "Training", "Super-resolution", "Validation"
+
+
+def dreambooth(
+    instance_data_dir: Annotated[
+        Path, typer.Option(help="Folder with 3 to 5 photos of the subject.", show_default=False)
+    ],
+    class_noun: Annotated[
+        str, typer.Option(help="The subject's class: dog, backpack, ...", show_default=False)
+    ],
+    output_dir: Annotated[
+        Path, typer.Option(help="Folder that becomes the new cascade.", show_default=False)
+    ],
+    cascade: Annotated[
+        str,
+        typer.Option(
+            "--cascade",
+            "--pretrained-model-name-or-path",
+            help="The cascade to personalise: a folder, or 'mini'.",
+        ),
+    ] = "mini",
+    identifier: Annotated[
+        str | None, typer.Option(help="The rare token [V]; picked from the vocabulary if left out.")
+    ] = None,
+    instance_prompt: Annotated[
+        str, typer.Option(help="Names the subject.")
+    ] = "a {identifier} {class_noun}",
+    stages: Annotated[
+        str | None, typer.Option(help="Which to tune, comma-separated; all if left out.")
+    ] = None,
+    recipe: Annotated[
+        Literal["paper", "mini"] | None,
+        typer.Option(help="Numbers to start from; the cascade's own if left out."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    center_crop: Annotated[
+        bool | None, typer.Option("--center-crop/--random-crop", help="How photos are squared.")
+    ] = None,
+    flip: Annotated[
+        bool | None, typer.Option("--flip/--no-flip", help="Mirror half of the photos' rows.")
+    ] = None,
+    prior_preservation: Annotated[
+        bool | None,
+        typer.Option(
+            "--with-prior-preservation/--no-prior-preservation",
+            help="Keep the class by training on images the frozen cascade draws of it.",
+            rich_help_panel=PRIOR,
+        ),
+    ] = None,
+    prior_loss_weight: Annotated[
+        float | None, typer.Option(min=0, help="lambda", rich_help_panel=PRIOR)
+    ] = None,
+    num_class_images: Annotated[
+        int | None, typer.Option(min=1, help="How many class images.", rich_help_panel=PRIOR)
+    ] = None,
+    class_prompt: Annotated[
+        str, typer.Option(help="Names the class.", rich_help_panel=PRIOR)
+    ] = "a {class_noun}",
+    class_data_dir: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where class images are kept; pictures of your own in it are used instead.",
+            rich_help_panel=PRIOR,
+        ),
+    ] = None,
+    sample_batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Class images drawn at once.", rich_help_panel=PRIOR),
+    ] = None,
+    sr_prior_preservation: Annotated[
+        bool | None,
+        typer.Option(
+            "--sr-prior-preservation/--no-sr-prior-preservation",
+            help="Preserve the prior of super-resolution stages too.",
+            rich_help_panel=PRIOR,
+        ),
+    ] = None,
+    max_train_steps: Annotated[
+        int | None, typer.Option(min=1, help="Of the base.", rich_help_panel=TRAINING)
+    ] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(min=0, help="Of the base.", rich_help_panel=TRAINING)
+    ] = None,
+    train_batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Photos a step and process.", rich_help_panel=TRAINING),
+    ] = None,
+    gradient_accumulation_steps: Annotated[
+        int | None, typer.Option(min=1, rich_help_panel=TRAINING)
+    ] = None,
+    gradient_checkpointing: Annotated[
+        bool | None,
+        typer.Option(
+            "--gradient-checkpointing",
+            help="Recompute activations to save memory.",
+            rich_help_panel=TRAINING,
+        ),
+    ] = None,
+    scale_lr: Annotated[
+        bool | None,
+        typer.Option(
+            "--scale-lr", help="Multiply the rate by the whole batch.", rich_help_panel=TRAINING
+        ),
+    ] = None,
+    lr_scheduler: Annotated[
+        Literal["constant", "linear", "cosine"] | None, typer.Option(rich_help_panel=TRAINING)
+    ] = None,
+    lr_warmup_steps: Annotated[int | None, typer.Option(min=0, rich_help_panel=TRAINING)] = None,
+    adam_beta1: Annotated[float | None, typer.Option(rich_help_panel=TRAINING)] = None,
+    adam_beta2: Annotated[float | None, typer.Option(rich_help_panel=TRAINING)] = None,
+    adam_weight_decay: Annotated[
+        float | None, typer.Option(min=0, rich_help_panel=TRAINING)
+    ] = None,
+    adam_epsilon: Annotated[float | None, typer.Option(rich_help_panel=TRAINING)] = None,
+    max_grad_norm: Annotated[float | None, typer.Option(rich_help_panel=TRAINING)] = None,
+    snr_gamma: Annotated[
+        float | None, typer.Option(help="Min-SNR weighting; 5 is usual.", rich_help_panel=TRAINING)
+    ] = None,
+    mixed_precision: Annotated[
+        Literal["no", "bf16"] | None, typer.Option(rich_help_panel=TRAINING)
+    ] = None,
+    ema_decay: Annotated[
+        float | None, typer.Option(help="Publish averaged weights.", rich_help_panel=TRAINING)
+    ] = None,
+    checkpointing_steps: Annotated[
+        int | None,
+        typer.Option(min=1, help="Save the run's state every so often.", rich_help_panel=TRAINING),
+    ] = None,
+    checkpoints_total_limit: Annotated[
+        int | None, typer.Option(min=1, rich_help_panel=TRAINING)
+    ] = None,
+    augmentation: Annotated[
+        AugmentationName | None,
+        typer.Option(
+            help="Noise on the low-resolution photo: variance 1e-5 (dreambooth), 1e-3 "
+            "(dreambooth-reference), or a random level (imagen).",
+            rich_help_panel=SR,
+        ),
+    ] = None,
+    sr_max_train_steps: Annotated[int | None, typer.Option(min=1, rich_help_panel=SR)] = None,
+    sr_learning_rate: Annotated[float | None, typer.Option(min=0, rich_help_panel=SR)] = None,
+    sr_train_batch_size: Annotated[int | None, typer.Option(min=1, rich_help_panel=SR)] = None,
+    validation_prompt: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="May be repeated; the instance prompt if left out.", rich_help_panel=REPORT
+        ),
+    ] = None,
+    num_validation_images: Annotated[int, typer.Option(min=1, rich_help_panel=REPORT)] = 4,
+    validation_steps: Annotated[
+        int | None,
+        typer.Option(min=1, help="Draw pictures every so often.", rich_help_panel=REPORT),
+    ] = None,
+) -> None:
+    """Personalise a cascade on 3 to 5 photos: the base, then every super-resolution stage.
+
+    Started again with the same settings it goes on where it was. The result is a complete cascade:
+    cascade sample --cascade OUTPUT_DIR --prompt "a [identifier] [class noun] on the beach".
+    """
+    # Only what was given replaces a number of the recipe: every such flag's default is None.
+    flags = {name: value for name, value in locals().items() if value is not None}
+
+    from rich.console import Console
+
+    from cascade.dreambooth.personalise import personalise
+    from cascade.pipeline import cascade_folder, read_manifest
+
+    start = RECIPES[recipe or read_manifest(cascade_folder(cascade)).recipe]
+    config = DreamBoothConfig(
+        cascade=cascade,
+        instance_data_dir=instance_data_dir,
+        output_dir=output_dir,
+        class_noun=class_noun,
+        identifier=identifier,
+        instance_prompt=instance_prompt,
+        class_prompt=class_prompt,
+        class_data_dir=class_data_dir,
+        stages=tuple(name.strip() for name in stages.split(",")) if stages else (),
+        validation_prompts=tuple(validation_prompt or ()),
+        validation_images=num_validation_images,
+        seed=seed,
+        recipe=recipe_from_flags(start, flags, world=int(os.environ.get("WORLD_SIZE", "1"))),
+    )
+    folder = personalise(config)
+    Console().print(f"The personalised cascade is in {folder}.")

@@ -1,0 +1,26 @@
+"""`cascade identifiers`: rare tokens that can name a subject."""
+
+from typing import Annotated
+
+import typer
+
+
+def identifiers(
+    cascade: Annotated[str, typer.Option(help="A cascade folder, or 'mini'.")] = "mini",
+    count: Annotated[int, typer.Option(min=1, help="How many.")] = 10,
+    seed: Annotated[int, typer.Option(help="The draw is a function of it.")] = 0,
+) -> None:
+    """Find rare tokens that survive the cascade's own text cleaning and tokenizer."""
+    from rich.console import Console
+
+    from cascade.pipeline import cascade_folder, read_manifest
+    from cascade.stage import read_stage_config
+    from cascade.text.identifier import find_identifiers
+    from cascade.text.tokenizer import Tokenizer
+
+    folder = cascade_folder(cascade)
+    manifest = read_manifest(folder)
+    text = read_stage_config(folder / manifest.stages[0]).text
+    tokenizer = Tokenizer(folder / manifest.text_encoder / "spiece.model")
+    for identifier in find_identifiers(tokenizer, text.cleaning, count, seed):
+        Console().print(identifier)

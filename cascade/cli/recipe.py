@@ -1,0 +1,88 @@
+"""From flags to a recipe: which flag replaces which of its numbers."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from cascade.config.dreambooth import PriorConfig, Recipe
+
+
+def _both(path: str) -> tuple[str, str]:
+    return f"base.{path}", f"super_resolution.{path}"
+
+
+PATHS: dict[str, tuple[str, ...]] = {
+    "center_crop": ("center_crop",),
+    "flip": ("flip",),
+    "augmentation": ("augmentation",),
+    "prior_loss_weight": ("prior.weight",),
+    "num_class_images": ("prior.images",),
+    "sample_batch_size": ("prior.batch_size",),
+    "sr_prior_preservation": ("prior.super_resolution",),
+    "max_train_steps": ("base.steps",),
+    "learning_rate": ("base.optimizer.learning_rate",),
+    "train_batch_size": ("base.batch_size",),
+    "sr_max_train_steps": ("super_resolution.steps",),
+    "sr_learning_rate": ("super_resolution.optimizer.learning_rate",),
+    "sr_train_batch_size": ("super_resolution.batch_size",),
+    "gradient_accumulation_steps": _both("gradient_accumulation_steps"),
+    "gradient_checkpointing": _both("gradient_checkpointing"),
+    "lr_scheduler": _both("optimizer.schedule"),
+    "lr_warmup_steps": _both("optimizer.warmup_steps"),
+    "adam_weight_decay": _both("optimizer.weight_decay"),
+    "adam_epsilon": _both("optimizer.eps"),
+    "max_grad_norm": _both("optimizer.max_grad_norm"),
+    "snr_gamma": _both("objective.gamma"),
+    "ema_decay": _both("ema_decay"),
+    "seed": _both("seed"),
+    "checkpointing_steps": _both("checkpoint_every"),
+    "checkpoints_total_limit": _both("checkpoints_kept"),
+    "validation_steps": _both("validate_every"),
+}
+PRECISIONS = {"no": "fp32", "bf16": "bf16"}
+
+
+def recipe_from_flags(start: Recipe, flags: Mapping[str, Any], world: int) -> Recipe:
+    """Replace what the given flags name in a recipe.
+
+    Args:
+        start: the recipe to begin with.
+        flags: those that were given, by their Python names.
+        world: number of processes; diffusers' batch size is one process's and one pass's.
+
+    Raises:
+        UserError: the values do not go together.
+    """
+    values = start.model_dump()
+    if flags.get("prior_preservation") is False:
+        values["prior"] = None
+    elif values["prior"] is None and flags.get("prior_preservation"):
+        values["prior"] = PriorConfig().model_dump()
+    for flag, paths in PATHS.items():
+        if flag in flags:
+            for path in paths:
+                _set(values, path, flags[flag])
+    for run in (values["base"], values["super_resolution"]):
+        _set_derived(run, flags)
+        run["batch_size"] *= run["gradient_accumulation_steps"] * world
+        if flags.get("scale_lr"):
+            run["optimizer"]["learning_rate"] *= run["batch_size"]
+    return Recipe.parse(values, "the command's flags")
+
+
+def _set_derived(run: dict[str, Any], flags: Mapping[str, Any]) -> None:
+    """Set what a flag spells differently than the settings do."""
+    if "mixed_precision" in flags:
+        run["precision"] = PRECISIONS[flags["mixed_precision"]]
+    if "snr_gamma" in flags:
+        run["objective"]["weighting"] = "min_snr"
+    beta1, beta2 = run["optimizer"]["betas"]
+    run["optimizer"]["betas"] = (flags.get("adam_beta1", beta1), flags.get("adam_beta2", beta2))
+
+
+def _set(values: dict[str, Any], path: str, value: object) -> None:
+    *outer, last = path.split(".")
+    for name in outer:
+        if values[name] is None:  # prior preservation is off: its numbers have no place
+            return
+        values = values[name]
+    values[last] = value

@@ -1,0 +1,80 @@
+"""`cascade sample`: pictures from prompts."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from cascade.config.stage import AugmentationLevel, SamplerConfig
+
+SamplerName = Literal["ancestral", "ddim", "dpmpp_2m", "heun"]
+
+
+def sample(
+    prompt: Annotated[
+        list[str],
+        typer.Option("--prompt", help="What to draw; may be repeated.", show_default=False),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", help="Folder that gets the pictures.", show_default=False),
+    ],
+    cascade: Annotated[str, typer.Option(help="A cascade folder, or 'mini'.")] = "mini",
+    num_images: Annotated[int, typer.Option(min=1, help="Pictures of each prompt.")] = 4,
+    seed: Annotated[int, typer.Option(help="Seed of the first picture; the next count up.")] = 0,
+    sampler: Annotated[
+        SamplerName | None, typer.Option(help="Replace the checkpoint's sampler (all stages).")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Replace its number of steps.")] = None,
+    guidance: Annotated[
+        float | None, typer.Option(min=0, help="Replace its guidance weight.")
+    ] = None,
+    noise_level: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Augmentation level of super-resolution, in [0, 1]."),
+    ] = None,
+    last_stage: Annotated[str | None, typer.Option(help="Stop after this stage.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures worked on at once.")] = 8,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, ...; the GPU if there is one.")
+    ] = None,
+) -> None:
+    """Draw pictures: a PNG per picture and stage, and a grid.
+
+    A picture is a function of its prompt and its seed, whatever else is drawn beside it.
+    """
+    from rich.console import Console
+
+    from cascade.gallery import draw_to_folder
+    from cascade.pipeline import Cascade
+
+    loaded = Cascade.load(cascade, device or default_device())
+    samplers: dict[str, SamplerConfig] = {}
+    levels: dict[str, AugmentationLevel] = {}
+    changes = {"name": sampler, "steps": steps, "guidance": guidance}
+    given = {key: value for key, value in changes.items() if value is not None}
+    if steps is not None:
+        given["timesteps"] = None
+    for stage in loaded.stages:
+        name = stage.config.name
+        samplers[name] = stage.config.sampler.model_copy(update=given)
+        if noise_level is not None and stage.config.low_res is not None:
+            levels[name] = AugmentationLevel(value=noise_level)
+    path = draw_to_folder(
+        loaded,
+        prompt,
+        range(seed, seed + num_images),
+        output,
+        samplers=samplers,
+        levels=levels,
+        last_stage=last_stage,
+        batch_size=batch_size,
+    )
+    Console().print(f"The grid is {path}.")
+
+
+def default_device() -> str:
+    """The GPU where there is one."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"

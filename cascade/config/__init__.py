@@ -1,0 +1,1 @@
+"""Every setting of the project as frozen, typed models; imports no torch."""

@@ -1,0 +1,142 @@
+"""What a checkpoint is: every property that the weights were trained with and must be used with."""
+
+import math
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from cascade.config.base import Frozen
+from cascade.config.unet import UNetConfig
+
+ScheduleName = Literal["cosine", "squared_cosine", "linear"]
+ResizeKernel = Literal["bicubic", "bilinear", "lanczos", "box"]
+
+
+class DiffusionConfig(Frozen):
+    """The forward process and what the network predicts."""
+
+    schedule: ScheduleName = "cosine"
+    prediction: Literal["eps", "v", "x0"] = "eps"
+
+
+class AugmentationLevel(Frozen):
+    """How strongly the low-resolution picture is noised (Imagen section 2.4).
+
+    `time` is a position in [0, 1] on the augmentation schedule; `variance` is sigma^2 of the
+    variance-preserving noise. DreamBooth's 1e-3 and 1e-5 name no unit; as variances they are noise
+    of four and of 0.4 grey levels, as times both would be below one grey level.
+    """
+
+    value: float = Field(ge=0.0, le=1.0)
+    unit: Literal["time", "variance"] = "time"
+
+
+class LowResConfig(Frozen):
+    """How a super-resolution stage sees its low-resolution picture."""
+
+    size: int = Field(gt=0, description="side of the low-resolution picture, pixels")
+    schedule: ScheduleName = "cosine"
+    noise_at: Literal["low", "high"] = "high"
+    upsample: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
+    align_corners: bool = False
+    training_levels: tuple[AugmentationLevel, AugmentationLevel] = (
+        AugmentationLevel(value=0.0),
+        AugmentationLevel(value=1.0),
+    )
+    sampling_level: AugmentationLevel = AugmentationLevel(value=0.2)
+    crop: int | None = Field(
+        default=None, gt=0, description="side of the high-resolution crops trained on, pixels"
+    )
+
+
+class ThresholdConfig(Frozen):
+    """Clipping of the predicted x0 while sampling (Imagen section 2.3)."""
+
+    kind: Literal["none", "static", "dynamic"] = "dynamic"
+    percentile: float = Field(default=0.995, gt=0.0, le=1.0)
+    cap: float | None = Field(default=None, ge=1.0)
+
+
+class SamplerConfig(Frozen):
+    """Which sampler runs, how long, and how it is guided."""
+
+    name: Literal["ancestral", "ddim", "dpmpp_2m", "heun"] = "ancestral"
+    steps: int = Field(default=100, gt=0)
+    timesteps: tuple[float, ...] | None = Field(
+        default=None, description="an explicit descending list in 0..1000; replaces `steps`"
+    )
+    eta: float = Field(default=0.0, ge=0.0, le=1.0, description="DDIM's stochasticity")
+    variance: Literal["learned", "fixed_small", "fixed_large"] = "fixed_small"
+    guidance: float = Field(default=5.0, ge=0.0, description="w of Imagen eq. 2; 1 is off")
+    threshold: ThresholdConfig = ThresholdConfig()
+
+
+class TextConfig(Frozen):
+    """The conventions by which captions become the network's conditioning."""
+
+    max_length: int = Field(default=128, gt=0, description="tokens, end mark included")
+    cleaning: Literal["none", "lower", "deepfloyd"] = "none"
+    null: Literal["zeros", "empty"] = Field(
+        default="zeros",
+        description="the unconditional text: a zeroed embedding (Imagen) or that of '' (IF)",
+    )
+    masked: bool = Field(default=True, description="whether padding is hidden from the U-Net")
+
+
+class SubjectConfig(Frozen):
+    """The subject a stage was personalised on."""
+
+    identifier: str
+    class_noun: str
+
+
+class StageConfig(Frozen):
+    """One stage of a cascade: the network and everything its weights depend on."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    size: int = Field(gt=0, description="side of the pictures it makes, pixels")
+    resize: ResizeKernel = Field(default="bicubic", description="Pillow's kernel, antialiased")
+    unet: UNetConfig
+    diffusion: DiffusionConfig = DiffusionConfig()
+    low_res: LowResConfig | None = None
+    text: TextConfig = TextConfig()
+    sampler: SamplerConfig = SamplerConfig()
+    subject: SubjectConfig | None = None
+    licence: str = ""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.unet.low_res != (self.low_res is not None):
+            raise ValueError("[low_res] and unet.low_res belong together; give both or neither")
+        if self.low_res is not None and self.size % self.low_res.size:
+            raise ValueError(
+                f"size {self.size} is no multiple of low_res.size {self.low_res.size}; "
+                "super-resolution stages enlarge by a whole factor"
+            )
+        if self.low_res is not None and self.low_res.crop is not None:
+            factor = self.size // self.low_res.size
+            if self.low_res.crop % factor or self.low_res.crop > self.size:
+                raise ValueError(f"low_res.crop must be a multiple of {factor} and <= {self.size}")
+        if self.sampler.variance == "learned" and not self.unet.learned_variance:
+            raise ValueError("sampler.variance 'learned' needs unet.learned_variance = true")
+        if self.unet.learned_variance and self.diffusion.schedule == "cosine":
+            raise ValueError("learned variance needs a discrete schedule: squared_cosine or linear")
+        return self
+
+
+class CascadeManifest(Frozen):
+    """`cascade.json`: which folders make up a cascade, in order."""
+
+    name: str
+    text_encoder: str = "text"
+    stages: tuple[str, ...] = Field(min_length=1, description="folders, base first")
+    recipe: Literal["paper", "mini"] = Field(
+        default="paper", description="the DreamBooth preset that suits these weights"
+    )
+    licence: str = ""
+    format: Literal[1] = 1
+
+
+def noise_in_grey_levels(variance: float) -> float:
+    """Standard deviation of variance-preserving noise in 8-bit grey levels; pictures span 2."""
+    return math.sqrt(variance) * 255.0 / 2.0

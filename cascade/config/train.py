@@ -1,0 +1,82 @@
+"""Settings of the one training loop, and of `cascade train`."""
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from cascade.config.base import Frozen
+from cascade.config.stage import StageConfig
+
+
+class OptimizerConfig(Frozen):
+    """The optimizer and its learning-rate schedule, counted in optimizer steps."""
+
+    name: Literal["adamw", "adafactor"] = "adamw"
+    learning_rate: float = Field(default=1e-4, gt=0.0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(default=1e-8, gt=0.0)
+    weight_decay: float = Field(default=0.0, ge=0.0)
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_steps: int = Field(default=0, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0.0)
+
+
+class ObjectiveConfig(Frozen):
+    """The loss: unweighted on the predicted quantity (the papers'), or min-SNR weighted."""
+
+    weighting: Literal["prediction", "min_snr"] = "prediction"
+    gamma: float = Field(default=5.0, gt=0.0)
+    vb_weight: float = Field(default=1.0, ge=0.0, description="of L_vb, with learned variance")
+
+
+class TrainConfig(Frozen):
+    """One training run. A batch is counted in positions of the stream, over all processes."""
+
+    steps: int = Field(gt=0)
+    batch_size: int = Field(gt=0)
+    gradient_accumulation_steps: int = Field(default=1, gt=0)
+    optimizer: OptimizerConfig = OptimizerConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    precision: Literal["fp32", "bf16"] = "fp32"
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    ema_decay: float | None = Field(default=None, gt=0.0, lt=1.0)
+    seed: int = 0
+    log_every: int = Field(default=10, gt=0)
+    checkpoint_every: int = Field(default=500, gt=0)
+    checkpoints_kept: int = Field(default=1, gt=0)
+    validate_every: int | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if self.batch_size % self.gradient_accumulation_steps:
+            raise ValueError("batch_size must be a multiple of gradient_accumulation_steps")
+        return self
+
+
+class DataConfig(Frozen):
+    """A folder of pictures with captions, and how a training row is drawn from it."""
+
+    folder: Path
+    caption_dropout: float = Field(default=0.1, ge=0.0, le=1.0)
+    flip: bool = Field(default=True, description="mirror half of the rows")
+
+
+class ValidationConfig(Frozen):
+    """The pictures drawn while training."""
+
+    prompts: tuple[str, ...] = ()
+    images_per_prompt: int = Field(default=4, gt=0)
+
+
+class PretrainConfig(Frozen):
+    """`cascade train CONFIG`: train one stage from scratch, or go on from a stage's weights."""
+
+    stage: StageConfig
+    train: TrainConfig
+    data: DataConfig
+    validation: ValidationConfig = ValidationConfig()
+    text_encoder: Path
+    output: Path
+    initial_weights: Path | None = None

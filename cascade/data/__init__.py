@@ -1,0 +1,1 @@
+"""Pictures in and out, and the streams of training rows made from them."""

@@ -1,0 +1,1 @@
+"""The mathematics of diffusion on tensors: schedules, denoiser, objectives, guidance, samplers."""

@@ -1,0 +1,184 @@
+"""From a network's raw output to a prediction of the clean image.
+
+The one place that knows what a network predicts (eps, v or x0). Everything above it sees
+`denoise(x, sigma)` in the variance-exploding convention `x = x0 + sigma eps`; the network sees the
+papers' variance-preserving `z_t = alpha x`, `alpha = 1 / sqrt(1 + sigma^2)`.
+
+Shapes: `B` batch, `C H W` image, `L` text tokens, `D` text width.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cascade.diffusion.schedule import Schedule
+
+Prediction = Literal["eps", "v", "x0"]
+
+
+class Network(Protocol):
+    """A U-Net, an ONNX Runtime session or a TensorRT engine: plain tensors in, plain tensor out."""
+
+    def __call__(
+        self,
+        x: Tensor,
+        t: Tensor,
+        text: Tensor,
+        text_mask: Tensor,
+        low_res: Tensor | None = None,
+        aug: Tensor | None = None,
+    ) -> Tensor:
+        """Predict from the variance-preserving latent.
+
+        Args:
+            x: B 3 H W, `z_t`.
+            t: B float, timestep in 0..1000.
+            text: B L D, token embeddings.
+            text_mask: B L bool, True at real tokens.
+            low_res: B 3 H W, up-sampled and noised; None in a base stage.
+            aug: B float, timestep of the noise in `low_res`, 0..1000.
+
+        Returns:
+            B 3 H W, or B 6 H W where the variance is learned.
+        """
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What a batch of images is conditioned on; every field is batch-first."""
+
+    text: Tensor  # B L D
+    text_mask: Tensor  # B L bool
+    low_res: Tensor | None = None  # B 3 H W
+    aug: Tensor | None = None  # B
+
+    def __len__(self) -> int:
+        return self.text.shape[0]
+
+    def to(self, device: torch.device | str) -> "Conditioning":
+        """Return the same on another device."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def rows(self, index: slice | Tensor | Sequence[int]) -> "Conditioning":
+        """Return the chosen rows, in the order of `index` (a slice, positions or a bool mask)."""
+        rows = index if isinstance(index, slice | Tensor) else list(index)
+        return self._map(lambda tensor: tensor[rows])
+
+    @staticmethod
+    def cat(parts: Sequence["Conditioning"]) -> "Conditioning":
+        """Stack batches; shorter texts are padded with masked tokens.
+
+        Raises:
+            ValueError: nothing to stack, or some parts have a low-resolution image and some not.
+        """
+        if not parts:
+            raise ValueError("nothing to stack")
+        length = max(part.text.shape[1] for part in parts)
+        missing = [length - part.text.shape[1] for part in parts]
+        padded = zip(parts, missing, strict=True)
+        text = [F.pad(part.text, (0, 0, 0, short)) for part, short in padded]
+        padded = zip(parts, missing, strict=True)
+        mask = [F.pad(part.text_mask, (0, short), value=False) for part, short in padded]
+        low_res = _cat_optional([part.low_res for part in parts])
+        aug = _cat_optional([part.aug for part in parts])
+        return Conditioning(torch.cat(text), torch.cat(mask), low_res, aug)
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "Conditioning":
+        low_res = None if self.low_res is None else change(self.low_res)
+        aug = None if self.aug is None else change(self.aug)
+        return Conditioning(change(self.text), change(self.text_mask), low_res, aug)
+
+
+class Denoised(NamedTuple):
+    """The prediction at one noise level."""
+
+    x0: Tensor  # B 3 H W, the clean image
+    variance: Tensor | None  # B 3 H W, log-interpolation fraction of the variance, or None
+
+
+# What samplers see: x (B 3 H W, variance-exploding) and sigma (B) to a prediction.
+Denoise = Callable[[Tensor, Tensor], Denoised]
+
+
+class Denoiser(nn.Module):
+    """A network with its parametrisation.
+
+    Args:
+        network: predicts from `z_t`.
+        schedule: gives the timestep of a noise level.
+        prediction: what the network's first three channels are.
+        learned_variance: whether three more channels hold the variance (Nichol & Dhariwal 2021,
+            eq. 15, in the range [-1, 1]).
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        schedule: Schedule,
+        prediction: Prediction = "eps",
+        learned_variance: bool = False,
+    ) -> None:
+        super().__init__()
+        if prediction not in ("eps", "v", "x0"):
+            raise ValueError(f"unknown prediction type {prediction!r}")
+        self.network: Network = network
+        self.schedule = schedule
+        self.prediction: Prediction = prediction
+        self.learned_variance = learned_variance
+
+    def forward(self, x: Tensor, sigma: Tensor, cond: Conditioning) -> Denoised:
+        """Predict the clean image.
+
+        Args:
+            x: B 3 H W, `x0 + sigma eps`, float32 or float64.
+            sigma: B, noise levels. Samplers pass float64, which keeps whole timesteps whole.
+            cond: B rows.
+
+        Returns:
+            The prediction in x's dtype, whatever the network's.
+
+        Raises:
+            ValueError: the network returned another number of channels than was declared.
+        """
+        sigma = sigma.double()
+        alpha = torch.rsqrt(1 + sigma**2)
+        z = x * _column(alpha, x)
+        t = self.schedule.timestep(sigma).float()
+        out = self.network(z, t, cond.text, cond.text_mask, cond.low_res, cond.aug)
+        channels = x.shape[1] * (2 if self.learned_variance else 1)
+        if out.shape[1] != channels:
+            raise ValueError(f"the network returned {out.shape[1]} channels, not {channels}")
+        # Under autocast the network answers in bfloat16; the conversion below must not.
+        out = out.to(x.dtype)
+        if not self.learned_variance:
+            return Denoised(self._x0(x, out, sigma), None)
+        mean, variance = out.chunk(2, dim=1)
+        return Denoised(self._x0(x, mean, sigma), (variance + 1) / 2)
+
+    def _x0(self, x: Tensor, out: Tensor, sigma: Tensor) -> Tensor:
+        match self.prediction:
+            case "eps":
+                return x - _column(sigma, x) * out
+            case "v":  # v = alpha eps - sigma_vp x0 (Salimans & Ho 2022, appendix D)
+                keep, remove = 1 / (1 + sigma**2), sigma * torch.rsqrt(1 + sigma**2)
+                return _column(keep, x) * x - _column(remove, x) * out
+            case "x0":
+                return out
+
+
+def _column(values: Tensor, like: Tensor) -> Tensor:
+    """Shape per-image float64 factors (B) to multiply images (B C H W), in the images' dtype."""
+    return values.to(like.dtype).view(-1, *(1,) * (like.dim() - 1))
+
+
+def _cat_optional(tensors: Sequence[Tensor | None]) -> Tensor | None:
+    present = [tensor for tensor in tensors if tensor is not None]
+    if not present:
+        return None
+    if len(present) != len(tensors):
+        raise ValueError("some rows have a low-resolution condition and some have not")
+    return torch.cat(present)

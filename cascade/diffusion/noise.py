@@ -1,0 +1,159 @@
+"""Randomness that belongs to an image, and the noise of the low-resolution condition.
+
+Shapes: `B` batch, `C H W` image, `h w` low-resolution image.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cascade.diffusion.schedule import TIMESTEPS, Schedule
+
+
+def derive_seed(seed: int, *labels: int | str) -> int:
+    """Return a 63-bit seed that is a fixed function of a seed and labels.
+
+    The same on every machine and Python; different labels (also 1 and "1") give unrelated seeds.
+    """
+    text = json.dumps([seed, *labels])
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+class Noise:
+    """One stream of random numbers per image of a batch.
+
+    An image's numbers depend on its seed and on how many were drawn before, never on the other
+    images: a picture is the same alone and in a batch.
+
+    Args:
+        seeds: one per image.
+        device: where the numbers are drawn. "cpu" gives the same ones on every machine; they are
+            drawn there and moved by whoever uses them.
+    """
+
+    def __init__(self, seeds: Sequence[int], device: torch.device | str = "cpu") -> None:
+        self.device = torch.device(device)
+        self._streams = [torch.Generator(self.device).manual_seed(int(seed)) for seed in seeds]
+
+    def __len__(self) -> int:
+        return len(self._streams)
+
+    def normal(self, *shape: int) -> Tensor:
+        """Draw unit normals: B x shape, float32."""
+        return torch.stack(
+            [torch.randn(shape, generator=g, device=self.device) for g in self._streams]
+        )
+
+    def uniform(self) -> Tensor:
+        """Draw one number in [0, 1) per image: B, float64."""
+        draws = [
+            torch.rand((), generator=g, device=self.device, dtype=torch.float64)
+            for g in self._streams
+        ]
+        return torch.stack(draws)
+
+    def select(self, rows: Sequence[int]) -> "Noise":
+        """Return the streams of the chosen images, in that order.
+
+        The streams are shared, not copied: they go on where they stand, and drawing from either
+        object advances both.
+        """
+        chosen = Noise([], self.device)
+        chosen._streams = [self._streams[row] for row in rows]
+        return chosen
+
+
+@dataclass(frozen=True)
+class LowResolution:
+    """Noise conditioning augmentation (Imagen, section 2.4): how a stage sees its smaller image.
+
+    Every field is a property of a checkpoint. The same level corrupts differently at the two
+    places: noise added after a 4x up-sampling averages out by 4 in sigma over one small pixel.
+
+    Attributes:
+        schedule: turns the augmentation level into a noise level.
+        noise_at: "low" noises the small image and then up-samples (Imagen's wording), "high"
+            up-samples and then noises (DeepFloyd IF).
+        upsample: interpolation; IF uses "bilinear".
+        align_corners: as in `torch.nn.functional.interpolate`; IF uses True. Not for "nearest".
+    """
+
+    schedule: Schedule
+    noise_at: Literal["low", "high"] = "high"
+    upsample: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
+    align_corners: bool = False
+
+    def __call__(
+        self, low_res: Tensor, size: int | tuple[int, int], level: Tensor, noise: Noise
+    ) -> tuple[Tensor, Tensor]:
+        """Up-sample and noise a batch of small images.
+
+        Args:
+            low_res: B C h w in [-1, 1].
+            size: H = W, or (H, W).
+            level: B in [0, 1], the schedule's time; a discrete schedule takes step
+                floor(1000 level), at most 999.
+            noise: B streams; each gives one draw of the noised image's shape.
+
+        Returns:
+            The variance-preserving latent `alpha lr + sigma_vp eps` (B C H W) and its timesteps
+            (B float32, 0..1000), the two low-resolution inputs of a `Network`.
+        """
+        timestep = self.schedule.draw(level.to(low_res.device))
+        sigma = self.schedule.sigma(timestep)
+        if self.noise_at == "low":
+            latent = self._resize(_noised(low_res, sigma, noise), size)
+        else:
+            latent = _noised(self._resize(low_res, size), sigma, noise)
+        return latent, timestep.float()
+
+    def _resize(self, images: Tensor, size: int | tuple[int, int]) -> Tensor:
+        height_width = (size, size) if isinstance(size, int) else size
+        corners = None if self.upsample == "nearest" else self.align_corners
+        return F.interpolate(images, height_width, mode=self.upsample, align_corners=corners)
+
+
+def level_from_variance(schedule: Schedule, variance: float) -> float:
+    """Return the augmentation level (time in [0, 1]) whose noise has the given variance.
+
+    DreamBooth lowers the noise augmentation of the 256x256 stage "from 1e-3 to 1e-5" while
+    fine-tuning (supplement, Fig. 21) without saying of what. As a time of the cosine schedule,
+    1e-3 is sigma_vp = 0.0016 to 0.006 and below one 8-bit step (2/255) already; as a variance it
+    is sigma_vp = 0.032 against 0.0032, four grey levels against less than one, which explains the
+    blur they see. This function serves the second reading; pass the number itself as a level for
+    the first.
+
+    Args:
+        schedule: the augmentation's schedule. A level below its first step is clipped to it.
+        variance: sigma_vp^2, of images in [-1, 1].
+
+    Raises:
+        ValueError: the variance is not in [0, 1).
+    """
+    if not 0 <= variance < 1:
+        raise ValueError(f"a variance-preserving noise has a variance in [0, 1), not {variance}")
+    sigma = torch.tensor(math.sqrt(variance / (1 - variance)), dtype=torch.float64)
+    timestep = float(schedule.timestep(sigma))
+    if schedule.num_timesteps is not None:
+        # The nearest whole step, from its middle: `draw` rounds down.
+        timestep = round(timestep) + 0.5
+    return timestep / TIMESTEPS
+
+
+def _noised(images: Tensor, sigma: Tensor, noise: Noise) -> Tensor:
+    """`alpha x + sigma_vp eps` for sigma: B float64."""
+    eps = noise.normal(*images.shape[1:]).to(images)
+    alpha = torch.rsqrt(1 + sigma**2)
+    column = (-1, 1, 1, 1)
+    return (
+        alpha.to(images.dtype).view(column) * images
+        + (alpha * sigma).to(images.dtype).view(column) * eps
+    )

@@ -1,0 +1,214 @@
+"""Samplers: from noise to an image through a descending list of noise levels.
+
+Each is a function of `denoise(x, sigma)` and knows no network, text or guidance. With
+`x = x0 + sigma eps`, one step goes from level t to the next lower level s:
+
+    posterior mean       x0 + (s^2 / t^2) (x - x0)
+    smallest variance    s^2 (t^2 - s^2) / t^2                  (Ho et al. 2020, beta~)
+    largest variance     (t^2 - s^2) (1 + s^2) / (1 + t^2)      (Ho et al. 2020, beta)
+
+Levels are Python floats, so that no step waits for the device. The last level is 0, where x is
+the image. `x` is B C H W, `sigmas` is 1-D as made by `cascade.diffusion.schedule.sigmas`.
+"""
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from cascade.diffusion.denoiser import Denoise, Denoised
+from cascade.diffusion.noise import Noise
+
+Variance = Literal["learned", "fixed_small", "fixed_large"]
+
+# Karras et al. run Heun's method from sigma = 80. Its slope correction multiplies the change of x0
+# over a step by t / 2s, which is 350 in the first of 50 steps of the cosine schedule (2e4 to 32)
+# and ruins the image; up there x0 hardly changes and a step of first order is enough.
+_HEUN_BELOW = 100.0
+
+# Called after each step with its index, the new x and the prediction that led there.
+OnStep = Callable[[int, Tensor, Denoised], None]
+
+
+def initial(noise: Noise, shape: tuple[int, ...], sigma_max: float) -> Tensor:
+    """Draw the start of sampling (B x shape, float32), on the noise's device.
+
+    `x = sqrt(1 + sigma_max^2) eps`: in the papers' terms `z_T` is exactly a unit normal.
+    """
+    return math.sqrt(1 + float(sigma_max) ** 2) * noise.normal(*shape)
+
+
+@torch.no_grad()
+def ancestral(
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Tensor,
+    noise: Noise,
+    variance: Variance = "fixed_small",
+    on_step: OnStep | None = None,
+) -> Tensor:
+    """Sample the reversed Markov chain (Ho et al. 2020, algorithm 2).
+
+    Args:
+        denoise: the prediction; with variance="learned" it must predict the variance too.
+        x: B C H W, at level sigmas[0].
+        sigmas: n + 1 descending levels, the last 0.
+        noise: B streams; each gives one draw per step except the last.
+        variance: of a step. "learned" interpolates between the bounds in log space (Nichol &
+            Dhariwal 2021, eq. 15).
+        on_step: called after each step.
+
+    Returns:
+        B C H W, the images.
+
+    Raises:
+        ValueError: the levels are malformed, or a learned variance is wanted and not predicted.
+    """
+    for i, (t, s) in enumerate(pairwise(_levels(sigmas))):
+        denoised = denoise(x, _level(t, x))
+        if variance == "learned" and denoised.variance is None:
+            raise ValueError("this network predicts no variance; take a fixed one")
+        x = torch.lerp(denoised.x0, x, (s / t) ** 2)
+        if s > 0:
+            std = _deviation(t, s, variance, denoised.variance)
+            x = x + std * noise.normal(*x.shape[1:]).to(x)
+        if on_step is not None:
+            on_step(i, x, denoised)
+    return x
+
+
+@torch.no_grad()
+def ddim(
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Tensor,
+    noise: Noise,
+    eta: float = 0.0,
+    on_step: OnStep | None = None,
+) -> Tensor:
+    """DDIM (Song et al. 2021, eq. 12); eps is taken from the thresholded x0, as Imagen does.
+
+    Args:
+        denoise: the prediction.
+        x: B C H W, at level sigmas[0].
+        sigmas: n + 1 descending levels, the last 0.
+        noise: B streams; drawn from only when eta > 0, once per step except the last.
+        eta: 0 is deterministic, 1 is `ancestral` with the smallest variance.
+        on_step: called after each step.
+
+    Returns:
+        B C H W, the images.
+
+    Raises:
+        ValueError: the levels are malformed or eta is not in [0, 1].
+    """
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta must lie in [0, 1], not {eta}")
+    for i, (t, s) in enumerate(pairwise(_levels(sigmas))):
+        denoised = denoise(x, _level(t, x))
+        fresh = eta * math.sqrt(_smallest(t, s))
+        x = torch.lerp(denoised.x0, x, math.sqrt(s**2 - fresh**2) / t)
+        if fresh > 0:
+            x = x + fresh * noise.normal(*x.shape[1:]).to(x)
+        if on_step is not None:
+            on_step(i, x, denoised)
+    return x
+
+
+@torch.no_grad()
+def dpmpp_2m(denoise: Denoise, x: Tensor, sigmas: Tensor, on_step: OnStep | None = None) -> Tensor:
+    """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): second order at one call per step.
+
+    The first step and the step to 0, where log sigma has no end, are of first order.
+
+    Args:
+        denoise: the prediction.
+        x: B C H W, at level sigmas[0].
+        sigmas: n + 1 descending levels, the last 0.
+        on_step: called after each step.
+
+    Returns:
+        B C H W, the images.
+
+    Raises:
+        ValueError: the levels are malformed.
+    """
+    levels = _levels(sigmas)
+    previous: Tensor | None = None
+    for i, (t, s) in enumerate(pairwise(levels)):
+        denoised = denoise(x, _level(t, x))
+        target = denoised.x0
+        if previous is not None and s > 0:
+            # x0 extrapolated to the middle of the step, linearly in log sigma.
+            ratio = math.log(t / s) / math.log(levels[i - 1] / t)
+            target = denoised.x0 + (denoised.x0 - previous) * (ratio / 2)
+        x = torch.lerp(target, x, s / t)
+        previous = denoised.x0
+        if on_step is not None:
+            on_step(i, x, denoised)
+    return x
+
+
+@torch.no_grad()
+def heun(denoise: Denoise, x: Tensor, sigmas: Tensor, on_step: OnStep | None = None) -> Tensor:
+    """Heun's method on dx/dsigma = (x - x0) / sigma (Karras et al. 2022, algorithm 1).
+
+    Second order at two calls per step. The step to 0, and those from levels above 100, are of first
+    order and take one.
+
+    Args:
+        denoise: the prediction.
+        x: B C H W, at level sigmas[0].
+        sigmas: n + 1 descending levels, the last 0.
+        on_step: called after each step.
+
+    Returns:
+        B C H W, the images.
+
+    Raises:
+        ValueError: the levels are malformed.
+    """
+    for i, (t, s) in enumerate(pairwise(_levels(sigmas))):
+        denoised = denoise(x, _level(t, x))
+        euler = torch.lerp(denoised.x0, x, s / t)
+        if s > 0 and t <= _HEUN_BELOW:
+            slope = (x - denoised.x0) / t
+            corrected = (euler - denoise(euler, _level(s, x)).x0) / s
+            x = x + (s - t) * (slope + corrected) / 2
+        else:
+            x = euler
+        if on_step is not None:
+            on_step(i, x, denoised)
+    return x
+
+
+def _levels(sigmas: Tensor) -> list[float]:
+    levels: list[float] = sigmas.tolist()
+    falling = all(t > s for t, s in pairwise(levels))
+    if len(levels) < 2 or not falling or levels[-1] != 0:
+        raise ValueError("noise levels must strictly descend and end with 0")
+    return levels
+
+
+def _level(sigma: float, x: Tensor) -> Tensor:
+    # float64: in float32 a level would no longer be exactly that of its timestep.
+    return torch.full((x.shape[0],), sigma, dtype=torch.float64, device=x.device)
+
+
+def _smallest(t: float, s: float) -> float:
+    return s**2 * (t**2 - s**2) / t**2
+
+
+def _largest(t: float, s: float) -> float:
+    return (t**2 - s**2) * (1 + s**2) / (1 + t**2)
+
+
+def _deviation(t: float, s: float, kind: Variance, fraction: Tensor | None) -> float | Tensor:
+    """Standard deviation of the step from t to s > 0."""
+    small, large = _smallest(t, s), _largest(t, s)
+    if kind == "learned" and fraction is not None:
+        return torch.exp((math.log(small) + fraction * math.log(large / small)) / 2)
+    return math.sqrt(large if kind == "fixed_large" else small)

@@ -1,0 +1,237 @@
+"""DreamBooth end to end: from a cascade and a folder of photos to a personalised cascade.
+
+The base is tuned with class-specific prior preservation, then each super-resolution stage on
+low/high-resolution pairs of the same photos with a lowered noise augmentation (DreamBooth, section
+3.3 and supplement). The text encoder stays frozen.
+"""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from torch import Tensor
+
+from cascade.config.dreambooth import AUGMENTATIONS, DreamBoothConfig
+from cascade.config.stage import CascadeManifest, StageConfig
+from cascade.config.train import TrainConfig
+from cascade.data.batch import Prefetched
+from cascade.data.images import resize, square, to_tensors, write_bytes
+from cascade.diffusion.noise import derive_seed
+from cascade.dreambooth.batches import DreamBoothSamples, Kind
+from cascade.dreambooth.prior import Prior, class_images, read_class_images
+from cascade.dreambooth.subject import Subject, read_subject
+from cascade.errors import UserError
+from cascade.pipeline import MANIFEST, cascade_folder, read_manifest
+from cascade.progress import progress_bar
+from cascade.sampling import prompt_table
+from cascade.stage import Stage, read_stage_config
+from cascade.text.prompts import PromptTable
+from cascade.text.t5 import TextEncoder
+from cascade.train.distributed import Processes, processes
+from cascade.train.loop import train
+from cascade.train.objective import make_objective
+from cascade.train.output import claim, require_disk
+from cascade.train.validation import ValidationGrid
+
+console = Console()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything a personalisation needs, checked before any long work starts.
+
+    Attributes:
+        config: the run's settings.
+        source: the folder of the cascade to personalise.
+        manifest: what that folder holds.
+        stages: folder name and configuration of each of its stages, base first.
+        tuned: names of the stages that are tuned.
+        subject: photos, identifier, prompts.
+    """
+
+    config: DreamBoothConfig
+    source: Path
+    manifest: CascadeManifest
+    stages: dict[str, StageConfig]
+    tuned: tuple[str, ...]
+    subject: Subject
+
+
+def make_plan(config: DreamBoothConfig) -> Plan:
+    """Check the settings, the cascade and the photos.
+
+    Raises:
+        UserError: something is missing or cannot work.
+    """
+    source = cascade_folder(config.cascade)
+    manifest = read_manifest(source)
+    stages = {name: read_stage_config(source / name) for name in manifest.stages}
+    known = [stage.name for stage in stages.values()]
+    unknown = [name for name in config.stages if name not in known]
+    if unknown:
+        raise UserError(
+            f"The cascade has no stage '{unknown[0]}'; its stages are {', '.join(known)}."
+        )
+    tuned = tuple(name for name in known if name in (config.stages or known))
+    encoder = TextEncoder.load(source / manifest.text_encoder)
+    subject = read_subject(
+        config, [stage for stage in stages.values() if stage.name in tuned], encoder.tokenizer
+    )
+    return Plan(config, source, manifest, stages, tuned, subject)
+
+
+def personalise(config: DreamBoothConfig) -> Path:
+    """Tune a cascade on a subject and write the complete personalised cascade.
+
+    Started again with the same settings it goes on where it was: finished stages are kept, an
+    unfinished one resumes from its checkpoint, class images that exist are not drawn again.
+
+    Returns:
+        The folder of the new cascade, `config.output_dir`.
+
+    Raises:
+        UserError: the input cannot work, or the output folder holds another run.
+    """
+    plan = make_plan(config)
+    with processes() as here:
+        claim(config.output_dir, config.model_dump_json(indent=2), here)
+        if here.first:
+            _say_what(plan)
+            _copy(plan.source, config.output_dir, plan.manifest.text_encoder)
+        table = _embed(plan)
+        for folder, stage in plan.stages.items():
+            if (config.output_dir / folder / "model.safetensors").is_file():
+                continue
+            if stage.name in plan.tuned:
+                _tune(plan, folder, table, here)
+            elif here.first:
+                _copy(plan.source, config.output_dir, folder)
+            here.barrier()
+        if here.first:
+            text = plan.manifest.model_dump_json(indent=2) + "\n"
+            write_bytes(text.encode(), config.output_dir / MANIFEST)
+        here.barrier()
+    return config.output_dir
+
+
+def _tune(plan: Plan, folder: str, table: PromptTable, here: Processes) -> None:
+    """Tune one stage and publish it."""
+    config = plan.config
+    frozen = Stage.load(plan.source / folder, here.device)
+    run = config.recipe.base if frozen.config.low_res is None else config.recipe.super_resolution
+    require_disk(config.output_dir, frozen, run.checkpoints_kept)
+    kinds = _kinds(plan, folder, table, here)
+    stage = frozen.with_network(frozen.network, tuned_config(plan, frozen.config))
+    run_dir = config.output_dir / "runs" / folder
+    run_dir.mkdir(parents=True, exist_ok=True)
+    tuned = train(
+        stage,
+        make_objective(stage, run.objective),
+        Prefetched(DreamBoothSamples(stage.config, kinds, derive_seed(config.seed, folder))),
+        table,
+        run,
+        run_dir,
+        here,
+        _validation(plan, stage, run, table, run_dir) if here.first else None,
+    )
+    if here.first:
+        tuned.save(config.output_dir / folder)
+
+
+def tuned_config(plan: Plan, stage: StageConfig) -> StageConfig:
+    """A tuned stage's configuration: it records the subject, and the augmentation level used.
+
+    The level the stage is tuned at is the level it samples at: DreamBooth's supplement calls
+    Imagen's recipes *and test parameters* unfit for few photos.
+    """
+    changes: dict[str, object] = {"subject": plan.subject.config}
+    if stage.low_res is not None:
+        augmentation = AUGMENTATIONS[plan.config.recipe.augmentation]
+        changes["low_res"] = stage.low_res.model_copy(
+            update={
+                "training_levels": augmentation.training,
+                "sampling_level": augmentation.sampling or stage.low_res.sampling_level,
+            }
+        )
+    return stage.model_copy(update=changes)
+
+
+def _kinds(plan: Plan, folder: str, table: PromptTable, here: Processes) -> tuple[Kind, ...]:
+    """The photos, and the class images where the prior of this stage is preserved."""
+    recipe, subject = plan.config.recipe, plan.subject
+    instance = Kind(
+        term="instance",
+        images=subject.images,
+        prompt=subject.instance_prompt,
+        flip=recipe.flip,
+        center_crop=recipe.center_crop,
+    )
+    is_base = plan.stages[folder].low_res is None
+    if recipe.prior is None or not (is_base or recipe.prior.super_resolution):
+        return (instance,)
+    names = list(plan.stages)
+    frozen = [
+        Stage.load(plan.source / name, here.device) for name in names[: names.index(folder) + 1]
+    ]
+    prior = Prior(tuple(frozen), subject.class_prompt, recipe.prior, plan.config.seed)
+    with progress_bar(console) as bar:
+        task = bar.add_task("class images", total=recipe.prior.images, details="")
+        paths = class_images(
+            prior,
+            table,
+            plan.config.class_data_dir,
+            here.rank,
+            here.world,
+            lambda done, total: bar.update(task, completed=done, total=total),
+        )
+        bar.update(task, completed=len(paths), total=len(paths))
+    here.barrier()
+    images = read_class_images(paths)
+    return instance, Kind("prior", images, subject.class_prompt, recipe.prior.weight)
+
+
+def _embed(plan: Plan) -> PromptTable:
+    """Embed the few prompts of the run once; the encoder is freed on return."""
+    prompts = {plan.subject.instance_prompt, plan.subject.class_prompt, *_validation_prompts(plan)}
+    encoder = TextEncoder.load(plan.source / plan.manifest.text_encoder)
+    return prompt_table(encoder, sorted(prompts), next(iter(plan.stages.values())))
+
+
+def _validation_prompts(plan: Plan) -> tuple[str, ...]:
+    return plan.config.validation_prompts or (plan.subject.instance_prompt,)
+
+
+def _validation(
+    plan: Plan, stage: Stage, run: TrainConfig, table: PromptTable, run_dir: Path
+) -> ValidationGrid | None:
+    if run.validate_every is None:
+        return None
+    each = plan.config.validation_images
+    prompts = [prompt for prompt in _validation_prompts(plan) for _ in range(each)]
+    low_res: Tensor | None = None
+    if stage.config.low_res is not None:
+        size, kernel = stage.config.low_res.size, stage.config.resize
+        photos = [plan.subject.images[i % len(plan.subject.images)] for i in range(len(prompts))]
+        low_res = to_tensors([resize(square(photo), size, kernel) for photo in photos])
+    return ValidationGrid(prompts, table, run_dir, each, low_res)
+
+
+def _copy(source: Path, output: Path, folder: str) -> None:
+    """Copy a folder of the source cascade whole or not at all."""
+    if (output / folder).is_dir():
+        return
+    partial = output / f".{folder}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(source / folder, partial)
+    partial.rename(output / folder)
+
+
+def _say_what(plan: Plan) -> None:
+    subject = plan.subject
+    if subject.photos.skipped:
+        console.print(f"Skipped, no pictures: {', '.join(subject.photos.skipped)}")
+    console.print(
+        f"{len(subject.images)} photos of '{subject.instance_prompt}' "
+        f"(identifier '{subject.config.identifier}'); tuning {', '.join(plan.tuned)}."
+    )

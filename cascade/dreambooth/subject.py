@@ -1,0 +1,81 @@
+"""The subject: its photos, its identifier and the prompts that name it."""
+
+from dataclasses import dataclass
+
+from PIL import Image
+
+from cascade.config.dreambooth import DreamBoothConfig
+from cascade.config.stage import StageConfig, SubjectConfig
+from cascade.data.images import Photos, read_photos
+from cascade.errors import UserError
+from cascade.text.identifier import check_identifier, find_identifiers
+from cascade.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a cascade is personalised on.
+
+    Attributes:
+        photos: the 3 to 5 pictures of the subject.
+        config: the identifier and the class noun, as the checkpoints record them.
+        instance_prompt: names the subject, `a [V] [class noun]`.
+        class_prompt: names its class, `a [class noun]`.
+    """
+
+    photos: Photos
+    config: SubjectConfig
+    instance_prompt: str
+    class_prompt: str
+
+    @property
+    def images(self) -> tuple[Image.Image, ...]:
+        """The photos, decoded."""
+        return self.photos.images
+
+
+def read_subject(
+    config: DreamBoothConfig, stages: list[StageConfig], tokenizer: Tokenizer
+) -> Subject:
+    """Read the photos and settle the identifier.
+
+    Args:
+        config: the run's settings.
+        stages: those that will be tuned; photos must be as large as the largest.
+        tokenizer: the cascade's, which the identifier must survive.
+
+    Raises:
+        UserError: there are no usable photos, or the identifier or the prompts cannot work.
+    """
+    photos = read_photos(config.instance_data_dir, max(stage.size for stage in stages))
+    noun = config.class_noun.strip()
+    if not noun:
+        raise UserError("The class noun is empty; give the subject's class, for instance 'dog'.")
+    cleaning = stages[0].text.cleaning
+    if config.identifier is None:
+        identifier = find_identifiers(tokenizer, cleaning, count=1, seed=config.seed)[0]
+    else:
+        identifier = config.identifier.strip()
+    check_identifier(tokenizer, cleaning, identifier, noun)
+    return Subject(
+        photos=photos,
+        config=SubjectConfig(identifier=identifier, class_noun=noun),
+        instance_prompt=_fill(config.instance_prompt, identifier, noun, needs="{identifier}"),
+        class_prompt=_fill(config.class_prompt, identifier, noun, needs=None),
+    )
+
+
+def _fill(template: str, identifier: str, noun: str, needs: str | None) -> str:
+    try:
+        prompt = template.format(identifier=identifier, class_noun=noun)
+    except (KeyError, IndexError, ValueError):
+        raise UserError(
+            f"The prompt '{template}' has a placeholder that is not known; "
+            "use {identifier} and {class_noun}."
+        ) from None
+    if needs is not None and identifier not in prompt.split():
+        raise UserError(
+            f"The instance prompt '{prompt}' does not name the subject; put {needs} (here "
+            f"'{identifier}') into it as a word of its own."
+        )
+    return prompt

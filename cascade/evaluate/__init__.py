@@ -1,0 +1,1 @@
+"""How good a personalised cascade is: image features, metrics, picture grids and the report."""

@@ -1,0 +1,1 @@
+"""The U-Net of every stage: plain tensors in, a plain tensor out."""

@@ -1,0 +1,180 @@
+"""`Cascade`: a text encoder and stages, from prompts to pictures.
+
+Shapes: `B` pictures, `C H W` pixels in [-1, 1].
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from cascade.config.stage import AugmentationLevel, CascadeManifest, SamplerConfig
+from cascade.data.images import to_pil
+from cascade.errors import UserError
+from cascade.sampling import OnStep, prompt_table, sample_stage
+from cascade.stage import Stage, read_json
+from cascade.text.prompts import PromptTable
+from cascade.text.t5 import TextEncoder
+
+MANIFEST = "cascade.json"
+BUNDLED = ("mini",)
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What a cascade drew: per stage, B pictures; the last stage's are the result.
+
+    Attributes:
+        stages: stage name to tensor B C H W in [-1, 1], in the cascade's order.
+    """
+
+    stages: Mapping[str, Tensor]
+
+    @property
+    def images(self) -> list[Image.Image]:
+        """The last stage's pictures."""
+        return to_pil(self.tensor)
+
+    @property
+    def tensor(self) -> Tensor:
+        """The last stage's pictures, B C H W in [-1, 1]."""
+        return list(self.stages.values())[-1]
+
+
+class Cascade:
+    """A text encoder and the stages that turn its embeddings into ever larger pictures."""
+
+    def __init__(
+        self, manifest: CascadeManifest, encoder: TextEncoder, stages: Sequence[Stage]
+    ) -> None:
+        self.manifest = manifest
+        self.encoder = encoder
+        self.stages = tuple(stages)
+
+    @classmethod
+    def load(cls, path: Path | str, device: torch.device | str = "cpu") -> "Cascade":
+        """Load a cascade folder, or one that ships with the project by its name ("mini").
+
+        Raises:
+            UserError: no such cascade, or a file in it is missing or damaged.
+        """
+        folder = cascade_folder(path)
+        manifest = read_manifest(folder)
+        encoder = TextEncoder.load(folder / manifest.text_encoder).to(torch.device(device))
+        stages = [Stage.load(folder / name, device) for name in manifest.stages]
+        return cls(manifest, encoder, stages)
+
+    def stage(self, name: str) -> Stage:
+        """A stage by its name.
+
+        Raises:
+            UserError: the cascade has no such stage.
+        """
+        for stage in self.stages:
+            if stage.config.name == name:
+                return stage
+        known = ", ".join(stage.config.name for stage in self.stages)
+        raise UserError(f"The cascade has no stage '{name}'; it has {known}.")
+
+    def prompts(self, prompts: Sequence[str]) -> PromptTable:
+        """Embed a few prompts, and the unconditional text, once."""
+        return prompt_table(self.encoder, prompts, self.stages[0].config)
+
+    def sample(
+        self,
+        prompts: str | Sequence[str],
+        seeds: Sequence[int] | None = None,
+        *,
+        samplers: Mapping[str, SamplerConfig] | None = None,
+        levels: Mapping[str, AugmentationLevel] | None = None,
+        last_stage: str | None = None,
+        batch_size: int = 8,
+        on_step: OnStep | None = None,
+    ) -> Pictures:
+        """Draw one picture per seed.
+
+        Args:
+            prompts: one for all seeds, or one per seed.
+            seeds: a picture is a function of its prompt and its seed, never of its batch;
+                0, 1, 2, ... by default.
+            samplers: stage name to sampler settings, where they differ from the checkpoint's.
+            levels: stage name to augmentation level, where it differs from the checkpoint's.
+            last_stage: stop after this stage; the last by default.
+            batch_size: how many pictures are worked on at once.
+            on_step: called with (stage name, network steps done, of how many) per batch and step.
+
+        Raises:
+            UserError: the numbers of prompts and seeds differ, or a stage name is unknown.
+        """
+        texts, numbers = _pairs(prompts, seeds)
+        for name in {*(samplers or {}), *(levels or {}), *([last_stage] if last_stage else [])}:
+            self.stage(name)
+        table = self.prompts(texts)
+        drawn: dict[str, Tensor] = {}
+        low_res: Tensor | None = None
+        for stage in self.stages:
+            name = stage.config.name
+            low_res = sample_stage(
+                stage,
+                table,
+                texts,
+                numbers,
+                low_res=low_res,
+                sampler=(samplers or {}).get(name),
+                level=(levels or {}).get(name),
+                batch_size=batch_size,
+                on_step=on_step,
+            )
+            drawn[name] = low_res
+            if name == last_stage:
+                break
+        return Pictures(drawn)
+
+
+def cascade_folder(path: Path | str) -> Path:
+    """The folder of a cascade given by path or by the name of one that ships with the project.
+
+    Raises:
+        UserError: there is none.
+    """
+    if str(path) in BUNDLED and not (Path(path) / MANIFEST).is_file():
+        return Path(str(files("cascade") / "zoo" / str(path)))
+    folder = Path(path)
+    if not folder.is_dir():
+        raise UserError(
+            f"There is no cascade at {path}; give the folder of one, or '{BUNDLED[0]}'."
+        )
+    return folder
+
+
+def read_manifest(folder: Path) -> CascadeManifest:
+    """Read a cascade folder's `cascade.json`.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    if not (folder / MANIFEST).is_file():
+        raise UserError(
+            f"{folder} is no cascade: it has no {MANIFEST}; a run that was cut short lacks it "
+            "until it is started again and ends."
+        )
+    return CascadeManifest.parse(read_json(folder / MANIFEST), str(folder / MANIFEST))
+
+
+def _pairs(
+    prompts: str | Sequence[str], seeds: Sequence[int] | None
+) -> tuple[list[str], list[int]]:
+    texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    numbers = list(range(len(texts))) if seeds is None else list(seeds)
+    if len(texts) == 1:
+        texts = texts * len(numbers)
+    if len(texts) != len(numbers) or not texts:
+        raise UserError(
+            f"There are {len(texts)} prompts for {len(numbers)} seeds; give one prompt for all, "
+            "or one per seed."
+        )
+    return texts, numbers

@@ -1,0 +1,264 @@
+"""`Stage`: the waist between one network and everything that uses it.
+
+Shapes: `B` pictures, `C H W` pixels in [-1, 1].
+"""
+
+import hashlib
+import json
+import struct
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from cascade.config.stage import AugmentationLevel, LowResConfig, SamplerConfig, StageConfig
+from cascade.data.images import write_bytes
+from cascade.diffusion.denoiser import Conditioning, Denoised, Denoiser, Network
+from cascade.diffusion.guidance import Threshold, guided
+from cascade.diffusion.noise import LowResolution, Noise, level_from_variance
+from cascade.diffusion.samplers import ancestral, ddim, dpmpp_2m, heun, initial
+from cascade.diffusion.schedule import make_schedule, sigmas
+from cascade.errors import UserError
+from cascade.model.unet import UNet
+from cascade.text.t5 import TextEmbedding
+
+OnStep = Callable[[int, Tensor, Denoised], None]
+
+
+class Stage:
+    """A stage's configuration with its denoiser: built, loaded, saved and sampled from.
+
+    Attributes:
+        config: every property of the checkpoint.
+        denoiser: the network under its parametrisation.
+    """
+
+    def __init__(self, config: StageConfig, network: Network) -> None:
+        self.config = config
+        self.schedule = make_schedule(config.diffusion.schedule)
+        self.denoiser = Denoiser(
+            network, self.schedule, config.diffusion.prediction, config.unet.learned_variance
+        )
+
+    @classmethod
+    def build(cls, config: StageConfig, seed: int = 0) -> "Stage":
+        """A stage with freshly initialised weights, a function of the seed."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return cls(config, UNet(config.unet))
+
+    @classmethod
+    def load(cls, folder: Path, device: torch.device | str = "cpu") -> "Stage":
+        """Load `config.json` and `model.safetensors` of a stage folder, in float32.
+
+        Raises:
+            UserError: a file is missing, truncated, or does not belong to the other.
+        """
+        config = read_stage_config(folder)
+        with torch.device("meta"):
+            network = UNet(config.unet)
+        load_weights(network, folder / "model.safetensors", device)
+        return cls(config, network.eval())
+
+    def save(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+        """Write the stage as a folder; the weights last, so that a folder with them is whole."""
+        text = self.config.model_dump_json(indent=2)
+        tensors = {
+            name: value.detach().to("cpu", dtype).contiguous()
+            for name, value in self.network.state_dict().items()
+        }
+        write_bytes((text + "\n").encode(), folder / "config.json")
+        write_bytes(
+            save(tensors, metadata={"format": "pt", "config": text}), folder / "model.safetensors"
+        )
+
+    def with_network(self, network: Network, config: StageConfig | None = None) -> "Stage":
+        """The same stage around another network: a wrapper, an engine, or tuned weights."""
+        return Stage(config or self.config, network)
+
+    @property
+    def network(self) -> torch.nn.Module:
+        """The network as a module.
+
+        Raises:
+            TypeError: the network is an engine and has no weights to give.
+        """
+        network = self.denoiser.network
+        if not isinstance(network, torch.nn.Module):
+            raise TypeError(f"stage '{self.config.name}' runs on an engine, not on a module")
+        return network
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie; engines take their inputs from the CPU."""
+        network = self.denoiser.network
+        if isinstance(network, torch.nn.Module):
+            return next(network.parameters()).device
+        return torch.device("cpu")
+
+    def fingerprint(self) -> str:
+        """Return sha256 over the configuration and every weight's name, type, shape and bytes."""
+        digest = hashlib.sha256(self.config.model_dump_json().encode())
+        for name, value in sorted(self.network.state_dict().items()):
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    @torch.no_grad()
+    def sample(
+        self,
+        text: TextEmbedding,
+        null: TextEmbedding,
+        noise: Noise,
+        low_res: Tensor | None = None,
+        sampler: SamplerConfig | None = None,
+        level: AugmentationLevel | None = None,
+        on_step: OnStep | None = None,
+    ) -> Tensor:
+        """Draw one picture per row of text.
+
+        Args:
+            text: the captions' embeddings, B rows.
+            null: the unconditional text, B rows.
+            noise: one generator per picture; a picture does not depend on its batch.
+            low_res: B C h w, what a super-resolution stage enlarges; its side times the stage's
+                factor is the side of the result, so fully convolutional stages take any side.
+            sampler: how to sample; the checkpoint's own settings by default.
+            level: the augmentation level; the checkpoint's own by default.
+            on_step: called after every step with (index, x, denoised).
+
+        Returns:
+            B C H W in [-1, 1].
+        """
+        sampler = sampler or self.config.sampler
+        height, width = self._sides(low_res)
+        cond = self._conditioning(text, low_res, (height, width), noise, level)
+        empty = Conditioning(
+            text=null.embedding.to(self.device),
+            text_mask=null.mask.to(self.device),
+            low_res=cond.low_res,
+            aug=cond.aug,
+        )
+        threshold = Threshold(
+            sampler.threshold.kind, sampler.threshold.percentile, sampler.threshold.cap
+        )
+        denoise = guided(self.denoiser, cond, empty, sampler.guidance, threshold)
+        steps = self._sigmas(sampler)
+        x = initial(noise, (3, height, width), float(steps[0])).to(self.device)
+        if sampler.name == "ancestral":
+            x = ancestral(denoise, x, steps, noise, sampler.variance, on_step)
+        elif sampler.name == "ddim":
+            x = ddim(denoise, x, steps, noise, sampler.eta, on_step)
+        elif sampler.name == "dpmpp_2m":
+            x = dpmpp_2m(denoise, x, steps, on_step)
+        else:
+            x = heun(denoise, x, steps, on_step)
+        return x.clamp(-1.0, 1.0)
+
+    def low_resolution(self) -> LowResolution:
+        """How this stage noises and enlarges its low-resolution picture.
+
+        Raises:
+            ValueError: the stage is a base stage.
+        """
+        low_res = self._low_res()
+        return LowResolution(
+            schedule=make_schedule(low_res.schedule),
+            noise_at=low_res.noise_at,
+            upsample=low_res.upsample,
+            align_corners=low_res.align_corners,
+        )
+
+    def level_time(self, level: AugmentationLevel) -> float:
+        """A level's position in [0, 1] on the augmentation schedule, whatever its unit."""
+        if level.unit == "time":
+            return level.value
+        return level_from_variance(make_schedule(self._low_res().schedule), level.value)
+
+    def _low_res(self) -> LowResConfig:
+        if self.config.low_res is None:
+            raise ValueError(f"stage '{self.config.name}' is a base stage: no low resolution")
+        return self.config.low_res
+
+    def _sides(self, low_res: Tensor | None) -> tuple[int, int]:
+        if low_res is None:
+            return self.config.size, self.config.size
+        factor = self.config.size // self._low_res().size
+        return low_res.shape[-2] * factor, low_res.shape[-1] * factor
+
+    def _conditioning(
+        self,
+        text: TextEmbedding,
+        low_res: Tensor | None,
+        size: tuple[int, int],
+        noise: Noise,
+        level: AugmentationLevel | None,
+    ) -> Conditioning:
+        embedding, mask = text.embedding.to(self.device), text.mask.to(self.device)
+        if self.config.low_res is None:
+            return Conditioning(text=embedding, text_mask=mask)
+        if low_res is None:
+            raise ValueError(f"stage '{self.config.name}' needs a low-resolution picture")
+        time = self.level_time(level or self.config.low_res.sampling_level)
+        low_res = low_res.to(self.device)
+        levels = torch.full((len(low_res),), time, dtype=torch.float64, device=self.device)
+        enlarged, aug = self.low_resolution()(low_res, size, levels, noise)
+        return Conditioning(text=embedding, text_mask=mask, low_res=enlarged, aug=aug)
+
+    def _sigmas(self, sampler: SamplerConfig) -> Tensor:
+        if sampler.timesteps is not None:
+            timesteps = torch.tensor(sampler.timesteps, dtype=torch.float64)
+        else:
+            timesteps = self.schedule.spaced(sampler.steps)
+        return sigmas(self.schedule, timesteps)
+
+
+def read_stage_config(folder: Path) -> StageConfig:
+    """Read a stage folder's `config.json`.
+
+    Raises:
+        UserError: the file is missing or is not a stage's configuration.
+    """
+    return StageConfig.parse(read_json(folder / "config.json"), str(folder / "config.json"))
+
+
+def read_json(path: Path) -> Mapping[str, object]:
+    """Read a JSON object.
+
+    Raises:
+        UserError: the file is missing, or truncated.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is missing; the folder is not a whole checkpoint, copy it again.")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not whole JSON ({error}); copy the checkpoint again.") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds no JSON object; copy the checkpoint again.")
+    return value
+
+
+def load_weights(network: torch.nn.Module, path: Path, device: torch.device | str = "cpu") -> None:
+    """Give a network (on the meta device, say) the weights of a safetensors file, in float32.
+
+    Raises:
+        UserError: the file is missing, truncated, or holds other tensors than the network's.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is missing; the folder is not a whole checkpoint, copy it again.")
+    try:
+        tensors = {name: value.float() for name, value in load_file(path, str(device)).items()}
+    except (SafetensorError, struct.error, OSError) as error:
+        raise UserError(f"{path} is damaged ({error}); copy the checkpoint again.") from None
+    try:
+        network.load_state_dict(tensors, assign=True)
+    except RuntimeError as error:
+        first = str(error).splitlines()[:2]
+        raise UserError(
+            f"The weights in {path} do not fit their config.json ({' '.join(first)}); "
+            "the two files come from different checkpoints."
+        ) from None

@@ -1,0 +1,22 @@
+"""Prompts to embeddings: cleaning, T5's tokenizer and frozen encoder, DreamBooth identifiers."""
+
+from cascade.text.cleaning import Cleaning, clean
+from cascade.text.identifier import check_identifier, find_identifiers, rare_range
+from cascade.text.prompts import Null, OnlinePrompts, PromptSource, PromptTable
+from cascade.text.t5 import TextEmbedding, TextEncoder
+from cascade.text.tokenizer import Tokenizer
+
+__all__ = [
+    "Cleaning",
+    "Null",
+    "OnlinePrompts",
+    "PromptSource",
+    "PromptTable",
+    "TextEmbedding",
+    "TextEncoder",
+    "Tokenizer",
+    "check_identifier",
+    "clean",
+    "find_identifiers",
+    "rare_range",
+]

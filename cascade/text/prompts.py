@@ -1,0 +1,154 @@
+"""Where training and sampling get their text conditioning from.
+
+A run that knows its prompts beforehand (DreamBooth, sampling) embeds them once and frees the
+encoder: `PromptTable`. Pre-training reads thousands of captions and embeds them as they come:
+`OnlinePrompts`. Both answer `rows` alike.
+
+Shapes: `B` prompts, `L` tokens, `D` the encoder's width.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final, Literal, Protocol, Self, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from cascade.text.cleaning import Cleaning
+from cascade.text.t5 import TextEmbedding, TextEncoder
+
+Null: TypeAlias = Literal["zeros", "empty"]
+_EMBED_BATCH: Final = 32
+
+
+class PromptSource(Protocol):
+    """Something that has the embeddings of prompts."""
+
+    def rows(self, prompts: Sequence[str | None]) -> TextEmbedding:
+        """Return the embeddings, B L D, padded to the longest; None is the null condition."""
+        ...
+
+
+class PromptTable:
+    """The embeddings of a fixed set of prompts; needs no encoder once it is built."""
+
+    def __init__(self, embeddings: Mapping[str, Tensor], null: Tensor) -> None:
+        """Hold one unpadded L D embedding per prompt and the null condition's."""
+        self._embeddings = dict(embeddings)
+        self._null = null
+
+    @classmethod
+    def build(
+        cls,
+        encoder: TextEncoder,
+        prompts: Iterable[str],
+        max_length: int,
+        cleaning: Cleaning,
+        null: Null,
+    ) -> Self:
+        """Embed every distinct prompt once.
+
+        Args:
+            encoder: may be freed afterwards.
+            prompts: what `rows` will be asked for.
+            max_length: tokens kept of each prompt.
+            cleaning: what the checkpoint does to prompts first.
+            null: the null condition of classifier-free guidance: `zeros` (Imagen) is one zero
+                token, `empty` (DeepFloyd IF) the embedding of "".
+        """
+        distinct = list(dict.fromkeys(prompts))
+        embedded = _embed(encoder, distinct, max_length, cleaning)
+        table = dict(zip(distinct, embedded, strict=True))
+        return cls(table, _null_row(encoder, max_length, cleaning, null))
+
+    def to(self, device: torch.device) -> Self:
+        """Return a copy on another device."""
+        moved = {prompt: row.to(device) for prompt, row in self._embeddings.items()}
+        return type(self)(moved, self._null.to(device))
+
+    def rows(self, prompts: Sequence[str | None]) -> TextEmbedding:
+        """Return the embeddings of `prompts`, B L D, padded to the longest.
+
+        Raises:
+            KeyError: the table was built without one of the prompts.
+        """
+        return _padded([self._null if prompt is None else self._row(prompt) for prompt in prompts])
+
+    def _row(self, prompt: str) -> Tensor:
+        if prompt not in self._embeddings:
+            raise KeyError(f"the prompt table was built without {prompt!r}")
+        return self._embeddings[prompt]
+
+
+class OnlinePrompts:
+    """Embeds prompts when asked and remembers the latest of them."""
+
+    def __init__(
+        self,
+        encoder: TextEncoder,
+        max_length: int,
+        cleaning: Cleaning,
+        null: Null,
+        cache_size: int = 16_384,
+    ) -> None:
+        """Keep `encoder`; the other arguments are as in `PromptTable.build`.
+
+        Args:
+            encoder: used at every miss.
+            max_length: tokens kept of each prompt.
+            cleaning: what the checkpoint does to prompts first.
+            null: the null condition.
+            cache_size: prompts remembered; the one unused for longest goes first.
+
+        Raises:
+            ValueError: `cache_size` is not positive.
+        """
+        if cache_size < 1:
+            raise ValueError(f"cache_size is {cache_size}; it must be positive.")
+        self._encoder = encoder
+        self._max_length = max_length
+        self._cleaning: Cleaning = cleaning
+        self._cache_size = cache_size
+        self._cache: OrderedDict[str, Tensor] = OrderedDict()
+        self._null = _null_row(encoder, max_length, cleaning, null)
+
+    def rows(self, prompts: Sequence[str | None]) -> TextEmbedding:
+        """Return the embeddings of `prompts`, B L D, padded to the longest."""
+        wanted = dict.fromkeys(prompt for prompt in prompts if prompt is not None)
+        misses = [prompt for prompt in wanted if prompt not in self._cache]
+        fresh = _embed(self._encoder, misses, self._max_length, self._cleaning)
+        self._cache.update(zip(misses, fresh, strict=True))
+        for prompt in wanted:
+            self._cache.move_to_end(prompt)
+        rows = [self._null if prompt is None else self._cache[prompt] for prompt in prompts]
+        while len(self._cache) > self._cache_size:
+            self._cache.popitem(last=False)
+        return _padded(rows)
+
+
+def _embed(
+    encoder: TextEncoder, prompts: Sequence[str], max_length: int, cleaning: Cleaning
+) -> list[Tensor]:
+    """Return one unpadded L D embedding per prompt."""
+    rows: list[Tensor] = []
+    for start in range(0, len(prompts), _EMBED_BATCH):
+        text = encoder.embed(prompts[start : start + _EMBED_BATCH], max_length, cleaning)
+        # A copy: a view would keep the whole padded batch alive.
+        rows += [row[mask].clone() for row, mask in zip(text.embedding, text.mask, strict=True)]
+    return rows
+
+
+def _null_row(encoder: TextEncoder, max_length: int, cleaning: Cleaning, null: Null) -> Tensor:
+    empty = _embed(encoder, [""], max_length, cleaning)[0]
+    # One zero token rather than none: attention over an empty set of keys is NaN.
+    return torch.zeros_like(empty[:1]) if null == "zeros" else empty
+
+
+def _padded(rows: Sequence[Tensor]) -> TextEmbedding:
+    if not rows:
+        raise ValueError("rows needs at least one prompt.")
+    lengths = torch.tensor([len(row) for row in rows], device=rows[0].device)
+    embedding = pad_sequence(list(rows), batch_first=True)
+    positions = torch.arange(embedding.shape[1], device=embedding.device)
+    return TextEmbedding(embedding, positions < lengths[:, None])

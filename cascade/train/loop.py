@@ -1,0 +1,222 @@
+"""The one training loop.
+
+Base or super-resolution, from scratch or DreamBooth: the flows differ in their objective and in
+their stream of batches, never here. Progress is counted in positions of the stream; what is random
+about a row is a function of its position; so a run that was killed and started again ends with the
+weights of one that was not, bit for bit, and more processes see the rows that one would.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+from torch.optim import Optimizer
+
+from cascade.config.train import TrainConfig
+from cascade.data.batch import Batch, Share, Stream
+from cascade.diffusion.denoiser import Conditioning, Denoiser
+from cascade.diffusion.noise import Noise
+from cascade.diffusion.objective import Objective
+from cascade.errors import UserError
+from cascade.stage import Stage
+from cascade.text.prompts import PromptSource
+from cascade.train.checkpoint import load_checkpoint, save_checkpoint
+from cascade.train.distributed import Processes
+from cascade.train.ema import EMA
+from cascade.train.interrupt import Interrupts
+from cascade.train.optim import learning_rate, make_optimizer
+from cascade.train.report import Report
+
+Validate = Callable[[Stage, int], None]
+
+
+def train(
+    stage: Stage,
+    objective: Objective,
+    stream: Stream,
+    prompts: PromptSource,
+    config: TrainConfig,
+    run_dir: Path,
+    processes: Processes,
+    validate: Validate | None = None,
+) -> Stage:
+    """Train a stage's network in place, going on from the newest checkpoint in `run_dir`.
+
+    Args:
+        stage: its network is trained; it lies on the processes' device.
+        objective: loss per row.
+        stream: micro-batches from any position on.
+        prompts: embeddings of the rows' captions.
+        config: how long and how.
+        run_dir: gets `log.jsonl` and `checkpoints/`.
+        processes: this process's place in the run.
+        validate: called by the first process with the stage (averaged weights) and the step.
+
+    Returns:
+        The stage with the weights to publish: the average if one is kept, else the trained ones.
+
+    Raises:
+        UserError: the batch does not divide among the processes, or the loss is not finite.
+        KeyboardInterrupt: the run was interrupted, after its state was saved.
+    """
+    # What is trained, and how.
+    share = _share(config, processes)
+    network = stage.network.train()
+    if config.gradient_checkpointing:
+        network.checkpointing = True
+    optimizer = make_optimizer(config.optimizer, network.parameters())
+    ema = EMA(network, config.ema_decay) if config.ema_decay else None
+    averaged = ema.network if ema else None
+
+    # Where an earlier run stopped.
+    checkpoints = run_dir / "checkpoints"
+    step = load_checkpoint(checkpoints, network, optimizer, averaged)
+    published = stage.with_network(averaged) if averaged else stage
+
+    # The network as the processes run it; the weights stay those of `network`.
+    if config.compile:
+        network.compile()
+    wrapped = processes.wrap(network)
+    denoiser = stage.with_network(wrapped).denoiser
+    batches = stream.batches(step * config.batch_size, share)
+    losses = Losses()
+
+    def save() -> None:
+        _refuse_nonfinite(losses.norm, step, checkpoints)
+        kept = config.checkpoints_kept
+        save_checkpoint(checkpoints, step, network, optimizer, averaged, processes, kept)
+
+    log = run_dir / "log.jsonl"
+    with (
+        Interrupts() as interrupts,
+        Report(stage.config.name, log, step, config.steps, processes.first) as report,
+    ):
+        while step < config.steps:
+            # One optimizer step over a global batch.
+            rate = learning_rate(config.optimizer, step, config.steps)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            for turn in range(share.accumulation):
+                with _sync_on_last(wrapped, turn, share), _autocast(config, processes):
+                    batch = next(batches).to(processes.device)
+                    loss = losses.add(batch, _row_losses(denoiser, objective, batch, prompts))
+                    (loss / share.accumulation).backward()  # type: ignore[no-untyped-call]
+            losses.norm = _step(optimizer, network, config.optimizer.max_grad_norm)
+            if ema:
+                ema.update(network, step)
+            step += 1
+            report.advance(config.batch_size)
+
+            # What is told, kept and looked at.
+            last = step == config.steps
+            if last or step % config.log_every == 0:
+                report.status(_status(losses, processes, step, config, rate))
+                _refuse_nonfinite(losses.norm, step, checkpoints)
+                losses.clear()
+            stopped = processes.any(interrupts.requested)
+            if last or stopped or step % config.checkpoint_every == 0:
+                save()
+            if stopped:
+                raise KeyboardInterrupt
+            if validate and config.validate_every and step % config.validate_every == 0:
+                if processes.first:
+                    validate(published, step)
+                network.train()
+                processes.barrier()
+    return published
+
+
+@dataclass
+class Losses:
+    """Sums of the losses since the last status, kept on the device so that nothing waits."""
+
+    norm: Tensor | None = None
+    sums: dict[str, Tensor] = field(default_factory=dict)
+
+    def add(self, batch: Batch, parts: dict[str, Tensor]) -> Tensor:
+        """Note one micro-batch; return its loss, the weighted sum of rows per position."""
+        total = torch.stack(list(parts.values())).sum(dim=0)
+        loss = (total * batch.weights).sum() / batch.positions
+        self._note("loss", loss, 1)
+        for term in sorted(set(batch.terms)):
+            rows = torch.tensor([name == term for name in batch.terms], device=total.device)
+            self._note(f"loss/{term}", (total * rows).sum(), int(rows.sum()))
+        if len(parts) > 1:
+            for name, part in parts.items():
+                self._note(f"loss/{name}", part.sum(), len(part))
+        return loss
+
+    def means(self, processes: Processes) -> dict[str, float]:
+        """Mean of each loss since the last status, over all processes."""
+        pairs = {name: processes.mean(pair) for name, pair in self.sums.items()}
+        return {name: float(pair[0] / pair[1]) for name, pair in pairs.items()}
+
+    def clear(self) -> None:
+        """Begin the next status."""
+        self.sums = {}
+
+    def _note(self, name: str, value: Tensor, count: int) -> None:
+        pair = torch.stack([value.detach().double(), torch.full_like(value, count).double()])
+        self.sums[name] = self.sums[name] + pair if name in self.sums else pair
+
+
+def _row_losses(
+    denoiser: Denoiser, objective: Objective, batch: Batch, prompts: PromptSource
+) -> dict[str, Tensor]:
+    device = batch.images.device
+    text = prompts.rows(batch.prompts)
+    cond = Conditioning(text.embedding.to(device), text.mask.to(device), batch.low_res)
+    return objective(denoiser, batch.images, cond, Noise(batch.seeds, device="cpu"))
+
+
+def _share(config: TrainConfig, processes: Processes) -> Share:
+    parts = config.gradient_accumulation_steps * processes.world
+    if config.batch_size % parts:
+        raise UserError(
+            f"A batch of {config.batch_size} does not divide into {processes.world} processes x "
+            f"{config.gradient_accumulation_steps} accumulated parts; use a multiple of {parts}."
+        )
+    accumulation = config.gradient_accumulation_steps
+    return Share(config.batch_size, accumulation, processes.rank, processes.world)
+
+
+def _step(optimizer: Optimizer, network: nn.Module, max_norm: float) -> Tensor:
+    norm = clip_grad_norm_(network.parameters(), max_norm)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm.detach()
+
+
+def _status(
+    losses: Losses, processes: Processes, step: int, config: TrainConfig, rate: float
+) -> dict[str, float]:
+    values = {"step": step, "images": step * config.batch_size, **losses.means(processes)}
+    values["learning_rate"] = rate
+    values["grad_norm"] = float(losses.norm) if losses.norm is not None else 0.0
+    return values
+
+
+def _refuse_nonfinite(norm: Tensor | None, step: int, checkpoints: Path) -> None:
+    if norm is not None and not bool(torch.isfinite(norm)):
+        raise UserError(
+            f"The gradient is not finite at step {step}; lower the learning rate or train in fp32. "
+            f"The last good state is kept in {checkpoints}."
+        )
+
+
+def _autocast(config: TrainConfig, processes: Processes) -> torch.autocast:
+    bf16 = config.precision == "bf16"
+    return torch.autocast(processes.device.type, torch.bfloat16, enabled=bf16)
+
+
+def _sync_on_last(wrapped: nn.Module, turn: int, share: Share) -> AbstractContextManager[None]:
+    """Exchange gradients once per optimizer step, with the last of its micro-batches."""
+    no_sync = getattr(wrapped, "no_sync", None)
+    if no_sync is None or turn == share.accumulation - 1:
+        return nullcontext()
+    context: AbstractContextManager[None] = no_sync()
+    return context

@@ -1,0 +1,106 @@
+"""`cascade train`: one stage from scratch, or on from a stage's weights, on captioned pictures."""
+
+from pathlib import Path
+
+from torch import Tensor
+
+from cascade.config.train import PretrainConfig
+from cascade.data.batch import Prefetched
+from cascade.data.captioned import CaptionedArray, CaptionedSamples
+from cascade.data.images import resize, to_tensors
+from cascade.errors import UserError
+from cascade.sampling import prompt_table
+from cascade.stage import Stage
+from cascade.text.prompts import OnlinePrompts
+from cascade.text.t5 import TextEncoder
+from cascade.train.distributed import Processes, processes
+from cascade.train.loop import train
+from cascade.train.objective import make_objective
+from cascade.train.output import claim, require_disk
+from cascade.train.validation import ValidationGrid
+
+CAPTIONS_KEPT = 100_000
+
+
+def pretrain(config: PretrainConfig) -> Path:
+    """Train a stage and write it to `output/stage`; started again, it goes on where it was.
+
+    Returns:
+        The stage's folder.
+
+    Raises:
+        UserError: data, weights or text encoder are missing or do not fit, or the output folder
+            holds a run with other settings.
+    """
+    samples = CaptionedSamples(
+        CaptionedArray.open(config.data.folder),
+        config.stage,
+        config.train.seed,
+        config.data.caption_dropout,
+        config.data.flip,
+    )
+    encoder = TextEncoder.load(config.text_encoder)
+    if encoder.width != config.stage.unet.text_width:
+        raise UserError(
+            f"The text encoder in {config.text_encoder} is {encoder.width} wide but the network "
+            f"expects {config.stage.unet.text_width}; set unet.text_width to {encoder.width}."
+        )
+    with processes() as here:
+        claim(config.output, config.model_dump_json(indent=2), here)
+        stage = _initial(config, here)
+        text = config.stage.text
+        prompts = OnlinePrompts(
+            encoder.to(here.device), text.max_length, text.cleaning, text.null, CAPTIONS_KEPT
+        )
+        trained = train(
+            stage,
+            make_objective(stage, config.train.objective),
+            Prefetched(samples),
+            prompts,
+            config.train,
+            config.output,
+            here,
+            _validation(config, encoder, samples.data) if here.first else None,
+        )
+        folder = config.output / "stage"
+        if here.first:
+            trained.save(folder)
+        here.barrier()
+    return folder
+
+
+def _initial(config: PretrainConfig, here: Processes) -> Stage:
+    if config.initial_weights is None:
+        stage = Stage.build(config.stage, config.train.seed)
+    else:
+        stage = Stage.load(config.initial_weights)
+        if stage.config.unet != config.stage.unet:
+            raise UserError(
+                f"The network in {config.initial_weights} has another shape than [stage.unet]; "
+                "give the same values."
+            )
+        stage = stage.with_network(stage.network, config.stage)
+    require_disk(config.output, stage, config.train.checkpoints_kept)
+    stage.network.to(here.device)
+    return stage
+
+
+def _validation(
+    config: PretrainConfig, encoder: TextEncoder, data: CaptionedArray
+) -> ValidationGrid | None:
+    each = config.validation.images_per_prompt
+    prompts = [prompt for prompt in config.validation.prompts for _ in range(each)]
+    if not prompts:
+        return None
+    table = prompt_table(encoder, config.validation.prompts, config.stage)
+    low_res = _low_res_of(config, data, len(prompts))
+    return ValidationGrid(prompts, table, config.output, each, low_res)
+
+
+def _low_res_of(config: PretrainConfig, data: CaptionedArray, count: int) -> Tensor | None:
+    """The first pictures of the data, made small by the checkpoint's kernel."""
+    low_res = config.stage.low_res
+    if low_res is None:
+        return None
+    pictures = [data.picture(index % len(data.images)) for index in range(count)]
+    return to_tensors([resize(p, low_res.size, config.stage.resize) for p in pictures])
