@@ -33,7 +33,7 @@ def _version(value: bool) -> None:
     if value:
         from importlib.metadata import version
 
-        print(version("dreamcascade"))
+        typer.echo(version("dreamcascade"))
         raise typer.Exit
 
 

@@ -52,7 +52,7 @@ def sample(
     samplers: dict[str, SamplerConfig] = {}
     levels: dict[str, AugmentationLevel] = {}
     changes = {"name": sampler, "steps": steps, "guidance": guidance}
-    given = {key: value for key, value in changes.items() if value is not None}
+    given: dict[str, object] = {key: value for key, value in changes.items() if value is not None}
     if steps is not None:
         given["timesteps"] = None
     for stage in loaded.stages:

@@ -22,6 +22,7 @@ from cascade.diffusion.denoiser import Conditioning, Denoiser
 from cascade.diffusion.noise import Noise
 from cascade.diffusion.objective import Objective
 from cascade.errors import UserError
+from cascade.model.unet import UNet
 from cascade.stage import Stage
 from cascade.text.prompts import PromptSource
 from cascade.train.checkpoint import load_checkpoint, save_checkpoint
@@ -65,31 +66,21 @@ def train(
     """
     # What is trained, and how.
     share = _share(config, processes)
-    network = stage.network.train()
-    if config.gradient_checkpointing:
-        network.checkpointing = True
+    network = _prepared(stage, config)
     optimizer = make_optimizer(config.optimizer, network.parameters())
     ema = EMA(network, config.ema_decay) if config.ema_decay else None
     averaged = ema.network if ema else None
+    published = stage.with_network(averaged) if averaged else stage
 
     # Where an earlier run stopped.
     checkpoints = run_dir / "checkpoints"
     step = load_checkpoint(checkpoints, network, optimizer, averaged)
-    published = stage.with_network(averaged) if averaged else stage
+    batches = stream.batches(step * config.batch_size, share)
 
     # The network as the processes run it; the weights stay those of `network`.
-    if config.compile:
-        network.compile()
     wrapped = processes.wrap(network)
     denoiser = stage.with_network(wrapped).denoiser
-    batches = stream.batches(step * config.batch_size, share)
     losses = Losses()
-
-    def save() -> None:
-        _refuse_nonfinite(losses.norm, step, checkpoints)
-        kept = config.checkpoints_kept
-        save_checkpoint(checkpoints, step, network, optimizer, averaged, processes, kept)
-
     log = run_dir / "log.jsonl"
     with (
         Interrupts() as interrupts,
@@ -98,35 +89,31 @@ def train(
         while step < config.steps:
             # One optimizer step over a global batch.
             rate = learning_rate(config.optimizer, step, config.steps)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
             for turn in range(share.accumulation):
                 with _sync_on_last(wrapped, turn, share), _autocast(config, processes):
                     batch = next(batches).to(processes.device)
                     loss = losses.add(batch, _row_losses(denoiser, objective, batch, prompts))
-                    (loss / share.accumulation).backward()  # type: ignore[no-untyped-call]
-            losses.norm = _step(optimizer, network, config.optimizer.max_grad_norm)
+                    (loss / share.accumulation).backward()
+            losses.norm = _step(optimizer, network, rate, config.optimizer.max_grad_norm)
             if ema:
                 ema.update(network, step)
             step += 1
             report.advance(config.batch_size)
 
             # What is told, kept and looked at.
-            last = step == config.steps
-            if last or step % config.log_every == 0:
-                report.status(_status(losses, processes, step, config, rate))
+            if _due(step, config.log_every, config):
                 _refuse_nonfinite(losses.norm, step, checkpoints)
+                report.status(_status(losses, processes, step, config, rate))
                 losses.clear()
             stopped = processes.any(interrupts.requested)
-            if last or stopped or step % config.checkpoint_every == 0:
-                save()
+            if stopped or _due(step, config.checkpoint_every, config):
+                _refuse_nonfinite(losses.norm, step, checkpoints)
+                kept = config.checkpoints_kept
+                save_checkpoint(checkpoints, step, network, optimizer, averaged, processes, kept)
             if stopped:
                 raise KeyboardInterrupt
             if validate and config.validate_every and step % config.validate_every == 0:
-                if processes.first:
-                    validate(published, step)
-                network.train()
-                processes.barrier()
+                validate(published, step)
     return published
 
 
@@ -173,6 +160,19 @@ def _row_losses(
     return objective(denoiser, batch.images, cond, Noise(batch.seeds, device="cpu"))
 
 
+def _prepared(stage: Stage, config: TrainConfig) -> nn.Module:
+    network = stage.network.train()
+    if isinstance(network, UNet):
+        network.checkpointing = config.gradient_checkpointing
+    if config.compile:
+        network.compile()
+    return network
+
+
+def _due(step: int, every: int, config: TrainConfig) -> bool:
+    return step == config.steps or step % every == 0
+
+
 def _share(config: TrainConfig, processes: Processes) -> Share:
     parts = config.gradient_accumulation_steps * processes.world
     if config.batch_size % parts:
@@ -184,7 +184,9 @@ def _share(config: TrainConfig, processes: Processes) -> Share:
     return Share(config.batch_size, accumulation, processes.rank, processes.world)
 
 
-def _step(optimizer: Optimizer, network: nn.Module, max_norm: float) -> Tensor:
+def _step(optimizer: Optimizer, network: nn.Module, rate: float, max_norm: float) -> Tensor:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
     norm = clip_grad_norm_(network.parameters(), max_norm)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
