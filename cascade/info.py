@@ -1,16 +1,16 @@
 """What a cascade folder holds, for people."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
-from safetensors import safe_open
 
 from cascade.config.stage import AugmentationLevel, SamplerConfig, StageConfig
 from cascade.pipeline import cascade_folder, read_manifest
-from cascade.stage import read_stage_config
+from cascade.stage import read_stage_config, weight_shapes
 
 
 def describe(path: str) -> RenderableType:
@@ -34,16 +34,12 @@ def describe(path: str) -> RenderableType:
 
 
 def count_parameters(weights: Path) -> int:
-    """Number of values in a safetensors file, read from its header."""
-    with safe_open(weights, framework="pt") as file:
-        shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
-    total = 0
-    for shape in shapes:
-        count = 1
-        for side in shape:
-            count *= side
-        total += count
-    return total
+    """Number of values in a safetensors file, read from its header.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    return sum(math.prod(shape) for shape in weight_shapes(weights).values())
 
 
 def _properties(folder: Path, config: StageConfig) -> Iterator[tuple[str, str]]:

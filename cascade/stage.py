@@ -5,12 +5,11 @@ Shapes: `B` pictures, `C H W` pixels in [-1, 1].
 
 import hashlib
 import json
-import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -58,9 +57,10 @@ class Stage:
             UserError: a file is missing, truncated, or does not belong to the other.
         """
         config = read_stage_config(folder)
-        with torch.device("meta"):
-            network = UNet(config.unet)
-        load_weights(network, folder / "model.safetensors", device)
+        check_weights(folder, config)
+        tensors = load_file(folder / "model.safetensors", str(device))
+        network = skeleton(config)
+        network.load_state_dict({name: v.float() for name, v in tensors.items()}, assign=True)
         return cls(config, network.eval())
 
     def save(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
@@ -71,9 +71,8 @@ class Stage:
             for name, value in self.network.state_dict().items()
         }
         write_bytes((text + "\n").encode(), folder / "config.json")
-        write_bytes(
-            save(tensors, metadata={"format": "pt", "config": text}), folder / "model.safetensors"
-        )
+        # One key: safetensors writes several in an order that changes from save to save.
+        write_bytes(save(tensors, metadata={"config": text}), folder / "model.safetensors")
 
     def with_network(self, network: Network, config: StageConfig | None = None) -> "Stage":
         """The same stage around another network: a wrapper, an engine, or tuned weights."""
@@ -231,8 +230,7 @@ def read_json(path: Path) -> Mapping[str, object]:
     Raises:
         UserError: the file is missing, or truncated.
     """
-    if not path.is_file():
-        raise UserError(f"{path} is missing; the folder is not a whole checkpoint, copy it again.")
+    _require(path)
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -242,23 +240,45 @@ def read_json(path: Path) -> Mapping[str, object]:
     return value
 
 
-def load_weights(network: torch.nn.Module, path: Path, device: torch.device | str = "cpu") -> None:
-    """Give a network (on the meta device, say) the weights of a safetensors file, in float32.
+def weight_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors in a safetensors file by name; reads its header alone.
+
+    Raises:
+        UserError: the file is missing or truncated.
+    """
+    _require(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = list(file.keys())
+            return {name: tuple(file.get_slice(name).get_shape()) for name in names}
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is damaged ({error}); copy the checkpoint again.") from None
+
+
+def check_weights(folder: Path, config: StageConfig) -> None:
+    """Compare a stage folder's weights with its configuration; reads the file's header alone.
 
     Raises:
         UserError: the file is missing, truncated, or holds other tensors than the network's.
     """
+    path = folder / "model.safetensors"
+    held = weight_shapes(path)
+    wanted = {name: tuple(value.shape) for name, value in skeleton(config).state_dict().items()}
+    names = sorted(held.keys() | wanted.keys())
+    differing = [name for name in names if held.get(name) != wanted.get(name)]
+    if differing:
+        raise UserError(
+            f"The weights in {path} do not fit their config.json ({len(differing)} differ, "
+            f"{differing[0]} among them); the two files come from different checkpoints."
+        )
+
+
+def skeleton(config: StageConfig) -> UNet:
+    """The stage's network without weights, on the meta device."""
+    with torch.device("meta"):
+        return UNet(config.unet)
+
+
+def _require(path: Path) -> None:
     if not path.is_file():
         raise UserError(f"{path} is missing; the folder is not a whole checkpoint, copy it again.")
-    try:
-        tensors = {name: value.float() for name, value in load_file(path, str(device)).items()}
-    except (SafetensorError, struct.error, OSError) as error:
-        raise UserError(f"{path} is damaged ({error}); copy the checkpoint again.") from None
-    try:
-        network.load_state_dict(tensors, assign=True)
-    except RuntimeError as error:
-        first = str(error).splitlines()[:2]
-        raise UserError(
-            f"The weights in {path} do not fit their config.json ({' '.join(first)}); "
-            "the two files come from different checkpoints."
-        ) from None

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from cascade.cli.dreambooth import dreambooth
 from cascade.cli.identifiers import identifiers
@@ -12,6 +13,9 @@ from cascade.cli.info import info
 from cascade.cli.sample import sample
 from cascade.cli.train import train
 from cascade.errors import UserError
+
+INTERRUPTED = 130
+"""The exit status that Typer makes of a KeyboardInterrupt."""
 
 app = typer.Typer(
     name="cascade",
@@ -51,8 +55,11 @@ def main() -> None:
     try:
         app()
     except UserError as error:
-        Console(stderr=True).print(f"[bold red]Error:[/] {error}", highlight=False, soft_wrap=True)
+        # As `Text`: brackets in a path or in "[stage.unet]" are no markup.
+        message = Text.assemble(("Error:", "bold red"), f" {error}")
+        Console(stderr=True).print(message, soft_wrap=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        Console(stderr=True).print("Interrupted; the same command goes on from here.")
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            typer.echo("Interrupted; the same command goes on from here.", err=True)
+        raise

@@ -169,12 +169,10 @@ def dreambooth(
     """Personalise a cascade on 3 to 5 photos: the base, then every super-resolution stage.
 
     Started again with the same settings it goes on where it was. The result is a complete cascade:
-    cascade sample --cascade OUTPUT_DIR --prompt "a [identifier] [class noun] on the beach".
+    cascade sample --cascade OUTPUT_DIR --prompt "a IDENTIFIER CLASS_NOUN on the beach".
     """
     # Only what was given replaces a number of the recipe: every such flag's default is None.
     flags = {name: value for name, value in locals().items() if value is not None}
-
-    from rich.console import Console
 
     from cascade.dreambooth.personalise import personalise
     from cascade.pipeline import cascade_folder, read_manifest
@@ -196,4 +194,4 @@ def dreambooth(
         recipe=recipe_from_flags(start, flags, world=int(os.environ.get("WORLD_SIZE", "1"))),
     )
     folder = personalise(config)
-    Console().print(f"The personalised cascade is in {folder}.")
+    typer.echo(f"The personalised cascade is in {folder}.")

@@ -11,8 +11,6 @@ def identifiers(
     seed: Annotated[int, typer.Option(help="The draw is a function of it.")] = 0,
 ) -> None:
     """Find rare tokens that survive the cascade's own text cleaning and tokenizer."""
-    from rich.console import Console
-
     from cascade.pipeline import cascade_folder, read_manifest
     from cascade.stage import read_stage_config
     from cascade.text.identifier import find_identifiers
@@ -23,4 +21,4 @@ def identifiers(
     text = read_stage_config(folder / manifest.stages[0]).text
     tokenizer = Tokenizer(folder / manifest.text_encoder / "spiece.model")
     for identifier in find_identifiers(tokenizer, text.cleaning, count, seed):
-        Console().print(identifier)
+        typer.echo(identifier)

@@ -13,4 +13,5 @@ def info(
 
     from cascade.info import describe
 
-    Console().print(describe(path))
+    # A path or an identifier such as "[v]" is no markup.
+    Console(markup=False, emoji=False, highlight=False).print(describe(path))

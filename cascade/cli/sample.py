@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from cascade.config.stage import AugmentationLevel, SamplerConfig
+from cascade.errors import UserError
 
 SamplerName = Literal["ancestral", "ddim", "dpmpp_2m", "heun"]
 
@@ -25,7 +26,9 @@ def sample(
     sampler: Annotated[
         SamplerName | None, typer.Option(help="Replace the checkpoint's sampler (all stages).")
     ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Replace its number of steps.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, max=1000, help="Replace its number of steps.")
+    ] = None,
     guidance: Annotated[
         float | None, typer.Option(min=0, help="Replace its guidance weight.")
     ] = None,
@@ -43,12 +46,10 @@ def sample(
 
     A picture is a function of its prompt and its seed, whatever else is drawn beside it.
     """
-    from rich.console import Console
-
     from cascade.gallery import draw_to_folder
     from cascade.pipeline import Cascade
 
-    loaded = Cascade.load(cascade, device or default_device())
+    loaded = Cascade.load(cascade, usable_device(device))
     samplers: dict[str, SamplerConfig] = {}
     levels: dict[str, AugmentationLevel] = {}
     changes = {"name": sampler, "steps": steps, "guidance": guidance}
@@ -70,11 +71,22 @@ def sample(
         last_stage=last_stage,
         batch_size=batch_size,
     )
-    Console().print(f"The grid is {path}.")
+    typer.echo(f"The grid is {path}.")
 
 
-def default_device() -> str:
-    """The GPU where there is one."""
+def usable_device(name: str | None) -> str:
+    """The device of this name, or the GPU where there is one.
+
+    Raises:
+        UserError: there is no such device.
+    """
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:  # a torch without CUDA asserts that it has it
+        reason = str(error).splitlines()[0]
+        raise UserError(f"There is no device '{name}' ({reason}); give 'cpu'.") from None
+    return name

@@ -18,10 +18,12 @@ def train(
     Started again with the same settings it goes on from its last checkpoint. On several GPUs:
     torchrun --nproc-per-node N -m cascade train CONFIG.
     """
-    from rich.console import Console
-
     from cascade.config.train import PretrainConfig
+
+    # Before torch is imported: a mistake in the settings is answered at once.
+    settings = PretrainConfig.read(config, override or ())
+
     from cascade.train.pretrain import pretrain
 
-    folder = pretrain(PretrainConfig.read(config, override or ()))
-    Console().print(f"The trained stage is in {folder}.")
+    folder = pretrain(settings)
+    typer.echo(f"The trained stage is in {folder}.")

@@ -92,7 +92,7 @@ def _problem(cls: type[BaseModel], item: Any) -> str:
     where = [str(part) for part in item["loc"] if not str(part).startswith("function-")]
     name = ".".join(where) or "the settings"
     if item["type"] != "extra_forbidden":
-        return f"{name}: {item['msg']}"
+        return f"{name}: {item['msg'].removeprefix('Value error, ')}"
     known = sorted(_fields_at(cls, where[:-1]))
     nearest = difflib.get_close_matches(where[-1], known, n=1, cutoff=0.5)
     hint = f"did you mean '{nearest[0]}'?" if nearest else f"known are {', '.join(known)}"

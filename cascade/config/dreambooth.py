@@ -88,7 +88,7 @@ class DreamBoothConfig(Frozen):
     cascade: str
     instance_data_dir: Path
     output_dir: Path
-    class_noun: str = Field(min_length=1)
+    class_noun: str
     identifier: str | None = Field(default=None, description="None picks a rare token")
     instance_prompt: str = "a {identifier} {class_noun}"
     class_prompt: str = "a {class_noun}"

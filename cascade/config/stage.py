@@ -1,6 +1,7 @@
 """What a checkpoint is: every property that the weights were trained with and must be used with."""
 
 import math
+from itertools import pairwise
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -61,7 +62,7 @@ class SamplerConfig(Frozen):
     """Which sampler runs, how long, and how it is guided."""
 
     name: Literal["ancestral", "ddim", "dpmpp_2m", "heun"] = "ancestral"
-    steps: int = Field(default=100, gt=0)
+    steps: int = Field(default=100, gt=0, le=1000)
     timesteps: tuple[float, ...] | None = Field(
         default=None, description="an explicit descending list in 0..1000; replaces `steps`"
     )
@@ -69,6 +70,16 @@ class SamplerConfig(Frozen):
     variance: Literal["learned", "fixed_small", "fixed_large"] = "fixed_small"
     guidance: float = Field(default=5.0, ge=0.0, description="w of Imagen eq. 2; 1 is off")
     threshold: ThresholdConfig = ThresholdConfig()
+
+    @model_validator(mode="after")
+    def _descending(self) -> Self:
+        times = self.timesteps
+        if times is None:
+            return self
+        inside = all(0 <= time <= 1000 for time in times)
+        if not times or not inside or any(a <= b for a, b in pairwise(times)):
+            raise ValueError("timesteps must be a strictly descending list of numbers in 0..1000")
+        return self
 
 
 class TextConfig(Frozen):

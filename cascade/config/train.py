@@ -1,12 +1,14 @@
 """Settings of the one training loop, and of `cascade train`."""
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from cascade.config.base import Frozen
 from cascade.config.stage import StageConfig
+
+Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class OptimizerConfig(Frozen):
@@ -14,7 +16,7 @@ class OptimizerConfig(Frozen):
 
     name: Literal["adamw", "adafactor"] = "adamw"
     learning_rate: float = Field(default=1e-4, gt=0.0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     eps: float = Field(default=1e-8, gt=0.0)
     weight_decay: float = Field(default=0.0, ge=0.0)
     schedule: Literal["constant", "linear", "cosine"] = "constant"

@@ -55,6 +55,11 @@ class UNetConfig(Frozen):
     ADM). "convolution": the Efficient U-Net (Imagen, appendix B.1), where every level begins with
     a strided convolution and ends, on the way up, with an up-sampling one."""
 
+    full_resolution_skip: bool = False
+    """With `resample = "convolution"`, whose finest level already is half as large as the picture:
+    one more residual block at the picture's own size, over the input convolution's skip. Imagen's
+    has none; without it a narrow network cannot carry the pixels' noise through its levels."""
+
     skip_scale: Annotated[float, Field(gt=0)] = 1.0
     """Factor on every skip connection; 1/sqrt(2) in the Efficient U-Net."""
 
@@ -86,6 +91,8 @@ class UNetConfig(Frozen):
                 raise ValueError(f"{width} channels do not divide into {self.norm_groups} groups")
             if attention != "none" and width % self.head_channels:
                 raise ValueError(f"{width} channels do not divide into heads of head_channels")
+        if self.full_resolution_skip and self.resample != "convolution":
+            raise ValueError('full_resolution_skip is there already with resample = "residual"')
         if self.channels[0] % 2:
             raise ValueError("channels[0] must be even: half the sinusoids are cosines")
         if self.text_width % self.pool_heads:

@@ -37,7 +37,7 @@ class CaptionedArray:
         """Open a dataset folder without reading the pictures into memory.
 
         Raises:
-            UserError: a file is missing, or pictures and captions differ in number.
+            UserError: a file is missing or damaged, or pictures and captions differ in number.
         """
         for name in ("images.npy", "captions.jsonl"):
             if not (folder / name).is_file():
@@ -45,18 +45,12 @@ class CaptionedArray:
                     f"The data folder {folder} has no {name}; a dataset is a folder with "
                     "images.npy (uint8, N 3 S S) and captions.jsonl (a JSON list per line)."
                 )
-        images = np.load(folder / "images.npy", mmap_mode="r")
-        lines = (folder / "captions.jsonl").read_text(encoding="utf-8").splitlines()
-        captions = tuple(tuple(json.loads(line)) for line in lines)
+        images = _open_images(folder / "images.npy")
+        captions = _read_captions(folder / "captions.jsonl")
         if len(captions) != len(images):
             raise UserError(
                 f"{folder} has {len(images)} pictures but {len(captions)} lines of captions; "
                 "write one line of captions per picture."
-            )
-        if images.ndim != 4 or images.shape[1] != 3 or images.dtype != np.uint8:
-            raise UserError(
-                f"{folder}/images.npy holds {images.dtype} of shape {images.shape}; "
-                "it must be uint8 of shape N 3 S S."
             )
         return cls(images, captions)
 
@@ -118,6 +112,43 @@ class CaptionedSamples:
 
     def _order(self, epoch: int) -> np.ndarray:
         return permutation(len(self.data.images), derive_seed(self.seed, "epoch", epoch))
+
+
+def _open_images(path: Path) -> np.ndarray:
+    try:
+        images: np.ndarray = np.load(path, mmap_mode="r")
+    except (ValueError, OSError, EOFError) as error:
+        raise UserError(f"{path} cannot be read ({error}); make the dataset again.") from None
+    right = images.ndim == 4 and images.shape[1] == 3 and images.shape[2] == images.shape[3]
+    if not right or images.dtype != np.uint8 or not len(images):
+        raise UserError(
+            f"{path} holds {images.dtype} of shape {images.shape}; "
+            "it must be uint8 of shape N 3 S S, with at least one picture."
+        )
+    return images
+
+
+def _read_captions(path: Path) -> tuple[tuple[str, ...], ...]:
+    # Not `splitlines`, which also breaks at separators that may stand inside a JSON string.
+    lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    return tuple(_parse_captions(path, number, line) for number, line in enumerate(lines, start=1))
+
+
+def _parse_captions(path: Path, number: int, line: str) -> tuple[str, ...]:
+    try:
+        captions = json.loads(line)
+    except json.JSONDecodeError:
+        captions = None
+    if (
+        not isinstance(captions, list)
+        or not captions
+        or not all(isinstance(caption, str) for caption in captions)
+    ):
+        raise UserError(
+            f"Line {number} of {path} is no JSON list of captions; write at least one, "
+            'for instance ["a photo of a dog"].'
+        )
+    return tuple(captions)
 
 
 def make_pair(

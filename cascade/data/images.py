@@ -18,6 +18,14 @@ from torch import Tensor
 from cascade.errors import UserError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
+# Everything that Pillow's decoders raise for a damaged or an absurdly large file.
+UNREADABLE = (
+    UnidentifiedImageError,
+    Image.DecompressionBombError,
+    OSError,
+    SyntaxError,
+    ValueError,
+)
 KERNELS = {
     "bicubic": Image.Resampling.BICUBIC,
     "bilinear": Image.Resampling.BILINEAR,
@@ -78,12 +86,15 @@ def read_image(path: Path) -> Image.Image:
     try:
         with Image.open(path) as file:
             upright = ImageOps.exif_transpose(file)
+            if upright.mode.startswith("I;16"):
+                # Pillow would clip 16-bit grey at 255 and return an all but white picture.
+                upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
             if upright.mode in ("RGBA", "LA", "P", "PA"):
                 layer = upright.convert("RGBA")
                 white = Image.new("RGBA", layer.size, "white")
                 return Image.alpha_composite(white, layer).convert("RGB")
             return upright.convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except UNREADABLE as error:
         raise UserError(
             f"{path} cannot be read as a picture ({error}); replace or remove it."
         ) from None
@@ -139,9 +150,12 @@ def write_png(image: Image.Image, path: Path, note: PngInfo | None = None) -> No
 
 
 def write_bytes(data: bytes, path: Path) -> None:
-    """Write a file atomically: to a neighbour first, then renamed into place."""
+    """Write a file atomically: to a neighbour first, then renamed into place.
+
+    Runs that make the same file at the same time do not disturb each other.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with partial.open("wb") as file:
         file.write(data)
         file.flush()

@@ -5,6 +5,8 @@ low/high-resolution pairs of the same photos with a lowered noise augmentation (
 3.3 and supplement). The text encoder stays frozen.
 """
 
+import hashlib
+import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +27,7 @@ from cascade.errors import UserError
 from cascade.pipeline import MANIFEST, cascade_folder, read_manifest
 from cascade.progress import progress_bar
 from cascade.sampling import prompt_table
-from cascade.stage import Stage, read_stage_config
+from cascade.stage import Stage, check_weights, read_stage_config
 from cascade.text.prompts import PromptTable
 from cascade.text.t5 import TextEncoder
 from cascade.train.distributed import Processes, processes
@@ -73,7 +75,13 @@ def make_plan(config: DreamBoothConfig) -> Plan:
         raise UserError(
             f"The cascade has no stage '{unknown[0]}'; its stages are {', '.join(known)}."
         )
+    for name, stage in stages.items():
+        check_weights(source / name, stage)
     tuned = tuple(name for name in known if name in (config.stages or known))
+    require_disk(
+        config.output_dir,
+        [(stage, _run(config, stage)) for stage in stages.values() if stage.name in tuned],
+    )
     encoder = TextEncoder.load(source / manifest.text_encoder)
     subject = read_subject(
         config, [stage for stage in stages.values() if stage.name in tuned], encoder.tokenizer
@@ -95,15 +103,19 @@ def personalise(config: DreamBoothConfig) -> Path:
     """
     plan = make_plan(config)
     with processes() as here:
-        claim(config.output_dir, config.model_dump_json(indent=2), here)
+        claim(config.output_dir, _identity(plan), here)
         if here.first:
             _say_what(plan)
             _copy(plan.source, config.output_dir, plan.manifest.text_encoder)
         table = _embed(plan)
-        for folder, stage in plan.stages.items():
-            if (config.output_dir / folder / "model.safetensors").is_file():
-                continue
-            if stage.name in plan.tuned:
+        missing = [
+            folder
+            for folder in plan.stages
+            if not (config.output_dir / folder / "model.safetensors").is_file()
+        ]
+        here.barrier()  # all processes have looked before the first one writes
+        for folder in missing:
+            if plan.stages[folder].name in plan.tuned:
                 _tune(plan, folder, table, here)
             elif here.first:
                 _copy(plan.source, config.output_dir, folder)
@@ -115,12 +127,25 @@ def personalise(config: DreamBoothConfig) -> Path:
     return config.output_dir
 
 
+def _identity(plan: Plan) -> str:
+    """What makes a run this run: its settings and the very photos."""
+    digests = {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in plan.subject.photos.paths
+    }
+    settings = plan.config.model_dump(mode="json")
+    return json.dumps({"settings": settings, "photos": digests}, indent=2) + "\n"
+
+
+def _run(config: DreamBoothConfig, stage: StageConfig) -> TrainConfig:
+    return config.recipe.base if stage.low_res is None else config.recipe.super_resolution
+
+
 def _tune(plan: Plan, folder: str, table: PromptTable, here: Processes) -> None:
     """Tune one stage and publish it."""
     config = plan.config
     frozen = Stage.load(plan.source / folder, here.device)
-    run = config.recipe.base if frozen.config.low_res is None else config.recipe.super_resolution
-    require_disk(config.output_dir, frozen, run.checkpoints_kept)
+    run = _run(config, frozen.config)
     kinds = _kinds(plan, folder, table, here)
     stage = frozen.with_network(frozen.network, tuned_config(plan, frozen.config))
     run_dir = config.output_dir / "runs" / folder
@@ -230,8 +255,9 @@ def _copy(source: Path, output: Path, folder: str) -> None:
 def _say_what(plan: Plan) -> None:
     subject = plan.subject
     if subject.photos.skipped:
-        console.print(f"Skipped, no pictures: {', '.join(subject.photos.skipped)}")
+        console.print(f"Skipped, no pictures: {', '.join(subject.photos.skipped)}", markup=False)
     console.print(
         f"{len(subject.images)} photos of '{subject.instance_prompt}' "
-        f"(identifier '{subject.config.identifier}'); tuning {', '.join(plan.tuned)}."
+        f"(identifier '{subject.config.identifier}'); tuning {', '.join(plan.tuned)}.",
+        markup=False,  # "[v]" is an identifier
     )

@@ -1,7 +1,7 @@
 """Class images: what the frozen cascade draws for `a [class noun]` (DreamBooth section 3.3).
 
 They are kept on disk under a key of everything they depend on, made in batches, and a run that was
-cut short goes on where it stopped.
+cut short goes on where it stopped and ends with the same files.
 """
 
 import hashlib
@@ -90,7 +90,7 @@ def class_images(
         table: holds the prompt's embedding.
         folder: where sets are kept, each under its key; a folder with pictures directly inside is
             taken as the class set itself. None is the user's cache.
-        rank: this process's number; each makes its part and none waits here for the others.
+        rank: this process's number; each makes its batches and none waits here for the others.
         world: how many processes there are.
         on_images: told about progress.
     """
@@ -99,16 +99,20 @@ def class_images(
         return own
     place = (folder or default_folder()) / prior.key()
     paths = [place / f"{index:06d}.png" for index in range(prior.config.images)]
-    missing = [i for i, path in enumerate(paths) if not path.is_file() and i % world == rank]
-    if missing:
+    if rank == 0 and not all(path.is_file() for path in paths):
         note = {"prompt": prior.prompt, "stages": [stage.config.name for stage in prior.stages]}
         write_bytes((json.dumps(note) + "\n").encode(), place / "about.json")
-    for first in range(0, len(missing), prior.config.batch_size):
-        indices = missing[first : first + prior.config.batch_size]
-        for index, image in zip(indices, prior.draw(table, indices), strict=True):
-            write_png(image, paths[index])
+    size = prior.config.batch_size
+    for first in range(rank * size, len(paths), world * size):
+        batch = range(first, min(first + size, len(paths)))
+        if not all(paths[index].is_file() for index in batch):
+            # The batch is drawn whole: one of another size rounds differently in its last bits,
+            # and a run that was cut short would not end with the files of one that was not.
+            for index, image in zip(batch, prior.draw(table, batch), strict=True):
+                if not paths[index].is_file():
+                    write_png(image, paths[index])
         if on_images is not None:
-            on_images(len(paths) - len(missing) + first + len(indices), len(paths))
+            on_images(sum(path.is_file() for path in paths), len(paths))
     return paths
 
 

@@ -73,7 +73,9 @@ def _fill(template: str, identifier: str, noun: str, needs: str | None) -> str:
             f"The prompt '{template}' has a placeholder that is not known; "
             "use {identifier} and {class_noun}."
         ) from None
-    if needs is not None and identifier not in prompt.split():
+    words, name = prompt.split(), identifier.split()
+    places = range(len(words) - len(name) + 1)
+    if needs is not None and not any(words[i : i + len(name)] == name for i in places):
         raise UserError(
             f"The instance prompt '{prompt}' does not name the subject; put {needs} (here "
             f"'{identifier}') into it as a word of its own."

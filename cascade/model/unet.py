@@ -66,6 +66,7 @@ class UNet(nn.Module):
         self.middle = nn.ModuleList(middle)
         self.decoder = nn.ModuleList(step.block for step in decoder)
         self._leaves = tuple(step.skip for step in encoder)
+        self._skips_input = config.resample == "residual" or config.full_resolution_skip
         self._takes = tuple(step.skip for step in decoder)
         self.norm_out = nn.GroupNorm(config.norm_groups, first)
         self.conv_out = nn.Conv2d(
@@ -107,7 +108,7 @@ class UNet(nn.Module):
         tokens = text if self.text_projection is None else self.text_projection(text)
         context = Context(tokens, text_mask)
         h = self.conv_in(x if low_res is None else torch.cat([x, low_res], dim=1))
-        skips = [h] if self.config.resample == "residual" else []
+        skips = [h] if self._skips_input else []
         for block, leaves in zip(self.encoder, self._leaves, strict=True):
             h = self._run(block, h, emb, context)
             if leaves:
@@ -226,7 +227,10 @@ def _strided_encoder(config: UNetConfig) -> list[Step]:
 
 
 def _strided_decoder(config: UNetConfig) -> list[Step]:
-    """The Efficient U-Net's way up: each level takes one skip at its start and doubles last."""
+    """The Efficient U-Net's way up: each level takes one skip at its start and doubles last.
+
+    A last block at full resolution takes the input convolution's, where there is one.
+    """
     steps: list[Step] = []
     coarsest = len(config.channels) - 1
     for level in reversed(range(len(config.channels))):
@@ -237,6 +241,9 @@ def _strided_decoder(config: UNetConfig) -> list[Step]:
         steps += [Step(unit, skip=False) for unit in units[1:]]
         finer = config.channels[max(level - 1, 0)]
         steps.append(Step(ConvResample(channels, finer, "up"), skip=False))
+    if config.full_resolution_skip:
+        first = config.channels[0]
+        steps.append(Step(Unit(ResBlock(2 * first, first, config)), skip=True))
     return steps
 
 

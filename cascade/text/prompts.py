@@ -117,8 +117,11 @@ class OnlinePrompts:
         """Return the embeddings of `prompts`, B L D, padded to the longest."""
         wanted = dict.fromkeys(prompt for prompt in prompts if prompt is not None)
         misses = [prompt for prompt in wanted if prompt not in self._cache]
-        fresh = _embed(self._encoder, misses, self._max_length, self._cleaning)
-        self._cache.update(zip(misses, fresh, strict=True))
+        for prompt in misses:
+            # Each alone: in a batch its last bits would depend on what else was not remembered,
+            # and a run that goes on with an empty cache would not repeat one that never stopped.
+            embedded = _embed(self._encoder, [prompt], self._max_length, self._cleaning)
+            self._cache[prompt] = embedded[0]
         for prompt in wanted:
             self._cache.move_to_end(prompt)
         rows = [self._null if prompt is None else self._cache[prompt] for prompt in prompts]

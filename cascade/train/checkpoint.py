@@ -35,7 +35,8 @@ def save_checkpoint(
     """
     final, partial = folder / f"step-{step}", folder / f".step-{step}.partial"
     if processes.first:
-        shutil.rmtree(partial, ignore_errors=True)
+        for cut_short in folder.glob(".step-*.partial"):
+            shutil.rmtree(cut_short)
         partial.mkdir(parents=True)
     processes.barrier()
     dcp.save(_state(network, optimizer, ema), checkpoint_id=partial)

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from cascade.config.train import TrainConfig
 from cascade.data.batch import Batch, Share, Stream
 from cascade.diffusion.denoiser import Conditioning, Denoiser
-from cascade.diffusion.noise import Noise
+from cascade.diffusion.noise import Noise, derive_seed
 from cascade.diffusion.objective import Objective
 from cascade.errors import UserError
 from cascade.model.unet import UNet
@@ -87,7 +87,8 @@ def train(
         Report(stage.config.name, log, step, config.steps, processes.first) as report,
     ):
         while step < config.steps:
-            # One optimizer step over a global batch.
+            # One optimizer step over a global batch. Dropout is all that draws from this generator.
+            torch.manual_seed(derive_seed(config.seed, "dropout", processes.rank, step))
             rate = learning_rate(config.optimizer, step, config.steps)
             for turn in range(share.accumulation):
                 with _sync_on_last(wrapped, turn, share), _autocast(config, processes):

@@ -1,11 +1,14 @@
 """The output folder of a run: taken once, refused to others, and large enough."""
 
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
+from cascade.config.stage import StageConfig
+from cascade.config.train import TrainConfig
 from cascade.data.images import write_bytes
 from cascade.errors import UserError
-from cascade.stage import Stage
+from cascade.stage import skeleton
 from cascade.train.distributed import Processes
 
 
@@ -22,29 +25,40 @@ def claim(output: Path, settings: str, here: Processes) -> None:
                 f"{output} holds a run with other settings (see {note}); choose another output "
                 "folder, or remove that one."
             )
-    elif output.is_dir() and any(output.iterdir()):
+    elif output.is_dir() and any(path.suffix != ".partial" for path in output.iterdir()):
         raise UserError(f"{output} is not empty and holds no run; choose another output folder.")
     here.barrier()
     if here.first:
-        output.mkdir(parents=True, exist_ok=True)
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"{output} cannot be made a folder ({error.strerror}); choose another output "
+                "folder."
+            ) from None
         write_bytes(settings.encode(), note)
 
 
-def require_disk(folder: Path, stage: Stage, kept: int) -> None:
-    """Refuse to start a run whose checkpoints would not fit on the disk.
+def require_disk(folder: Path, runs: Iterable[tuple[StageConfig, TrainConfig]]) -> None:
+    """Refuse to start runs whose checkpoints would not fit on the disk.
 
     A checkpoint holds the weights, two optimizer moments and perhaps an average, all in float32;
     one more than is kept exists while a new one is written, and the stage is published beside them.
+    What an earlier start left in the folder is part of that.
 
     Raises:
         UserError: there is less room than that.
     """
-    weights = sum(parameter.numel() for parameter in stage.network.parameters()) * 4
-    needed = weights * (4 * (kept + 1) + 1)
+    needed = sum(_weight_bytes(stage) * (4 * (run.checkpoints_kept + 1) + 1) for stage, run in runs)
     existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     free = shutil.disk_usage(existing).free
-    if free < needed:
+    held = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    if free + held < needed:
         raise UserError(
             f"The run needs about {needed / 2**30:.1f} GiB on the disk of {folder} but "
             f"{free / 2**30:.1f} GiB are free; free some, or choose another output folder."
         )
+
+
+def _weight_bytes(stage: StageConfig) -> int:
+    return sum(parameter.numel() for parameter in skeleton(stage).parameters()) * 4

@@ -13,7 +13,7 @@ from cascade.sampling import prompt_table
 from cascade.stage import Stage
 from cascade.text.prompts import OnlinePrompts
 from cascade.text.t5 import TextEncoder
-from cascade.train.distributed import Processes, processes
+from cascade.train.distributed import processes
 from cascade.train.loop import train
 from cascade.train.objective import make_objective
 from cascade.train.output import claim, require_disk
@@ -45,9 +45,11 @@ def pretrain(config: PretrainConfig) -> Path:
             f"The text encoder in {config.text_encoder} is {encoder.width} wide but the network "
             f"expects {config.stage.unet.text_width}; set unet.text_width to {encoder.width}."
         )
+    stage = _initial(config)
+    require_disk(config.output, [(config.stage, config.train)])
     with processes() as here:
         claim(config.output, config.model_dump_json(indent=2), here)
-        stage = _initial(config, here)
+        stage.network.to(here.device)
         text = config.stage.text
         prompts = OnlinePrompts(
             encoder.to(here.device), text.max_length, text.cleaning, text.null, CAPTIONS_KEPT
@@ -69,20 +71,16 @@ def pretrain(config: PretrainConfig) -> Path:
     return folder
 
 
-def _initial(config: PretrainConfig, here: Processes) -> Stage:
+def _initial(config: PretrainConfig) -> Stage:
     if config.initial_weights is None:
-        stage = Stage.build(config.stage, config.train.seed)
-    else:
-        stage = Stage.load(config.initial_weights)
-        if stage.config.unet != config.stage.unet:
-            raise UserError(
-                f"The network in {config.initial_weights} has another shape than [stage.unet]; "
-                "give the same values."
-            )
-        stage = stage.with_network(stage.network, config.stage)
-    require_disk(config.output, stage, config.train.checkpoints_kept)
-    stage.network.to(here.device)
-    return stage
+        return Stage.build(config.stage, config.train.seed)
+    stage = Stage.load(config.initial_weights)
+    if stage.config.unet != config.stage.unet:
+        raise UserError(
+            f"The network in {config.initial_weights} has another shape than [stage.unet]; "
+            "give the same values."
+        )
+    return stage.with_network(stage.network, config.stage)
 
 
 def _validation(

@@ -1,0 +1,212 @@
+"""The demonstration: personalise a cascade on a few photos and show what changed.
+
+    python tools/demo.py                                    # a cat that ships with scikit-image
+    python tools/demo.py --subject my-photos --class dog    # your own
+
+Tunes the cascade twice, with and without prior preservation, draws both beside the untouched one,
+and writes `report.html`, one page that needs no server. Started again it goes on where it was.
+"""
+
+import hashlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from PIL import Image
+from rich.console import Console
+
+from cascade.config.dreambooth import RECIPES, DreamBoothConfig
+from cascade.config.stage import SubjectConfig
+from cascade.data.images import Photos, read_photos, write_png
+from cascade.dreambooth.personalise import personalise
+from cascade.environment import environment
+from cascade.errors import UserError
+from cascade.evaluate.features import EfficientNetLite0
+from cascade.evaluate.subject import (
+    Drawn,
+    SubjectScores,
+    ceiling,
+    draw_subject,
+    reconstruct,
+    score_subject,
+)
+from cascade.pipeline import Cascade, Pictures
+from cascade.progress import progress_bar
+from cascade.train.report import read_log
+from demo_report import Outcome, demo_report
+
+console = Console()
+SEEDS = range(12)
+SCENES = ("{subject} on the beach", "a black and white photo of {subject}", "a red {noun}")
+KINDS = ("before", "without prior preservation", "with prior preservation")
+
+
+@dataclass(frozen=True)
+class Work:
+    """One demonstration: its folder, its photos and where its class images are kept."""
+
+    folder: Path
+    photos: Photos
+    held_out: Image.Image | None
+    class_noun: str
+    cascade: str
+
+    def config(self, prior: bool) -> DreamBoothConfig:
+        """With prior preservation every stage is tuned; without, for comparison, the base."""
+        recipe = RECIPES["mini"]
+        base = Cascade.load(self.cascade).stages[0].config.name
+        return DreamBoothConfig(
+            cascade=self.cascade,
+            instance_data_dir=self.folder / "photos",
+            output_dir=self.folder / ("with-prior" if prior else "without-prior"),
+            class_noun=self.class_noun,
+            class_data_dir=self.folder.parent / "class-images",
+            stages=() if prior else (base,),
+            recipe=recipe if prior else recipe.model_copy(update={"prior": None}),
+        )
+
+
+def main(
+    subject: Annotated[Path | None, typer.Option(help="Folder with 3 to 5 photos.")] = None,
+    class_noun: Annotated[str | None, typer.Option("--class", help="What they show.")] = None,
+    output: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("runs/demo"),
+    cascade: Annotated[str, typer.Option(help="The cascade to personalise.")] = "mini",
+) -> None:
+    """Run the whole demonstration."""
+    if (subject is None) != (class_noun is None):
+        raise UserError("Give both --subject (a folder of photos) and --class (what they show).")
+    images = list(crops_of_a_cat()) if subject is None else list(read_photos(subject).images)
+    outcome = demonstrate(prepare(images, class_noun or "cat", output, cascade))
+    demo_report(outcome, " ".join(["python", *sys.argv]), environment()).write(
+        output / "report.html"
+    )
+    console.print(f"Open {output / 'report.html'} in a browser.")
+
+
+def prepare(images: list[Image.Image], class_noun: str, output: Path, cascade: str) -> Work:
+    """Keep one photo out where there are four or more, and copy the others beside the run.
+
+    The folder is named by what it depends on, so other photos never meet an older run.
+    """
+    *tuned_on, last = images
+    held_out = last if len(images) >= 4 else None
+    digest = hashlib.sha256(f"{class_noun} {cascade}".encode())
+    kept = tuned_on if held_out else images
+    for image in kept:
+        digest.update(image.tobytes())
+    folder = output / digest.hexdigest()[:12]
+    for number, image in enumerate(kept):
+        write_png(image, folder / "photos" / f"{number:02d}.png")
+    return Work(folder, read_photos(folder / "photos"), held_out, class_noun, cascade)
+
+
+def demonstrate(work: Work) -> Outcome:
+    """Tune the cascade with and without prior preservation and compare both with the untouched."""
+    times: dict[str, float] = {}
+    with timed(times, "class images; tuning the base and super-resolution"):
+        tuned = Cascade.load(personalise(work.config(prior=True)))
+    with timed(times, "tuning the base without prior preservation"):
+        plain = Cascade.load(personalise(work.config(prior=False)))
+    with timed(times, "drawing and scoring the comparison"):
+        outcome = compare(work, (Cascade.load(work.cascade), plain, tuned), times)
+    return outcome
+
+
+def crops_of_a_cat() -> Iterator[Image.Image]:
+    """Five crops of the public-domain cat photo inside scikit-image; the last is held out."""
+    from skimage.data import chelsea
+
+    photo = Image.fromarray(chelsea())
+    for left, top, side in ((0, 0, 300), (75, 0, 300), (151, 0, 300), (90, 30, 250), (40, 10, 280)):
+        yield photo.crop((left, top, left + side, top + side))
+
+
+@contextmanager
+def timed(times: dict[str, float], name: str) -> Iterator[None]:
+    """Note how many seconds the block takes, and say what it does."""
+    console.rule(name)
+    start = time.perf_counter()
+    yield
+    times[name] = time.perf_counter() - start
+
+
+def compare(work: Work, cascades: tuple[Cascade, ...], times: dict[str, float]) -> Outcome:
+    """Draw the same seeds with every cascade and score them."""
+    subject = cascades[-1].stages[0].config.subject
+    assert subject is not None, "a personalised cascade records its subject"
+    frozen, _, tuned = cascades
+    drawn = dict(zip(KINDS, drawings(cascades, subject), strict=True))
+    extractor = EfficientNetLite0()
+    photos = work.photos.images
+    scores: dict[str, dict[str, SubjectScores]] = {}
+    ceilings: dict[str, float] = {}
+    for stage in (stage.config for stage in tuned.stages):
+        ceilings[stage.name] = ceiling(photos, extractor, stage.size)
+        scores[stage.name] = {
+            kind: score_subject(pictures, drawn["before"], photos, extractor, stage.name)
+            for kind, pictures in drawn.items()
+        }
+    prompt = f"a {subject.identifier} {subject.class_noun}"
+    shown = [work.held_out] if work.held_out else list(photos[:1])
+    last = tuned.stages[-1].config.name
+    return Outcome(
+        subject=subject,
+        photos=photos,
+        held_out=work.held_out,
+        drawn=drawn,
+        scenes=scenes(cascades, subject),
+        reconstructions=(
+            reconstruct(frozen, last, shown, f"a {subject.class_noun}", extractor),
+            reconstruct(tuned, last, shown, prompt, extractor),
+        ),
+        scores=scores,
+        ceilings=ceilings,
+        logs={
+            f"{name}, {stage.config.name}": log
+            for name in ("with-prior", "without-prior")
+            for stage in tuned.stages
+            if (log := read_log(work.folder / name / "runs" / stage.config.name / "log.jsonl"))
+        },
+        times=times,
+    )
+
+
+def drawings(cascades: tuple[Cascade, ...], subject: SubjectConfig) -> Iterator[Drawn]:
+    """The subject's and the class's prompt, drawn by each cascade with the same seeds."""
+    with progress_bar(console) as bar:
+        for kind, cascade in zip(KINDS, cascades, strict=True):
+            yield draw_subject(cascade, subject, SEEDS, stepper(bar.add_task, bar.update, kind))
+
+
+def scenes(cascades: tuple[Cascade, ...], subject: SubjectConfig) -> dict[str, Pictures]:
+    """The subject in a few other scenes, by the cascade tuned with prior preservation."""
+    name = f"a {subject.identifier} {subject.class_noun}"
+    prompts = [scene.format(subject=name, noun=name.removeprefix("a ")) for scene in SCENES]
+    return {prompt: cascades[-1].sample(prompt, range(6)) for prompt in prompts}
+
+
+def stepper(
+    add: Callable[..., object], update: Callable[..., None], kind: str
+) -> Callable[[str, int, int], None]:
+    """Progress of one cascade's drawings: a bar per stage, begun when the stage first reports."""
+    tasks: dict[str, object] = {}
+
+    def on_step(stage: str, done: int, total: int) -> None:
+        if stage not in tasks:
+            tasks[stage] = add(f"{kind}: {stage}", total=total, details="")
+        update(tasks[stage], completed=done)
+
+    return on_step
+
+
+if __name__ == "__main__":
+    try:
+        typer.run(main)
+    except UserError as error:
+        Console(stderr=True).print(f"[bold red]Error:[/] {error}")
+        sys.exit(2)
