@@ -2,8 +2,10 @@
 #   PYTHON=python3.12      the interpreter that makes the environment
 #   CONSTRAINTS=           no pinned versions: the registry's newest torch, for a CUDA machine
 #   SUBJECT=dir CLASS=dog  your own photos for `make demo`
+#   SHARED=dir             the photo packs for `make pretrain`
 PYTHON ?= python3
 CONSTRAINTS ?= constraints-cpu.txt
+SHARED ?= ../shared
 WORKERS ?= auto
 
 VENV := .venv
@@ -12,7 +14,7 @@ READY := $(VENV)/.ready
 TYPED := cascade kernels $(wildcard tools)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint types format test test-fast demo clean
+.PHONY: help setup lint types format test test-fast demo pretrain clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +52,16 @@ test-fast: setup  ## the tests that take no more than a few seconds
 
 demo: setup  ## personalise the small cascade on a CPU and write a page of pictures
 	$(BIN)/python tools/demo.py $(if $(SUBJECT),--subject '$(SUBJECT)') $(if $(CLASS),--class '$(CLASS)')
+
+pretrain: setup  ## train `mini` anew from the photo packs; hours on a CPU, resumable
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[pretrain]' \
+	  $(addprefix --constraint ,$(CONSTRAINTS))
+	$(BIN)/python tools/pretrain/prepare.py --output build/pretrain --shared '$(SHARED)'
+	test -f cascade/zoo/mini/text/model.safetensors || $(BIN)/python tools/pretrain/text.py \
+	  --datasets build/pretrain --output cascade/zoo/mini/text --shared '$(SHARED)'
+	$(BIN)/cascade train configs/mini-base32.toml
+	$(BIN)/cascade train configs/mini-sr128.toml
+	$(BIN)/python tools/pretrain/assemble.py runs/pretrain/base32/stage runs/pretrain/sr128/stage
 
 clean:  ## remove the environment, caches and builds; runs and pictures stay
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis dist

@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cascade.config.stage import AugmentationLevel, CascadeManifest, SamplerConfig
+from cascade.config.stage import AugmentationLevel, CascadeManifest, SamplerConfig, StageConfig
 from cascade.data.images import to_pil
 from cascade.errors import UserError
 from cascade.sampling import OnStep, prompt_table, sample_stage
-from cascade.stage import Stage, read_json
+from cascade.stage import Stage, read_json, read_stage_config
 from cascade.text.prompts import PromptTable
 from cascade.text.t5 import TextEncoder
 
@@ -65,6 +65,7 @@ class Cascade:
         folder = cascade_folder(path)
         manifest = read_manifest(folder)
         encoder = TextEncoder.load(folder / manifest.text_encoder).to(torch.device(device))
+        check_chain([read_stage_config(folder / name) for name in manifest.stages], encoder, folder)
         stages = [Stage.load(folder / name, device) for name in manifest.stages]
         return cls(manifest, encoder, stages)
 
@@ -133,6 +134,30 @@ class Cascade:
             if name == last_stage:
                 break
         return Pictures(drawn)
+
+
+def check_chain(stages: Sequence[StageConfig], encoder: TextEncoder, folder: Path) -> None:
+    """Make sure that each stage enlarges the pictures of the one before, and reads the encoder.
+
+    Raises:
+        UserError: it does not.
+    """
+    made: int | None = None
+    for stage in stages:
+        wanted = stage.low_res.size if stage.low_res else None
+        if wanted != made:
+            enlarges = "makes pictures from nothing" if wanted is None else f"enlarges {wanted} px"
+            before = "it is the first" if made is None else f"the one before makes {made} px"
+            raise UserError(
+                f"In {folder} stage '{stage.name}' {enlarges} but {before}; "
+                f"put the stages of {MANIFEST} in order, base first."
+            )
+        if stage.unet.text_width != encoder.width:
+            raise UserError(
+                f"In {folder} stage '{stage.name}' reads text of width {stage.unet.text_width} but "
+                f"the encoder's is {encoder.width}; use the encoder that belongs to the stages."
+            )
+        made = stage.size
 
 
 def cascade_folder(path: Path | str) -> Path:

@@ -11,7 +11,7 @@ from rich.progress import (
 )
 
 
-def progress_bar(console: Console | None = None) -> Progress:
+def progress_bar(console: Console | None = None, shown: bool = True) -> Progress:
     """A bar with count, time spent and time left; tasks need a field `details`, perhaps empty."""
     return Progress(
         TextColumn("{task.description}"),
@@ -21,4 +21,5 @@ def progress_bar(console: Console | None = None) -> Progress:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=console,
+        disable=not shown,
     )

@@ -58,7 +58,9 @@ def sample_stage(
 def prompt_table(encoder: TextEncoder, prompts: Sequence[str], stage: StageConfig) -> PromptTable:
     """Embed prompts by a stage's conventions, with the unconditional text."""
     text = stage.text
-    return PromptTable.build(encoder, list(prompts), text.max_length, text.cleaning, text.null)
+    return PromptTable.build(
+        encoder, list(prompts), text.max_length, text.cleaning, text.null, text.masked
+    )
 
 
 def _counter(

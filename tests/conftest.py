@@ -1,11 +1,25 @@
 """What tests share: where data lies, which of them need a GPU, one thread per worker."""
 
 import os
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageDraw
+
+from cascade.config.stage import (
+    CascadeManifest,
+    DiffusionConfig,
+    LowResConfig,
+    SamplerConfig,
+    StageConfig,
+    TextConfig,
+)
+from cascade.config.unet import UNetConfig
+from cascade.stage import Stage
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -46,3 +60,85 @@ def shared_data() -> Path:
     if not (folder / "data").is_dir():
         pytest.skip(f"no shared data folder at {folder}; name one in DREAMCASCADE_SHARED")
     return folder
+
+
+TINY_UNET = UNetConfig(
+    channels=(16, 32),
+    blocks=(1, 1),
+    attention=("none", "joint"),
+    head_channels=16,
+    text_width=128,  # the bundled text encoder's
+    context_width=32,
+    time_width=32,
+    pool_heads=4,
+    norm_groups=8,
+)
+TINY_SUPER_RESOLUTION = TINY_UNET.model_copy(
+    update={
+        "attention": ("none", "cross"),
+        "low_res": True,
+        "resample": "convolution",
+        "skip_scale": 2**-0.5,
+    }
+)
+TINY_TEXT = TextConfig(max_length=16, cleaning="lower")
+TINY_BASE = StageConfig(
+    name="base16",
+    size=16,
+    unet=TINY_UNET,
+    diffusion=DiffusionConfig(prediction="v"),
+    text=TINY_TEXT,
+    sampler=SamplerConfig(name="dpmpp_2m", steps=3, guidance=3.0),
+)
+TINY_SR = StageConfig(
+    name="sr32",
+    size=32,
+    unet=TINY_SUPER_RESOLUTION,
+    diffusion=DiffusionConfig(prediction="v"),
+    low_res=LowResConfig(size=16, noise_at="low", upsample="bicubic", crop=16),
+    text=TINY_TEXT,
+    sampler=SamplerConfig(name="ddim", steps=2, guidance=1.0),
+)
+
+
+@pytest.fixture(scope="session")
+def tiny_cascade(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a complete two-stage cascade, 16 -> 32 pixels, of random weights.
+
+    Shared by all tests: read it, and copy it to change it.
+    """
+    folder = tmp_path_factory.mktemp("cascades") / "tiny"
+    shutil.copytree(ROOT / "cascade" / "zoo" / "mini" / "text", folder / "text")
+    for seed, config in enumerate((TINY_BASE, TINY_SR)):
+        stage = Stage.build(config, seed)
+        _wake(stage.network, seed)
+        stage.save(folder / config.name)
+    manifest = CascadeManifest(name="tiny", stages=("base16", "sr32"), recipe="mini")
+    (folder / "cascade.json").write_text(manifest.model_dump_json(indent=2), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of four photos of 64 pixels: a shape of one kind before other backgrounds.
+
+    Shared by all tests: read it, and copy it to change it.
+    """
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for index in range(4):
+        noise = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        photo = Image.fromarray(noise).resize((64, 64), Image.Resampling.BICUBIC)
+        left, top = (int(value) for value in rng.integers(4, 24, 2))
+        ImageDraw.Draw(photo).ellipse((left, top, left + 32, top + 24), fill=(200, 60, 20 * index))
+        photo.save(folder / f"{index}.png")
+    return folder
+
+
+def _wake(network: torch.nn.Module, seed: int) -> None:
+    """Draw the zero-initialised weights at random: a new network predicts 0 whatever it sees."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if parameter.ndim > 1 and not parameter.any():
+                parameter.normal_(0.0, parameter[0].numel() ** -0.5, generator=generator)

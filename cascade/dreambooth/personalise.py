@@ -24,7 +24,7 @@ from cascade.dreambooth.batches import DreamBoothSamples, Kind
 from cascade.dreambooth.prior import Prior, class_images, read_class_images
 from cascade.dreambooth.subject import Subject, read_subject
 from cascade.errors import UserError
-from cascade.pipeline import MANIFEST, cascade_folder, read_manifest
+from cascade.pipeline import MANIFEST, cascade_folder, check_chain, read_manifest
 from cascade.progress import progress_bar
 from cascade.sampling import prompt_table
 from cascade.stage import Stage, check_weights, read_stage_config
@@ -83,6 +83,7 @@ def make_plan(config: DreamBoothConfig) -> Plan:
         [(stage, _run(config, stage)) for stage in stages.values() if stage.name in tuned],
     )
     encoder = TextEncoder.load(source / manifest.text_encoder)
+    check_chain(list(stages.values()), encoder, source)
     subject = read_subject(
         config, [stage for stage in stages.values() if stage.name in tuned], encoder.tokenizer
     )
@@ -200,7 +201,7 @@ def _kinds(plan: Plan, folder: str, table: PromptTable, here: Processes) -> tupl
         Stage.load(plan.source / name, here.device) for name in names[: names.index(folder) + 1]
     ]
     prior = Prior(tuple(frozen), subject.class_prompt, recipe.prior, plan.config.seed)
-    with progress_bar(console) as bar:
+    with progress_bar(console, here.first) as bar:
         task = bar.add_task("class images", total=recipe.prior.images, details="")
         paths = class_images(
             prior,

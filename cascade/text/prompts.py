@@ -46,6 +46,7 @@ class PromptTable:
         max_length: int,
         cleaning: Cleaning,
         null: Null,
+        masked: bool = True,
     ) -> Self:
         """Embed every distinct prompt once.
 
@@ -56,11 +57,12 @@ class PromptTable:
             cleaning: what the checkpoint does to prompts first.
             null: the null condition of classifier-free guidance: `zeros` (Imagen) is one zero
                 token, `empty` (DeepFloyd IF) the embedding of "".
+            masked: whether padding is hidden from the network, as in `TextEncoder.embed`.
         """
         distinct = list(dict.fromkeys(prompts))
-        embedded = _embed(encoder, distinct, max_length, cleaning)
+        embedded = _embed(encoder, distinct, max_length, cleaning, masked)
         table = dict(zip(distinct, embedded, strict=True))
-        return cls(table, _null_row(encoder, max_length, cleaning, null))
+        return cls(table, _null_row(encoder, max_length, cleaning, null, masked))
 
     def to(self, device: torch.device) -> Self:
         """Return a copy on another device."""
@@ -91,6 +93,7 @@ class OnlinePrompts:
         cleaning: Cleaning,
         null: Null,
         cache_size: int = 16_384,
+        masked: bool = True,
     ) -> None:
         """Keep `encoder`; the other arguments are as in `PromptTable.build`.
 
@@ -100,6 +103,7 @@ class OnlinePrompts:
             cleaning: what the checkpoint does to prompts first.
             null: the null condition.
             cache_size: prompts remembered; the one unused for longest goes first.
+            masked: whether padding is hidden from the network, as in `TextEncoder.embed`.
 
         Raises:
             ValueError: `cache_size` is not positive.
@@ -109,9 +113,10 @@ class OnlinePrompts:
         self._encoder = encoder
         self._max_length = max_length
         self._cleaning: Cleaning = cleaning
+        self._masked = masked
         self._cache_size = cache_size
         self._cache: OrderedDict[str, Tensor] = OrderedDict()
-        self._null = _null_row(encoder, max_length, cleaning, null)
+        self._null = _null_row(encoder, max_length, cleaning, null, masked)
 
     def rows(self, prompts: Sequence[str | None]) -> TextEmbedding:
         """Return the embeddings of `prompts`, B L D, padded to the longest."""
@@ -120,7 +125,9 @@ class OnlinePrompts:
         for prompt in misses:
             # Each alone: in a batch its last bits would depend on what else was not remembered,
             # and a run that goes on with an empty cache would not repeat one that never stopped.
-            embedded = _embed(self._encoder, [prompt], self._max_length, self._cleaning)
+            embedded = _embed(
+                self._encoder, [prompt], self._max_length, self._cleaning, self._masked
+            )
             self._cache[prompt] = embedded[0]
         for prompt in wanted:
             self._cache.move_to_end(prompt)
@@ -131,19 +138,21 @@ class OnlinePrompts:
 
 
 def _embed(
-    encoder: TextEncoder, prompts: Sequence[str], max_length: int, cleaning: Cleaning
+    encoder: TextEncoder, prompts: Sequence[str], max_length: int, cleaning: Cleaning, masked: bool
 ) -> list[Tensor]:
     """Return one unpadded L D embedding per prompt."""
     rows: list[Tensor] = []
     for start in range(0, len(prompts), _EMBED_BATCH):
-        text = encoder.embed(prompts[start : start + _EMBED_BATCH], max_length, cleaning)
+        text = encoder.embed(prompts[start : start + _EMBED_BATCH], max_length, cleaning, masked)
         # A copy: a view would keep the whole padded batch alive.
         rows += [row[mask].clone() for row, mask in zip(text.embedding, text.mask, strict=True)]
     return rows
 
 
-def _null_row(encoder: TextEncoder, max_length: int, cleaning: Cleaning, null: Null) -> Tensor:
-    empty = _embed(encoder, [""], max_length, cleaning)[0]
+def _null_row(
+    encoder: TextEncoder, max_length: int, cleaning: Cleaning, null: Null, masked: bool
+) -> Tensor:
+    empty = _embed(encoder, [""], max_length, cleaning, masked)[0]
     # One zero token rather than none: attention over an empty set of keys is NaN.
     return torch.zeros_like(empty[:1]) if null == "zeros" else empty
 

@@ -4,7 +4,8 @@ Shapes: `B` prompts, `L` tokens, `D` the encoder's width (`d_model`).
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import T5EncoderModel
+from transformers.utils import logging
 
 from cascade.errors import UserError
 from cascade.text.cleaning import Cleaning, clean
@@ -92,17 +94,23 @@ class TextEncoder:
         return digest.hexdigest()
 
     @torch.no_grad()
-    def embed(self, prompts: Sequence[str], max_length: int, cleaning: Cleaning) -> TextEmbedding:
-        """Embed prompts, padded to the longest of them.
+    def embed(
+        self, prompts: Sequence[str], max_length: int, cleaning: Cleaning, masked: bool = True
+    ) -> TextEmbedding:
+        """Embed prompts, padded to the longest of them, or all to `max_length`.
 
         Args:
             prompts: B prompts; "" is a prompt too (its only token is `</s>`).
             max_length: tokens kept of each prompt, `</s>` included (Imagen 128, DeepFloyd IF 77).
             cleaning: what the checkpoint does to prompts first.
+            masked: whether padding is hidden from whoever reads the embedding. False is DeepFloyd
+                IF's way: padding is masked inside the encoder only, and what comes out at its
+                places is read like any token.
 
         Returns:
-            B L D in the encoder's dtype, L at most `max_length`. A prompt's embedding does not
-            depend on the others: padding is masked inside the encoder and zero outside.
+            B L D in the encoder's dtype; L is at most `max_length`, or equal to it where nothing is
+            masked. A prompt's embedding does not depend on the others: padding is masked inside the
+            encoder and, where `masked`, zero outside.
 
         Raises:
             ValueError: there are no prompts.
@@ -110,11 +118,13 @@ class TextEncoder:
         if not prompts:
             raise ValueError("embed needs at least one prompt.")
         rows = [self.tokenizer.encode(clean(prompt, cleaning), max_length) for prompt in prompts]
-        length = max(map(len, rows))
+        length = max(map(len, rows)) if masked else max_length
         ids = torch.tensor([row + [PAD] * (length - len(row)) for row in rows], device=self.device)
         lengths = torch.tensor([len(row) for row in rows], device=self.device)
         mask = torch.arange(length, device=self.device) < lengths[:, None]
         output = self._model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+        if not masked:
+            return TextEmbedding(output, torch.ones_like(mask))
         return TextEmbedding(output * mask[..., None], mask)
 
 
@@ -135,9 +145,10 @@ def _load_model(folder: Path, dtype: torch.dtype) -> T5EncoderModel:
     if not any(path.is_file() for path in weights):
         raise UserError(f"There is no model.safetensors in {folder}; fetch the encoder again.")
     try:
-        loaded: Any = T5EncoderModel.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, output_loading_info=True
-        )
+        with _no_progress_bar():
+            loaded: Any = T5EncoderModel.from_pretrained(
+                folder, dtype=dtype, local_files_only=True, output_loading_info=True
+            )
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
@@ -154,3 +165,15 @@ def _load_model(folder: Path, dtype: torch.dtype) -> T5EncoderModel:
             "fetch model.safetensors and config.json of the same model again."
         )
     return model
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """Silence transformers' own bar: one appears per load, between the bars of the run."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

@@ -52,7 +52,12 @@ def pretrain(config: PretrainConfig) -> Path:
         stage.network.to(here.device)
         text = config.stage.text
         prompts = OnlinePrompts(
-            encoder.to(here.device), text.max_length, text.cleaning, text.null, CAPTIONS_KEPT
+            encoder.to(here.device),
+            text.max_length,
+            text.cleaning,
+            text.null,
+            CAPTIONS_KEPT,
+            text.masked,
         )
         trained = train(
             stage,

@@ -69,9 +69,11 @@ def test_cache_embeds_each_prompt_once_and_forgets_the_oldest(
     asked: list[str] = []
     embed = encoder.embed
 
-    def noted(prompts: Sequence[str], max_length: int, cleaning: Cleaning) -> TextEmbedding:
+    def noted(
+        prompts: Sequence[str], max_length: int, cleaning: Cleaning, masked: bool
+    ) -> TextEmbedding:
         asked.extend(prompts)
-        return embed(prompts, max_length, cleaning)
+        return embed(prompts, max_length, cleaning, masked)
 
     monkeypatch.setattr(encoder, "embed", noted)
     online.rows(["cat", "cat", None])
@@ -84,3 +86,18 @@ def test_cache_embeds_each_prompt_once_and_forgets_the_oldest(
     assert len(asked) == 4
     with pytest.raises(ValueError, match="cache_size"):
         OnlinePrompts(encoder, 16, "none", "zeros", cache_size=0)
+
+
+def test_unmasked_rows_are_the_whole_padded_sequence(encoder: TextEncoder) -> None:
+    online = OnlinePrompts(encoder, 16, "none", "empty", masked=False)
+    table = PromptTable.build(encoder, PROMPTS, 16, "none", "empty", masked=False)
+    for source in (online, table):
+        rows = source.rows([PROMPTS[0], None])
+        assert rows.embedding.shape[1] == 16
+        assert rows.mask.all()
+        # The encoder's answer at the padding is part of it (DeepFloyd IF reads all 77 tokens).
+        assert bool((rows.embedding[:, -1] != 0).any())
+    masked = PromptTable.build(encoder, PROMPTS, 16, "none", "empty").rows([PROMPTS[0]])
+    length = masked.embedding.shape[1]
+    whole = table.rows([PROMPTS[0]]).embedding[:, :length]
+    torch.testing.assert_close(whole, masked.embedding)  # padding is masked inside the encoder

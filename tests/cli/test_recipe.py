@@ -1,0 +1,148 @@
+"""Each flag of `cascade dreambooth` replaces the numbers it names, and no others."""
+
+from collections.abc import Iterator
+from inspect import signature
+from typing import Any
+
+import pytest
+
+from cascade.cli.dreambooth import dreambooth
+from cascade.cli.recipe import PATHS, recipe_from_flags
+from cascade.config.dreambooth import RECIPES, Recipe
+from cascade.errors import UserError
+
+START = RECIPES["mini"]
+VALUES: dict[str, Any] = {
+    "center_crop": False,
+    "flip": True,
+    "augmentation": "imagen",
+    "prior_loss_weight": 0.25,
+    "num_class_images": 17,
+    "sample_batch_size": 5,
+    "sr_prior_preservation": True,
+    "max_train_steps": 123,
+    "learning_rate": 3e-6,
+    "train_batch_size": 6,
+    "sr_max_train_steps": 321,
+    "sr_learning_rate": 2e-6,
+    "sr_train_batch_size": 8,
+    "gradient_accumulation_steps": 1,
+    "gradient_checkpointing": True,
+    "lr_scheduler": "cosine",
+    "lr_warmup_steps": 11,
+    "adam_weight_decay": 0.5,
+    "adam_epsilon": 1e-6,
+    "max_grad_norm": 3.0,
+    "snr_gamma": 4.0,
+    "ema_decay": 0.75,
+    "seed": 9,
+    "checkpointing_steps": 77,
+    "checkpoints_total_limit": 3,
+    "validation_steps": 55,
+}
+# What a flag sets besides its own path.
+BESIDES = {
+    "snr_gamma": {"base.objective.weighting", "super_resolution.objective.weighting"},
+}
+
+
+def leaves(values: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(values, dict):
+        for name, value in values.items():
+            yield from leaves(value, f"{path}.{name}".lstrip("."))
+    else:
+        yield path, values
+
+
+def changed(before: Recipe, after: Recipe) -> dict[str, Any]:
+    old = dict(leaves(before.model_dump()))
+    return {name: v for name, v in leaves(after.model_dump()) if old.get(name, ...) != v}
+
+
+def test_every_flag_with_a_path_is_tested_and_is_a_flag() -> None:
+    assert set(VALUES) == set(PATHS)
+    assert set(PATHS) <= set(signature(dreambooth).parameters)
+
+
+@pytest.mark.parametrize("flag", PATHS)
+def test_a_flag_lands_where_it_should_and_nowhere_else(flag: str) -> None:
+    after = recipe_from_flags(START, {flag: VALUES[flag]}, world=1)
+    found = dict(leaves(after.model_dump()))
+    for path in PATHS[flag]:
+        assert found[path] == VALUES[flag]
+    assert set(changed(START, after)) <= set(PATHS[flag]) | BESIDES.get(flag, set())
+
+
+@pytest.mark.parametrize(
+    ("flag", "stages"),
+    [
+        ("max_train_steps", {"base"}),
+        ("learning_rate", {"base"}),
+        ("train_batch_size", {"base"}),
+        ("sr_max_train_steps", {"super_resolution"}),
+        ("sr_learning_rate", {"super_resolution"}),
+        ("sr_train_batch_size", {"super_resolution"}),
+        ("lr_warmup_steps", {"base", "super_resolution"}),
+        ("checkpointing_steps", {"base", "super_resolution"}),
+        ("seed", {"base", "super_resolution"}),
+        ("num_class_images", {"prior"}),
+        ("sr_prior_preservation", {"prior"}),
+    ],
+)
+def test_a_flag_belongs_to_its_stages(flag: str, stages: set[str]) -> None:
+    after = changed(START, recipe_from_flags(START, {flag: VALUES[flag]}, world=1))
+    assert {path.partition(".")[0] for path in after} == stages
+
+
+def test_no_flags_change_nothing() -> None:
+    assert recipe_from_flags(START, {}, world=1) == START
+
+
+def test_derived_flags() -> None:
+    flags = {"mixed_precision": "bf16", "snr_gamma": 5.0, "adam_beta1": 0.5, "adam_beta2": 0.6}
+    after = recipe_from_flags(START, flags, world=1)
+    for run in (after.base, after.super_resolution):
+        assert run.precision == "bf16"
+        assert run.objective.weighting == "min_snr"
+        assert run.optimizer.betas == (0.5, 0.6)
+    full = recipe_from_flags(START, {"mixed_precision": "no"}, world=1)
+    assert full.base.precision == "fp32"
+
+
+def test_the_batch_is_one_process_s_and_one_pass_s() -> None:
+    flags = {"train_batch_size": 2, "gradient_accumulation_steps": 3}
+    after = recipe_from_flags(START, flags, world=4)
+    assert after.base.batch_size == 2 * 3 * 4
+    assert after.super_resolution.batch_size == START.super_resolution.batch_size * 3 * 4
+    assert after.base.gradient_accumulation_steps == 3
+
+
+def test_scale_lr_multiplies_by_the_whole_batch() -> None:
+    flags = {
+        "train_batch_size": 2,
+        "gradient_accumulation_steps": 3,
+        "learning_rate": 1e-6,
+        "scale_lr": True,
+    }
+    after = recipe_from_flags(START, flags, world=4)
+    assert after.base.optimizer.learning_rate == pytest.approx(24e-6)
+    flags["scale_lr"] = False
+    after = recipe_from_flags(START, flags, world=4)
+    assert after.base.optimizer.learning_rate == 1e-6
+
+
+def test_prior_preservation_is_switched_off_and_on() -> None:
+    off = recipe_from_flags(START, {"prior_preservation": False, "num_class_images": 3}, world=1)
+    assert off.prior is None
+    on = recipe_from_flags(off, {"prior_preservation": True, "num_class_images": 3}, world=1)
+    assert on.prior is not None
+    assert on.prior.images == 3
+    kept = recipe_from_flags(START, {"prior_preservation": True}, world=1)
+    assert kept.prior == START.prior
+
+
+def test_values_that_do_not_work_are_named() -> None:
+    with pytest.raises(UserError, match=r"the command's flags: base\.optimizer\.learning_rate"):
+        recipe_from_flags(START, {"learning_rate": 0.0}, world=1)
+    with pytest.raises(UserError, match=r"optimizer\.betas"):
+        recipe_from_flags(START, {"adam_beta1": 1.5}, world=1)

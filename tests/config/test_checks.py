@@ -1,0 +1,98 @@
+"""Settings that cannot work together are refused where they are read."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from cascade.config.dreambooth import AUGMENTATIONS, RECIPES
+from cascade.config.stage import CascadeManifest, StageConfig, noise_in_grey_levels
+from cascade.config.train import PretrainConfig, TrainConfig
+from cascade.errors import UserError
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+
+@pytest.mark.parametrize(
+    ("config", "override", "message"),
+    [
+        ("mini-base32", "stage.unet.low_res=true", r"\[low_res\] and unet.low_res belong together"),
+        ("mini-base32", "stage.low_res.size=16", "belong together"),
+        ("mini-sr128", "stage.size=130", "130 is no multiple of low_res.size 32"),
+        ("mini-sr128", "stage.low_res.crop=66", "crop must be a multiple of 4 and <= 128"),
+        ("mini-sr128", "stage.low_res.crop=132", "crop must be a multiple of 4 and <= 128"),
+        ("mini-base32", "stage.sampler.variance='learned'", "needs unet.learned_variance = true"),
+        ("mini-base32", "stage.unet.learned_variance=true", "needs a discrete schedule"),
+        ("mini-base32", "stage.sampler.timesteps=[1, 2]", "strictly descending"),
+        ("mini-base32", "stage.sampler.timesteps=[1001, 2]", "strictly descending"),
+        ("mini-base32", "stage.sampler.timesteps=[]", "strictly descending"),
+        ("mini-base32", "stage.sampler.steps=1001", "stage.sampler.steps"),
+        ("mini-base32", "stage.name='../up'", "stage.name"),
+        ("mini-base32", "stage.unet.blocks=[1]", "one value for each level"),
+        ("mini-base32", "train.gradient_accumulation_steps=3", "must be a multiple"),
+        ("mini-base32", "train.optimizer.betas=[0.9, 1.0]", r"train.optimizer.betas.1: .*less"),
+        ("mini-base32", "train.ema_decay=1.0", "train.ema_decay"),
+        ("mini-base32", "data.caption_dropout=1.5", "data.caption_dropout"),
+        ("mini-sr128", "stage.low_res.sampling_level={value=1.5}", "sampling_level.value"),
+    ],
+)
+def test_impossible_settings(config: str, override: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        PretrainConfig.read(CONFIGS / f"{config}.toml", [override])
+    assert "Value error" not in str(caught.value)
+
+
+def test_a_learned_variance_has_a_discrete_schedule() -> None:
+    config = StageConfig.read(CONFIGS / "if-i-m.toml")
+    assert config.unet.learned_variance
+    assert config.sampler.variance == "learned"
+    with pytest.raises(UserError, match="discrete schedule"):
+        StageConfig.read(CONFIGS / "if-i-m.toml", ["diffusion.schedule=cosine"])
+
+
+def test_a_cascade_has_a_stage_and_a_known_format() -> None:
+    with pytest.raises(UserError, match="stages"):
+        CascadeManifest.parse({"name": "x", "stages": []}, "cascade.json")
+    with pytest.raises(UserError, match="format"):
+        CascadeManifest.parse({"name": "x", "stages": ["a"], "format": 2}, "cascade.json")
+
+
+def test_the_paper_s_recipe_has_the_paper_s_numbers() -> None:
+    paper = RECIPES["paper"]
+    assert paper.prior is not None
+    assert paper.prior.weight == 1.0  # lambda
+    assert paper.prior.images == 1000
+    assert paper.prior.sampler.name == "ancestral"
+    assert paper.augmentation == "dreambooth"
+    for run in (paper.base, paper.super_resolution):
+        assert run.optimizer.learning_rate == 1e-5
+        assert run.steps == 1000
+        assert run.batch_size == 1  # one photo and one class image
+
+
+def test_the_small_recipe_is_short_and_keeps_the_paper_s_method() -> None:
+    mini = RECIPES["mini"]
+    assert mini.prior is not None
+    assert mini.prior.weight == 1.0
+    assert mini.prior.sampler.name == "ancestral"
+    assert mini.prior.images <= 200
+    assert isinstance(mini.base, TrainConfig)
+
+
+def test_augmentations_carry_the_supplement_s_variances() -> None:
+    for name, variance in (("dreambooth-reference", 1e-3), ("dreambooth", 1e-5)):
+        augmentation = AUGMENTATIONS[name]  # type: ignore[index]
+        assert augmentation.sampling is not None
+        for level in (*augmentation.training, augmentation.sampling):
+            assert level.value == variance
+            assert level.unit == "variance"
+    imagen = AUGMENTATIONS["imagen"]
+    assert [level.value for level in imagen.training] == [0.0, 1.0]
+    assert imagen.sampling is None
+
+
+def test_noise_in_grey_levels() -> None:
+    # A unit normal over pictures that span 2 is half of the 255 levels.
+    assert noise_in_grey_levels(1.0) == 127.5
+    assert math.isclose(noise_in_grey_levels(1e-3), 4.03, abs_tol=0.01)
+    assert math.isclose(noise_in_grey_levels(1e-5), 0.40, abs_tol=0.01)

@@ -1,0 +1,105 @@
+"""Positions of the stream: each is worked on once, in order, by whoever's turn it is."""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cascade.data.batch import Batch, Prefetched, Share, concatenate
+
+
+def batch_of(positions: Sequence[int], term: str = "mse", weight: float = 1.0) -> Batch:
+    count = len(positions)
+    return Batch(
+        images=torch.tensor(positions).float().view(count, 1, 1, 1),
+        low_res=torch.zeros(count, 1, 1, 1),
+        prompts=tuple(f"{term} {p}" for p in positions),
+        seeds=tuple(positions),
+        weights=torch.full((count,), weight),
+        terms=(term,) * count,
+        positions=count,
+    )
+
+
+@dataclass
+class Counting:
+    """Rows that say which they are; notes what was asked for, and by which thread."""
+
+    asked: list[range] = field(default_factory=list)
+    threads: set[int] = field(default_factory=set)
+    fails_at: int = -1
+
+    def rows(self, positions: Sequence[int]) -> Batch:
+        assert isinstance(positions, range)
+        if self.fails_at in positions:
+            raise RuntimeError("no such row")
+        self.asked.append(positions)
+        self.threads.add(threading.get_ident())
+        return batch_of(positions)
+
+
+@given(
+    world=st.integers(1, 5),
+    accumulation=st.integers(1, 5),
+    micro=st.integers(1, 7),
+    batches=st.integers(1, 3),
+    first=st.integers(0, 1000),
+)
+def test_every_position_is_worked_on_exactly_once(
+    world: int, accumulation: int, micro: int, batches: int, first: int
+) -> None:
+    size = world * accumulation * micro
+    shares = [Share(size, accumulation, rank, world) for rank in range(world)]
+    assert all(share.micro_batch == micro for share in shares)
+    for start in range(first, first + batches * size, size):
+        turns = [
+            position
+            for turn in range(accumulation)
+            for share in shares
+            for position in share.positions(start, turn)
+        ]
+        # Turn by turn, the processes together read the stream from front to back.
+        assert turns == list(range(start, start + size))
+
+
+def test_prefetching_keeps_the_order_and_starts_anywhere() -> None:
+    samples = Counting()
+    share = Share(batch_size=12, accumulation=2, rank=1, world=2)
+    batches = list(islice(Prefetched(samples).batches(24, share), 5))
+    seen = [batch.seeds for batch in batches]
+    assert seen == [(27, 28, 29), (33, 34, 35), (39, 40, 41), (45, 46, 47), (51, 52, 53)]
+    assert threading.get_ident() not in samples.threads
+
+
+def test_prefetching_is_one_batch_ahead_and_stops_with_its_reader() -> None:
+    samples = Counting()
+    stream = Prefetched(samples).batches(0, Share(4))
+    next(stream)
+    before = threading.active_count()
+    stream.close()  # type: ignore[attr-defined]
+    assert threading.active_count() < before
+    assert [places.start for places in samples.asked] == [0, 4]
+
+
+def test_a_failure_while_preparing_reaches_the_reader() -> None:
+    stream = Prefetched(Counting(fails_at=5)).batches(0, Share(4))
+    next(stream)
+    with pytest.raises(RuntimeError, match="no such row"):
+        next(stream)
+
+
+def test_concatenate_keeps_rows_together_and_counts_positions_once() -> None:
+    both = concatenate(batch_of(range(3), "instance"), batch_of(range(3), "prior", weight=0.5))
+    assert both.positions == 3
+    assert both.terms == ("instance",) * 3 + ("prior",) * 3
+    assert both.prompts[3] == "prior 0"
+    assert both.weights.tolist() == [1, 1, 1, 0.5, 0.5, 0.5]
+    assert both.images.flatten().tolist() == [0, 1, 2, 0, 1, 2]
+    assert both.low_res is not None
+    assert len(both.low_res) == 6
+    assert both.to(torch.device("cpu")).seeds == both.seeds

@@ -1,0 +1,105 @@
+"""The loss of a DreamBooth step, computed a second time from the papers' formulas."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from cascade.config.train import ObjectiveConfig, TrainConfig
+from cascade.data.batch import Batch, Prefetched
+from cascade.dreambooth.batches import DreamBoothSamples, Kind
+from cascade.sampling import prompt_table
+from cascade.stage import Stage
+from cascade.text.prompts import PromptTable
+from cascade.text.t5 import TextEncoder
+from cascade.train.distributed import Processes
+from cascade.train.loop import train
+from cascade.train.objective import make_objective
+from cascade.train.report import read_log
+
+LAMBDA = 0.3
+
+
+@pytest.fixture(scope="module")
+def table(tiny_cascade: Path) -> PromptTable:
+    encoder = TextEncoder.load(tiny_cascade / "text")
+    config = Stage.load(tiny_cascade / "base16").config
+    return prompt_table(encoder, ["a zug dog", "a dog"], config)
+
+
+def _samples(stage: Stage, photos: Path) -> DreamBoothSamples:
+    from cascade.data.images import read_photos
+
+    images = read_photos(photos).images
+    kinds = (
+        Kind("instance", images[:2], "a zug dog"),
+        Kind("prior", images[2:], "a dog", weight=LAMBDA),
+    )
+    return DreamBoothSamples(stage.config, kinds, seed=5)
+
+
+def _row_loss(stage: Stage, table: PromptTable, batch: Batch, row: int) -> Tensor:
+    """||v_hat(z_t, t, c) - v||^2 of one row, its timestep and noise drawn from its own seed."""
+    stream = torch.Generator().manual_seed(batch.seeds[row])
+
+    def uniform() -> Tensor:
+        return torch.rand((), generator=stream, dtype=torch.float64)
+
+    x0 = batch.images[row]
+    extra: list[Tensor] = []
+    if batch.low_res is not None:
+        low, high = (
+            stage.level_time(level) for level in stage.config.low_res.training_levels
+        )  # the level first, then the small picture's noise
+        level = low + (high - low) * uniform()
+        angle = level * math.pi / 2
+        noise = torch.randn(batch.low_res.shape[1:], generator=stream)
+        small = angle.cos().float() * batch.low_res[row] + angle.sin().float() * noise
+        enlarged = torch.nn.functional.interpolate(
+            small[None], x0.shape[-2:], mode="bicubic", align_corners=False
+        )
+        extra = [enlarged, (1000 * level)[None].float()]
+    u = uniform()
+    eps = torch.randn(x0.shape, generator=stream)
+    alpha, sigma = (u * math.pi / 2).cos().float(), (u * math.pi / 2).sin().float()
+    text = table.rows(batch.prompts[row : row + 1])
+    z = (alpha * x0 + sigma * eps)[None]
+    v = stage.network(z, 1000 * u[None].float(), text.embedding, text.mask, *extra)[0]
+    return (v - (alpha * eps - sigma * x0)).square().mean()
+
+
+@pytest.mark.parametrize("name", ["base16", "sr32"])
+def test_the_loss_is_mean_instance_plus_lambda_mean_prior(
+    tmp_path: Path, tiny_cascade: Path, photos: Path, table: PromptTable, name: str
+) -> None:
+    stage, twin = (Stage.load(tiny_cascade / name) for _ in range(2))
+    samples = _samples(stage, photos)
+    config = TrainConfig(steps=1, batch_size=3, log_every=1)
+    alone = Processes(0, 1, torch.device("cpu"))
+    objective = make_objective(stage, ObjectiveConfig())
+    train(stage, objective, Prefetched(samples), table, config, tmp_path, alone)
+
+    batch = samples.rows(range(3))
+    with torch.no_grad():
+        rows = [float(_row_loss(twin, table, batch, row)) for row in range(6)]
+    instance, prior = sum(rows[:3]) / 3, sum(rows[3:]) / 3
+    status = read_log(tmp_path / "log.jsonl")[0]
+    # Single precision; the loss is computed as a difference of x0 divided by sigma.
+    assert status["loss/instance"] == pytest.approx(instance, rel=1e-4)
+    assert status["loss/prior"] == pytest.approx(prior, rel=1e-4)
+    assert status["loss"] == pytest.approx(instance + LAMBDA * prior, rel=1e-4)
+
+
+def test_every_row_has_its_own_timestep_and_noise(
+    tiny_cascade: Path, photos: Path, table: PromptTable
+) -> None:
+    stage = Stage.load(tiny_cascade / "base16")
+    batch = _samples(stage, photos).rows(range(4))
+    streams = [torch.Generator().manual_seed(seed) for seed in batch.seeds]
+    draws = [torch.rand((), generator=stream, dtype=torch.float64) for stream in streams]
+    assert len({float(draw) for draw in draws}) == 8
+    noise = torch.stack([torch.randn(3, 16, 16, generator=stream) for stream in streams])
+    correlation = torch.corrcoef(noise.flatten(1)) - torch.eye(8)
+    assert correlation.abs().max() < 0.2  # 768 values: five standard deviations of 1/sqrt(768)

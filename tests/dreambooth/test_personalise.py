@@ -1,0 +1,331 @@
+"""What a personalisation leaves behind, and how its output folder is used."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+from torch import Tensor
+
+from cascade.config.dreambooth import AUGMENTATIONS, AugmentationName, DreamBoothConfig, Recipe
+from cascade.config.stage import AugmentationLevel
+from cascade.diffusion.noise import LowResolution, Noise, derive_seed
+from cascade.dreambooth import personalise as module
+from cascade.dreambooth.personalise import make_plan, personalise, tuned_config
+from cascade.dreambooth.prior import Prior
+from cascade.errors import UserError
+from cascade.info import describe
+from cascade.pipeline import Cascade, read_manifest
+from cascade.stage import Stage, read_stage_config
+from cascade.train.report import read_log
+
+Settings = Callable[..., DreamBoothConfig]
+STAGES = ("base16", "sr32")
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def _changed(recipe: Recipe, **changes: object) -> Recipe:
+    return Recipe.model_validate({**recipe.model_dump(), **changes})
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The name of every stage that is trained from now on."""
+    names: list[str] = []
+    train = module.train
+
+    def noted(stage: Stage, *rest: object) -> Stage:
+        names.append(stage.config.name)
+        return train(stage, *rest)
+
+    monkeypatch.setattr(module, "train", noted)
+    return names
+
+
+def test_the_result_is_a_complete_cascade(whole: Path, tiny_cascade: Path) -> None:
+    assert read_manifest(whole) == read_manifest(tiny_cascade)
+    assert _files(whole / "text") == _files(tiny_cascade / "text")
+    pictures = Cascade.load(whole).sample("a dog on the beach", [0])
+    assert pictures.images[0].size == (32, 32)
+    console = Console(width=100, record=True)
+    console.print(describe(str(whole)))
+    assert "subject" in console.export_text()
+
+
+def test_every_stage_moved_and_records_the_subject(whole: Path, tiny_cascade: Path) -> None:
+    for name in STAGES:
+        tuned, source = Stage.load(whole / name), Stage.load(tiny_cascade / name)
+        assert tuned.config.subject is not None
+        assert tuned.config.subject.class_noun == "dog"
+        assert 1 <= len(tuned.config.subject.identifier) <= 3
+        assert tuned.config.unet == source.config.unet
+        pairs = zip(tuned.network.named_parameters(), source.network.parameters(), strict=True)
+        still = [name for (name, ours), theirs in pairs if torch.equal(ours, theirs)]
+        # DreamBooth tunes all layers. A bias of all keys alike shifts every logit alike: the
+        # softmax, and so the loss, does not depend on it.
+        assert [name for name in still if not name.endswith("key.bias")] == []
+
+
+def test_both_terms_are_reported_for_the_base_and_one_for_super_resolution(whole: Path) -> None:
+    base = read_log(whole / "runs" / "base16" / "log.jsonl")
+    assert [line["step"] for line in base] == [1, 2, 3, 4, 5]
+    assert all(
+        line["loss"] == pytest.approx(line["loss/instance"] + line["loss/prior"]) for line in base
+    )
+    upper = read_log(whole / "runs" / "sr32" / "log.jsonl")
+    assert [line["step"] for line in upper] == [1, 2, 3]
+    assert all("loss/prior" not in line for line in upper)
+
+
+def test_class_images_are_drawn_by_the_frozen_base_with_the_recipes_sampler(
+    whole: Path, tiny_cascade: Path, recipe: Recipe
+) -> None:
+    assert recipe.prior is not None
+    (place,) = (path for path in (whole.parent / "class").iterdir() if path.is_dir())
+    expected = Cascade.load(tiny_cascade).sample(
+        "a dog",
+        [derive_seed(0, "class image", index) for index in range(5)],
+        samplers={"base16": recipe.prior.sampler},
+        last_stage="base16",
+        batch_size=2,
+    )
+    for index, image in enumerate(expected.images):
+        with Image.open(place / f"{index:06d}.png") as file:
+            assert np.array_equal(np.asarray(file), np.asarray(image))
+
+
+def test_the_source_is_left_as_it_was(
+    tmp_path: Path, tiny_cascade: Path, settings: Settings
+) -> None:
+    before = _files(tiny_cascade)
+    personalise(settings(tmp_path / "mine"))
+    assert _files(tiny_cascade) == before
+
+
+def test_a_run_is_a_function_of_its_settings(
+    tmp_path: Path, whole: Path, settings: Settings
+) -> None:
+    again = personalise(settings(tmp_path / "mine"))
+    for name in STAGES:
+        assert _files(again / name) == _files(whole / name)
+    other = personalise(settings(tmp_path / "other", seed=1, identifier="zug"))
+    assert _files(other / "base16") != _files(whole / "base16")
+
+
+def test_the_next_run_uses_the_same_class_images(
+    tmp_path: Path, whole: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise AssertionError("class images were drawn again")
+
+    monkeypatch.setattr(Prior, "draw", refuse)
+    config = settings(tmp_path / "mine", class_data_dir=whole.parent / "class")
+    assert _files(personalise(config) / "base16") == _files(whole / "base16")
+
+
+def test_class_pictures_of_ones_own(
+    tmp_path: Path, photos: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[object] = []
+    monkeypatch.setattr(Prior, "draw", lambda *arguments: drawn.append(arguments))
+    personalise(settings(tmp_path / "mine", class_data_dir=photos, stages=("base16",)))
+    assert drawn == []
+    log = read_log(tmp_path / "mine" / "runs" / "base16" / "log.jsonl")
+    assert log[0]["loss/prior"] > 0
+
+
+def test_the_prior_of_super_resolution_too(
+    tmp_path: Path, settings: Settings, recipe: Recipe
+) -> None:
+    assert recipe.prior is not None
+    prior = {**recipe.prior.model_dump(), "super_resolution": True}
+    personalise(settings(tmp_path / "mine", _changed(recipe, prior=prior)))
+    log = read_log(tmp_path / "mine" / "runs" / "sr32" / "log.jsonl")
+    assert all(line["loss/prior"] > 0 for line in log)
+    sets = [path for path in (tmp_path / "class").iterdir() if path.is_dir()]
+    sizes = {Image.open(place / "000000.png").size for place in sets}
+    assert sizes == {(16, 16), (32, 32)}
+
+
+def test_without_a_prior_nothing_is_drawn(
+    tmp_path: Path, settings: Settings, recipe: Recipe
+) -> None:
+    personalise(settings(tmp_path / "mine", _changed(recipe, prior=None)))
+    assert not (tmp_path / "class").exists()
+    log = read_log(tmp_path / "mine" / "runs" / "base16" / "log.jsonl")
+    assert all("loss/prior" not in line for line in log)
+
+
+@pytest.mark.parametrize("tuned", STAGES)
+def test_a_stage_that_is_not_tuned_is_copied(
+    tmp_path: Path, tiny_cascade: Path, settings: Settings, trained: list[str], tuned: str
+) -> None:
+    folder = personalise(settings(tmp_path / "mine", stages=(tuned,)))
+    assert trained == [tuned]
+    for name in STAGES:
+        assert (_files(folder / name) == _files(tiny_cascade / name)) == (name != tuned)
+
+
+def test_pictures_are_drawn_on_the_way(
+    tmp_path: Path, whole: Path, settings: Settings, recipe: Recipe
+) -> None:
+    looking = _changed(
+        recipe,
+        base={**recipe.base.model_dump(), "validate_every": 5},
+        super_resolution={**recipe.super_resolution.model_dump(), "validate_every": 3},
+    )
+    folder = personalise(settings(tmp_path / "mine", looking, validation_images=2))
+    sizes = [
+        Image.open(folder / "runs" / name / "samples" / f"step-00000{step}.png").size
+        for name, step in (("base16", 5), ("sr32", 3))
+    ]
+    assert sizes == [(34, 16), (66, 66)]  # super-resolution shows its input above
+    assert _files(folder / "base16") == _files(whole / "base16")
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_the_augmentation_is_recorded(
+    tmp_path: Path, settings: Settings, recipe: Recipe, name: AugmentationName
+) -> None:
+    plan = make_plan(settings(tmp_path / "mine", _changed(recipe, augmentation=name)))
+    source = plan.stages["sr32"].low_res
+    tuned = tuned_config(plan, plan.stages["sr32"]).low_res
+    assert source is not None
+    assert tuned is not None
+    if name == "imagen":
+        ends = (AugmentationLevel(value=0.0), AugmentationLevel(value=1.0))
+        assert tuned.training_levels == ends
+        assert tuned.sampling_level == source.sampling_level
+    else:
+        variance = {"dreambooth": 1e-5, "dreambooth-reference": 1e-3}[name]
+        level = AugmentationLevel(value=variance, unit="variance")
+        assert tuned.training_levels == (level, level)
+        assert tuned.sampling_level == level
+    assert (
+        tuned.model_copy(
+            update={
+                "training_levels": source.training_levels,
+                "sampling_level": source.sampling_level,
+            }
+        )
+        == source
+    )
+    assert tuned_config(plan, plan.stages["base16"]).low_res is None
+
+
+@pytest.mark.parametrize("name", ["imagen", "dreambooth"])
+def test_the_augmentation_is_put_on_in_training_and_in_sampling(
+    tmp_path: Path,
+    settings: Settings,
+    recipe: Recipe,
+    monkeypatch: pytest.MonkeyPatch,
+    name: AugmentationName,
+) -> None:
+    variances: list[float] = []
+    call = LowResolution.__call__
+
+    def spy(
+        self: LowResolution, low_res: Tensor, size: tuple[int, int], level: Tensor, noise: Noise
+    ) -> tuple[Tensor, Tensor]:
+        sigma = self.schedule.sigma(self.schedule.draw(level))
+        variances.extend((sigma**2 / (1 + sigma**2)).tolist())
+        return call(self, low_res, size, level, noise)
+
+    monkeypatch.setattr(LowResolution, "__call__", spy)
+    changed = _changed(recipe, augmentation=name, prior=None)
+    folder = personalise(settings(tmp_path / "mine", changed))
+    assert len(variances) == 6  # three steps of two rows
+    if name == "imagen":
+        assert len(set(variances)) == 6
+    else:
+        assert variances == pytest.approx([1e-5] * 6)
+    variances.clear()
+    Cascade.load(folder).sample("a dog", [0, 1])
+    # The tiny checkpoint samples at time 0.2 of the cosine schedule.
+    expected = np.sin(0.2 * np.pi / 2) ** 2 if name == "imagen" else 1e-5
+    assert variances == pytest.approx([expected] * 2)
+
+
+def test_a_finished_run_is_not_trained_again(
+    tmp_path: Path, whole: Path, settings: Settings, trained: list[str]
+) -> None:
+    shutil.copytree(whole, tmp_path / "mine")
+    config = settings(whole)
+    note = json.loads((whole / "run.json").read_text())
+    assert note["settings"]["output_dir"] == str(whole)
+    before = _files(whole)
+    assert personalise(config) == whole
+    assert trained == []
+    assert _files(whole) == before
+
+
+def test_a_run_without_its_last_stage_goes_on_there(
+    tmp_path: Path, whole: Path, settings: Settings, trained: list[str]
+) -> None:
+    folder = personalise(settings(tmp_path / "mine"))
+    expected = _files(folder / "sr32")
+    shutil.rmtree(folder / "sr32")
+    shutil.rmtree(folder / "runs" / "sr32")
+    (folder / "cascade.json").unlink()
+    trained.clear()
+    personalise(settings(tmp_path / "mine"))
+    assert trained == ["sr32"]
+    assert _files(folder / "sr32") == expected
+
+
+def test_other_settings_are_refused_and_nothing_changes(
+    whole: Path, settings: Settings, recipe: Recipe
+) -> None:
+    before = _files(whole)
+    longer = _changed(recipe, base={**recipe.base.model_dump(), "steps": 9})
+    for config in (settings(whole, longer), settings(whole, class_noun="cat")):
+        with pytest.raises(UserError, match="other settings"):
+            personalise(config)
+    assert _files(whole) == before
+
+
+def test_other_photos_in_the_same_folder_are_another_run(
+    tmp_path: Path, photos: Path, settings: Settings
+) -> None:
+    own = tmp_path / "photos"
+    shutil.copytree(photos, own)
+    config = settings(tmp_path / "mine", instance_data_dir=own, stages=("base16",))
+    personalise(config)
+    (own / "3.png").unlink()
+    with pytest.raises(UserError, match="other settings"):
+        personalise(config)
+
+
+def test_a_folder_with_other_things_is_refused(tmp_path: Path, settings: Settings) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("words")
+    with pytest.raises(UserError, match=r"mine is not empty and holds no run"):
+        personalise(settings(tmp_path / "mine"))
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
+
+
+def test_a_folder_left_by_a_kill_before_the_first_file_was_whole_is_taken(
+    tmp_path: Path, settings: Settings, recipe: Recipe
+) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / ".run.json.17.partial").write_text("{")
+    personalise(settings(tmp_path / "mine", _changed(recipe, prior=None), stages=("sr32",)))
+    assert read_stage_config(tmp_path / "mine" / "sr32").subject is not None
+
+
+def test_an_unknown_stage_is_refused(tmp_path: Path, settings: Settings) -> None:
+    with pytest.raises(UserError, match="no stage 'sr64'; its stages are base16, sr32"):
+        personalise(settings(tmp_path / "mine", stages=("sr64",)))
+    assert not (tmp_path / "mine").exists()

@@ -1,0 +1,135 @@
+"""From prompts and seeds to pictures, stage after stage."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from cascade.config.stage import AugmentationLevel, SamplerConfig
+from cascade.diffusion.noise import Noise, derive_seed
+from cascade.errors import UserError
+from cascade.pipeline import BUNDLED, Cascade, cascade_folder, read_manifest
+from cascade.sampling import sample_stage
+from cascade.text.prompts import PromptTable
+
+# As in test_stage: rounding that depends on how many rows are worked on at once.
+SAME = 1e-4
+
+
+def test_every_stage_s_pictures_are_kept_in_order(cascade: Cascade) -> None:
+    drawn = cascade.sample("a photo of a dog", seeds=[3, 4, 5])
+    assert {name: tuple(t.shape) for name, t in drawn.stages.items()} == {
+        "base16": (3, 3, 16, 16),
+        "sr32": (3, 3, 32, 32),
+    }
+    assert list(drawn.stages) == ["base16", "sr32"]
+    assert torch.equal(drawn.tensor, drawn.stages["sr32"])
+    assert [image.size for image in drawn.images] == [(32, 32)] * 3
+
+
+def test_pictures_depend_on_prompt_and_seed_alone(cascade: Cascade) -> None:
+    prompts = ["a dog", "a cat", "a backpack"]
+    whole = cascade.sample(prompts, [7, 8, 9], batch_size=3)
+    split = cascade.sample(prompts, [7, 8, 9], batch_size=2)
+    alone = cascade.sample("a cat", [8])
+    for name, images in whole.stages.items():
+        torch.testing.assert_close(split.stages[name], images, atol=SAME, rtol=0)
+        torch.testing.assert_close(alone.stages[name][0], images[1], atol=SAME, rtol=0)
+    assert torch.equal(cascade.sample(prompts, [7, 8, 9], batch_size=3).tensor, whole.tensor)
+
+
+def test_stages_draw_unrelated_noise_from_one_seed(
+    cascade: Cascade, table: PromptTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds: list[list[int]] = []
+    begin = Noise.__init__
+
+    def note(self: Noise, numbers: list[int], device: str = "cpu") -> None:
+        seeds.append(list(numbers))
+        begin(self, numbers, device)
+
+    monkeypatch.setattr(Noise, "__init__", note)
+    cascade.sample("a dog", [1, 2])
+    assert seeds == [[derive_seed(s, name) for s in (1, 2)] for name in ("base16", "sr32")]
+
+
+def test_seeds_count_up_where_none_are_given(cascade: Cascade) -> None:
+    given = cascade.sample(["a dog", "a cat"], [0, 1], last_stage="base16")
+    counted = cascade.sample(["a dog", "a cat"], last_stage="base16")
+    assert torch.equal(given.tensor, counted.tensor)
+
+
+def test_the_last_stage_can_be_an_earlier_one(cascade: Cascade) -> None:
+    early = cascade.sample("a dog", [0], last_stage="base16")
+    assert list(early.stages) == ["base16"]
+    assert torch.equal(early.tensor, cascade.sample("a dog", [0]).stages["base16"])
+
+
+def test_samplers_and_levels_are_by_stage(cascade: Cascade) -> None:
+    plain = cascade.sample("a dog", [0])
+    fewer = cascade.sample("a dog", [0], samplers={"sr32": SamplerConfig(name="heun", steps=3)})
+    noisier = cascade.sample("a dog", [0], levels={"sr32": AugmentationLevel(value=0.9)})
+    for other in (fewer, noisier):
+        assert torch.equal(other.stages["base16"], plain.stages["base16"])
+        assert (other.stages["sr32"] - plain.stages["sr32"]).abs().max() > 1e-3
+
+
+def test_progress_counts_steps_of_all_batches(cascade: Cascade) -> None:
+    seen: list[tuple[str, int, int]] = []
+    cascade.sample("a dog", [0, 1, 2], batch_size=2, on_step=lambda *step: seen.append(step))
+    # Two batches of three steps, then two of two.
+    assert seen == [
+        *(("base16", done, 6) for done in range(1, 7)),
+        *(("sr32", done, 4) for done in range(1, 5)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "seeds"), [(["a", "b"], [1]), (["a", "b"], [1, 2, 3]), ("a", []), ([], None)]
+)
+def test_prompts_and_seeds_go_together(
+    cascade: Cascade, prompts: str | list[str], seeds: list[int] | None
+) -> None:
+    with pytest.raises(UserError, match="give one prompt for all, or one per seed"):
+        cascade.sample(prompts, seeds)
+
+
+def test_unknown_stages_are_named_before_anything_is_drawn(cascade: Cascade) -> None:
+    steps: list[int] = []
+
+    def on_step(name: str, done: int, total: int) -> None:
+        steps.append(done)
+
+    with pytest.raises(UserError, match="no stage 'sr64'; it has base16, sr32"):
+        cascade.sample("a", [0], last_stage="sr64", on_step=on_step)
+    with pytest.raises(UserError, match="no stage 'x'"):
+        cascade.sample("a", [0], samplers={"x": SamplerConfig()}, on_step=on_step)
+    with pytest.raises(UserError, match="no stage 'x'"):
+        cascade.sample("a", [0], levels={"x": AugmentationLevel(value=0)}, on_step=on_step)
+    assert steps == []
+
+
+def test_prompts_need_not_be_as_long_as_each_other(cascade: Cascade, table: PromptTable) -> None:
+    base = cascade.stages[0]
+    both = ["a photo of a dog", "a red backpack"]
+    assert table.rows([both[0]]).mask.sum() != table.rows([both[1]]).mask.sum()
+    drawn = sample_stage(base, table, both, [0, 1])
+    one = sample_stage(base, table, both[1:], [1])
+    torch.testing.assert_close(drawn[1], one[0], atol=SAME, rtol=0)
+
+
+def test_folders_that_are_no_cascade(tiny_cascade: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no cascade at .*gone; give .* 'mini'"):
+        cascade_folder(tmp_path / "gone")
+    with pytest.raises(UserError, match=r"it has no cascade\.json"):
+        Cascade.load(tmp_path)
+    assert read_manifest(tiny_cascade).stages == ("base16", "sr32")
+
+
+def test_a_folder_of_the_same_name_comes_before_a_bundled_cascade(
+    tiny_cascade: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cascade_folder(BUNDLED[0]).is_dir()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mini").symlink_to(tiny_cascade)
+    assert cascade_folder("mini") == Path("mini")

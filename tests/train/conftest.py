@@ -1,0 +1,158 @@
+"""A network of a few thousand weights, rows drawn from their positions, and a way to train."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from cascade.config.stage import DiffusionConfig, StageConfig
+from cascade.config.train import OptimizerConfig, TrainConfig
+from cascade.config.unet import UNetConfig
+from cascade.data.batch import Batch, Prefetched, Samples
+from cascade.diffusion.noise import derive_seed
+from cascade.stage import Stage
+from cascade.text.prompts import PromptTable
+from cascade.train.distributed import Processes
+from cascade.train.loop import Validate, train
+from cascade.train.objective import make_objective
+
+UNET = UNetConfig(
+    channels=(8, 16),
+    blocks=(1, 1),
+    attention=("none", "joint"),
+    head_channels=8,
+    text_width=16,
+    context_width=16,
+    time_width=16,
+    pool_heads=2,
+    norm_groups=4,
+)
+STAGE = StageConfig(name="base8", size=8, unet=UNET, diffusion=DiffusionConfig(prediction="v"))
+ALONE = Processes(0, 1, torch.device("cpu"))
+
+
+@dataclass(frozen=True)
+class Blobs:
+    """Rows that are a function of their position: pictures, captions and seeds at random."""
+
+    size: int = 8
+
+    def rows(self, positions: Sequence[int]) -> Batch:
+        """See `cascade.data.batch.Samples`."""
+        seeds = tuple(derive_seed(0, position) for position in positions)
+        images = [
+            torch.rand(3, self.size, self.size, generator=torch.Generator().manual_seed(seed))
+            for seed in seeds
+        ]
+        return Batch(
+            images=torch.stack(images) * 2 - 1,
+            low_res=None,
+            prompts=tuple(("a dog", None)[position % 2] for position in positions),
+            seeds=seeds,
+            weights=torch.ones(len(seeds)),
+            terms=("mse",) * len(seeds),
+            positions=len(seeds),
+        )
+
+
+class Killed(Exception):
+    """Stands for a process that ends between two steps without a word."""
+
+
+@dataclass(frozen=True)
+class DiesAt:
+    """Good rows up to a position; asked for that one, the run ends as if it were killed."""
+
+    position: int
+    samples: Samples
+
+    def rows(self, positions: Sequence[int]) -> Batch:
+        """See `cascade.data.batch.Samples`."""
+        if self.position in positions:
+            raise Killed
+        return self.samples.rows(positions)
+
+
+@pytest.fixture(scope="session")
+def stage_config() -> StageConfig:
+    """An 8-pixel base stage."""
+    return STAGE
+
+
+@pytest.fixture(scope="session")
+def samples() -> Blobs:
+    """Rows for it."""
+    return Blobs()
+
+
+@pytest.fixture(scope="session")
+def dies_at() -> type[DiesAt]:
+    """Wraps samples so that a run over them is killed at a position."""
+    return DiesAt
+
+
+@pytest.fixture(scope="session")
+def killed() -> type[Killed]:
+    """What a run that `dies_at` stopped raises."""
+    return Killed
+
+
+@pytest.fixture(scope="session")
+def table() -> PromptTable:
+    """Embeddings of the rows' captions."""
+    generator = torch.Generator().manual_seed(0)
+    return PromptTable({"a dog": torch.randn(3, 16, generator=generator)}, torch.zeros(1, 16))
+
+
+@pytest.fixture(scope="session")
+def train_config() -> TrainConfig:
+    """Six steps of four rows, a status each, a checkpoint every two.
+
+    Adam's eps is large: beside the usual 1e-8, gradients that differ in their last bit around 0
+    move weights in opposite directions, and no two ways to sum could be compared.
+    """
+    return TrainConfig(
+        steps=6,
+        batch_size=4,
+        optimizer=OptimizerConfig(learning_rate=1e-2, eps=1e-2),
+        log_every=1,
+        checkpoint_every=2,
+    )
+
+
+@pytest.fixture(scope="session")
+def run(table: PromptTable, samples: Blobs) -> Callable[..., Stage]:
+    """Train a stage in one process; returns what is published."""
+
+    def run(
+        folder: Path,
+        config: TrainConfig,
+        stage: StageConfig = STAGE,
+        rows: Samples = samples,
+        validate: Validate | None = None,
+        processes: Processes = ALONE,
+    ) -> Stage:
+        folder.mkdir(parents=True, exist_ok=True)
+        built = Stage.build(stage, seed=0)
+        objective = make_objective(built, config.objective)
+        stream = Prefetched(rows)
+        return train(built, objective, stream, table, config, folder, processes, validate)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def same() -> Callable[[Stage, Stage], bool]:
+    """Whether two stages have the same weights to the last bit."""
+
+    def same(first: Stage, second: Stage) -> bool:
+        ours: dict[str, Tensor] = first.network.state_dict()
+        theirs: dict[str, Tensor] = second.network.state_dict()
+        return ours.keys() == theirs.keys() and all(
+            torch.equal(value, theirs[name]) for name, value in ours.items()
+        )
+
+    return same

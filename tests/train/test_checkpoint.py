@@ -1,0 +1,149 @@
+"""Checkpoints: all or nothing, the newest few, whatever else lies beside them."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from cascade.config.train import OptimizerConfig
+from cascade.train.checkpoint import load_checkpoint, save_checkpoint
+from cascade.train.distributed import Processes
+from cascade.train.ema import EMA
+from cascade.train.optim import make_optimizer
+
+ALONE = Processes(0, 1, torch.device("cpu"))
+
+
+class State:
+    """A network that has taken one step, with its optimizer and its average."""
+
+    def __init__(self, seed: int, name: str = "adamw") -> None:
+        torch.manual_seed(seed)
+        self.network: nn.Module = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+        config = OptimizerConfig.model_validate({"name": name, "weight_decay": 0.1})
+        self.optimizer: Optimizer = make_optimizer(config, self.network.parameters())
+        self.ema = EMA(self.network, 0.5)
+        self.step()
+
+    def step(self) -> None:
+        self.network(torch.ones(5, 4)).square().sum().backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.ema.update(self.network, 0)
+
+    def save(self, folder: Path, step: int, kept: int = 1) -> None:
+        average = self.ema.network
+        save_checkpoint(folder, step, self.network, self.optimizer, average, ALONE, kept)
+
+    def load(self, folder: Path) -> int:
+        return load_checkpoint(folder, self.network, self.optimizer, self.ema.network)
+
+    def weights(self) -> list[torch.Tensor]:
+        return [*self.network.parameters(), *self.ema.network.parameters()]
+
+
+def _equal(first: State, second: State) -> bool:
+    pairs = zip(first.weights(), second.weights(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor"])
+def test_a_loaded_state_goes_on_as_the_saved_one(tmp_path: Path, name: str) -> None:
+    saved, loaded = State(0, name), State(1, name)
+    saved.save(tmp_path, 3)
+    assert not _equal(saved, loaded)
+    assert loaded.load(tmp_path) == 3
+    assert _equal(saved, loaded)
+    for state in (saved, loaded):
+        state.step()  # the optimizer's moments and step count matter here
+        state.step()
+    assert _equal(saved, loaded)
+
+
+def test_a_fresh_optimizer_can_be_loaded_into(tmp_path: Path) -> None:
+    saved, other = State(0), State(1)
+    saved.save(tmp_path, 1)
+    other.optimizer = make_optimizer(
+        OptimizerConfig(weight_decay=0.1), list(other.network.parameters())
+    )
+    other.load(tmp_path)
+    for state in (saved, other):
+        state.step()
+    assert _equal(saved, other)
+
+
+def test_an_empty_or_missing_folder_is_step_zero_and_changes_nothing(tmp_path: Path) -> None:
+    state, twin = State(0), State(0)
+    assert state.load(tmp_path) == 0
+    assert state.load(tmp_path / "missing") == 0
+    assert _equal(state, twin)
+
+
+def test_a_kill_between_write_and_rename_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = State(0)
+    old.save(tmp_path, 2)
+    newer = State(1)
+    with monkeypatch.context() as patch:
+        rename = Path.rename
+
+        def killed(path: Path, target: Path) -> Path:
+            if path.name.startswith(".step-"):
+                raise SystemExit
+            return rename(path, target)
+
+        patch.setattr(Path, "rename", killed)
+        with pytest.raises(SystemExit):
+            newer.save(tmp_path, 4)
+    assert _names(tmp_path) == [".step-4.partial", "step-2"]
+
+    loaded = State(2)
+    assert loaded.load(tmp_path) == 2
+    assert _equal(loaded, old)
+
+    newer.save(tmp_path, 5)
+    assert _names(tmp_path) == ["step-5"]
+    assert loaded.load(tmp_path) == 5
+    assert _equal(loaded, newer)
+
+
+def test_a_checkpoint_cut_short_while_it_is_written_is_not_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = State(0)
+    state.save(tmp_path, 9)
+    state.save(tmp_path, 10)
+    with monkeypatch.context() as patch:
+
+        def killed(value: object, checkpoint_id: Path) -> None:
+            (checkpoint_id / "__0_0.distcp").write_bytes(b"half")
+            raise SystemExit
+
+        patch.setattr("torch.distributed.checkpoint.save", killed)
+        with pytest.raises(SystemExit):
+            state.save(tmp_path, 11)
+    assert State(1).load(tmp_path) == 10
+
+
+def test_only_the_newest_are_kept_by_number_not_by_name(tmp_path: Path) -> None:
+    state = State(0)
+    for step in (8, 9, 10, 11):
+        state.save(tmp_path, step, kept=2)
+    assert _names(tmp_path) == ["step-10", "step-11"]
+
+
+def test_foreign_files_are_left_alone(tmp_path: Path) -> None:
+    for name in ("step-99.bak", "step-x", "notes"):
+        (tmp_path / name).mkdir()
+    state = State(0)
+    state.save(tmp_path, 1)
+    state.save(tmp_path, 2)
+    assert state.load(tmp_path) == 2
+    assert _names(tmp_path) == ["notes", "step-2", "step-99.bak", "step-x"]

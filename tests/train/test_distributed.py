@@ -1,0 +1,80 @@
+"""Two processes see the rows that one would and end with its weights."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from cascade.config.train import PretrainConfig
+from cascade.stage import read_stage_config
+from cascade.train.pretrain import pretrain
+from cascade.train.report import read_log
+
+CONFIG = """
+text_encoder = "{text}"
+output = "{output}"
+data.folder = "{data}"
+
+[train]
+steps = 4
+batch_size = 8
+gradient_accumulation_steps = 2
+ema_decay = 0.9
+log_every = 1
+checkpoint_every = 2
+optimizer = {{ learning_rate = 1e-2, eps = 1e-2 }}
+
+[stage]
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path, tiny_cascade: Path) -> Path:
+    """A configuration of `cascade train` whose output is the folder `two`."""
+    data = tmp_path / "data"
+    data.mkdir()
+    rng = np.random.default_rng(0)
+    np.save(data / "images.npy", rng.integers(0, 256, (10, 3, 16, 16), dtype=np.uint8))
+    (data / "captions.jsonl").write_text('["a dog", "a cat on the beach"]\n' * 10)
+    text = CONFIG.format(text=tiny_cascade / "text", output=tmp_path / "two", data=data)
+    stage = read_stage_config(tiny_cascade / "base16").model_dump(mode="json", exclude_none=True)
+    lines = [f"{name} = {_toml(value)}" for name, value in stage.items()]
+    path = tmp_path / "config.toml"
+    path.write_text(text + "\n".join(lines) + "\n")
+    return path
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{name} = {_toml(inner)}" for name, inner in value.items()) + " }"
+    return json.dumps(value)
+
+
+@pytest.mark.dist
+@pytest.mark.slow
+def test_two_processes_are_one(tmp_path: Path, config: Path, repository: Path) -> None:
+    one = pretrain(PretrainConfig.read(config, [f"output={tmp_path / 'one'}"]))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command = [*torchrun, "--nproc-per-node", "2", "-m", "cascade", "train", str(config)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(repository)}
+    subprocess.run(command, env=environment, check=True, timeout=300)
+
+    logs = [read_log(tmp_path / name / "log.jsonl") for name in ("one", "two")]
+    assert [line["step"] for line in logs[1]] == [1, 2, 3, 4]
+    for alone, together in zip(*logs, strict=True):
+        # The same rows summed in another order, in single precision, for a few steps.
+        assert together["loss"] == pytest.approx(alone["loss"], rel=1e-4)
+        assert together["grad_norm"] == pytest.approx(alone["grad_norm"], rel=1e-3)
+        assert together["images"] == alone["images"]
+    weights = [
+        load_file(folder / "model.safetensors") for folder in (one, tmp_path / "two" / "stage")
+    ]
+    for name, value in weights[0].items():
+        # A step moves a weight by up to 1e-2; the sums differ in their last bits.
+        torch.testing.assert_close(weights[1][name], value, rtol=0, atol=2e-5)

@@ -1,0 +1,264 @@
+"""One step of the loop against its formula, and the ways to run it that change nothing."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from cascade.config.stage import DiffusionConfig, StageConfig
+from cascade.config.train import ObjectiveConfig, OptimizerConfig, TrainConfig
+from cascade.data.batch import Batch, Samples
+from cascade.errors import UserError
+from cascade.stage import Stage
+from cascade.text.prompts import PromptTable
+from cascade.train.checkpoint import load_checkpoint
+from cascade.train.distributed import Processes
+from cascade.train.optim import make_optimizer
+from cascade.train.report import read_log
+
+Run = Callable[..., Stage]
+
+
+def _weights(stage: Stage) -> torch.Tensor:
+    return nn.utils.parameters_to_vector(stage.network.parameters()).detach()
+
+
+def _changed(config: TrainConfig, **changes: object) -> TrainConfig:
+    return TrainConfig.model_validate({**config.model_dump(), **changes})
+
+
+def test_a_step_is_adamws_on_the_clipped_gradient_of_the_mean_row_loss(
+    tmp_path: Path,
+    run: Run,
+    samples: Samples,
+    table: PromptTable,
+    stage_config: StageConfig,
+    train_config: TrainConfig,
+) -> None:
+    config = _changed(train_config, steps=1)
+    trained = run(tmp_path, config)
+
+    stage = Stage.build(stage_config, seed=0)
+    batch = samples.rows(range(4))
+    losses = []
+    for row in range(4):
+        # Imagen appendix A by hand: z_t = alpha x + sigma eps, v = alpha eps - sigma x.
+        stream = torch.Generator().manual_seed(batch.seeds[row])
+        u = torch.rand((), generator=stream, dtype=torch.float64)
+        x0, eps = batch.images[row], torch.randn(3, 8, 8, generator=stream)
+        alpha, sigma = (u * torch.pi / 2).cos().float(), (u * torch.pi / 2).sin().float()
+        text = table.rows(batch.prompts[row : row + 1])
+        z = (alpha * x0 + sigma * eps)[None]
+        v = stage.network(z, 1000 * u[None].float(), text.embedding, text.mask)[0]
+        losses.append((v - (alpha * eps - sigma * x0)).square().mean())
+    loss = torch.stack(losses).mean()
+    loss.backward()
+    norm = nn.utils.clip_grad_norm_(stage.network.parameters(), config.optimizer.max_grad_norm)
+    make_optimizer(config.optimizer, stage.network.parameters()).step()
+
+    status = read_log(tmp_path / "log.jsonl")[0]
+    # Single precision through a few layers; the VE form of the loss multiplies by 1/sigma.
+    assert status["loss"] == pytest.approx(loss.item(), rel=1e-4)
+    assert status["loss/mse"] == pytest.approx(loss.item(), rel=1e-4)
+    assert status["grad_norm"] == pytest.approx(norm.item(), rel=1e-3)
+    assert (status["step"], status["images"]) == (1, 4)
+    torch.testing.assert_close(_weights(trained), _weights(stage), rtol=0, atol=1e-5)
+
+
+@dataclass(frozen=True)
+class Grey:
+    """The same rows, all of one even grey."""
+
+    samples: Samples
+
+    def rows(self, positions: Sequence[int]) -> Batch:
+        batch = self.samples.rows(positions)
+        return replace(batch, images=torch.full_like(batch.images, 0.5))
+
+
+def test_training_lowers_the_loss(
+    tmp_path: Path, run: Run, samples: Samples, train_config: TrainConfig
+) -> None:
+    optimizer = OptimizerConfig(learning_rate=5e-3)
+    changes = {"steps": 60, "log_every": 20, "checkpoint_every": 60}
+    config = _changed(train_config, optimizer=optimizer.model_dump(), **changes)
+    run(tmp_path, config, rows=Grey(samples))
+    losses = [line["loss"] for line in read_log(tmp_path / "log.jsonl")]
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_the_rate_in_the_log_follows_the_schedule(
+    tmp_path: Path, run: Run, train_config: TrainConfig
+) -> None:
+    optimizer = OptimizerConfig(learning_rate=1e-3, schedule="linear", warmup_steps=2)
+    run(tmp_path, _changed(train_config, steps=4, optimizer=optimizer.model_dump()))
+    rates = [line["learning_rate"] for line in read_log(tmp_path / "log.jsonl")]
+    assert rates == pytest.approx([5e-4, 1e-3, 1e-3, 5e-4])
+
+
+def test_a_status_is_the_mean_of_the_steps_since_the_one_before(
+    tmp_path: Path, run: Run, train_config: TrainConfig
+) -> None:
+    run(tmp_path / "each", train_config)
+    run(tmp_path / "threes", _changed(train_config, log_every=3))
+    each = [line["loss"] for line in read_log(tmp_path / "each" / "log.jsonl")]
+    threes = [line["loss"] for line in read_log(tmp_path / "threes" / "log.jsonl")]
+    assert threes == pytest.approx([sum(each[:3]) / 3, sum(each[3:]) / 3], rel=1e-6)
+
+
+def test_accumulated_parts_are_the_whole_batch(
+    tmp_path: Path, run: Run, train_config: TrainConfig
+) -> None:
+    whole = run(tmp_path / "whole", train_config)
+    parts = run(tmp_path / "parts", _changed(train_config, gradient_accumulation_steps=4))
+    # The same sums in another order, six steps of rate 1e-2: far below one step's 1e-2.
+    torch.testing.assert_close(_weights(parts), _weights(whole), rtol=0, atol=2e-5)
+    curves = [read_log(tmp_path / name / "log.jsonl") for name in ("whole", "parts")]
+    for ours, theirs in zip(*curves, strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
+        assert ours["images"] == theirs["images"]
+
+
+def test_gradient_checkpointing_changes_no_bit(
+    tmp_path: Path, run: Run, same: Callable[..., bool], train_config: TrainConfig
+) -> None:
+    plain = run(tmp_path / "plain", train_config)
+    recomputed = run(tmp_path / "again", _changed(train_config, gradient_checkpointing=True))
+    assert recomputed.network.checkpointing
+    assert same(plain, recomputed)
+
+
+def test_bf16_trains_float32_weights_close_to_float32(
+    tmp_path: Path, run: Run, train_config: TrainConfig
+) -> None:
+    full = run(tmp_path / "full", train_config)
+    half = run(tmp_path / "half", _changed(train_config, precision="bf16"))
+    assert {value.dtype for value in half.network.state_dict().values()} == {torch.float32}
+    assert not torch.equal(_weights(half), _weights(full))  # it was used at all
+    losses = [
+        [line["loss"] for line in read_log(tmp_path / name / "log.jsonl")]
+        for name in ("full", "half")
+    ]
+    # bfloat16 has 8 bits: 2^-9 per operation, some thirty of them in a row.
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+
+
+@pytest.mark.slow
+def test_a_compiled_network_ends_with_the_same_weights(
+    tmp_path: Path, run: Run, train_config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The graph is traced as always but run by PyTorch: generating C++ for it takes minutes.
+    traced: list[torch.fx.GraphModule] = []
+
+    def backend(
+        graph: torch.fx.GraphModule, inputs: Sequence[torch.Tensor]
+    ) -> Callable[..., object]:
+        traced.append(graph)
+        return graph.forward
+
+    compile_with = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda module: compile_with(module, backend=backend))
+    short = _changed(train_config, steps=2)
+    plain = run(tmp_path / "plain", short)
+    assert not traced
+    compiled = run(tmp_path / "compiled", _changed(short, compile=True, ema_decay=0.5))
+    assert len(traced) == 1  # no break in the graph, no second trace in the second step
+    network = Stage.build(plain.config).network
+    optimizer = make_optimizer(short.optimizer, network.parameters())
+    load_checkpoint(tmp_path / "compiled" / "checkpoints", network, optimizer, compiled.network)
+    weights = nn.utils.parameters_to_vector(network.parameters()).detach()
+    # The same operations, perhaps in another order.
+    torch.testing.assert_close(weights, _weights(plain), rtol=0, atol=2e-5)
+
+
+def test_a_learned_variance_adds_the_bound(
+    tmp_path: Path, run: Run, stage_config: StageConfig, train_config: TrainConfig
+) -> None:
+    learned = stage_config.model_copy(
+        update={
+            "unet": stage_config.unet.model_copy(update={"learned_variance": True}),
+            "diffusion": DiffusionConfig(schedule="squared_cosine", prediction="eps"),
+        }
+    )
+    run(tmp_path / "with", _changed(train_config, steps=1), learned)
+    without = _changed(train_config, steps=1, objective=ObjectiveConfig(vb_weight=0).model_dump())
+    run(tmp_path / "without", without, learned)
+    first, second = (read_log(tmp_path / name / "log.jsonl")[0] for name in ("with", "without"))
+    assert first["loss/vb"] > 0
+    # The rows' own term is named mse too: it holds their whole loss.
+    assert first["loss"] == pytest.approx(second["loss"] + first["loss/vb"], rel=1e-5)
+    assert "loss/vb" not in second
+
+
+def test_the_average_is_what_is_published(
+    tmp_path: Path, run: Run, train_config: TrainConfig
+) -> None:
+    plain = run(tmp_path / "plain", _changed(train_config, steps=1))
+    averaged = run(tmp_path / "ema", _changed(train_config, steps=1, ema_decay=0.9))
+    start = _weights(Stage.build(plain.config, seed=0))
+    # d = (1 + 0) / (10 + 0) after the first update.
+    expected = 0.1 * start + 0.9 * _weights(plain)
+    torch.testing.assert_close(_weights(averaged), expected, rtol=0, atol=1e-6)
+
+
+def test_pictures_drawn_on_the_way_change_nothing(
+    tmp_path: Path, run: Run, same: Callable[..., bool], train_config: TrainConfig
+) -> None:
+    steps: list[int] = []
+
+    def validate(stage: Stage, step: int) -> None:
+        steps.append(step)
+        torch.rand(3)  # whoever draws from the global generator must not disturb the run
+
+    plain = run(tmp_path / "plain", train_config)
+    looked = run(tmp_path / "looked", _changed(train_config, validate_every=2), validate=validate)
+    assert steps == [2, 4, 6]
+    assert same(plain, looked)
+
+
+@dataclass(frozen=True)
+class TurnsBad:
+    """Rows that are not numbers from a position on."""
+
+    position: int
+    samples: Samples
+
+    def rows(self, positions: Sequence[int]) -> Batch:
+        batch = self.samples.rows(positions)
+        if self.position > max(positions):
+            return batch
+        return replace(batch, images=torch.full_like(batch.images, torch.nan))
+
+
+@pytest.mark.parametrize(
+    "every", [{"log_every": 1, "checkpoint_every": 1}, {"log_every": 50, "checkpoint_every": 2}]
+)
+def test_a_gradient_that_is_no_number_ends_the_run_and_leaves_the_good_state(
+    tmp_path: Path,
+    run: Run,
+    samples: Samples,
+    same: Callable[..., bool],
+    train_config: TrainConfig,
+    every: dict[str, int],
+) -> None:
+    config = _changed(train_config, **every)
+    whole = run(tmp_path / "whole", config)
+    with pytest.raises(UserError, match=r"not finite at step .* lower the learning rate"):
+        run(tmp_path / "bad", config, rows=TurnsBad(10, samples))  # in the third step
+    kept = Stage.build(whole.config, seed=7)
+    optimizer = make_optimizer(config.optimizer, kept.network.parameters())
+    assert load_checkpoint(tmp_path / "bad" / "checkpoints", kept.network, optimizer, None) == 2
+    assert bool(_weights(kept).isfinite().all())
+    assert same(run(tmp_path / "bad", config), whole)
+
+
+def test_a_batch_that_does_not_divide_is_refused_before_any_work(
+    tmp_path: Path, run: Run, train_config: TrainConfig
+) -> None:
+    config = _changed(train_config, batch_size=6, gradient_accumulation_steps=2)
+    with pytest.raises(UserError, match="batch of 6 does not divide into 4 processes"):
+        run(tmp_path, config, processes=Processes(1, 4, torch.device("cpu")))
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,110 @@
+"""Learning-rate schedules, the two optimizers and the moving average."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import Adafactor, AdamW
+
+from cascade.config.train import OptimizerConfig
+from cascade.train.ema import EMA
+from cascade.train.optim import learning_rate, make_optimizer
+
+
+def _rates(config: OptimizerConfig, steps: int) -> list[float]:
+    return [learning_rate(config, step, steps) for step in range(steps)]
+
+
+def test_warm_up_rises_along_a_line_and_reaches_the_rate() -> None:
+    config = OptimizerConfig(learning_rate=2.0, warmup_steps=4)
+    assert _rates(config, 7) == [0.5, 1.0, 1.5, 2.0, 2.0, 2.0, 2.0]
+
+
+def test_linear_falls_to_zero_just_after_the_last_step() -> None:
+    config = OptimizerConfig(learning_rate=1.0, schedule="linear")
+    assert _rates(config, 4) == [1.0, 0.75, 0.5, 0.25]
+    assert learning_rate(config, 4, 4) == 0.0
+
+
+def test_cosine_is_half_a_cosine_after_the_warm_up() -> None:
+    config = OptimizerConfig(learning_rate=1.0, schedule="cosine", warmup_steps=2)
+    rates = _rates(config, 6)
+    assert rates[:2] == [0.5, 1.0]
+    expected = [0.5 * (1 + math.cos(math.pi * k / 4)) for k in range(4)]
+    assert rates[2:] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+def test_a_warm_up_longer_than_the_run_never_passes_the_rate(schedule: str) -> None:
+    config = OptimizerConfig.model_validate(
+        {"learning_rate": 1.0, "schedule": schedule, "warmup_steps": 10}
+    )
+    rates = _rates(config, 5)
+    assert rates == sorted(rates)
+    assert 0 < rates[0] <= rates[-1] < 1
+
+
+def test_adamw_gets_every_number_of_its_settings() -> None:
+    config = OptimizerConfig(
+        learning_rate=3e-4, betas=(0.8, 0.95), eps=1e-6, weight_decay=0.1, name="adamw"
+    )
+    optimizer = make_optimizer(config, nn.Linear(2, 2).parameters())
+    assert isinstance(optimizer, AdamW)
+    group = optimizer.param_groups[0]
+    assert (group["lr"], group["betas"], group["eps"]) == (3e-4, (0.8, 0.95), 1e-6)
+    assert group["weight_decay"] == 0.1
+
+
+def test_adamw_takes_the_step_of_its_formula() -> None:
+    config = OptimizerConfig(learning_rate=0.1, weight_decay=0.5, betas=(0.9, 0.99), eps=1e-8)
+    weight = nn.Parameter(torch.tensor([2.0]))
+    optimizer = make_optimizer(config, [weight])
+    weight.grad = torch.tensor([4.0])
+    optimizer.step()
+    # Bias-corrected moments of the first step are g and g^2: decayed weight, minus lr * sign(g).
+    assert float(weight.detach()) == pytest.approx(2.0 * (1 - 0.1 * 0.5) - 0.1, rel=1e-6)
+
+
+def test_adafactor_factors_its_second_moment() -> None:
+    optimizer = make_optimizer(OptimizerConfig(name="adafactor"), nn.Linear(6, 4).parameters())
+    assert isinstance(optimizer, Adafactor)
+    for parameter in optimizer.param_groups[0]["params"]:
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    state = optimizer.state[optimizer.param_groups[0]["params"][0]]
+    assert state["row_var"].numel() == 4
+    assert state["col_var"].numel() == 6
+
+
+def test_frozen_parameters_are_left_out() -> None:
+    layer = nn.Linear(2, 2)
+    layer.bias.requires_grad_(False)
+    groups = make_optimizer(OptimizerConfig(), layer.parameters()).param_groups
+    assert [list(parameter.shape) for parameter in groups[0]["params"]] == [[2, 2]]
+
+
+def test_the_average_follows_its_formula() -> None:
+    torch.manual_seed(0)
+    network = nn.Linear(3, 2)
+    ema = EMA(network, decay=0.5)
+    expected = copy.deepcopy(network.weight.detach()).double()
+    for updates in range(12):
+        with torch.no_grad():
+            network.weight.normal_()
+        ema.update(network, updates)
+        decay = min(0.5, (1 + updates) / (10 + updates))
+        expected = decay * expected + (1 - decay) * network.weight.detach().double()
+    average = ema.network.get_parameter("weight")
+    # Twelve float32 updates of numbers around 1.
+    torch.testing.assert_close(average.double(), expected, rtol=0, atol=12 * 6e-8)
+    assert not average.requires_grad
+
+
+def test_the_average_does_not_share_the_networks_weights() -> None:
+    network = nn.Linear(3, 2)
+    before = network.weight.detach().clone()
+    ema = EMA(network, decay=0.9)
+    ema.network.get_parameter("weight").zero_()
+    torch.testing.assert_close(network.weight.detach(), before, rtol=0, atol=0)

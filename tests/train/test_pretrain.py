@@ -1,0 +1,137 @@
+"""`cascade train` from a folder of captioned pictures to a stage."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cascade.config.train import PretrainConfig
+from cascade.data.batch import Batch
+from cascade.data.captioned import CaptionedSamples
+from cascade.errors import UserError
+from cascade.stage import Stage, read_stage_config
+from cascade.train.pretrain import pretrain
+from cascade.train.report import read_log
+
+Settings = Callable[..., PretrainConfig]
+
+
+@pytest.fixture(scope="module")
+def datasets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten captioned pictures of 16 and of 32 pixels."""
+    folder = tmp_path_factory.mktemp("datasets")
+    rng = np.random.default_rng(0)
+    for size in (16, 32):
+        (folder / str(size)).mkdir()
+        pictures = rng.integers(0, 256, (10, 3, size, size), dtype=np.uint8)
+        np.save(folder / str(size) / "images.npy", pictures)
+        captions = [json.dumps([f"a red {noun}", noun]) for noun in ("dog", "cat") * 5]
+        (folder / str(size) / "captions.jsonl").write_text("\n".join(captions) + "\n")
+    return folder
+
+
+@pytest.fixture
+def settings(tmp_path: Path, tiny_cascade: Path, datasets: Path) -> Settings:
+    """Four steps of a stage of the tiny cascade from scratch."""
+
+    def settings(output: str, name: str = "base16", **changes: object) -> PretrainConfig:
+        config = read_stage_config(tiny_cascade / name)
+        values = {
+            "stage": config.model_dump(),
+            "train": {"steps": 4, "batch_size": 2, "log_every": 1, "checkpoint_every": 2},
+            "data": {"folder": datasets / str(config.size)},
+            "text_encoder": tiny_cascade / "text",
+            "output": tmp_path / output,
+        }
+        return PretrainConfig.model_validate({**values, **changes})
+
+    return settings
+
+
+def _weights(folder: Path) -> bytes:
+    return (folder / "model.safetensors").read_bytes()
+
+
+class Killed(Exception):
+    """Stands for the end of the process."""
+
+
+@pytest.mark.parametrize("stage", ["base16", "sr32"])
+def test_killed_and_started_again_it_ends_with_the_same_bytes(
+    settings: Settings, stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = pretrain(settings("whole", stage))
+    rows = CaptionedSamples.rows
+    for last in (1, 7):
+
+        def dying(self: CaptionedSamples, positions: Sequence[int], last: int = last) -> Batch:
+            if last in positions:
+                raise Killed
+            return rows(self, positions)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(CaptionedSamples, "rows", dying)
+            with pytest.raises(Killed):
+                pretrain(settings("cut", stage))
+        assert not (whole.parent.parent / "cut" / "stage").exists()
+    cut = pretrain(settings("cut", stage))
+    assert _weights(cut) == _weights(whole)
+    log = read_log(cut.parent / "log.jsonl")
+    assert [line["step"] for line in log] == [1, 2, 3, 4]
+
+
+def test_a_finished_run_is_not_trained_again_and_another_one_is_refused(
+    settings: Settings,
+) -> None:
+    folder = pretrain(settings("run"))
+    log, weights = (folder.parent / "log.jsonl").read_bytes(), _weights(folder)
+    pretrain(settings("run"))
+    assert (folder.parent / "log.jsonl").read_bytes() == log
+    assert _weights(folder) == weights
+    with pytest.raises(UserError, match="other settings"):
+        pretrain(settings("run", train={"steps": 5, "batch_size": 2}))
+
+
+def test_the_published_stage_is_the_configured_one(settings: Settings) -> None:
+    config = settings("run")
+    stage = Stage.load(pretrain(config))
+    assert stage.config == config.stage
+    start = Stage.build(config.stage, config.train.seed)
+    assert stage.fingerprint() != start.fingerprint()
+
+
+def test_it_goes_on_from_a_stages_weights(settings: Settings, tiny_cascade: Path) -> None:
+    still = {"steps": 1, "batch_size": 1, "optimizer": {"learning_rate": 1e-30}}
+    config = settings("on", train=still, initial_weights=tiny_cascade / "base16")
+    trained, given = Stage.load(pretrain(config)), Stage.load(tiny_cascade / "base16")
+    for name, value in given.network.state_dict().items():
+        torch.testing.assert_close(
+            trained.network.state_dict()[name], value, rtol=0, atol=2e-30, msg=name
+        )
+
+
+def test_weights_of_another_shape_are_refused(settings: Settings, tiny_cascade: Path) -> None:
+    with pytest.raises(UserError, match="another shape"):
+        pretrain(settings("on", initial_weights=tiny_cascade / "sr32"))
+
+
+def test_a_text_encoder_of_another_width_is_refused_before_the_output_is_taken(
+    settings: Settings,
+) -> None:
+    config = settings("run")
+    unet = {**config.stage.unet.model_dump(), "text_width": 64}
+    stage = {**config.stage.model_dump(), "unet": unet}
+    with pytest.raises(UserError, match="128 wide but the network expects 64"):
+        pretrain(settings("run", stage=stage))
+    assert not config.output.exists()
+
+
+def test_validation_draws_its_prompts(settings: Settings) -> None:
+    train = {"steps": 2, "batch_size": 1, "validate_every": 2}
+    validation = {"prompts": ["a dog"], "images_per_prompt": 2}
+    folder = pretrain(settings("run", "sr32", train=train, validation=validation))
+    drawn = [path.name for path in (folder.parent / "samples").iterdir()]
+    assert drawn == ["step-000002.png"]
