@@ -129,13 +129,19 @@ def personalise(config: DreamBoothConfig) -> Path:
 
 
 def _identity(plan: Plan) -> str:
-    """What makes a run this run: its settings and the very photos."""
-    digests = {
-        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in plan.subject.photos.paths
+    """What makes a run this run: its settings, the very photos and the very weights."""
+    weights = [plan.source / folder / "model.safetensors" for folder in plan.stages]
+    identity = {
+        "settings": plan.config.model_dump(mode="json"),
+        "photos": {path.name: _digest(path) for path in plan.subject.photos.paths},
+        "weights": {path.parent.name: _digest(path) for path in weights},
     }
-    settings = plan.config.model_dump(mode="json")
-    return json.dumps({"settings": settings, "photos": digests}, indent=2) + "\n"
+    return json.dumps(identity, indent=2) + "\n"
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _run(config: DreamBoothConfig, stage: StageConfig) -> TrainConfig:

@@ -6,6 +6,9 @@ working state; what is published is a stage folder (`Stage.save`).
 
 import re
 import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +42,8 @@ def save_checkpoint(
             shutil.rmtree(cut_short)
         partial.mkdir(parents=True)
     processes.barrier()
-    dcp.save(_state(network, optimizer, ema), checkpoint_id=partial)
+    with _alone_is_fine():
+        dcp.save(_state(network, optimizer, ema), checkpoint_id=partial)
     processes.barrier()
     if processes.first:
         shutil.rmtree(final, ignore_errors=True)
@@ -57,7 +61,8 @@ def load_checkpoint(
     if not steps:
         return 0
     state = _state(network, optimizer, ema)
-    dcp.load(state, checkpoint_id=folder / f"step-{steps[-1]}")
+    with _alone_is_fine():
+        dcp.load(state, checkpoint_id=folder / f"step-{steps[-1]}")
     set_state_dict(
         network,
         optimizer,
@@ -67,6 +72,14 @@ def load_checkpoint(
     if ema is not None:
         ema.load_state_dict(state["ema"])
     return steps[-1]
+
+
+@contextmanager
+def _alone_is_fine() -> Iterator[None]:
+    """Silence the library's surprise at a run of one process."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
 
 
 def _state(network: nn.Module, optimizer: Optimizer, ema: nn.Module | None) -> dict[str, Any]:

@@ -19,8 +19,6 @@ from cascade.train.objective import make_objective
 from cascade.train.output import claim, require_disk
 from cascade.train.validation import ValidationGrid
 
-CAPTIONS_KEPT = 100_000
-
 
 def pretrain(config: PretrainConfig) -> Path:
     """Train a stage and write it to `output/stage`; started again, it goes on where it was.
@@ -56,8 +54,7 @@ def pretrain(config: PretrainConfig) -> Path:
             text.max_length,
             text.cleaning,
             text.null,
-            CAPTIONS_KEPT,
-            text.masked,
+            masked=text.masked,
         )
         trained = train(
             stage,
