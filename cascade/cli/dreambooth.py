@@ -77,6 +77,15 @@ def dreambooth(
             rich_help_panel=PRIOR,
         ),
     ] = None,
+    prior_caption_dropout: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Share of class images trained on without their prompt.",
+            rich_help_panel=PRIOR,
+        ),
+    ] = None,
     sample_batch_size: Annotated[
         int | None,
         typer.Option(min=1, help="Class images drawn at once.", rich_help_panel=PRIOR),

@@ -16,6 +16,7 @@ PATHS: dict[str, tuple[str, ...]] = {
     "augmentation": ("augmentation",),
     "prior_loss_weight": ("prior.weight",),
     "num_class_images": ("prior.images",),
+    "prior_caption_dropout": ("prior.caption_dropout",),
     "sample_batch_size": ("prior.batch_size",),
     "sr_prior_preservation": ("prior.super_resolution",),
     "max_train_steps": ("base.steps",),

@@ -43,7 +43,19 @@ class PriorConfig(Frozen):
     weight: float = Field(default=1.0, ge=0.0, description="lambda of eq. 2")
     images: int = Field(default=1000, gt=0)
     batch_size: int = Field(default=16, gt=0)
-    sampler: SamplerConfig = SamplerConfig(name="ancestral", steps=100)
+    sampler: SamplerConfig = Field(
+        # Guidance off: eq. 2 samples from the model itself, and class images sharpened by guidance
+        # would be sharpened again whenever the tuned model samples the class.
+        default=SamplerConfig(name="ancestral", steps=100, guidance=1.0),
+        description="how the base draws them",
+    )
+    caption_dropout: float = Field(
+        default=0.0,
+        ge=0.0,
+        le=1.0,
+        description="share of class images trained on without their prompt; guidance subtracts the "
+        "unconditional branch, which otherwise drifts to the subject. The paper states none",
+    )
     super_resolution: bool = Field(
         default=False, description="preserve the prior of super-resolution stages too"
     )
@@ -75,9 +87,14 @@ RECIPES: dict[Literal["paper", "mini"], Recipe] = {
     "paper": Recipe(base=_tuning(1e-5, 1000, 1), super_resolution=_tuning(1e-5, 1000, 1)),
     # For the few million weights of `mini`, which move further at a step of this size.
     "mini": Recipe(
-        prior=PriorConfig(images=200, batch_size=50, sampler=SamplerConfig(steps=40, guidance=3.0)),
-        base=_tuning(1e-4, 400, 4),
-        super_resolution=_tuning(1e-4, 200, 4),
+        prior=PriorConfig(
+            images=100,
+            batch_size=50,
+            caption_dropout=0.25,
+            sampler=SamplerConfig(steps=32, guidance=1.0),
+        ),
+        base=_tuning(2e-4, 300, 4),
+        super_resolution=_tuning(2e-4, 300, 4),
     ),
 }
 

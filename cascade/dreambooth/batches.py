@@ -28,6 +28,7 @@ class Kind:
         weight: 1 for the subject, lambda for the prior (DreamBooth eq. 2).
         flip: mirror half of the rows.
         center_crop: take the centred square, else a random one.
+        caption_dropout: share of rows that are given the unconditional text instead.
     """
 
     term: str
@@ -36,6 +37,7 @@ class Kind:
     weight: float = 1.0
     flip: bool = False
     center_crop: bool = True
+    caption_dropout: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -65,12 +67,16 @@ class DreamBoothSamples:
         return Batch(
             images=torch.stack([high for high, _ in pairs]),
             low_res=torch.stack(low) if low else None,
-            prompts=(kind.prompt,) * len(pairs),
+            prompts=tuple(self._prompt(kind, position) for position in positions),
             seeds=tuple(derive_seed(self.seed, kind.term, "noise", p) for p in positions),
             weights=torch.full((len(pairs),), kind.weight),
             terms=(kind.term,) * len(pairs),
             positions=len(pairs),
         )
+
+    def _prompt(self, kind: Kind, position: int) -> str | None:
+        rng = np.random.default_rng(derive_seed(self.seed, kind.term, "caption", position))
+        return None if rng.random() < kind.caption_dropout else kind.prompt
 
     def _picture(self, kind: Kind, position: int, rng: np.random.Generator) -> Image.Image:
         epoch, place = divmod(position, len(kind.images))

@@ -220,7 +220,14 @@ def _kinds(plan: Plan, folder: str, table: PromptTable, here: Processes) -> tupl
         bar.update(task, completed=len(paths), total=len(paths))
     here.barrier()
     images = read_class_images(paths)
-    return instance, Kind("prior", images, subject.class_prompt, recipe.prior.weight)
+    of_class = Kind(
+        term="prior",
+        images=images,
+        prompt=subject.class_prompt,
+        weight=recipe.prior.weight,
+        caption_dropout=recipe.prior.caption_dropout,
+    )
+    return instance, of_class
 
 
 def _embed(plan: Plan) -> PromptTable:
