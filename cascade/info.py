@@ -8,7 +8,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from cascade.config.stage import AugmentationLevel, SamplerConfig, StageConfig
+from cascade.config.stage import (
+    AugmentationLevel,
+    SamplerConfig,
+    StageConfig,
+    noise_in_grey_levels,
+)
 from cascade.pipeline import cascade_folder, read_manifest
 from cascade.stage import read_stage_config, weight_shapes
 
@@ -69,4 +74,6 @@ def _sampler(sampler: SamplerConfig) -> str:
 
 
 def _level(level: AugmentationLevel) -> str:
-    return f"{level.unit} {level.value:g}"
+    if level.unit == "time":
+        return f"time {level.value:g}"
+    return f"variance {level.value:g} ({noise_in_grey_levels(level.value):.1f} grey levels)"

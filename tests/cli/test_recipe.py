@@ -18,6 +18,7 @@ VALUES: dict[str, Any] = {
     "augmentation": "imagen",
     "prior_loss_weight": 0.25,
     "num_class_images": 17,
+    "prior_caption_dropout": 0.125,
     "sample_batch_size": 5,
     "sr_prior_preservation": True,
     "max_train_steps": 123,

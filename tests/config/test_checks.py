@@ -29,6 +29,7 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
         ("mini-base32", "stage.sampler.steps=1001", "stage.sampler.steps"),
         ("mini-base32", "stage.name='../up'", "stage.name"),
         ("mini-base32", "stage.unet.blocks=[1]", "one value for each level"),
+        ("mini-base32", "stage.unet.full_resolution_skip=true", "is there already"),
         ("mini-base32", "train.gradient_accumulation_steps=3", "must be a multiple"),
         ("mini-base32", "train.optimizer.betas=[0.9, 1.0]", r"train.optimizer.betas.1: .*less"),
         ("mini-base32", "train.ema_decay=1.0", "train.ema_decay"),

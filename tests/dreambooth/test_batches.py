@@ -1,5 +1,6 @@
 """The rows DreamBooth trains on."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -150,3 +151,16 @@ def test_random_squares_move_over_the_photo(base: StageConfig) -> None:
     assert lefts.min() >= -1
     assert lefts.max() <= 65
     assert len(lefts.round().unique()) > 6
+
+
+def test_class_images_lose_their_prompt_at_the_given_rate(base: StageConfig) -> None:
+    kinds = (INSTANCE, replace(PRIOR, caption_dropout=0.25))
+    samples = DreamBoothSamples(base, kinds, seed=0)
+    batch = samples.rows(range(400))
+    assert batch.prompts[:400] == (INSTANCE.prompt,) * 400  # the subject is always named
+    # A binomial of 400 draws at 0.25 has a deviation of 0.022; four of them.
+    assert abs(batch.prompts[400:].count(None) / 400 - 0.25) < 0.09
+    assert samples.rows([7]).prompts[1] == batch.prompts[407]  # a function of the position
+    # All else is as without: the draw is its own.
+    whole = DreamBoothSamples(base, (INSTANCE, PRIOR), seed=0).rows(range(20))
+    assert torch.equal(samples.rows(range(20)).images, whole.images)

@@ -41,6 +41,14 @@ CONFIGS = {
             "skip_scale": 2**-0.5,
         }
     ),
+    "efficient, full-resolution skip": BASE.model_copy(
+        update={
+            "attention": ("none", "cross"),
+            "full_resolution_skip": True,
+            "low_res": True,
+            "resample": "convolution",
+        }
+    ),
 }
 
 
