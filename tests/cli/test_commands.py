@@ -206,6 +206,7 @@ FLAGS: dict[str, Any] = {
     "augmentation": "imagen",
     "prior_loss_weight": 0.25,
     "num_class_images": 17,
+    "prior_caption_dropout": 0.125,
     "sample_batch_size": 5,
     "max_train_steps": 123,
     "learning_rate": 3e-6,
