@@ -65,7 +65,8 @@ def diversity(generated: Tensor) -> float:
 def feature_distance(images: Tensor, reference: Tensor) -> float:
     """Return the mean of 1 - cosine between row i of one set and row i of the other, `N D` each."""
     _check(images, reference, paired=True)
-    return float(1 - (_unit(images) * _unit(reference)).sum(1).mean())
+    distance = 1 - (_unit(images) * _unit(reference)).sum(1).mean()
+    return float(distance.clamp(min=0))  # equal rows may round to a cosine a hair above 1
 
 
 def prior_drift(tuned: Tensor, frozen: Tensor) -> float:
