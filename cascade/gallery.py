@@ -9,7 +9,7 @@ from cascade.config.stage import AugmentationLevel, SamplerConfig
 from cascade.data.images import grid, to_pil, write_png
 from cascade.errors import UserError
 from cascade.pipeline import Cascade
-from cascade.progress import progress_bar
+from cascade.progress import progress_bar, stage_steps
 
 
 def draw_to_folder(
@@ -39,10 +39,6 @@ def draw_to_folder(
         raise UserError(f"{folder} is a file; give a folder for the pictures.")
     pairs = [(number, seed) for number in range(len(prompts)) for seed in seeds]
     with progress_bar() as bar:
-        tasks = {
-            stage.config.name: bar.add_task(stage.config.name, total=None, details="")
-            for stage in cascade.stages
-        }
         drawn = cascade.sample(
             [prompts[number] for number, _ in pairs],
             [seed for _, seed in pairs],
@@ -50,7 +46,7 @@ def draw_to_folder(
             levels=levels,
             last_stage=last_stage,
             batch_size=batch_size,
-            on_step=lambda name, done, total: bar.update(tasks[name], completed=done, total=total),
+            on_step=stage_steps(bar),
         )
     for name, images in drawn.stages.items():
         for (number, seed), image in zip(pairs, to_pil(images), strict=True):

@@ -10,7 +10,7 @@ and writes `report.html`, one page that needs no server. Started again it goes o
 import hashlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +36,7 @@ from cascade.evaluate.subject import (
     score_subject,
 )
 from cascade.pipeline import Cascade, Pictures
-from cascade.progress import progress_bar
+from cascade.progress import progress_bar, stage_steps
 from cascade.train.report import read_log
 from demo_report import Outcome, demo_report
 
@@ -180,7 +180,7 @@ def drawings(cascades: tuple[Cascade, ...], subject: SubjectConfig) -> Iterator[
     """The subject's and the class's prompt, drawn by each cascade with the same seeds."""
     with progress_bar(console) as bar:
         for kind, cascade in zip(KINDS, cascades, strict=True):
-            yield draw_subject(cascade, subject, SEEDS, stepper(bar.add_task, bar.update, kind))
+            yield draw_subject(cascade, subject, SEEDS, stage_steps(bar, f"{kind}: "))
 
 
 def scenes(cascades: tuple[Cascade, ...], subject: SubjectConfig) -> dict[str, Pictures]:
@@ -188,20 +188,6 @@ def scenes(cascades: tuple[Cascade, ...], subject: SubjectConfig) -> dict[str, P
     name = f"a {subject.identifier} {subject.class_noun}"
     prompts = [scene.format(subject=name, noun=name.removeprefix("a ")) for scene in SCENES]
     return {prompt: cascades[-1].sample(prompt, range(6)) for prompt in prompts}
-
-
-def stepper(
-    add: Callable[..., object], update: Callable[..., None], kind: str
-) -> Callable[[str, int, int], None]:
-    """Progress of one cascade's drawings: a bar per stage, begun when the stage first reports."""
-    tasks: dict[str, object] = {}
-
-    def on_step(stage: str, done: int, total: int) -> None:
-        if stage not in tasks:
-            tasks[stage] = add(f"{kind}: {stage}", total=total, details="")
-        update(tasks[stage], completed=done)
-
-    return on_step
 
 
 if __name__ == "__main__":
