@@ -20,6 +20,7 @@ import typer
 from PIL import Image
 from rich.console import Console
 
+from cascade.cli.mistakes import answer
 from cascade.config.dreambooth import RECIPES, DreamBoothConfig
 from cascade.config.stage import SubjectConfig
 from cascade.data.images import Photos, read_photos, write_png
@@ -191,8 +192,4 @@ def scenes(cascades: tuple[Cascade, ...], subject: SubjectConfig) -> dict[str, P
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(main)
-    except UserError as error:
-        Console(stderr=True).print(f"[bold red]Error:[/] {error}")
-        sys.exit(2)
+    answer(lambda: typer.run(main))

@@ -7,7 +7,6 @@ subject its class noun. Writes `subjects.json`, `subjects.md` and `subjects.png`
 """
 
 import json
-import sys
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +17,7 @@ import typer
 from PIL import Image
 from rich.console import Console
 
+from cascade.cli.mistakes import answer
 from cascade.data.images import read_photos, write_bytes, write_png
 from cascade.environment import environment
 from cascade.errors import UserError
@@ -128,8 +128,4 @@ def _line(cells: Iterable[str]) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(main)
-    except UserError as error:
-        Console(stderr=True).print(f"[bold red]Error:[/] {error}")
-        sys.exit(2)
+    answer(lambda: typer.run(main))

@@ -1,21 +1,15 @@
 """The console command `cascade`: parse, compose, call."""
 
-import sys
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.text import Text
 
 from cascade.cli.dreambooth import dreambooth
 from cascade.cli.identifiers import identifiers
 from cascade.cli.info import info
+from cascade.cli.mistakes import answer
 from cascade.cli.sample import sample
 from cascade.cli.train import train
-from cascade.errors import UserError
-
-INTERRUPTED = 130
-"""The exit status that Typer makes of a KeyboardInterrupt."""
 
 app = typer.Typer(
     name="cascade",
@@ -51,15 +45,5 @@ def _root(
 
 
 def main() -> None:
-    """Run the command; a person's mistake is one sentence and exit status 2."""
-    try:
-        app()
-    except UserError as error:
-        # As `Text`: brackets in a path or in "[stage.unet]" are no markup.
-        message = Text.assemble(("Error:", "bold red"), f" {error}")
-        Console(stderr=True).print(message, soft_wrap=True)
-        sys.exit(2)
-    except SystemExit as end:
-        if end.code == INTERRUPTED:
-            typer.echo("Interrupted; the same command goes on from here.", err=True)
-        raise
+    """Run the command."""
+    answer(app)

@@ -59,15 +59,6 @@ class Conditioning:
     def __len__(self) -> int:
         return self.text.shape[0]
 
-    def to(self, device: torch.device | str) -> "Conditioning":
-        """Return the same on another device."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
-
-    def rows(self, index: slice | Tensor | Sequence[int]) -> "Conditioning":
-        """Return the chosen rows, in the order of `index` (a slice, positions or a bool mask)."""
-        rows = index if isinstance(index, slice | Tensor) else list(index)
-        return self._map(lambda tensor: tensor[rows])
-
     @staticmethod
     def cat(parts: Sequence["Conditioning"]) -> "Conditioning":
         """Stack batches; shorter texts are padded with masked tokens.
@@ -86,11 +77,6 @@ class Conditioning:
         low_res = _cat_optional([part.low_res for part in parts])
         aug = _cat_optional([part.aug for part in parts])
         return Conditioning(torch.cat(text), torch.cat(mask), low_res, aug)
-
-    def _map(self, change: Callable[[Tensor], Tensor]) -> "Conditioning":
-        low_res = None if self.low_res is None else change(self.low_res)
-        aug = None if self.aug is None else change(self.aug)
-        return Conditioning(change(self.text), change(self.text_mask), low_res, aug)
 
 
 class Denoised(NamedTuple):

@@ -60,16 +60,6 @@ class Noise:
         ]
         return torch.stack(draws)
 
-    def select(self, rows: Sequence[int]) -> "Noise":
-        """Return the streams of the chosen images, in that order.
-
-        The streams are shared, not copied: they go on where they stand, and drawing from either
-        object advances both.
-        """
-        chosen = Noise([], self.device)
-        chosen._streams = [self._streams[row] for row in rows]
-        return chosen
-
 
 @dataclass(frozen=True)
 class LowResolution:

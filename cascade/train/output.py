@@ -16,7 +16,7 @@ def claim(output: Path, settings: str, here: Processes) -> None:
     """Take an output folder for a run with these settings, or go on with the one it holds.
 
     Raises:
-        UserError: it holds another run or anything else, or its disk is as good as full.
+        UserError: it holds another run or anything else, or cannot be made.
     """
     note = output / "run.json"
     if note.is_file():

@@ -112,13 +112,8 @@ def test_conditions_stack_with_masked_padding() -> None:
     assert both.text[2, 1:].eq(0).all()
     assert both.low_res is not None
     assert both.low_res.shape == (3, 3, 4, 4)
-    picked = both.rows([2, 0])
-    assert torch.equal(picked.text, both.text[[2, 0]])
-    assert picked.aug is not None
     assert both.aug is not None
-    assert torch.equal(picked.aug, both.aug[[2, 0]])
-    assert torch.equal(both.rows(slice(1, None)).low_res, both.low_res[1:])
-    assert both.to("meta").text.device.type == "meta"
+    assert both.aug.shape == (3,)
 
 
 def test_conditions_of_different_stages_do_not_stack() -> None:

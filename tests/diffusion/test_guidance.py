@@ -90,7 +90,7 @@ def test_thresholding_comes_after_guidance() -> None:
 def test_guidance_without_enough_null_conditions_is_refused() -> None:
     network, _, _, cond, null = case()
     denoiser = Denoiser(network, make_schedule("linear"))
-    for wrong in (None, null.rows([0])):
+    for wrong in (None, Conditioning(null.text[:1], null.text_mask[:1])):
         with pytest.raises(ValueError, match="needs 2 null"):
             guided(denoiser, cond, wrong, scale=2.0)
 

@@ -40,17 +40,6 @@ def test_draws_have_their_distributions() -> None:
     assert abs(uniform.mean() - 0.5) < 5 / math.sqrt(12 * 2000)
 
 
-def test_selected_streams_go_on_where_they_stand() -> None:
-    batch, reference = Noise([1, 2, 3]), Noise([1, 2, 3])
-    batch.normal(2)
-    reference.normal(2)
-    expected = reference.normal(2)
-    chosen = batch.select([2, 0])
-    assert len(chosen) == 2
-    assert torch.equal(chosen.normal(2), expected[[2, 0]])
-    assert torch.equal(batch.normal(2)[1], expected[1])
-
-
 @pytest.mark.parametrize("noise_at", ["low", "high"])
 @pytest.mark.parametrize("name", ["cosine", "linear"])
 def test_low_resolution_images_are_noised_by_the_papers_formula(noise_at: str, name: str) -> None:

@@ -11,6 +11,7 @@ from typing import Annotated
 import torch
 import typer
 
+from cascade.cli.mistakes import answer
 from cascade.config.stage import CascadeManifest
 from cascade.data.images import write_bytes
 from cascade.errors import UserError
@@ -46,4 +47,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    answer(lambda: typer.run(main))

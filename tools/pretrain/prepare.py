@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import track
 
 from captions import captions_of
-from cascade.errors import UserError
+from cascade.cli.mistakes import answer
 from packs import PhotoPack, TinyPack
 
 IMAGENET: Final = "ImageNet terms: non-commercial research"
@@ -63,12 +63,8 @@ def main(
 ) -> None:
     """Prepare the base's, the validation and the super-resolution dataset."""
     packs = shared / "data" / "packs"
-    try:
-        for recipe in recipes(size):
-            write_dataset(recipe, packs, output / recipe.name)
-    except UserError as error:
-        Console(stderr=True).print(str(error), style="red")
-        raise typer.Exit(2) from None
+    for recipe in recipes(size):
+        write_dataset(recipe, packs, output / recipe.name)
 
 
 def write_dataset(recipe: Recipe, packs: Path, folder: Path) -> None:
@@ -121,4 +117,4 @@ def sha256(path: Path) -> str:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    answer(lambda: typer.run(main))

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, cross_entropy, normalize
 from transformers import T5Config, T5EncoderModel
 
+from cascade.cli.mistakes import answer
 from cascade.errors import UserError
 from packs import classes, existing
 from vocabulary import append_rare, rare_candidates, train_vocabulary
@@ -48,12 +49,8 @@ def main(
     batch: Annotated[int, typer.Option(min=2)] = 128,
 ) -> None:
     """Build the vocabulary, train the encoder and write both with a few figures."""
-    try:
-        sentences = sorted(set(captions(datasets)) | set(compositions(shared, 6000)))
-        genuine = existing(shared / "data" / "t5" / "spiece.model")
-    except UserError as error:
-        Console(stderr=True).print(str(error), style="red")
-        raise typer.Exit(2) from None
+    sentences = sorted(set(captions(datasets)) | set(compositions(shared, 6000)))
+    genuine = existing(shared / "data" / "t5" / "spiece.model")
     torch.manual_seed(SEED)
     learned = train_vocabulary(sentences, PIECES)
     t5 = sentencepiece.SentencePieceProcessor(model_file=str(genuine))
@@ -194,4 +191,4 @@ def _identified(ids: Sequence[int], rare: range, random_: random.Random) -> list
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    answer(lambda: typer.run(main))
