@@ -112,8 +112,10 @@ def test_conditions_stack_with_masked_padding() -> None:
     assert both.text[2, 1:].eq(0).all()
     assert both.low_res is not None
     assert both.low_res.shape == (3, 3, 4, 4)
+    assert long.aug is not None
+    assert short.aug is not None
     assert both.aug is not None
-    assert both.aug.shape == (3,)
+    assert torch.equal(both.aug, torch.cat([long.aug, short.aug]))
 
 
 def test_conditions_of_different_stages_do_not_stack() -> None:
