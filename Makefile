@@ -11,6 +11,7 @@ WORKERS ?= auto
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+TEST_READY := $(VENV)/.test-ready
 TYPED := cascade kernels $(wildcard tools)
 
 .DEFAULT_GOAL := help
@@ -31,6 +32,12 @@ $(READY): pyproject.toml $(CONSTRAINTS)
 	  $(addprefix --constraint ,$(CONSTRAINTS))
 	@touch $@
 
+# The kernels' compiler is large, and on a CPU nothing but the tests needs it.
+$(TEST_READY): $(READY)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[gpu,quantized]' \
+	  $(addprefix --constraint ,$(CONSTRAINTS))
+	@touch $@
+
 lint: types  ## style, types and import floors
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -44,10 +51,10 @@ format: setup  ## put the code in order
 	$(BIN)/ruff format .
 
 # One thread per worker: two workers with two threads each are slower on two cores than either.
-test: setup  ## every test that this machine can run
+test: setup $(TEST_READY)  ## every test that this machine can run
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS) --maxprocesses 8
 
-test-fast: setup  ## the tests that take no more than a few seconds
+test-fast: setup $(TEST_READY)  ## the tests that take no more than a few seconds
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS) --maxprocesses 8 -m "not slow"
 
 demo: setup  ## personalise the small cascade on a CPU and write a page of pictures

@@ -10,6 +10,10 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
+# Without a GPU only Triton's interpreter runs the kernels; Triton reads this when it is imported,
+# and the imports below import it.
+os.environ["TRITON_INTERPRET"] = "0" if torch.cuda.is_available() else "1"
+
 from cascade.config.stage import (
     CascadeManifest,
     DiffusionConfig,

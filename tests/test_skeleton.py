@@ -17,7 +17,7 @@ from hatchling.builders.wheel import WheelBuilder
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-OURS = {"cascade", "cascade_kernels", "cascade_export"}
+OURS = {"cascade", "cascade_kernels", "cascade_export", "bench"}  # `bench`: kernels/bench
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,9 @@ def test_modules_import_only_declared_dependencies(
         source = path.read_text()
         at_import = _foreign(_without_function_bodies(source))
         where_used = _foreign(ast.parse(source)) - at_import
-        for allowed, modules in ((required, at_import), (every, where_used)):
+        # Imported by the operations when a kernel runs, never before.
+        importable = every if path.parent.name == "triton_code" else required
+        for allowed, modules in ((importable, at_import), (every, where_used)):
             undeclared += [
                 f"{path.relative_to(repository)}: {name}"
                 for name in sorted(modules)
@@ -110,7 +112,7 @@ def test_constraints_pin_every_direct_dependency(repository: Path, project: dict
 
 def test_pins_bring_no_gpu_packages(repository: Path) -> None:
     pins = (repository / "constraints-cpu.txt").read_text()
-    assert not re.search(r"^(triton|nvidia|cuda|tensorrt)", pins, flags=re.MULTILINE)
+    assert not re.search(r"^(nvidia|cuda|tensorrt)", pins, flags=re.MULTILINE)
 
 
 def test_settings_load_without_torch(repository: Path) -> None:

@@ -9,13 +9,14 @@ Shapes: `B` batch, `C H W` image, `L` text tokens, `D` text width.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cascade.diffusion.schedule import Schedule
+from cascade_kernels.sampler_coefficients import fraction_of
 
 Prediction = Literal["eps", "v", "x0"]
 
@@ -130,30 +131,53 @@ class Denoiser(nn.Module):
         Raises:
             ValueError: the network returned another number of channels than was declared.
         """
+        return self.interpret(x, self.answer(x, sigma, cond), sigma)
+
+    def answer(self, x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
+        """Return what the network says, B 3 H W or B 6 H W in its own dtype; see `forward`."""
         sigma = sigma.double()
-        alpha = torch.rsqrt(1 + sigma**2)
-        z = x * _column(alpha, x)
+        z = x * _column(torch.rsqrt(1 + sigma**2), x)
         t = self.schedule.timestep(sigma).float()
         out = self.network(z, t, cond.text, cond.text_mask, cond.low_res, cond.aug)
         channels = x.shape[1] * (2 if self.learned_variance else 1)
         if out.shape[1] != channels:
             raise ValueError(f"the network returned {out.shape[1]} channels, not {channels}")
+        return out
+
+    def interpret(self, x: Tensor, out: Tensor, sigma: Tensor) -> Denoised:
+        """Turn what the network said at x into a prediction; shapes and dtypes as in `forward`."""
+        from_x, from_out = x0_factors(self.prediction, sigma.double())
         # Under autocast the network answers in bfloat16; the conversion below must not.
         out = out.to(x.dtype)
-        if not self.learned_variance:
-            return Denoised(self._x0(x, out, sigma), None)
-        mean, variance = out.chunk(2, dim=1)
-        return Denoised(self._x0(x, mean, sigma), (variance + 1) / 2)
+        mean = out[:, : x.shape[1]]
+        x0 = _column(from_x, x) * x + _column(from_out, x) * mean
+        variance = fraction_of(out[:, x.shape[1] :]) if self.learned_variance else None
+        return Denoised(x0, variance)
 
-    def _x0(self, x: Tensor, out: Tensor, sigma: Tensor) -> Tensor:
-        match self.prediction:
-            case "eps":
-                return x - _column(sigma, x) * out
-            case "v":  # v = alpha eps - sigma_vp x0 (Salimans & Ho 2022, appendix D)
-                keep, remove = 1 / (1 + sigma**2), sigma * torch.rsqrt(1 + sigma**2)
-                return _column(keep, x) * x - _column(remove, x) * out
-            case "x0":
-                return out
+
+Level = TypeVar("Level", float, Tensor)
+
+
+def x0_factors(prediction: Prediction, sigma: Level) -> tuple[Level, Level]:
+    """Return (a, b) of `x0 = a x + b out`, for one noise level or for one per image.
+
+    Args:
+        prediction: what the network's output is.
+        sigma: the level, of `x = x0 + sigma eps`; a tensor is float64.
+    """
+    match prediction:
+        case "eps":
+            return 0 * sigma + 1, -sigma
+        case "v":  # v = alpha eps - sigma_vp x0 (Salimans & Ho 2022, appendix D)
+            return 1 / (1 + sigma * sigma), -sigma / (1 + sigma * sigma) ** 0.5
+        case "x0":
+            return 0 * sigma, 0 * sigma + 1
+
+
+def levels_of(sigma: float, x: Tensor) -> Tensor:
+    """Give every image of x (B C H W) the same noise level: B float64 on x's device."""
+    # float64: in float32 a level would no longer be exactly that of its timestep.
+    return torch.full((x.shape[0],), sigma, dtype=torch.float64, device=x.device)
 
 
 def _column(values: Tensor, like: Tensor) -> Tensor:

@@ -7,6 +7,9 @@ Each is a function of `denoise(x, sigma)` and knows no network, text or guidance
     smallest variance    s^2 (t^2 - s^2) / t^2                  (Ho et al. 2020, beta~)
     largest variance     (t^2 - s^2) (1 + s^2) / (1 + t^2)      (Ho et al. 2020, beta)
 
+All samplers are linear in x, x0, the x0 before it and fresh noise: they compute the coefficients of
+a step (`Update`), and `cascade_kernels.sampler_step` does the arithmetic.
+
 Levels are Python floats, so that no step waits for the device. The last level is 0, where x is
 the image. `x` is B C H W, `sigmas` is 1-D as made by `cascade.diffusion.schedule.sigmas`.
 """
@@ -14,13 +17,14 @@ the image. `x` is B C H W, `sigmas` is 1-D as made by `cascade.diffusion.schedul
 import math
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from cascade.diffusion.denoiser import Denoise, Denoised
+from cascade.diffusion.denoiser import Denoise, Denoised, levels_of
 from cascade.diffusion.noise import Noise
+from cascade_kernels.sampler_coefficients import Update
 
 Variance = Literal["learned", "fixed_small", "fixed_large"]
 
@@ -31,6 +35,21 @@ _HEUN_BELOW = 100.0
 
 # Called after each step with its index, the new x and the prediction that led there.
 OnStep = Callable[[int, Tensor, Denoised], None]
+
+
+@runtime_checkable
+class Stepper(Protocol):
+    """A `denoise` that takes a sampler's step itself, such as what `guided` returns."""
+
+    def step(
+        self,
+        x: Tensor,
+        sigma: float,
+        update: Update,
+        previous: Tensor | None = None,
+        noise: Tensor | None = None,
+    ) -> tuple[Tensor, Denoised]:
+        """Return the next x (B C H W) and the prediction at x that led there."""
 
 
 def initial(noise: Noise, shape: tuple[int, ...], sigma_max: float) -> Tensor:
@@ -68,13 +87,8 @@ def ancestral(
         ValueError: the levels are malformed, or a learned variance is wanted and not predicted.
     """
     for i, (t, s) in enumerate(pairwise(_levels(sigmas))):
-        denoised = denoise(x, _level(t, x))
-        if variance == "learned" and denoised.variance is None:
-            raise ValueError("this network predicts no variance; take a fixed one")
-        x = torch.lerp(denoised.x0, x, (s / t) ** 2)
-        if s > 0:
-            std = _deviation(t, s, variance, denoised.variance)
-            x = x + std * noise.normal(*x.shape[1:]).to(x)
+        fresh = noise.normal(*x.shape[1:]).to(x) if s > 0 else None
+        x, denoised = _step(denoise, x, t, _reversed(t, s, variance), noise=fresh)
         if on_step is not None:
             on_step(i, x, denoised)
     return x
@@ -108,11 +122,9 @@ def ddim(
     if not 0 <= eta <= 1:
         raise ValueError(f"eta must lie in [0, 1], not {eta}")
     for i, (t, s) in enumerate(pairwise(_levels(sigmas))):
-        denoised = denoise(x, _level(t, x))
-        fresh = eta * math.sqrt(_smallest(t, s))
-        x = torch.lerp(denoised.x0, x, math.sqrt(s**2 - fresh**2) / t)
-        if fresh > 0:
-            x = x + fresh * noise.normal(*x.shape[1:]).to(x)
+        std = eta * math.sqrt(_smallest(t, s))
+        fresh = noise.normal(*x.shape[1:]).to(x) if std > 0 else None
+        x, denoised = _step(denoise, x, t, _towards(math.sqrt(s**2 - std**2) / t, std), noise=fresh)
         if on_step is not None:
             on_step(i, x, denoised)
     return x
@@ -139,13 +151,11 @@ def dpmpp_2m(denoise: Denoise, x: Tensor, sigmas: Tensor, on_step: OnStep | None
     levels = _levels(sigmas)
     previous: Tensor | None = None
     for i, (t, s) in enumerate(pairwise(levels)):
-        denoised = denoise(x, _level(t, x))
-        target = denoised.x0
-        if previous is not None and s > 0:
-            # x0 extrapolated to the middle of the step, linearly in log sigma.
-            ratio = math.log(t / s) / math.log(levels[i - 1] / t)
-            target = denoised.x0 + (denoised.x0 - previous) * (ratio / 2)
-        x = torch.lerp(target, x, s / t)
+        # x0 extrapolated to the middle of the step, linearly in log sigma.
+        ahead = math.log(t / s) / math.log(levels[i - 1] / t) / 2 if i > 0 and s > 0 else 0.0
+        pull = (t - s) / t
+        update = Update(s / t, pull * (1 + ahead), recall=-pull * ahead)
+        x, denoised = _step(denoise, x, t, update, previous)
         previous = denoised.x0
         if on_step is not None:
             on_step(i, x, denoised)
@@ -172,14 +182,11 @@ def heun(denoise: Denoise, x: Tensor, sigmas: Tensor, on_step: OnStep | None = N
         ValueError: the levels are malformed.
     """
     for i, (t, s) in enumerate(pairwise(_levels(sigmas))):
-        denoised = denoise(x, _level(t, x))
-        euler = torch.lerp(denoised.x0, x, s / t)
+        x, denoised = _step(denoise, x, t, _towards(s / t))
         if s > 0 and t <= _HEUN_BELOW:
-            slope = (x - denoised.x0) / t
-            corrected = (euler - denoise(euler, _level(s, x)).x0) / s
-            x = x + (s - t) * (slope + corrected) / 2
-        else:
-            x = euler
+            # The mean of both slopes instead of the first: by how much x0 has changed at s.
+            change = (t - s) / (2 * s)
+            x, _ = _step(denoise, x, s, Update(1.0, change, recall=-change), denoised.x0)
         if on_step is not None:
             on_step(i, x, denoised)
     return x
@@ -193,9 +200,35 @@ def _levels(sigmas: Tensor) -> list[float]:
     return levels
 
 
-def _level(sigma: float, x: Tensor) -> Tensor:
-    # float64: in float32 a level would no longer be exactly that of its timestep.
-    return torch.full((x.shape[0],), sigma, dtype=torch.float64, device=x.device)
+def _step(
+    denoise: Denoise,
+    x: Tensor,
+    sigma: float,
+    update: Update,
+    previous: Tensor | None = None,
+    noise: Tensor | None = None,
+) -> tuple[Tensor, Denoised]:
+    """Predict at x and take the step, in one operation where `denoise` knows how."""
+    if isinstance(denoise, Stepper):
+        return denoise.step(x, sigma, update, previous, noise)
+    denoised = denoise(x, levels_of(sigma, x))
+    return update(x, denoised.x0, previous, noise, denoised.variance), denoised
+
+
+def _towards(keep: float, std: float = 0.0) -> Update:
+    """Keep that much of x and fill up with x0."""
+    return Update(keep, 1 - keep, std=std)
+
+
+def _reversed(t: float, s: float, variance: Variance) -> Update:
+    """One step of the reversed Markov chain from t to s."""
+    keep = (s / t) ** 2
+    if s == 0:
+        return _towards(keep)
+    small, large = _smallest(t, s), _largest(t, s)
+    if variance == "learned":
+        return Update(keep, 1 - keep, log_variance=(math.log(small), math.log(large)))
+    return _towards(keep, math.sqrt(large if variance == "fixed_large" else small))
 
 
 def _smallest(t: float, s: float) -> float:
@@ -204,11 +237,3 @@ def _smallest(t: float, s: float) -> float:
 
 def _largest(t: float, s: float) -> float:
     return (t**2 - s**2) * (1 + s**2) / (1 + t**2)
-
-
-def _deviation(t: float, s: float, kind: Variance, fraction: Tensor | None) -> float | Tensor:
-    """Standard deviation of the step from t to s > 0."""
-    small, large = _smallest(t, s), _largest(t, s)
-    if kind == "learned" and fraction is not None:
-        return torch.exp((math.log(small) + fraction * math.log(large / small)) / 2)
-    return math.sqrt(large if kind == "fixed_large" else small)

@@ -9,7 +9,8 @@ from typing import Literal, NamedTuple
 from torch import Tensor, nn
 
 from cascade.config.unet import UNetConfig
-from cascade_kernels.group_norm_film_silu import group_norm_film_silu
+from cascade.model.norm import FilmGroupNorm
+from cascade_kernels.dispatch import Backend
 from cascade_kernels.joint_attention import joint_attention
 
 
@@ -19,8 +20,8 @@ class Context(NamedTuple):
     tokens: Tensor
     """B L D."""
 
-    mask: Tensor
-    """B L, True at real tokens."""
+    length: Tensor
+    """B, the number of real tokens; they come first."""
 
 
 class TextGroupNorm(nn.GroupNorm):
@@ -39,8 +40,9 @@ class Attention(nn.Module):
     ) -> None:
         super().__init__()
         self.kind = kind
+        self.backend: Backend = "auto"
         self.head_channels = config.head_channels
-        self.norm = nn.GroupNorm(config.norm_groups, channels)
+        self.norm = FilmGroupNorm(config.norm_groups, channels, "none")
         # One matrix holds the image's queries and, unless the image is no source, keys and values.
         self.qkv = nn.Linear(channels, channels if kind == "cross" else 3 * channels)
         if kind != "self":
@@ -56,16 +58,12 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """Return x, B C H W, plus what its tokens attended to."""
-        norm = self.norm
-        h = group_norm_film_silu(
-            x, norm.weight, norm.bias, norm.num_groups, norm.eps, activation="none"
-        )
-        q, *image = self._heads(self.qkv(h.flatten(2).transpose(1, 2)))
+        q, *image = self._heads(self.qkv(self.norm(x).flatten(2).transpose(1, 2)))
         k, v = image if image else (None, None)
         text_k, text_v = None, None
         if self.kind != "self":
             text_k, text_v = self._heads(self.text_kv(self.text_norm(context.tokens)))
-        h = joint_attention(q, k, v, text_k, text_v, context.mask)
+        h = joint_attention(q, k, v, text_k, text_v, context.length, backend=self.backend)
         h = self.out(h.transpose(1, 2).flatten(2))
         attended: Tensor = h.transpose(1, 2).unflatten(2, x.shape[2:])
         return x + attended

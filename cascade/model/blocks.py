@@ -1,16 +1,17 @@
-"""The U-Net's building blocks, all called alike: block(x, emb, context).
+"""The U-Net's building blocks, all called alike: block(x, emb, context), with a skip in decoders.
 
 Shapes: `B` batch, `C H W` channels, height and width, `E` the conditioning vector's width.
 """
 
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cascade.config.unet import LevelAttention, UNetConfig
 from cascade.model.attention import Attention, Context
-from cascade_kernels.group_norm_film_silu import group_norm_film_silu
+from cascade.model.norm import FilmGroupNorm
 
 Resample = Literal["none", "down", "up"]
 
@@ -38,12 +39,12 @@ class ResBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.resample = resample
-        self.activation = config.activation
+        self.skip_scale = config.skip_scale
         self.residual_scale = config.residual_scale
-        self.norm1 = nn.GroupNorm(config.norm_groups, in_channels)
+        self.norm1 = FilmGroupNorm(config.norm_groups, in_channels, config.activation)
         self.conv1 = nn.Conv2d(in_channels, channels, 3, padding=1)
         self.film = nn.Linear(config.time_width, 2 * channels)
-        self.norm2 = nn.GroupNorm(config.norm_groups, channels)
+        self.norm2 = FilmGroupNorm(config.norm_groups, channels, config.activation)
         self.dropout = nn.Dropout(config.dropout)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
         self.skip = nn.Conv2d(in_channels, channels, 1) if in_channels != channels else None
@@ -52,27 +53,34 @@ class ResBlock(nn.Module):
         if self.conv2.bias is not None:
             nn.init.zeros_(self.conv2.bias)
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        """Map x, B C_in H W, under the activated conditioning vector emb, B E, to B C H' W'."""
-        h = self.conv1(resize(self._norm(self.norm1, x), self.resample))
+    def forward(self, x: Tensor, emb: Tensor, skip: Tensor | None = None) -> Tensor:
+        """Run the block on x and, in a decoder, on an encoder's skip stacked behind it.
+
+        Args:
+            x: B C_x H W.
+            emb: the activated conditioning vector, B E.
+            skip: B C_skip H W; C_x + C_skip are the block's input channels. None in an encoder and
+                wherever the block changes the resolution.
+
+        Returns:
+            B C H' W'.
+        """
+        h = self.norm1(x, skip=skip, skip_scale=self.skip_scale)
+        h = self.conv1(resize(h, self.resample))
         scale, shift = self.film(emb).chunk(2, dim=1)
-        h = self.conv2(self.dropout(self._norm(self.norm2, h, scale, shift)))
-        x = resize(x, self.resample)
-        if self.skip is not None:
-            x = self.skip(x)
-        out: Tensor = x + h
+        h = self.conv2(self.dropout(self.norm2(h, scale, shift)))
+        out: Tensor = self._shortcut(resize(x, self.resample), skip) + h
         return out if self.residual_scale == 1 else out * self.residual_scale
 
-    def _norm(
-        self,
-        norm: nn.GroupNorm,
-        x: Tensor,
-        scale: Tensor | None = None,
-        shift: Tensor | None = None,
-    ) -> Tensor:
-        return group_norm_film_silu(
-            x, norm.weight, norm.bias, norm.num_groups, norm.eps, scale, shift, self.activation
-        )
+    def _shortcut(self, x: Tensor, skip: Tensor | None) -> Tensor:
+        if self.skip is None:
+            return x if skip is None else torch.cat([x, skip * self.skip_scale], dim=1)
+        if skip is None:
+            narrowed: Tensor = self.skip(x)
+            return narrowed
+        # W [x; s skip] = W_x x + s W_skip skip: the stacked image is never written.
+        of_x, of_skip = self.skip.weight.split([x.shape[1], skip.shape[1]], dim=1)
+        return F.conv2d(x, of_x, self.skip.bias) + F.conv2d(skip, of_skip * self.skip_scale)
 
 
 class Unit(nn.Module):
@@ -83,9 +91,11 @@ class Unit(nn.Module):
         self.block = block
         self.attention = attention
 
-    def forward(self, x: Tensor, emb: Tensor, context: Context) -> Tensor:
-        """Map x, B C_in H W, under emb, B E, and the text to B C H' W'."""
-        x = self.block(x, emb)
+    def forward(
+        self, x: Tensor, emb: Tensor, context: Context, skip: Tensor | None = None
+    ) -> Tensor:
+        """Map x, B C_x H W, and a decoder's skip under emb, B E, and the text to B C H' W'."""
+        x = self.block(x, emb, skip)
         return x if self.attention is None else self.attention(x, context)
 
 

@@ -33,8 +33,9 @@ def sinusoids(t: Tensor, width: int) -> Tensor:
         B width.
     """
     half = width // 2
-    exponent = torch.arange(half, dtype=torch.float32, device=t.device) / half
-    angles = t.float()[:, None] * torch.exp(-math.log(MAX_PERIOD) * exponent)
+    # Divided last: rounded as in the code that DeepFloyd IF's networks were trained with.
+    exponent = -math.log(MAX_PERIOD) * torch.arange(half, dtype=torch.float32, device=t.device)
+    angles = t.float()[:, None] * torch.exp(exponent / half)
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 

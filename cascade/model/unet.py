@@ -18,7 +18,7 @@ from cascade.config.unet import UNetConfig
 from cascade.model.attention import Context
 from cascade.model.blocks import ConvResample, ResBlock, Unit, attention_for
 from cascade.model.embedding import TextPooling, TimestepEmbedding
-from cascade_kernels.group_norm_film_silu import group_norm_film_silu
+from cascade.model.norm import FilmGroupNorm
 
 IMAGE_CHANNELS = 3
 
@@ -68,7 +68,7 @@ class UNet(nn.Module):
         self._leaves = tuple(step.skip for step in encoder)
         self._skips_input = config.resample == "residual" or config.full_resolution_skip
         self._takes = tuple(step.skip for step in decoder)
-        self.norm_out = nn.GroupNorm(config.norm_groups, first)
+        self.norm_out = FilmGroupNorm(config.norm_groups, first, config.activation)
         self.conv_out = nn.Conv2d(
             first, IMAGE_CHANNELS * (1 + config.learned_variance), 3, padding=1
         )
@@ -92,7 +92,7 @@ class UNet(nn.Module):
                 `config.factor`.
             t: timesteps in 0..1000, B float.
             text: the text encoder's embeddings, B L D.
-            text_mask: B L bool, True at real tokens.
+            text_mask: B L bool, True at real tokens, which come first in every row.
             low_res: the low-resolution image, up-sampled to H W and noised, B 3 H W. Given if and
                 only if the network is a super-resolution one, as is `aug`.
             aug: the augmentation's timesteps in 0..1000, B float.
@@ -106,8 +106,11 @@ class UNet(nn.Module):
         self._check(x, low_res, aug)
         emb = self._conditioning(t, text, text_mask, aug)
         tokens = text if self.text_projection is None else self.text_projection(text)
-        context = Context(tokens, text_mask)
-        h = self.conv_in(x if low_res is None else torch.cat([x, low_res], dim=1))
+        context = Context(tokens, text_mask.sum(dim=1))
+        image = x if low_res is None else torch.cat([x, low_res], dim=1)
+        # Channels last from here on: convolutions and norms of every device are fastest so, and
+        # the attention layers read B C H W as B HW C without a copy.
+        h = self.conv_in(image.contiguous(memory_format=torch.channels_last))
         skips = [h] if self._skips_input else []
         for block, leaves in zip(self.encoder, self._leaves, strict=True):
             h = self._run(block, h, emb, context)
@@ -116,14 +119,8 @@ class UNet(nn.Module):
         for block in self.middle:
             h = self._run(block, h, emb, context)
         for block, takes in zip(self.decoder, self._takes, strict=True):
-            if takes:
-                h = torch.cat([h, self._scaled(skips.pop())], dim=1)
-            h = self._run(block, h, emb, context)
-        norm = self.norm_out
-        h = group_norm_film_silu(
-            h, norm.weight, norm.bias, norm.num_groups, norm.eps, activation=self.config.activation
-        )
-        out: Tensor = self.conv_out(h)
+            h = self._run(block, h, emb, context, *([skips.pop()] if takes else []))
+        out: Tensor = self.conv_out(self.norm_out(h))
         return out
 
     def _conditioning(
@@ -136,17 +133,16 @@ class UNet(nn.Module):
         out: Tensor = self.time_embedding.activation(emb)
         return out
 
-    def _run(self, block: nn.Module, h: Tensor, emb: Tensor, context: Context) -> Tensor:
+    def _run(
+        self, block: nn.Module, h: Tensor, emb: Tensor, context: Context, *skip: Tensor
+    ) -> Tensor:
         recompute = self.checkpointing and self.training and torch.is_grad_enabled()
         out: Tensor = (
-            checkpoint(block, h, emb, context, use_reentrant=False)
+            checkpoint(block, h, emb, context, *skip, use_reentrant=False)
             if recompute
-            else block(h, emb, context)
+            else block(h, emb, context, *skip)
         )
         return out
-
-    def _scaled(self, skip: Tensor) -> Tensor:
-        return skip if self.config.skip_scale == 1 else skip * self.config.skip_scale
 
     def _check(self, x: Tensor, low_res: Tensor | None, aug: Tensor | None) -> None:
         if not (low_res is not None) == (aug is not None) == self.config.low_res:

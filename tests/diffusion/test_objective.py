@@ -117,19 +117,26 @@ def test_the_highest_noise_level_loses_no_precision() -> None:
     assert offset.grad.item() == pytest.approx(4e-3, rel=1e-3)
 
 
+def slow_kl(t: int, x0: Tensor, x0_hat: Tensor, fraction: Tensor) -> Tensor:
+    """L_{t-1} as the papers write it, t > 0, of float64 images; bits per dimension."""
+    betas, bar = SQUARED_COSINE.betas, SQUARED_COSINE.alphas_bar
+    small = betas[t] * (1 - bar[t - 1]) / (1 - bar[t])
+    variance = torch.exp(fraction * betas[t].log() + (1 - fraction) * small.log())
+    slope = bar[t - 1].sqrt() * betas[t] / (1 - bar[t])  # Ho et al., eq. (7); z_t's part cancels
+    p = torch.distributions.Normal(slope * x0_hat, variance.sqrt())
+    q = torch.distributions.Normal(slope * x0, small.sqrt())
+    return torch.distributions.kl_divergence(q, p).mean() / math.log(2)
+
+
 def slow_bound(t: int, x0: Tensor, x0_hat: Tensor, fraction: Tensor) -> float:
     """The bound as the papers write it, in z and in float64, for one image."""
     betas, bar = SQUARED_COSINE.betas, SQUARED_COSINE.alphas_bar
     x0, x0_hat, fraction = x0.double(), x0_hat.double(), fraction.double()
-    before = bar[t - 1] if t > 0 else torch.tensor(1.0, dtype=torch.float64)
     k = max(t, 1)  # the paper's code replaces beta~_0 = 0 by beta~_1
     small = betas[k] * (1 - bar[k - 1]) / (1 - bar[k])
     variance = torch.exp(fraction * betas[t].log() + (1 - fraction) * small.log())
     if t > 0:
-        slope = before.sqrt() * betas[t] / (1 - bar[t])  # Ho et al., eq. (7); z_t's part cancels
-        p = torch.distributions.Normal(slope * x0_hat, variance.sqrt())
-        q = torch.distributions.Normal(slope * x0, small.sqrt())
-        return torch.distributions.kl_divergence(q, p).mean().item() / math.log(2)
+        return slow_kl(t, x0, x0_hat, fraction).item()
     bits = []
     for value, mean, var in zip(
         x0.flatten().tolist(), x0_hat.flatten().tolist(), variance.flatten().tolist(), strict=True
@@ -157,6 +164,26 @@ def test_the_bound_is_the_papers(timestep: int) -> None:
     # float32: terms of order 1 cancel to what is left; at t = 0 an 8-bit bin is a difference of
     # two probabilities.
     assert bound.tolist() == pytest.approx(expected, rel=2e-4, abs=1e-7)
+
+
+@pytest.mark.parametrize("timestep", [1, 2, 50, 500, 900, 998, 999])
+def test_the_bound_s_gradient_is_the_papers(timestep: int) -> None:
+    torch.manual_seed(timestep)
+    x0 = pictures(1, 4)
+    x0_hat = x0 + 0.5 * torch.randn_like(x0)
+    fraction = (torch.rand_like(x0) * 1.4 - 0.2).requires_grad_()
+    steps = torch.tensor([timestep])
+    variational_bound(SQUARED_COSINE, steps, x0, x0_hat, fraction).sum().backward()
+    exact = fraction.detach().double().requires_grad_()
+    slow_kl(timestep, x0.double(), x0_hat.double(), exact).backward()
+    assert fraction.grad is not None
+    assert exact.grad is not None
+    # log(ratio) / 2 times 1 - (1 + d^2) / ratio^f, float32 numbers near 1 that cancel: the two
+    # variances of a step are alike to 1e-9 at the last.
+    bar = SQUARED_COSINE.alphas_bar
+    ratio = (1 - bar[timestep]) / (1 - bar[timestep - 1])  # beta over beta~
+    unit = ratio.log().item() / 2 / (x0.numel() * math.log(2))
+    torch.testing.assert_close(fraction.grad.double(), exact.grad, rtol=2e-4, atol=4 * 6e-8 * unit)
 
 
 def test_the_hybrid_loss_adds_the_bound_and_trains_only_the_variance_with_it() -> None:

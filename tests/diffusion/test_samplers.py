@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from cascade.diffusion.denoiser import Conditioning, Denoise, Denoised, Denoiser
-from cascade.diffusion.guidance import guided
+from cascade.diffusion.guidance import Threshold, guided
 from cascade.diffusion.noise import Noise
 from cascade.diffusion.samplers import OnStep, ancestral, ddim, dpmpp_2m, heun, initial
 from cascade.diffusion.schedule import make_schedule, sigmas
+from cascade_kernels.dispatch import Backend
 
 POINTS = 20_000
 MEANS = torch.tensor([[-0.6, -0.4], [0.5, 0.6], [0.7, -0.5]], dtype=torch.float64)
@@ -195,6 +196,31 @@ def test_an_image_does_not_depend_on_its_batch(name: str) -> None:
     alone = RUNS[name](*small_case([2]))
     # Only the order of summation inside the convolution may differ.
     torch.testing.assert_close(batch[1:2], alone, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("backend", ["reference", "triton"])
+def test_a_step_in_one_operation_is_the_same(backend: Backend, name: str) -> None:
+    """The fused step against the update applied to what the same `denoise` returns."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"  # there Triton interprets the kernel
+    if backend == "triton":
+        pytest.importorskip("triton")
+    torch.manual_seed(0)
+    schedule = make_schedule("cosine")
+    denoiser = Denoiser(Net().to(device), schedule, "v", learned_variance=True)
+    cond = Conditioning(
+        torch.zeros(2, 1, 4, device=device), torch.ones(2, 1, dtype=torch.bool, device=device)
+    )
+    threshold = Threshold("dynamic", 0.95, 1.5)
+    denoise = guided(denoiser, cond, cond, 3.0, threshold, backend=backend)
+    # From sigma = 64, where Heun's correction is on from the start.
+    levels = sigmas(schedule, [990, 700, 400, 100])
+    x = initial(Noise([1, 2]), (3, 8, 8), float(levels[0])).to(device)
+    fused = RUNS[name](denoise, x, levels, Noise([3, 4]))
+    apart = RUNS[name](lambda x, sigma: denoise(x, sigma), x, levels, Noise([3, 4]))
+    # At the first level x0 is the rounding of numbers up to 64 (1e-5 of an image), and the network
+    # between the steps may double it.
+    torch.testing.assert_close(fused, apart, rtol=0, atol=1e-4)
 
 
 def test_every_step_is_reported() -> None:

@@ -44,10 +44,13 @@ def draw() -> tuple[Tensor, ...]:
 @pytest.mark.parametrize("activation", ["silu", "gelu", "none"])
 def test_is_its_formula(activation: Activation, film: bool) -> None:
     x, weight, bias, scale, shift = draw()
-    none = torch.zeros_like(scale)
-    expected = formula(x, weight, bias, *((scale, shift) if film else (none, none)), activation)
-    given = (scale, shift) if film else (None, None)
-    actual = group_norm_film_silu(x, weight, bias, GROUPS, EPS, *given, activation)
+    if film:
+        expected = formula(x, weight, bias, scale, shift, activation)
+        actual = group_norm_film_silu(x, weight, bias, GROUPS, EPS, scale, shift, activation)
+    else:
+        none = torch.zeros_like(scale)
+        expected = formula(x, weight, bias, none, none, activation)
+        actual = group_norm_film_silu(x, weight, bias, GROUPS, EPS, activation=activation)
     # fp32 on values up to ten: a few units in the last place.
     torch.testing.assert_close(actual.double(), expected, rtol=0, atol=5e-6)
 
@@ -73,9 +76,56 @@ def test_the_gradients_are_those_of_the_formula(activation: Activation) -> None:
     assert torch.autograd.gradcheck(run, (x, *vectors))
 
 
+@pytest.mark.parametrize("film", [True, False])
+def test_a_skip_is_stacked_behind_the_image(film: bool) -> None:
+    x, weight, bias, *both = draw()
+    scale, shift = both if film else (None, None)
+    image, skip = x[:, :5], x[:, 5:] / 0.5  # of three groups the second straddles the border
+    expected = group_norm_film_silu(x, weight, bias, GROUPS, EPS, scale, shift)
+    actual = group_norm_film_silu(
+        image, weight, bias, GROUPS, EPS, scale, shift, skip=skip, skip_scale=0.5
+    )
+    # Powers of two scale without rounding.
+    assert torch.equal(actual, expected)
+
+
+def test_the_gradients_reach_both_images() -> None:
+    x, *vectors = (tensor.double().requires_grad_() for tensor in draw())
+
+    def run(image: Tensor, skip: Tensor, *vectors: Tensor) -> Tensor:
+        weight, bias, scale, shift = vectors
+        return group_norm_film_silu(
+            image, weight, bias, GROUPS, EPS, scale, shift, skip=skip, skip_scale=0.7
+        )
+
+    assert torch.autograd.gradcheck(run, (x[:, :5], x[:, 5:], *vectors))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_keeps_channels_last(dtype: torch.dtype) -> None:
+    x, weight, bias, scale, shift = draw()
+    last = x.to(dtype, memory_format=torch.channels_last)
+    for film in ((scale, shift), (None, None)):
+        y = group_norm_film_silu(last, weight, bias, GROUPS, EPS, *film)
+        assert y.is_contiguous(memory_format=torch.channels_last)
+        stacked = group_norm_film_silu(
+            last[:, :5], weight, bias, GROUPS, EPS, *film, skip=last[:, 5:]
+        )
+        assert torch.equal(stacked, y)
+    assert group_norm_film_silu(x, weight, bias, GROUPS, EPS).is_contiguous()
+
+
 def test_refuses_what_it_does_not_know() -> None:
     x, weight, bias, scale, _ = draw()
     with pytest.raises(ValueError, match="together"):
         group_norm_film_silu(x, weight, bias, GROUPS, EPS, scale, None)
     with pytest.raises(ValueError, match="activation"):
         group_norm_film_silu(x, weight, bias, GROUPS, EPS, activation="relu")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="5 groups do not divide 12 channels"):
+        group_norm_film_silu(x, weight, bias, 5, EPS)
+    with pytest.raises(ValueError, match="more than channels"):
+        group_norm_film_silu(x, weight, bias, GROUPS, EPS, skip=x[..., :2])
+    with pytest.raises(ValueError, match="alike"):
+        group_norm_film_silu(x, weight, bias, GROUPS, EPS, skip=x.half())
+    with pytest.raises(ValueError, match="float64"):
+        group_norm_film_silu(x.double(), weight, bias, GROUPS, EPS, backend="triton")

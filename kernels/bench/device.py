@@ -1,0 +1,115 @@
+"""The device under the benchmark: its versions, its present state, its ceilings."""
+
+import hashlib
+import platform
+import shutil
+import statistics
+import subprocess
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+
+import torch
+
+from bench.results import Peaks
+from bench.timing import EventStopwatch, Stopwatch, WallStopwatch
+from cascade.environment import environment
+from cascade_kernels.dispatch import architecture, table
+
+_STATE = (
+    "clocks.sm",
+    "clocks.mem",
+    "power.draw",
+    "temperature.gpu",
+    "clocks_event_reasons.active",
+)
+_UNKNOWN = "not readable"
+_COPY_BYTES = 2**30  # far more than any cache holds
+_MATMUL = 8192
+_READINGS = 20
+
+
+def described(device: torch.device, commit: str | None = None) -> dict[str, str]:
+    """Return machine, commit, date and the version of everything that makes or runs a kernel.
+
+    Args:
+        device: under the benchmark.
+        commit: of the code, where a copy of the checkout has lost its history.
+    """
+    held = environment()
+    if commit is not None:
+        held["commit"] = commit
+    held["system"] = platform.platform()
+    held["triton"] = _version("triton")
+    held["launches"] = _digest(device)
+    if device.type == "cuda":
+        held["architecture"] = architecture(device)
+        held["cuda"] = str(torch.version.cuda or torch.version.hip)
+        held["cudnn"] = str(torch.backends.cudnn.version())
+        held["driver"] = _query("driver_version")
+        held["ptxas"] = _ptxas()
+    return held
+
+
+def state(device: torch.device) -> str:
+    """Return clocks, power, temperature and what holds the clocks down, as the driver tells it."""
+    if device.type != "cuda":
+        return _UNKNOWN
+    return _query(",".join(_STATE))
+
+
+def peaks(device: torch.device) -> Peaks:
+    """Measure the ceilings: a large copy, and a large product of N(0, 1) matrices in bf16."""
+    on_gpu = device.type == "cuda"
+    size = _COPY_BYTES if on_gpu else 2**22
+    source = torch.randint(-128, 128, (size,), dtype=torch.int8, device=device)
+    target = torch.empty_like(source)
+    copy = _median(lambda: target.copy_(source), device)
+    side = _MATMUL if on_gpu else 128
+    a, b = torch.randn(2, side, side, dtype=torch.bfloat16, device=device)
+    product = _median(lambda: a @ b, device)
+    return Peaks(copy_bandwidth=2e6 * size / copy, matmul_rate=2e6 * side**3 / product)
+
+
+def _median(run: Callable[[], object], device: torch.device) -> float:
+    watch: Stopwatch = (
+        EventStopwatch(run, flush=lambda: None) if device.type == "cuda" else WallStopwatch(run)
+    )
+    for _ in range(3):
+        run()
+    return statistics.median(watch.warm() for _ in range(_READINGS))
+
+
+def _query(fields: str) -> str:
+    """What `nvidia-smi` says of the current device."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return _UNKNOWN
+    command = [program, f"--query-gpu={fields}", "--format=csv,noheader"]
+    # The device's number would be another one under CUDA_VISIBLE_DEVICES.
+    command.append(f"--id=GPU-{torch.cuda.get_device_properties().uuid}")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else _UNKNOWN
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _ptxas() -> str:
+    """The assemblers that come with Triton; which of them is used depends on the architecture."""
+    if find_spec("triton") is None:
+        return "not installed"
+    from triton import knobs
+
+    names = [name for name in ("ptxas", "ptxas_blackwell") if hasattr(knobs.nvidia, name)]
+    return ", ".join(f"{name} {getattr(knobs.nvidia, name).version}" for name in names)
+
+
+def _digest(device: torch.device) -> str:
+    """Of the launch configurations: results of other ones are no part of the same run."""
+    held = repr(sorted(table(device).launches.items()))
+    return hashlib.sha256(held.encode()).hexdigest()[:12]

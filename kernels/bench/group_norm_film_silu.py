@@ -1,0 +1,259 @@
+"""`group_norm_film_silu` against the chain a person would write, compiled and not, and NVIDIA's.
+
+Shapes: `B` batch, `C H W` channels, height and width; `C = C1 + C2` where a skip is concatenated.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from bench.problem import REFERENCE, CannotError, Function, Operation, Problem, Space, compiled
+from bench.results import OURS, Mode, Work
+from bench.shapes import levels
+from cascade.config.unet import Activation
+from cascade_kernels.dispatch import Backend
+from cascade_kernels.group_norm_film_silu import group_norm_film_silu
+
+SKIP_SCALE = 0.7071067811865476
+EPS = 1e-5
+# Up to this many pixels a group's slab stays on chip: one pass over the image instead of two.
+ONE_PASS = 1024
+
+
+@dataclass(frozen=True)
+class Case:
+    """One shape.
+
+    Attributes:
+        name: network and level; "skip" where the norm is over a concatenation with one.
+        batch: B.
+        channels: C1.
+        side: H and W.
+        skip: C2; 0 without a skip.
+        film: whether scale and shift from the conditioning are applied.
+        activation: applied last.
+        groups: of the norm.
+    """
+
+    name: str
+    batch: int
+    channels: int
+    side: int
+    skip: int = 0
+    film: bool = True
+    activation: Activation = "silu"
+    groups: int = 32
+
+    @property
+    def description(self) -> str:
+        """The sizes, for tables."""
+        skip = f" + {self.skip}" if self.skip else ""
+        film = ", FiLM" if self.film else ""
+        return f"B{self.batch} C{self.channels}{skip} {self.side}x{self.side}{film}"
+
+
+class Given(NamedTuple):
+    """The leaves by what they are; what a case has not is None."""
+
+    x: Tensor
+    skip: Tensor | None
+    weight: Tensor
+    bias: Tensor
+    scale: Tensor | None
+    shift: Tensor | None
+
+
+def cases() -> tuple[Case, ...]:
+    """Every level of the networks, under FiLM; and the first norm of an up block, over a skip.
+
+    Batches are those of training on one GPU; 1024-pixel pictures are sampled, one with its null
+    text.
+    """
+    batches = {"if-i-m": 64, "if-i-xl": 16, "if-ii-l": 16, "imagen-sr256": 16, "imagen-sr1024": 2}
+    return tuple(case for network, batch in batches.items() for case in _of(network, batch))
+
+
+def dry_cases() -> tuple[Case, ...]:
+    """Shapes small enough for an interpreter."""
+    return (
+        Case("tiny", 2, 8, 4, groups=2),
+        Case("tiny skip", 2, 8, 4, skip=4, film=False, groups=2),
+    )
+
+
+def problem(case: Case, dtype: torch.dtype, device: torch.device) -> Problem:
+    """Draw a case's inputs: images in channels_last, scale and shift halves of one tensor."""
+    leaves = _leaves(case, dtype, device)
+    image = leaves[0].shape
+    gradient = torch.randn(
+        image[0], case.channels + case.skip, *image[2:], dtype=dtype, device=device
+    ).contiguous(memory_format=torch.channels_last)
+    providers: dict[str, Callable[[], Function]] = {
+        OURS: lambda: _fused(case, "triton"),
+        "native": lambda: lambda *given: _native(case, given),
+        "native compiled": lambda: compiled(lambda *given: _native(case, given), device),
+        "apex": lambda: _apex(case, dtype, device),
+        "reference compiled": lambda: compiled(_fused(case, "reference"), device),
+        REFERENCE: lambda: _fused(case, "reference"),
+    }
+    return Problem(
+        leaves=leaves,
+        gradient=gradient,
+        plain=lambda *given: _native(case, given),
+        providers=providers,
+        work=_work(case, gradient.numel() * dtype.itemsize),
+    )
+
+
+def _of(network: str, batch: int) -> Iterator[Case]:
+    for level in levels(network):
+        case = Case(
+            name=level.name,
+            batch=batch,
+            channels=level.channels,
+            side=level.side,
+            activation=level.activation,
+            groups=level.groups,
+        )
+        yield case
+        if network in ("if-i-m", "imagen-sr1024"):
+            yield Case(
+                name=f"{level.name} skip",
+                batch=batch,
+                channels=level.channels,
+                side=level.side,
+                skip=level.channels,
+                film=False,
+                activation=level.activation,
+                groups=level.groups,
+            )
+
+
+def _leaves(case: Case, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
+    def image(channels: int) -> Tensor:
+        shape = (case.batch, channels, case.side, case.side)
+        drawn = torch.randn(shape, dtype=dtype, device=device)
+        return drawn.contiguous(memory_format=torch.channels_last)
+
+    channels = case.channels + case.skip
+    skip = (image(case.skip),) if case.skip else ()
+    affine = torch.randn(2, channels, dtype=dtype, device=device).unbind()
+    film = torch.randn(case.batch, 2 * channels, dtype=dtype, device=device).chunk(2, dim=1)
+    return (image(case.channels), *skip, *affine, *(film if case.film else ()))
+
+
+def _given(case: Case, leaves: tuple[Tensor, ...]) -> Given:
+    x, *rest = leaves
+    skip = rest.pop(0) if case.skip else None
+    weight, bias, *film = rest
+    scale, shift = film if case.film else (None, None)
+    return Given(x, skip, weight, bias, scale, shift)
+
+
+def _fused(case: Case, backend: Backend) -> Function:
+    def norm(*leaves: Tensor) -> Tensor:
+        x, skip, weight, bias, scale, shift = _given(case, leaves)
+        return group_norm_film_silu(
+            x,
+            weight,
+            bias,
+            case.groups,
+            EPS,
+            scale,
+            shift,
+            case.activation,
+            skip=skip,
+            skip_scale=SKIP_SCALE,
+            backend=backend,
+        )
+
+    return norm
+
+
+def _native(case: Case, leaves: tuple[Tensor, ...]) -> Tensor:
+    x, skip, weight, bias, scale, shift = _given(case, leaves)
+    if skip is not None:
+        x = torch.cat([x, skip * SKIP_SCALE], dim=1)
+    return _film(case, F.group_norm(x, case.groups, weight, bias, EPS), scale, shift)
+
+
+def _film(case: Case, y: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
+    if scale is not None and shift is not None:
+        y = y * (1 + scale[:, :, None, None]) + shift[:, :, None, None]
+    return F.silu(y) if case.activation == "silu" else F.gelu(y)
+
+
+def _apex(case: Case, dtype: torch.dtype, device: torch.device) -> Function:
+    """NVIDIA's GroupNorm for channels_last; it knows SiLU and no FiLM."""
+    if find_spec("apex") is None:
+        raise CannotError("apex is not installed")
+    package = import_module("apex.contrib.group_norm")
+    channels = case.channels + case.skip
+    whole = not case.film and case.activation == "silu"
+    norm = package.GroupNorm(
+        case.groups, channels, EPS, device=device, dtype=dtype, act="silu" if whole else ""
+    )
+
+    def apply(*leaves: Tensor) -> Tensor:
+        x, skip, weight, bias, scale, shift = _given(case, leaves)
+        if skip is not None:
+            x = torch.cat([x, skip * SKIP_SCALE], dim=1)
+        y: Tensor = torch.func.functional_call(norm, {"weight": weight, "bias": bias}, (x,))
+        return y if whole else _film(case, y, scale, shift)
+
+    return apply
+
+
+def _work(case: Case, image: int) -> dict[Mode, Work]:
+    """Bytes: x and y forward; x, dy and dx backward; one read more of each input in two passes.
+
+    The arithmetic counts for nothing beside them.
+    """
+    again = case.side**2 > ONE_PASS
+    forward = Work(bytes=2 * image, flops=0, moved=(2 + again) * image)
+    backward = Work(bytes=3 * image, flops=0, moved=(3 + 2 * again) * image)
+    both = Work(bytes=5 * image, flops=0, moved=forward.moved + backward.moved)
+    return {"forward": forward, "backward": backward, "both": both}
+
+
+def _limits(case: Case, dtype: torch.dtype) -> dict[str, int]:
+    channels = case.channels + case.skip
+    return {
+        "channels": channels,
+        "group": channels // case.groups,
+        "pixels": case.side**2,
+        "bytes": dtype.itemsize,
+    }
+
+
+def _two_passes(mode: Mode) -> Space:
+    blocks = {"BLOCK_HW": (16, 32, 64, 128), "BLOCK_C": (64, 128)}
+    return Space(
+        mode, ("bytes", "channels", "pixels"), blocks, used=lambda shape: shape["pixels"] > ONE_PASS
+    )
+
+
+def _one_pass(mode: Mode) -> Space:
+    return Space(
+        mode,
+        ("bytes", "group", "pixels"),
+        {"BLOCK_HW": (32, 64, 128)},
+        used=lambda shape: shape["pixels"] <= ONE_PASS,
+    )
+
+
+SPACES = {
+    "group_norm_film_silu_statistics": _two_passes("forward"),
+    "group_norm_film_silu_apply": _two_passes("forward"),
+    "group_norm_film_silu_one_pass": _one_pass("forward"),
+    "group_norm_film_silu_backward_reduce": _two_passes("backward"),
+    "group_norm_film_silu_backward_apply": _two_passes("backward"),
+    "group_norm_film_silu_backward_one_pass": _one_pass("backward"),
+}
+OPERATION = Operation("group_norm_film_silu", cases, dry_cases, problem, _limits, SPACES)

@@ -1,0 +1,66 @@
+"""The levels of the project's networks, from which the shapes of the benchmark follow.
+
+A level is a resolution inside one U-Net: `side` pixels, `channels` wide.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from cascade.config.stage import StageConfig
+from cascade.config.unet import Activation, LevelAttention
+
+VERSION = 1
+"""Of the list of shapes: a geometric mean is comparable to those over the same list only."""
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+
+@dataclass(frozen=True)
+class Level:
+    """One resolution of one network.
+
+    Attributes:
+        network: the configuration's name, such as "if-i-m".
+        side: of the image there, pixels.
+        channels: its width.
+        groups: of its norms.
+        activation: behind its norms.
+        attention: what its image tokens attend to.
+        head: channels of a head.
+        text: padded length of the text, tokens.
+    """
+
+    network: str
+    side: int
+    channels: int
+    groups: int
+    activation: Activation
+    attention: LevelAttention
+    head: int
+    text: int
+
+    @property
+    def name(self) -> str:
+        """For tables: "if-i-m 32x32"."""
+        return f"{self.network} {self.side}x{self.side}"
+
+
+def levels(network: str) -> Iterator[Level]:
+    """Iterate over the levels of a configuration in `configs`, the finest first."""
+    config = StageConfig.read(CONFIGS / f"{network}.toml")
+    unet = config.unet
+    # The Efficient U-Net halves the picture ahead of its first level, ADM behind it.
+    side = config.size // (2 if unet.resample == "convolution" else 1)
+    for channels, attention in zip(unet.channels, unet.attention, strict=True):
+        yield Level(
+            network=network,
+            side=side,
+            channels=channels,
+            groups=unet.norm_groups,
+            activation=unet.activation,
+            attention=attention,
+            head=unet.head_channels,
+            text=config.text.max_length,
+        )
+        side //= 2

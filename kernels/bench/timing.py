@@ -1,0 +1,185 @@
+"""How long one call takes on the device, without what surrounds it.
+
+A CUDA graph of K times (write over the L2 cache; run) minus one of K such writes leaves K runs from
+cold memory and no launch from the CPU ("cold"); a graph of K bare runs finds their inputs in the
+cache ("warm"). Timing single launches with events would measure the CPU wherever a kernel takes
+less than some 10 microseconds, which most of ours do.
+"""
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+import torch
+
+from bench.results import Method, Timing
+
+Run = Callable[[], object]
+
+_GRAPH_MICROSECONDS = 2000.0  # work in one graph: long against the resolution of an event, 0.5 us
+_COPIES = (4, 64)
+_WARM_UPS = 3
+
+
+class Stopwatch(Protocol):
+    """Times one call; every reading is microseconds per call."""
+
+    method: Method
+    note: str
+
+    def cold(self) -> float:
+        """Time it with the cache flushed before every call."""
+
+    def warm(self) -> float:
+        """Time it with its inputs where the call before left them."""
+
+
+class GraphStopwatch:
+    """Replays CUDA graphs. The current stream must be a side stream: the default has no capture."""
+
+    method: Method = "graph"
+    note = ""
+
+    def __init__(self, run: Run, flush: Run, copies: int) -> None:
+        self._copies = copies
+        self._flushes = _capture((flush,), copies)
+        self._flushed_runs = _capture((flush, run), copies)
+        self._runs = _capture((run,), copies)
+
+    def cold(self) -> float:
+        """The difference of two replays, one after the other."""
+        with_run = _event_time(self._flushed_runs.replay)
+        return (with_run - _event_time(self._flushes.replay)) / self._copies
+
+    def warm(self) -> float:
+        """One replay without flushes."""
+        return _event_time(self._runs.replay) / self._copies
+
+
+class EventStopwatch:
+    """Brackets single calls with events; includes their launch, so that it flatters nobody."""
+
+    method: Method = "events"
+
+    def __init__(self, run: Run, flush: Run, note: str = "") -> None:
+        self._run, self._flush, self.note = run, flush, note
+
+    def cold(self) -> float:
+        """One call behind a flush."""
+        self._flush()
+        return _event_time(self._run)
+
+    def warm(self) -> float:
+        """One call behind another."""
+        self._run()
+        return _event_time(self._run)
+
+
+class WallStopwatch:
+    """Brackets calls with the clock of a CPU, where there is no cache to flush worth the name."""
+
+    method: Method = "wall clock"
+    note = ""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    def cold(self) -> float:
+        """One call."""
+        start = time.perf_counter()
+        self._run()
+        return 1e6 * (time.perf_counter() - start)
+
+    warm = cold
+
+
+def side_stream(device: torch.device) -> torch.cuda.StreamContext:
+    """Return a context with a stream of its own, as graphs need.
+
+    The default stream cannot be captured, nor can a backward pass whose forward ran on it.
+    """
+    if device.type != "cuda":
+        return torch.cuda.stream(None)
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))  # for the inputs that were drawn there
+    return torch.cuda.stream(stream)
+
+
+def stopwatch(run: Run, device: torch.device) -> Stopwatch:
+    """Return the best stopwatch for a call on a device, after a few calls to warm up.
+
+    A call that no CUDA graph can hold is timed with events, and its note says why.
+    """
+    for _ in range(_WARM_UPS):
+        run()
+    if device.type == "cpu":
+        return WallStopwatch(run)
+    flush = _flush(device)
+    plain = EventStopwatch(run, flush)
+    estimate = statistics.median(plain.warm() for _ in range(_WARM_UPS))
+    low, high = _COPIES
+    copies = min(max(math.ceil(_GRAPH_MICROSECONDS / estimate), low), high)
+    try:
+        return GraphStopwatch(run, flush, copies)
+    except RuntimeError as error:
+        torch.cuda.synchronize(device)
+        return EventStopwatch(run, flush, note=str(error).partition("\n")[0])
+
+
+def measure(
+    watches: Mapping[str, Stopwatch], reference: str, rounds: int, repeats: int
+) -> tuple[dict[str, Timing], float]:
+    """Read every stopwatch in turn, round after round, so that no provider has the cooler device.
+
+    Args:
+        watches: by provider.
+        reference: the provider whose drift from the first to the last round is returned.
+        rounds: at least 2.
+        repeats: readings of each stopwatch in a round.
+
+    Returns:
+        The samples by provider, and the relative drift.
+    """
+    cold: dict[str, list[float]] = {name: [] for name in watches}
+    warm: dict[str, list[float]] = {name: [] for name in watches}
+    for _ in range(rounds):
+        for name, watch in watches.items():
+            cold[name] += [watch.cold() for _ in range(repeats)]
+            warm[name] += [watch.warm() for _ in range(repeats)]
+    timings = {
+        name: Timing(
+            method=watch.method, note=watch.note, cold=tuple(cold[name]), warm=tuple(warm[name])
+        )
+        for name, watch in watches.items()
+    }
+    # Warm readings: those of the cold are differences, whose noise is not the device's drift.
+    first, last = warm[reference][:repeats], warm[reference][-repeats:]
+    return timings, abs(statistics.median(last) / statistics.median(first) - 1)
+
+
+def _flush(device: torch.device) -> Run:
+    """A call that overwrites the L2 cache twice over, and at least 64 MB."""
+    size = max(2 * torch.cuda.get_device_properties(device).L2_cache_size, 64 * 2**20)
+    buffer = torch.empty(size, dtype=torch.int8, device=device)
+    return buffer.zero_
+
+
+def _capture(calls: tuple[Run, ...], copies: int) -> torch.cuda.CUDAGraph:
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
+        for _ in range(copies):
+            for call in calls:
+                call()
+    graph.replay()
+    return graph
+
+
+def _event_time(run: Run) -> float:
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    run()
+    end.record()
+    end.synchronize()
+    return 1000 * float(start.elapsed_time(end))

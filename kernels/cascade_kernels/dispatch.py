@@ -1,0 +1,177 @@
+"""Which path a call of an operation takes, and with which launch configuration.
+
+A kernel is taken by default only where a table says that it was checked and measured on that very
+architecture and is the faster path for the shape. Timing never decides at run time: ranks that
+choose differently would add in different orders (NVIDIA/Megatron-LM#6966).
+"""
+
+import os
+from functools import cache
+from importlib.util import find_spec
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from cascade_kernels.launch_table import (
+    Launch,
+    Table,
+    read_table,
+    shipped_table,
+    user_table,
+)
+
+__all__ = [
+    "ARCHITECTURES",
+    "Backend",
+    "Launch",
+    "Table",
+    "architecture",
+    "fused",
+    "launch",
+    "table",
+]
+
+Backend = Literal["auto", "triton", "reference"]
+
+# The table that answers for an architecture. One without a table of its own takes that of the
+# greatest of its family whose shared memory is not larger: 99 KiB for sm_86's, 227 for sm_100's.
+ARCHITECTURES = {
+    "sm_80": "sm_80",
+    "sm_86": "sm_86",
+    "sm_87": "sm_86",
+    "sm_89": "sm_86",
+    "sm_90": "sm_90",
+    "sm_100": "sm_100",
+    "sm_103": "sm_100",
+    "sm_110": "sm_100",
+    "sm_120": "sm_86",
+    "sm_121": "sm_86",
+    "gfx942": "gfx942",
+    "gfx950": "gfx942",
+}
+INTERPRETED = "sm_90"  # the table of a CPU, on which only Triton's interpreter runs kernels
+# Of each: limits, training, triton (see `launch_table.Route`). Plain tuples are what a compiler can
+# hold as constants.
+_Routes = tuple[tuple[tuple[tuple[str, int], ...], bool | None, bool], ...]
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+
+def fused(op: str, x: Tensor, backend: Backend, training: bool, **shape: int) -> bool:
+    """Whether a call takes the operation's kernel; otherwise it takes the reference.
+
+    Args:
+        op: the operation's name.
+        x: its first input; device and dtype matter.
+        backend: "reference" and "triton" are wishes that are granted or refused; "auto" takes the
+            kernel where the architecture's table was measured and its route for the shape says so.
+        training: whether a backward pass will follow.
+        shape: the values that the limits of a route may bound.
+
+    Raises:
+        ValueError: the backend is unknown, or "triton" cannot run here.
+    """
+    if backend == "reference":
+        return False
+    if backend == "triton":
+        obstacle = _obstacle(x.device, x.dtype)
+        if obstacle:
+            raise ValueError(f"{op} cannot run its Triton kernel: {obstacle}.")
+        return True
+    if backend != "auto":
+        raise ValueError(f"unknown backend {backend!r}; known are auto, triton, reference.")
+    if x.device.type != "cuda" or x.dtype not in _DTYPES:
+        return False
+    return _routed(op, x.device, training, shape)
+
+
+def launch(kernel: str, device: torch.device, **shape: int) -> Launch:
+    """Return the launch configuration of a kernel for a shape.
+
+    Args:
+        kernel: its name in the tables.
+        device: where it runs; a CPU (the interpreter) takes the table of sm_90.
+        shape: the values that the limits of the rows bound. `bytes` is the size of an element.
+
+    Raises:
+        RuntimeError: no table for the device, or no row in it for the kernel and shape.
+        ValueError: the user's own table is broken.
+    """
+    return table(device).launch(kernel, shape)
+
+
+@cache
+def table(device: torch.device) -> Table:
+    """Return the table that answers for a device: the user's own or the shipped one.
+
+    Raises:
+        RuntimeError: there is neither for this architecture.
+        ValueError: the user's own table is broken.
+    """
+    name = architecture(device)
+    own = user_table(name)
+    if device.type != "cpu" and own.is_file():
+        return read_table(own)
+    if name not in ARCHITECTURES:
+        raise RuntimeError(
+            f"no launch table for {name}; write one to {own}, after the nearest of those shipped "
+            f"({', '.join(sorted(set(ARCHITECTURES.values())))}), or take the reference."
+        )
+    return read_table(shipped_table(ARCHITECTURES[name]))
+
+
+@cache
+def architecture(device: torch.device) -> str:
+    """Return the name of a device's architecture, "sm_90" or "gfx942"."""
+    if device.type == "cpu":
+        return INTERPRETED
+    properties = torch.cuda.get_device_properties(device)
+    if torch.version.hip is not None:
+        return str(properties.gcnArchName).partition(":")[0]
+    return f"sm_{properties.major}{properties.minor}"
+
+
+def _routed(op: str, device: torch.device, training: bool, shape: dict[str, int]) -> bool:
+    """Whether the measured routes of the device's architecture send a call to the kernel."""
+    # These comparisons are traced: a compiled graph is guarded by the limits that it relies on.
+    routes: _Routes = _routes(op, device)
+    for limits, when, triton in routes:
+        if when in (None, training) and all(shape[name] <= bound for name, bound in limits):
+            return triton
+    return False
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _obstacle(device: torch.device, dtype: torch.dtype) -> str:
+    """Why no kernel can run on such a tensor; empty if one can."""
+    if dtype not in _DTYPES:
+        return f"it has no kernel for {str(dtype).removeprefix('torch.')}"
+    if find_spec("triton") is None:
+        return "triton is not installed; install dreamcascade[gpu]"
+    if device.type == "cpu":
+        if os.environ.get("TRITON_INTERPRET") == "1":
+            return ""
+        return "the tensors are on a CPU; set TRITON_INTERPRET=1 to have it interpreted, slowly"
+    if device.type != "cuda":
+        return f"there is none for {device.type} devices"
+    name = architecture(device)
+    if name not in ARCHITECTURES and not user_table(name).is_file():
+        return f"no launch table for {name}; write one to {user_table(name)}"
+    return ""
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _routes(op: str, device: torch.device) -> _Routes:
+    """The measured routes of an operation on a CUDA device.
+
+    Empty where nothing was measured on this very architecture, or Triton is not installed.
+    """
+    name = architecture(device)
+    if find_spec("triton") is None:
+        return ()
+    if name not in ARCHITECTURES and not user_table(name).is_file():
+        return ()
+    held = table(device)
+    if held.measured is None or held.architecture != name:
+        return ()
+    return tuple((r.limits, r.training, r.triton) for r in held.routes.get(op, ()))

@@ -1,0 +1,189 @@
+"""Launch tables: for one GPU architecture, the block sizes of every kernel and when it is used.
+
+A table is a JSON file of the wheel, `tables/<architecture>.json`, or a user's own one:
+
+    {"architecture": "sm_90",
+     "measured": null,
+     "launches": {"joint_attention_forward": [
+         {"limits": {"head": 64, "bytes": 2},
+          "blocks": {"BLOCK_M": 128, "BLOCK_N": 64}, "num_warps": 8, "num_stages": 2}]},
+     "routes": {"joint_attention": [
+         {"limits": {"queries": 256}, "training": null, "triton": true}]}}
+
+Limits are inclusive upper bounds on the values of a shape that the caller names; the first row
+whose every limit holds answers. `measured` is null, or says on which GPU, when and with which
+versions the kernels' numerics passed and the routes were timed.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One static launch configuration of a kernel.
+
+    Attributes:
+        blocks: constexpr block sizes by the names of the kernel's parameters.
+        num_warps: warps of one program.
+        num_stages: software pipeline depth of its loops.
+    """
+
+    blocks: Mapping[str, int]
+    num_warps: int
+    num_stages: int
+
+
+@dataclass(frozen=True)
+class LaunchRow:
+    """A launch configuration and the shapes it is for."""
+
+    limits: Mapping[str, int]
+    launch: Launch
+
+
+@dataclass(frozen=True)
+class Route:
+    """Whether an operation's kernel is the faster path for the shapes within some limits.
+
+    Attributes:
+        limits: inclusive upper bounds on the shape, as pairs so that a route is hashable.
+        training: True or False where the answer holds only with or without a backward pass.
+        triton: take the kernel; otherwise the reference.
+    """
+
+    limits: tuple[tuple[str, int], ...]
+    training: bool | None
+    triton: bool
+
+
+@dataclass(frozen=True)
+class Table:
+    """What one file holds; the module's docstring shows it.
+
+    Attributes:
+        architecture: "sm_90", "gfx942", ...
+        source: the file, for messages.
+        measured: GPU, date, commit and versions of the measurement; None if there was none.
+        launches: rows by the kernel's name.
+        routes: routes by the operation's name.
+    """
+
+    architecture: str
+    source: str
+    measured: Mapping[str, str] | None
+    launches: Mapping[str, tuple[LaunchRow, ...]]
+    routes: Mapping[str, tuple[Route, ...]]
+
+    def launch(self, kernel: str, shape: Mapping[str, int]) -> Launch:
+        """Return the first launch configuration of a kernel whose every limit holds.
+
+        Args:
+            kernel: its name, such as "joint_attention_forward".
+            shape: the values that the limits bound.
+
+        Raises:
+            RuntimeError: the table has no row for the kernel or the shape, or limits a value that
+                the caller does not name.
+        """
+        for row in self.rows(kernel):
+            unknown = row.limits.keys() - shape.keys()
+            if unknown:
+                raise RuntimeError(
+                    f"{self.source} limits {', '.join(sorted(unknown))} for {kernel}, which knows "
+                    f"{', '.join(sorted(shape))}; correct the row."
+                )
+            if all(shape[name] <= bound for name, bound in row.limits.items()):
+                return row.launch
+        raise RuntimeError(f"{self.source} has no row for {kernel} with {dict(shape)}; add one.")
+
+    def rows(self, kernel: str) -> tuple[LaunchRow, ...]:
+        """Return every row of a kernel.
+
+        Raises:
+            RuntimeError: the table does not know the kernel.
+        """
+        if kernel not in self.launches:
+            raise RuntimeError(f"{self.source} has no rows for the kernel {kernel}; add some.")
+        return self.launches[kernel]
+
+
+def user_table(architecture: str) -> Path:
+    """Return where a user's own table lies, which `cascade bench kernels --tune` writes."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "dreamcascade" / "kernels" / f"{architecture}.json"
+
+
+def shipped_table(architecture: str) -> Path | Traversable:
+    """Return the table of this name in the package, whether or not there is one."""
+    return files("cascade_kernels") / "tables" / f"{architecture}.json"
+
+
+def read_table(path: Path | Traversable) -> Table:
+    """Read and check a table.
+
+    Raises:
+        ValueError: the file is no table; the message names the file and the place in it.
+    """
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+        measured = held["measured"]
+        return Table(
+            architecture=_typed(held["architecture"], str),
+            source=str(path),
+            measured=None if measured is None else _typed(measured, dict),
+            launches={
+                kernel: tuple(_launch_row(row) for row in _typed(rows, list))
+                for kernel, rows in _typed(held["launches"], dict).items()
+            },
+            routes={
+                op: tuple(_route(row) for row in _typed(rows, list))
+                for op, rows in _typed(held["routes"], dict).items()
+            },
+        )
+    except KeyError as error:
+        raise ValueError(f"{path} is no launch table: {error} is missing.") from error
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} is no launch table: {error}") from error
+
+
+def _launch_row(row: Mapping[str, Any]) -> LaunchRow:
+    launch = Launch(
+        blocks=_sizes(row["blocks"]),
+        num_warps=_size(row["num_warps"]),
+        num_stages=_size(row["num_stages"]),
+    )
+    return LaunchRow(_sizes(row["limits"]), launch)
+
+
+def _route(row: Mapping[str, Any]) -> Route:
+    training = row["training"]
+    return Route(
+        limits=tuple(_sizes(row["limits"]).items()),
+        training=None if training is None else _typed(training, bool),
+        triton=_typed(row["triton"], bool),
+    )
+
+
+def _sizes(held: Any) -> dict[str, int]:
+    return {name: _size(value) for name, value in _typed(held, dict).items()}
+
+
+def _size(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{value!r} should be a whole number of at least 1.")
+    return value
+
+
+def _typed(value: Any, kind: type[T]) -> T:
+    if not isinstance(value, kind):
+        raise TypeError(f"{value!r} should be a {kind.__name__}.")
+    return value

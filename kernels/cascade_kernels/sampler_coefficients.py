@@ -1,0 +1,156 @@
+"""The numbers of one sampler step, and the plain PyTorch arithmetic they stand for.
+
+See `cascade_kernels.sampler_step` for the step they make up.
+
+Shapes: `B` batch, `C H W` image, `N` values of an image.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+ThresholdKind = Literal["none", "static", "dynamic"]
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """How a predicted clean image is brought back into [-1, 1] (Imagen, section 2.3).
+
+    Attributes:
+        kind: "none" leaves it, "static" clips to [-1, 1], "dynamic" clips each image to [-s, s]
+            and divides by s, where s >= 1 is a percentile of its absolute values.
+        percentile: in (0, 1]; Imagen's Fig. A.10 uses 0.995, DeepFloyd IF 0.95.
+        cap: greatest s allowed, >= 1; DeepFloyd IF uses 1.5 in its base stage. None is no cap.
+
+    Raises:
+        ValueError: a value is outside its range.
+    """
+
+    kind: ThresholdKind = "none"
+    percentile: float = 0.995
+    cap: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("none", "static", "dynamic"):
+            raise ValueError(f"unknown threshold {self.kind!r}; known are none, static, dynamic")
+        if not 0 < self.percentile <= 1:
+            raise ValueError(f"the percentile must lie in (0, 1], not {self.percentile}")
+        if self.cap is not None and self.cap < 1:
+            raise ValueError(f"the cap must be at least 1, not {self.cap}")
+
+    def __call__(self, x0: Tensor) -> Tensor:
+        """Apply it to x0 (B C H W), each image by itself."""
+        match self.kind:
+            case "none":
+                return x0
+            case "static":
+                return x0.clamp(-1, 1)
+            case "dynamic":
+                s = _quantile(x0.abs().flatten(1), self.percentile).clamp(1, self.cap)
+                s = s.view(-1, *(1,) * (x0.dim() - 1))
+                return x0.clamp(-s, s) / s
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """How the clean image follows from x and the network's output at one noise level.
+
+    Attributes:
+        from_x: factor of x.
+        from_out: factor of the guided output.
+        guidance: weight w. At 1 the output has B rows; at any other weight it has 2 B, those with
+            text before those without.
+    """
+
+    from_x: float
+    from_out: float
+    guidance: float = 1.0
+
+
+@dataclass(frozen=True)
+class Update:
+    """The coefficients of `x_next = keep x + pull x0 + recall previous + std noise`.
+
+    Attributes:
+        keep: factor of x.
+        pull: factor of the thresholded x0.
+        recall: factor of another clean image, that of the step before.
+        std: standard deviation of fresh noise.
+        log_variance: in place of `std`, log variances between which the network's upper channels
+            choose per value: exp(f log large + (1 - f) log small) (Nichol & Dhariwal 2021, eq. 15);
+            (small, large).
+
+    Raises:
+        ValueError: both `std` and `log_variance` are given.
+    """
+
+    keep: float
+    pull: float
+    recall: float = 0.0
+    std: float = 0.0
+    log_variance: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.std != 0 and self.log_variance is not None:
+            raise ValueError("a step has a fixed deviation or a learned variance, not both")
+
+    def __call__(
+        self,
+        x: Tensor,
+        x0: Tensor,
+        previous: Tensor | None = None,
+        noise: Tensor | None = None,
+        fraction: Tensor | None = None,
+    ) -> Tensor:
+        """Return x_next (B C H W).
+
+        Args:
+            x: B C H W.
+            x0: B C H W, thresholded.
+            previous: B C H W; read only where `recall` is not 0.
+            noise: B C H W, unit normal; read only where the step adds noise.
+            fraction: B C H W, f; read only where the variance is learned.
+
+        Raises:
+            ValueError: something that the coefficients ask for is missing.
+        """
+        y = self.keep * x + self.pull * x0
+        if self.recall != 0:
+            if previous is None:
+                raise ValueError("this step recalls a previous clean image; none was given")
+            y = y + self.recall * previous
+        if self.std == 0 and self.log_variance is None:
+            return y
+        if noise is None:
+            raise ValueError("this step adds noise; none was given")
+        if self.log_variance is None:
+            return y + self.std * noise
+        if fraction is None:
+            raise ValueError("this network predicts no variance; take a fixed one")
+        small, large = self.log_variance
+        return y + torch.exp((small + fraction * (large - small)) / 2) * noise
+
+
+def fraction_of(out: Tensor) -> Tensor:
+    """Return the log-interpolation fraction that variance channels in [-1, 1] stand for."""
+    return (out + 1) / 2
+
+
+def rank_of(percentile: float, values: int) -> tuple[int, float]:
+    """Return the position of a percentile among n sorted values: its whole part and the rest."""
+    position = percentile * (values - 1)
+    return int(position), position - int(position)
+
+
+def _quantile(values: Tensor, q: float) -> Tensor:
+    """Quantile of each row (B N), interpolated linearly as `torch.quantile` does.
+
+    `torch.quantile` refuses more than 2^24 values, which a batch of 1024-pixel images exceeds.
+    """
+    low, weight = rank_of(q, values.shape[1])
+    high = min(low + 1, values.shape[1] - 1)
+    below = values.kthvalue(low + 1, dim=1).values
+    above = values.kthvalue(high + 1, dim=1).values
+    return torch.lerp(below, above, weight)

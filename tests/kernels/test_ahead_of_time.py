@@ -1,0 +1,95 @@
+"""The rows of the launch tables compiled for their architectures, without a device.
+
+The compilers run in processes of their own, because this one interprets kernels.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cascade_kernels import dispatch
+from cascade_kernels.ahead_of_time import resources
+from cascade_kernels.launch_table import read_table, shipped_table
+from cascade_kernels.variant import Variant
+
+pytest.importorskip("triton")
+
+HERE = Path(__file__).parent
+SHIPPED = sorted(set(dispatch.ARCHITECTURES.values()))
+
+
+def run(*command: str | Path) -> str:
+    """What Python writes for a command, outside of the interpreter's mode."""
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    done = subprocess.run(
+        [sys.executable, *command], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode in (0, 1), done.stderr  # 1: some row has a defect, which the rows tell
+    assert done.stdout, done.stderr
+    return done.stdout
+
+
+def rows(architecture: str, *only: str) -> list[dict[str, Any]]:
+    module = "cascade_kernels.ahead_of_time"
+    printed = run("-m", module, "--architecture", architecture, "--json", *only)
+    return [json.loads(line) for line in printed.splitlines()]
+
+
+def faults(row: dict[str, Any]) -> list[str]:
+    """The defects that count.
+
+    Products of float32 matrices are exact and run beside the matrix units, unrolled: they spill at
+    any size of block. They serve tests and small models, and no route takes them unasked.
+    """
+    exact = row["variant"].startswith("joint_attention") and "/fp32/" in row["variant"]
+    return [x for x in row["defects"] if not (exact and x.startswith("spills"))]
+
+
+@pytest.mark.slow
+def test_every_row_of_hopper_compiles_without_defects() -> None:
+    report = rows("sm_90")
+    assert {row["variant"]: faults(row) for row in report if faults(row)} == {}
+    compiled = {row["variant"].partition("/")[0] for row in report}
+    assert compiled == read_table(shipped_table("sm_90")).launches.keys()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", sorted({*SHIPPED} - {"sm_90"}))
+def test_common_rows_of_the_others_compile_without_defects(architecture: str) -> None:
+    # Every row of every architecture takes minutes; these are the ones that training runs.
+    common = r"attention.*/bf16/d(64|128)/|norm.*/bf16/BLOCK_HW32|step_whole/0"
+    report = rows(architecture, "--only", common)
+    assert {row["variant"]: faults(row) for row in report if faults(row)} == {}
+    assert len(report) >= 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["sm_90", "gfx942"])
+def test_lint_finds_what_it_is_for(architecture: str) -> None:
+    found = json.loads(run(HERE / "hazards.py", architecture))
+    assert found.pop("sound") == []
+    expected = {
+        "transposed_accumulator": "transposes what depends on a dot product, hazards.py:",
+        "transposed_after_the_loop": "transposes what depends on a dot product, hazards.py:",
+        "own_transpose": "multiplies a value with its own transpose, hazards.py:",
+        "double": "computes in double precision",
+    }
+    if architecture != "gfx942":  # it has more registers, and copies to its LDS synchronously
+        expected["nothing_to_pipeline"] = "has several stages but no asynchronous copy"
+        expected["spilling"] = "spills "
+    for kernel, defect in expected.items():
+        assert [x for x in found[kernel] if x.startswith(defect)], (kernel, found[kernel])
+
+
+def test_interpreted_kernels_cannot_be_compiled() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("kernels are not interpreted here")
+    nothing = Variant("nothing", None, {}, {}, frozenset(), 4, 1)
+    with pytest.raises(RuntimeError, match="unset TRITON_INTERPRET"):
+        resources(nothing, "sm_90")

@@ -1,0 +1,139 @@
+"""Tuning: what is tried, where a row goes, and which shapes are routed to a kernel."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench import run, tune
+from bench.problem import Space
+from bench.results import CaseResult, Peaks, Results, Row, Timing, Work
+from cascade_kernels import dispatch
+from cascade_kernels.launch_table import Launch, LaunchRow, Table, read_table, user_table
+
+CPU = torch.device("cpu")
+SMALL, LARGE = Launch({"BLOCK": 16}, 4, 2), Launch({"BLOCK": 64}, 8, 1)
+WIDE = LaunchRow({"head": 64}, SMALL)
+
+
+def _table(*rows: LaunchRow) -> Table:
+    return Table("sm_90", "here", None, {"kernel": rows}, {})
+
+
+def _result(case: str, forward: float, both: float, dry_run: bool = False) -> Results:
+    def rows(mode: str, ours: float) -> list[Row]:
+        return [
+            Row(
+                mode=mode,
+                provider=name,
+                status="ok",
+                timing=Timing(method="graph", cold=(time, time), warm=(time, time)),
+            )
+            for name, time in (("triton", ours), ("cudnn", 1.0))
+        ]
+
+    work = Work(bytes=1, flops=1, moved=1)
+    found = CaseResult(
+        op="joint_attention",
+        case=case,
+        description="",
+        dtype="bfloat16",
+        work={"forward": work, "both": work},
+        drift={"forward": 0.0, "both": 0.0},
+        state=("", ""),
+        rows=(*rows("forward", forward), *rows("both", both)),
+    )
+    return Results(
+        dry_run=dry_run,
+        shapes=1,
+        rounds=2,
+        environment={"machine": "A GPU"},
+        peaks=Peaks(copy_bandwidth=1, matmul_rate=1),
+        cases=(found,),
+    )
+
+
+def test_candidates_vary_what_the_space_names_and_begin_with_the_present() -> None:
+    now = Launch({"BLOCK": 32, "OTHER": 7}, 4, 3)
+    tried = tune.candidates(now, Space("forward", (), {"BLOCK": (32, 64)}, num_warps=(4, 8)))
+    assert tried[0] == now
+    assert len(tried) == len({str(launch) for launch in tried}) == 4
+    assert all(launch.blocks["OTHER"] == 7 and launch.num_stages == 3 for launch in tried)
+
+
+def test_a_row_stands_ahead_of_the_wider_and_in_place_of_its_equal() -> None:
+    middle = LaunchRow({"head": 64, "queries": 256}, SMALL)
+    table = tune.with_row(_table(middle, WIDE), "kernel", LaunchRow(middle.limits, LARGE))
+    assert len(table.rows("kernel")) == 2
+    assert table.launch("kernel", {"head": 64, "queries": 256}) == LARGE
+    for queries, expected in ((64, LARGE), (256, SMALL), (1024, SMALL)):
+        finest = LaunchRow({"head": 64, "queries": 64}, LARGE)
+        table = tune.with_row(_table(middle, WIDE), "kernel", finest)
+        assert table.launch("kernel", {"head": 64, "queries": queries}) == expected
+    coarse = LaunchRow({"head": 64, "queries": 1024}, LARGE)
+    table = tune.with_row(_table(middle, WIDE), "kernel", coarse)
+    assert table.launch("kernel", {"head": 64, "queries": 256}) == SMALL
+    assert table.launch("kernel", {"head": 64, "queries": 1024}) == LARGE
+    assert table.launch("kernel", {"head": 64, "queries": 4096}) == SMALL
+
+
+def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:
+    shipped = dispatch.table(CPU)
+    routed = tune.with_routes(shipped, run.OPERATIONS, _result("if-i-m 16x16", 0.5, 2.0))
+    tune.write_table(routed, tmp_path / "sm_90.json")
+    held = read_table(tmp_path / "sm_90.json")
+    assert (held.launches, held.routes) == (routed.launches, routed.routes)
+    assert held.measured == {"machine": "A GPU"}
+
+
+def test_a_trial_is_the_user_s_own_table_for_as_long_as_it_lasts() -> None:
+    before = os.environ.get("XDG_CACHE_HOME")
+    tried = tune.with_row(_table(WIDE), "kernel", LaunchRow({"head": 32}, LARGE))
+    with tune.trial(tried):
+        held = read_table(user_table("sm_90"))
+        assert held.launch("kernel", {"head": 32}) == LARGE
+    assert os.environ.get("XDG_CACHE_HOME") == before
+
+
+def test_routes_take_a_kernel_only_where_it_lost_to_nobody() -> None:
+    table = tune.with_routes(_table(), run.OPERATIONS, _result("if-i-m 16x16", 0.9, 1.1))
+    limits = (("head", 64), ("queries", 256), ("tokens", 77), ("bytes", 2))
+    found = {
+        (route.limits, route.training): route.triton for route in table.routes["joint_attention"]
+    }
+    assert found == {(limits, False): True, (limits, True): False}
+
+
+def test_a_dry_run_measures_no_table() -> None:
+    table = tune.with_routes(
+        _table(), run.OPERATIONS, _result("if-i-m 16x16", 0.9, 0.9, dry_run=True)
+    )
+    assert table.measured is None
+
+
+def test_cases_share_a_row_by_what_tells_rows_apart() -> None:
+    todo = run.jobs(["joint_attention"], ["if-i-m"])
+    found = list(tune.groups(todo, torch.bfloat16))
+    forward = [group for group in found if group.kernel == "joint_attention_forward"]
+    assert [group.limits["queries"] for group in forward] == [64, 256, 1024]
+    assert [len(group.jobs) for group in forward] == [2, 2, 2]  # full-length and ragged
+
+
+@pytest.mark.slow
+def test_tuning_writes_a_row_that_computes_correctly(
+    tmp_path: Path, kernel_device: torch.device
+) -> None:
+    if kernel_device.type == "cuda":
+        pytest.skip("a dry run is for machines without a GPU")
+    group = next(tune.groups(run.jobs(["sampler_step"], dry_run=True), torch.float32))
+    path = tmp_path / "sm_90.json"
+    tried: list[LaunchRow] = []
+
+    def survives(_: Table, kernel: str, row: LaunchRow) -> bool:
+        tried.append(row)
+        return len(tried) <= 2
+
+    row = tune.tune_group(group, path, run.DRY_RUN, survives)
+    assert row in tried[:2]
+    assert read_table(path).launch(group.kernel, dict(group.limits)) == row.launch
