@@ -3,24 +3,34 @@
 Shapes: `B` pictures, `C H W` pixels in [-1, 1].
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 
 import torch
 from PIL import Image
+from rich.console import Console
+from rich.text import Text
 from torch import Tensor
 
-from cascade.config.stage import AugmentationLevel, CascadeManifest, SamplerConfig, StageConfig
+from cascade.config.stage import (
+    MANIFEST,
+    AugmentationLevel,
+    CascadeManifest,
+    SamplerConfig,
+    StageConfig,
+)
 from cascade.data.images import to_pil
 from cascade.errors import UserError
+from cascade.formats.deepfloyd import is_pipeline, load_stage, read_pipelines
 from cascade.sampling import OnStep, prompt_table, sample_stage
 from cascade.stage import Stage, read_json, read_stage_config
-from cascade.text.prompts import PromptTable
-from cascade.text.t5 import TextEncoder
+from cascade.text.modes import EncoderMode
+from cascade.text.prompts import PromptEncoder, PromptTable
+from cascade.text.source import open_text, ready
 
-MANIFEST = "cascade.json"
 BUNDLED = ("mini",)
 
 
@@ -49,25 +59,59 @@ class Cascade:
     """A text encoder and the stages that turn its embeddings into ever larger pictures."""
 
     def __init__(
-        self, manifest: CascadeManifest, encoder: TextEncoder, stages: Sequence[Stage]
+        self, manifest: CascadeManifest, encoder: PromptEncoder, stages: Sequence[Stage]
     ) -> None:
         self.manifest = manifest
         self.encoder = encoder
         self.stages = tuple(stages)
 
     @classmethod
-    def load(cls, path: Path | str, device: torch.device | str = "cpu") -> "Cascade":
+    def load(
+        cls,
+        path: Path | str | Sequence[Path | str],
+        device: torch.device | str = "cpu",
+        variant: str | None = None,
+        embeddings: Path | None = None,
+        encoder_mode: EncoderMode = "auto",
+    ) -> "Cascade":
         """Load a cascade folder, or one that ships with the project by its name ("mini").
+
+        The folders of DeepFloyd IF's stages, as diffusers lays them out, can be given in its
+        place: `Cascade.load(["IF-I-L-v1.0", "IF-II-M-v1.0"])`. The licence is printed.
+
+        Args:
+            path: one folder, or those of a cascade's stages in any order.
+            device: where the weights go.
+            variant: which files of diffusers' folders, such as "fp16"; see
+                `cascade.formats.weights.find_weights`.
+            embeddings: a store of embeddings (`cascade embed`), which then stands in for the text
+                encoder; prompts that are not in it are refused.
+            encoder_mode: how the text encoder's weights are held.
 
         Raises:
             UserError: no such cascade, or a file in it is missing or damaged.
         """
-        folder = cascade_folder(path)
-        manifest = read_manifest(folder)
-        encoder = TextEncoder.load(folder / manifest.text_encoder).to(torch.device(device))
-        check_chain([read_stage_config(folder / name) for name in manifest.stages], encoder, folder)
-        stages = [Stage.load(folder / name, device) for name in manifest.stages]
-        return cls(manifest, encoder, stages)
+        folders = [Path(part) for part in ([path] if isinstance(path, (str, Path)) else path)]
+        loaders: list[Callable[[], Stage]]
+        if len(folders) > 1 or is_pipeline(folders[0]):
+            folder, source = folders[0], read_pipelines(folders)
+            manifest, configs = source.manifest, [stage.config for stage in source.stages]
+            loaders = [partial(load_stage, stage, device, variant) for stage in source.stages]
+        elif variant is not None:
+            raise UserError(
+                f"{folders[0]} is no diffusers pipeline, so there is no variant '{variant}' of its "
+                "weights; leave the variant out."
+            )
+        else:
+            folder = cascade_folder(folders[0])
+            manifest = read_manifest(folder)
+            configs = [read_stage_config(folder / name) for name in manifest.stages]
+            loaders = [partial(Stage.load, folder / name, device) for name in manifest.stages]
+        print_licence(manifest)
+        text = open_text(folder / manifest.text_encoder, embeddings)
+        check_chain(configs, text.width, folder)
+        encoder = ready(text, encoder_mode, device)
+        return cls(manifest, encoder, [load() for load in loaders])
 
     def stage(self, name: str) -> Stage:
         """A stage by its name.
@@ -136,8 +180,8 @@ class Cascade:
         return Pictures(drawn)
 
 
-def check_chain(stages: Sequence[StageConfig], encoder: TextEncoder, folder: Path) -> None:
-    """Make sure that each stage enlarges the pictures of the one before, and reads the encoder.
+def check_chain(stages: Sequence[StageConfig], width: int, folder: Path) -> None:
+    """Make sure that each stage enlarges the pictures of the one before, and reads text of `width`.
 
     Raises:
         UserError: it does not.
@@ -152,10 +196,10 @@ def check_chain(stages: Sequence[StageConfig], encoder: TextEncoder, folder: Pat
                 f"In {folder} stage '{stage.name}' {enlarges} but {before}; "
                 f"put the stages of {MANIFEST} in order, base first."
             )
-        if stage.unet.text_width != encoder.width:
+        if stage.unet.text_width != width:
             raise UserError(
                 f"In {folder} stage '{stage.name}' reads text of width {stage.unet.text_width} but "
-                f"the encoder's is {encoder.width}; use the encoder that belongs to the stages."
+                f"the encoder's is {width}; use the encoder that belongs to the stages."
             )
         made = stage.size
 
@@ -182,12 +226,24 @@ def read_manifest(folder: Path) -> CascadeManifest:
     Raises:
         UserError: it is missing or damaged.
     """
+    if is_pipeline(folder) and not (folder / MANIFEST).is_file():
+        raise UserError(
+            f"{folder} is a diffusers pipeline; make a cascade of it first: cascade import "
+            f"--from {folder} --output CASCADE."
+        )
     if not (folder / MANIFEST).is_file():
         raise UserError(
             f"{folder} is no cascade: it has no {MANIFEST}; a run that was cut short lacks it "
             "until it is started again and ends."
         )
     return CascadeManifest.parse(read_json(folder / MANIFEST), str(folder / MANIFEST))
+
+
+def print_licence(manifest: CascadeManifest) -> None:
+    """Tell on the error stream what a cascade's weights may be used for, if that is stated."""
+    if manifest.licence:
+        note = Text(f"Licence of {manifest.name}: {manifest.licence}", style="dim")
+        Console(stderr=True).print(note, soft_wrap=True)
 
 
 def _pairs(

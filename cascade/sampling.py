@@ -11,8 +11,7 @@ from torch import Tensor
 from cascade.config.stage import AugmentationLevel, SamplerConfig, StageConfig
 from cascade.diffusion.noise import Noise, derive_seed
 from cascade.stage import Stage
-from cascade.text.prompts import PromptSource, PromptTable
-from cascade.text.t5 import TextEncoder
+from cascade.text.prompts import PromptEncoder, PromptSource, PromptTable
 
 OnStep = Callable[[str, int, int], None]
 """Called with (stage name, steps done, of how many), a step being one of one batch."""
@@ -55,7 +54,7 @@ def sample_stage(
     return torch.cat(parts)
 
 
-def prompt_table(encoder: TextEncoder, prompts: Sequence[str], stage: StageConfig) -> PromptTable:
+def prompt_table(encoder: PromptEncoder, prompts: Sequence[str], stage: StageConfig) -> PromptTable:
     """Embed prompts by a stage's conventions, with the unconditional text."""
     text = stage.text
     return PromptTable.build(

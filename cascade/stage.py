@@ -14,13 +14,13 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from cascade.config.stage import AugmentationLevel, LowResConfig, SamplerConfig, StageConfig
-from cascade.data.images import write_bytes
 from cascade.diffusion.denoiser import Conditioning, Denoised, Denoiser, Network
 from cascade.diffusion.guidance import Threshold, guided
 from cascade.diffusion.noise import LowResolution, Noise, level_from_variance
 from cascade.diffusion.samplers import ancestral, ddim, dpmpp_2m, heun, initial
 from cascade.diffusion.schedule import make_schedule, sigmas
 from cascade.errors import UserError
+from cascade.files import write_bytes
 from cascade.model.unet import UNet
 from cascade.text.t5 import TextEmbedding
 

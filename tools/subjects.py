@@ -18,11 +18,12 @@ from PIL import Image
 from rich.console import Console
 
 from cascade.cli.mistakes import answer
-from cascade.data.images import read_photos, write_bytes, write_png
+from cascade.data.images import read_photos, write_png
 from cascade.environment import environment
 from cascade.errors import UserError
 from cascade.evaluate.grid import image_grid
 from cascade.evaluate.subject import photos_at
+from cascade.files import write_bytes
 from demo import KINDS, demonstrate, prepare
 from demo_report import Outcome
 

@@ -4,7 +4,10 @@ from typing import Annotated
 
 import typer
 
+from cascade.cli.bench import bench
 from cascade.cli.dreambooth import dreambooth
+from cascade.cli.embed import embed
+from cascade.cli.formats import export_diffusers, import_cascade
 from cascade.cli.identifiers import identifiers
 from cascade.cli.info import info
 from cascade.cli.mistakes import answer
@@ -23,8 +26,12 @@ app = typer.Typer(
 app.command()(dreambooth)
 app.command()(sample)
 app.command()(train)
+app.command()(embed)
 app.command()(info)
 app.command()(identifiers)
+app.command("import")(import_cascade)
+app.command()(export_diffusers)
+app.add_typer(bench, name="bench")
 
 
 def _version(value: bool) -> None:

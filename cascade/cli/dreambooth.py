@@ -10,7 +10,9 @@ from typing import Annotated, Literal
 import typer
 
 from cascade.cli.recipe import recipe_from_flags
+from cascade.cli.text import Embeddings, EncoderMode
 from cascade.config.dreambooth import RECIPES, AugmentationName, DreamBoothConfig
+from cascade.config.stage import RecipeName
 
 PRIOR, TRAINING, SR, REPORT = "Prior preservation", "Training", "Super-resolution", "Validation"
 
@@ -43,9 +45,11 @@ def dreambooth(
         str | None, typer.Option(help="Which to tune, comma-separated; all if left out.")
     ] = None,
     recipe: Annotated[
-        Literal["paper", "mini"] | None,
+        RecipeName | None,
         typer.Option(help="Numbers to start from; the cascade's own if left out."),
     ] = None,
+    embeddings: Embeddings = None,
+    encoder_mode: EncoderMode = "auto",
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     center_crop: Annotated[
         bool | None, typer.Option("--center-crop/--random-crop", help="How photos are squared.")
@@ -129,6 +133,14 @@ def dreambooth(
         Literal["constant", "linear", "cosine"] | None, typer.Option(rich_help_panel=TRAINING)
     ] = None,
     lr_warmup_steps: Annotated[int | None, typer.Option(min=0, rich_help_panel=TRAINING)] = None,
+    use_8bit_adam: Annotated[
+        bool | None,
+        typer.Option(
+            "--use-8bit-adam",
+            help="Store AdamW's moments in 8 bits; needs the extra 'quantized'.",
+            rich_help_panel=TRAINING,
+        ),
+    ] = None,
     adam_beta1: Annotated[float | None, typer.Option(rich_help_panel=TRAINING)] = None,
     adam_beta2: Annotated[float | None, typer.Option(rich_help_panel=TRAINING)] = None,
     adam_weight_decay: Annotated[
@@ -138,6 +150,14 @@ def dreambooth(
     max_grad_norm: Annotated[float | None, typer.Option(rich_help_panel=TRAINING)] = None,
     snr_gamma: Annotated[
         float | None, typer.Option(help="Min-SNR weighting; 5 is usual.", rich_help_panel=TRAINING)
+    ] = None,
+    variance: Annotated[
+        Literal["train", "freeze", "drop"] | None,
+        typer.Option(
+            help="A learned variance is trained with the bound, left as it is in the output "
+            "layer, or taken out of the stages; trained if left out.",
+            rich_help_panel=TRAINING,
+        ),
     ] = None,
     mixed_precision: Annotated[
         Literal["no", "bf16"] | None, typer.Option(rich_help_panel=TRAINING)
@@ -157,6 +177,14 @@ def dreambooth(
         typer.Option(
             help="Noise on the low-resolution photo: variance 1e-5 (dreambooth), 1e-3 "
             "(dreambooth-reference), or a random level (imagen).",
+            rich_help_panel=SR,
+        ),
+    ] = None,
+    sr_prompt: Annotated[
+        str | None,
+        typer.Option(
+            help="What super-resolution is told of the photos, for instance 'a {class_noun}'; the "
+            "instance prompt if left out.",
             rich_help_panel=SR,
         ),
     ] = None,
@@ -195,7 +223,10 @@ def dreambooth(
         identifier=identifier,
         instance_prompt=instance_prompt,
         class_prompt=class_prompt,
+        sr_prompt=sr_prompt,
         class_data_dir=class_data_dir,
+        embeddings=embeddings,
+        encoder_mode=encoder_mode,
         stages=tuple(name.strip() for name in stages.split(",")) if stages else (),
         validation_prompts=tuple(validation_prompt or ()),
         validation_images=num_validation_images,

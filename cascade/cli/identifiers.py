@@ -13,12 +13,13 @@ def identifiers(
     """Find rare tokens that survive the cascade's own text cleaning and tokenizer."""
     from cascade.pipeline import cascade_folder, read_manifest
     from cascade.stage import read_stage_config
+    from cascade.text.files import find_vocabulary
     from cascade.text.identifier import find_identifiers
     from cascade.text.tokenizer import Tokenizer
 
     folder = cascade_folder(cascade)
     manifest = read_manifest(folder)
     text = read_stage_config(folder / manifest.stages[0]).text
-    tokenizer = Tokenizer(folder / manifest.text_encoder / "spiece.model")
+    tokenizer = Tokenizer(find_vocabulary(folder / manifest.text_encoder))
     for identifier in find_identifiers(tokenizer, text.cleaning, count, seed):
         typer.echo(identifier)

@@ -33,6 +33,7 @@ PATHS: dict[str, tuple[str, ...]] = {
     "adam_epsilon": _both("optimizer.eps"),
     "max_grad_norm": _both("optimizer.max_grad_norm"),
     "snr_gamma": _both("objective.gamma"),
+    "variance": _both("objective.variance"),
     "ema_decay": _both("ema_decay"),
     "seed": _both("seed"),
     "checkpointing_steps": _both("checkpoint_every"),
@@ -58,6 +59,8 @@ def recipe_from_flags(start: Recipe, flags: Mapping[str, Any], world: int) -> Re
         values["prior"] = None
     elif values["prior"] is None and flags.get("prior_preservation"):
         values["prior"] = PriorConfig().model_dump()
+    for run in (values["base"], values["super_resolution"]):
+        run["batch_size"] //= run["gradient_accumulation_steps"]
     for flag, paths in PATHS.items():
         if flag in flags:
             for path in paths:
@@ -74,6 +77,8 @@ def _set_derived(run: dict[str, Any], flags: Mapping[str, Any]) -> None:
     """Set what a flag spells differently than the settings do."""
     if "mixed_precision" in flags:
         run["precision"] = PRECISIONS[flags["mixed_precision"]]
+    if flags.get("use_8bit_adam"):
+        run["optimizer"]["name"] = "adamw8bit"
     if "snr_gamma" in flags:
         run["objective"]["weighting"] = "min_snr"
     beta1, beta2 = run["optimizer"]["betas"]

@@ -1,10 +1,12 @@
 """`cascade sample`: pictures from prompts."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from cascade.cli.text import Embeddings, EncoderMode
 from cascade.config.stage import AugmentationLevel, SamplerConfig
 from cascade.errors import UserError
 
@@ -29,6 +31,12 @@ def sample(
     steps: Annotated[
         int | None, typer.Option(min=1, max=1000, help="Replace its number of steps.")
     ] = None,
+    timesteps: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A named list such as smart100 in its place: one for all stages, or one each."
+        ),
+    ] = None,
     guidance: Annotated[
         float | None, typer.Option(min=0, help="Replace its guidance weight.")
     ] = None,
@@ -41,6 +49,8 @@ def sample(
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda, ...; the GPU if there is one.")
     ] = None,
+    embeddings: Embeddings = None,
+    encoder_mode: EncoderMode = "auto",
 ) -> None:
     """Draw pictures: a PNG per picture and stage, and a grid.
 
@@ -49,16 +59,22 @@ def sample(
     from cascade.gallery import draw_to_folder
     from cascade.pipeline import Cascade
 
-    loaded = Cascade.load(cascade, usable_device(device))
+    loaded = Cascade.load(
+        cascade, usable_device(device), embeddings=embeddings, encoder_mode=encoder_mode
+    )
     samplers: dict[str, SamplerConfig] = {}
     levels: dict[str, AugmentationLevel] = {}
     changes = {"name": sampler, "steps": steps, "guidance": guidance}
     given: dict[str, object] = {key: value for key, value in changes.items() if value is not None}
     if steps is not None:
         given["timesteps"] = None
-    for stage in loaded.stages:
+    lists = _timesteps(timesteps, steps, len(loaded.stages))
+    for stage, listed in zip(loaded.stages, lists, strict=True):
         name = stage.config.name
-        samplers[name] = stage.config.sampler.model_copy(update=given)
+        change = given if listed is None else given | {"timesteps": listed}
+        samplers[name] = SamplerConfig.parse(
+            stage.config.sampler.model_dump() | change, "the command's flags"
+        )
         if noise_level is not None and stage.config.low_res is not None:
             levels[name] = AugmentationLevel(value=noise_level)
     path = draw_to_folder(
@@ -72,6 +88,20 @@ def sample(
         batch_size=batch_size,
     )
     typer.echo(f"The grid is {path}.")
+
+
+def _timesteps(names: Sequence[str] | None, steps: int | None, stages: int) -> Sequence[str | None]:
+    """The named list of each stage, or None where its other settings hold."""
+    if not names:
+        return [None] * stages
+    if steps is not None:
+        raise UserError("--steps and --timesteps both say how to sample; give one of them.")
+    if len(names) not in (1, stages):
+        raise UserError(
+            f"There are {len(names)} lists of timesteps for {stages} stages; give one for all, or "
+            "one for each."
+        )
+    return names if len(names) == stages else [names[0]] * stages
 
 
 def usable_device(name: str | None) -> str:

@@ -4,12 +4,14 @@ import math
 from itertools import pairwise
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from cascade.config.base import Frozen
+from cascade.config.respacing import named_timesteps
 from cascade.config.unet import UNetConfig
 
 ScheduleName = Literal["cosine", "squared_cosine", "linear"]
+RecipeName = Literal["paper", "mini", "deepfloyd"]
 ResizeKernel = Literal["bicubic", "bilinear", "lanczos", "box"]
 
 
@@ -64,12 +66,19 @@ class SamplerConfig(Frozen):
     name: Literal["ancestral", "ddim", "dpmpp_2m", "heun"] = "ancestral"
     steps: int = Field(default=100, gt=0, le=1000)
     timesteps: tuple[float, ...] | None = Field(
-        default=None, description="an explicit descending list in 0..1000; replaces `steps`"
+        default=None,
+        description="an explicit descending list in 0..1000, which replaces `steps`, or the name "
+        "of one of DeepFloyd IF's, such as 'smart100'",
     )
     eta: float = Field(default=0.0, ge=0.0, le=1.0, description="DDIM's stochasticity")
     variance: Literal["learned", "fixed_small", "fixed_large"] = "fixed_small"
     guidance: float = Field(default=5.0, ge=0.0, description="w of Imagen eq. 2; 1 is off")
     threshold: ThresholdConfig = ThresholdConfig()
+
+    @field_validator("timesteps", mode="before")
+    @classmethod
+    def _named(cls, value: object) -> object:
+        return named_timesteps(value) if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _descending(self) -> Self:
@@ -135,13 +144,20 @@ class StageConfig(Frozen):
         return self
 
 
+MANIFEST = "cascade.json"
+"""The file of a cascade's folder that holds its `CascadeManifest`."""
+
+
 class CascadeManifest(Frozen):
     """`cascade.json`: which folders make up a cascade, in order."""
 
     name: str
-    text_encoder: str = "text"
+    text_encoder: str = Field(
+        default="text",
+        description="a folder in the cascade's, or the absolute path of one too large to copy",
+    )
     stages: tuple[str, ...] = Field(min_length=1, description="folders, base first")
-    recipe: Literal["paper", "mini"] = Field(
+    recipe: RecipeName = Field(
         default="paper", description="the DreamBooth preset that suits these weights"
     )
     licence: str = ""

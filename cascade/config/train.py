@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from cascade.config.base import Frozen
+from cascade.config.encoder import EncoderMode
 from cascade.config.stage import StageConfig
 
 Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -14,7 +15,7 @@ Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 class OptimizerConfig(Frozen):
     """The optimizer and its learning-rate schedule, counted in optimizer steps."""
 
-    name: Literal["adamw", "adafactor"] = "adamw"
+    name: Literal["adamw", "adamw8bit", "adafactor"] = "adamw"
     learning_rate: float = Field(default=1e-4, gt=0.0)
     betas: tuple[Decay, Decay] = (0.9, 0.999)
     eps: float = Field(default=1e-8, gt=0.0)
@@ -25,11 +26,20 @@ class OptimizerConfig(Frozen):
 
 
 class ObjectiveConfig(Frozen):
-    """The loss: unweighted on the predicted quantity (the papers'), or min-SNR weighted."""
+    """The loss: unweighted on the predicted quantity (the papers'), or min-SNR weighted.
+
+    A learned variance is trained with the bound ("train": the hybrid loss of Nichol & Dhariwal
+    2021, eq. 16, DeepFloyd IF's own), left in its output layer as it is ("freeze"), or taken out of
+    the network, which then samples with the smallest fixed one ("drop"). None trains it where there
+    is one; a word is refused where there is none.
+    """
 
     weighting: Literal["prediction", "min_snr"] = "prediction"
     gamma: float = Field(default=5.0, gt=0.0)
-    vb_weight: float = Field(default=1.0, ge=0.0, description="of L_vb, with learned variance")
+    variance: Literal["train", "freeze", "drop"] | None = Field(
+        default=None, description="what becomes of a learned variance"
+    )
+    vb_weight: float = Field(default=1.0, gt=0.0, description="of L_vb where variance is trained")
 
 
 class TrainConfig(Frozen):
@@ -79,6 +89,18 @@ class PretrainConfig(Frozen):
     train: TrainConfig
     data: DataConfig
     validation: ValidationConfig = ValidationConfig()
-    text_encoder: Path
+    text_encoder: Path | None = None
+    encoder_mode: EncoderMode = Field(
+        default="auto", description="how the text encoder's weights are held"
+    )
+    embeddings: Path | None = Field(
+        default=None, description="a store made by `cascade embed`, used instead of the encoder"
+    )
     output: Path
     initial_weights: Path | None = None
+
+    @model_validator(mode="after")
+    def _has_text(self) -> Self:
+        if self.text_encoder is None and self.embeddings is None:
+            raise ValueError("text comes from text_encoder or from embeddings; give one of them")
+        return self

@@ -4,7 +4,6 @@ Shapes: `B` batch, `C` = 3 colours, `H W` pixels; values in [-1, 1].
 """
 
 import io
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from cascade.errors import UserError
+from cascade.files import write_bytes
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 # Everything that Pillow's decoders raise for a damaged or an absurdly large file.
@@ -147,17 +147,3 @@ def write_png(image: Image.Image, path: Path, note: PngInfo | None = None) -> No
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", pnginfo=note)
     write_bytes(buffer.getvalue(), path)
-
-
-def write_bytes(data: bytes, path: Path) -> None:
-    """Write a file atomically: to a neighbour first, then renamed into place.
-
-    Runs that make the same file at the same time do not disturb each other.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)

@@ -8,86 +8,36 @@ low/high-resolution pairs of the same photos with a lowered noise augmentation (
 import hashlib
 import json
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 from torch import Tensor
 
-from cascade.config.dreambooth import AUGMENTATIONS, DreamBoothConfig
-from cascade.config.stage import CascadeManifest, StageConfig
+from cascade.config.dreambooth import DreamBoothConfig
+from cascade.config.stage import MANIFEST
 from cascade.config.train import TrainConfig
 from cascade.data.batch import Prefetched
-from cascade.data.images import resize, square, to_tensors, write_bytes
+from cascade.data.images import resize, square, to_tensors
 from cascade.diffusion.noise import derive_seed
 from cascade.dreambooth.batches import DreamBoothSamples, Kind
+from cascade.dreambooth.plan import Plan, make_plan, photo_prompt, run_of, tuned_config
 from cascade.dreambooth.prior import Prior, class_images, read_class_images
-from cascade.dreambooth.subject import Subject, read_subject
-from cascade.errors import UserError
-from cascade.pipeline import MANIFEST, cascade_folder, check_chain, read_manifest
+from cascade.files import write_bytes
+from cascade.pipeline import print_licence
 from cascade.progress import progress_bar
 from cascade.sampling import prompt_table
-from cascade.stage import Stage, check_weights, read_stage_config
+from cascade.stage import Stage
 from cascade.text.prompts import PromptTable
+from cascade.text.source import ready
 from cascade.text.t5 import TextEncoder
 from cascade.train.distributed import Processes, processes
 from cascade.train.loop import train
 from cascade.train.objective import make_objective
-from cascade.train.output import claim, require_disk
+from cascade.train.output import claim
 from cascade.train.validation import ValidationGrid
+from cascade.train.variance import drop_variance
 
 console = Console()
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Everything a personalisation needs, checked before any long work starts.
-
-    Attributes:
-        config: the run's settings.
-        source: the folder of the cascade to personalise.
-        manifest: what that folder holds.
-        stages: folder name and configuration of each of its stages, base first.
-        tuned: names of the stages that are tuned.
-        subject: photos, identifier, prompts.
-    """
-
-    config: DreamBoothConfig
-    source: Path
-    manifest: CascadeManifest
-    stages: dict[str, StageConfig]
-    tuned: tuple[str, ...]
-    subject: Subject
-
-
-def make_plan(config: DreamBoothConfig) -> Plan:
-    """Check the settings, the cascade and the photos.
-
-    Raises:
-        UserError: something is missing or cannot work.
-    """
-    source = cascade_folder(config.cascade)
-    manifest = read_manifest(source)
-    stages = {name: read_stage_config(source / name) for name in manifest.stages}
-    known = [stage.name for stage in stages.values()]
-    unknown = [name for name in config.stages if name not in known]
-    if unknown:
-        raise UserError(
-            f"The cascade has no stage '{unknown[0]}'; its stages are {', '.join(known)}."
-        )
-    for name, stage in stages.items():
-        check_weights(source / name, stage)
-    tuned = tuple(name for name in known if name in (config.stages or known))
-    require_disk(
-        config.output_dir,
-        [(stage, _run(config, stage)) for stage in stages.values() if stage.name in tuned],
-    )
-    encoder = TextEncoder.load(source / manifest.text_encoder)
-    check_chain(list(stages.values()), encoder, source)
-    subject = read_subject(
-        config, [stage for stage in stages.values() if stage.name in tuned], encoder.tokenizer
-    )
-    return Plan(config, source, manifest, stages, tuned, subject)
 
 
 def personalise(config: DreamBoothConfig) -> Path:
@@ -106,9 +56,11 @@ def personalise(config: DreamBoothConfig) -> Path:
     with processes() as here:
         claim(config.output_dir, _identity(plan), here)
         if here.first:
+            print_licence(plan.manifest)
             _say_what(plan)
-            _copy(plan.source, config.output_dir, plan.manifest.text_encoder)
-        table = _embed(plan)
+            if (plan.source / plan.manifest.text_encoder).is_dir():  # else there is a store
+                _copy(plan.source, config.output_dir, plan.manifest.text_encoder)
+        table = _embed(plan, here.first)
         missing = [
             folder
             for folder in plan.stages
@@ -144,17 +96,15 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _run(config: DreamBoothConfig, stage: StageConfig) -> TrainConfig:
-    return config.recipe.base if stage.low_res is None else config.recipe.super_resolution
-
-
 def _tune(plan: Plan, folder: str, table: PromptTable, here: Processes) -> None:
     """Tune one stage and publish it."""
     config = plan.config
-    frozen = Stage.load(plan.source / folder, here.device)
-    run = _run(config, frozen.config)
+    run = run_of(config, plan.stages[folder])
     kinds = _kinds(plan, folder, table, here)
-    stage = frozen.with_network(frozen.network, tuned_config(plan, frozen.config))
+    stage = Stage.load(plan.source / folder, here.device)  # those that drew class images are freed
+    if run.objective.variance == "drop":
+        stage = drop_variance(stage)
+    stage = stage.with_network(stage.network, tuned_config(plan, stage.config))
     run_dir = config.output_dir / "runs" / folder
     run_dir.mkdir(parents=True, exist_ok=True)
     tuned = train(
@@ -171,31 +121,13 @@ def _tune(plan: Plan, folder: str, table: PromptTable, here: Processes) -> None:
         tuned.save(config.output_dir / folder)
 
 
-def tuned_config(plan: Plan, stage: StageConfig) -> StageConfig:
-    """A tuned stage's configuration: it records the subject, and the augmentation level used.
-
-    The level the stage is tuned at is the level it samples at: DreamBooth's supplement calls
-    Imagen's recipes *and test parameters* unfit for few photos.
-    """
-    changes: dict[str, object] = {"subject": plan.subject.config}
-    if stage.low_res is not None:
-        augmentation = AUGMENTATIONS[plan.config.recipe.augmentation]
-        changes["low_res"] = stage.low_res.model_copy(
-            update={
-                "training_levels": augmentation.training,
-                "sampling_level": augmentation.sampling or stage.low_res.sampling_level,
-            }
-        )
-    return stage.model_copy(update=changes)
-
-
 def _kinds(plan: Plan, folder: str, table: PromptTable, here: Processes) -> tuple[Kind, ...]:
     """The photos, and the class images where the prior of this stage is preserved."""
     recipe, subject = plan.config.recipe, plan.subject
     instance = Kind(
         term="instance",
         images=subject.images,
-        prompt=subject.instance_prompt,
+        prompt=photo_prompt(plan, plan.stages[folder]),
         flip=recipe.flip,
         center_crop=recipe.center_crop,
     )
@@ -230,15 +162,20 @@ def _kinds(plan: Plan, folder: str, table: PromptTable, here: Processes) -> tupl
     return instance, of_class
 
 
-def _embed(plan: Plan) -> PromptTable:
+def _embed(plan: Plan, shown: bool) -> PromptTable:
     """Embed the few prompts of the run once; the encoder is freed on return."""
-    prompts = {plan.subject.instance_prompt, plan.subject.class_prompt, *_validation_prompts(plan)}
-    encoder = TextEncoder.load(plan.source / plan.manifest.text_encoder)
-    return prompt_table(encoder, sorted(prompts), next(iter(plan.stages.values())))
-
-
-def _validation_prompts(plan: Plan) -> tuple[str, ...]:
-    return plan.config.validation_prompts or (plan.subject.instance_prompt,)
+    subject = plan.subject
+    prompts = {
+        subject.instance_prompt,
+        subject.sr_prompt,
+        subject.class_prompt,
+        *plan.config.validation_prompts,
+    }
+    encoder = ready(plan.text, plan.config.encoder_mode)
+    table = prompt_table(encoder, sorted(prompts), next(iter(plan.stages.values())))
+    if shown and isinstance(encoder, TextEncoder):
+        console.print(f"The text encoder ({encoder.mode}) has read the prompts and is freed.")
+    return table
 
 
 def _validation(
@@ -247,7 +184,8 @@ def _validation(
     if run.validate_every is None:
         return None
     each = plan.config.validation_images
-    prompts = [prompt for prompt in _validation_prompts(plan) for _ in range(each)]
+    chosen = plan.config.validation_prompts or (photo_prompt(plan, stage.config),)
+    prompts = [prompt for prompt in chosen for _ in range(each)]
     low_res: Tensor | None = None
     if stage.config.low_res is not None:
         size, kernel = stage.config.low_res.size, stage.config.resize

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from cascade.config.dreambooth import PriorConfig
 from cascade.config.stage import SamplerConfig
-from cascade.data.images import SUFFIXES, read_image, read_photos, to_pil, write_bytes, write_png
+from cascade.data.images import SUFFIXES, read_image, read_photos, to_pil, write_png
 from cascade.diffusion.noise import derive_seed
 from cascade.errors import UserError
+from cascade.files import write_bytes
 from cascade.sampling import sample_stage
 from cascade.stage import Stage
 from cascade.text.prompts import PromptSource
@@ -44,8 +45,10 @@ class Prior:
     seed: int
 
     def samplers(self) -> list[SamplerConfig]:
-        """The base samples as the paper does; super-resolution by the checkpoint's own settings."""
-        return [self.config.sampler, *(stage.config.sampler for stage in self.stages[1:])]
+        """The base's by the recipe; super-resolution samples by the checkpoint's own settings."""
+        own = [stage.config.sampler for stage in self.stages]
+        base = self.config.sampler or own[0].model_copy(update={"guidance": 1.0})
+        return [base, *own[1:]]
 
     def key(self) -> str:
         """A hash of the weights, the prompt, the samplers and the seed."""

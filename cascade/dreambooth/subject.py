@@ -20,12 +20,14 @@ class Subject:
         photos: the 3 to 5 pictures of the subject.
         config: the identifier and the class noun, as the checkpoints record them.
         instance_prompt: names the subject, `a [V] [class noun]`.
+        sr_prompt: what super-resolution stages are told of the photos; need not name the subject.
         class_prompt: names its class, `a [class noun]`.
     """
 
     photos: Photos
     config: SubjectConfig
     instance_prompt: str
+    sr_prompt: str
     class_prompt: str
 
     @property
@@ -57,10 +59,16 @@ def read_subject(
     else:
         identifier = config.identifier.strip()
     check_identifier(tokenizer, cleaning, identifier, noun)
+    instance_prompt = _fill(config.instance_prompt, identifier, noun, needs="{identifier}")
     return Subject(
         photos=photos,
         config=SubjectConfig(identifier=identifier, class_noun=noun),
-        instance_prompt=_fill(config.instance_prompt, identifier, noun, needs="{identifier}"),
+        instance_prompt=instance_prompt,
+        sr_prompt=(
+            instance_prompt
+            if config.sr_prompt is None
+            else _fill(config.sr_prompt, identifier, noun, needs=None)
+        ),
         class_prompt=_fill(config.class_prompt, identifier, noun, needs=None),
     )
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
-from cascade.data.images import write_bytes
 from cascade.errors import UserError
+from cascade.files import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -2,7 +2,9 @@
 
 A run that knows its prompts beforehand (DreamBooth, sampling) embeds them once and frees the
 encoder: `PromptTable`. Pre-training reads thousands of captions and embeds them as they come:
-`OnlinePrompts`. Both answer `rows` alike.
+`OnlinePrompts`, one at a time, which suits small encoders. A large one runs beforehand, in large
+batches, and training reads its answers from disk: `StoredPrompts` in `store.py`. All answer `rows`
+alike.
 
 Shapes: `B` prompts, `L` tokens, `D` the encoder's width.
 """
@@ -16,10 +18,25 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from cascade.text.cleaning import Cleaning
-from cascade.text.t5 import TextEmbedding, TextEncoder
+from cascade.text.t5 import TextEmbedding
 
 Null: TypeAlias = Literal["zeros", "empty"]
 _EMBED_BATCH: Final = 32
+
+
+class PromptEncoder(Protocol):
+    """What turns prompts into embeddings: `TextEncoder`, or a store that remembers its answers."""
+
+    @property
+    def width(self) -> int:
+        """`D`, the width of the embeddings."""
+        ...
+
+    def embed(
+        self, prompts: Sequence[str], max_length: int, cleaning: Cleaning, masked: bool = True
+    ) -> TextEmbedding:
+        """Embed prompts as `TextEncoder.embed` does."""
+        ...
 
 
 class PromptSource(Protocol):
@@ -41,7 +58,7 @@ class PromptTable:
     @classmethod
     def build(
         cls,
-        encoder: TextEncoder,
+        encoder: PromptEncoder,
         prompts: Iterable[str],
         max_length: int,
         cleaning: Cleaning,
@@ -75,7 +92,7 @@ class PromptTable:
         Raises:
             KeyError: the table was built without one of the prompts.
         """
-        return _padded([self._null if prompt is None else self._row(prompt) for prompt in prompts])
+        return padded([self._null if prompt is None else self._row(prompt) for prompt in prompts])
 
     def _row(self, prompt: str) -> Tensor:
         if prompt not in self._embeddings:
@@ -88,7 +105,7 @@ class OnlinePrompts:
 
     def __init__(
         self,
-        encoder: TextEncoder,
+        encoder: PromptEncoder,
         max_length: int,
         cleaning: Cleaning,
         null: Null,
@@ -134,30 +151,43 @@ class OnlinePrompts:
         rows = [self._null if prompt is None else self._cache[prompt] for prompt in prompts]
         while len(self._cache) > self._cache_size:
             self._cache.popitem(last=False)
-        return _padded(rows)
+        return padded(rows)
 
 
 def _embed(
-    encoder: TextEncoder, prompts: Sequence[str], max_length: int, cleaning: Cleaning, masked: bool
+    encoder: PromptEncoder,
+    prompts: Sequence[str],
+    max_length: int,
+    cleaning: Cleaning,
+    masked: bool,
 ) -> list[Tensor]:
-    """Return one unpadded L D embedding per prompt."""
+    """Return one unpadded L D embedding per prompt, float32."""
     rows: list[Tensor] = []
     for start in range(0, len(prompts), _EMBED_BATCH):
         text = encoder.embed(prompts[start : start + _EMBED_BATCH], max_length, cleaning, masked)
-        # A copy: a view would keep the whole padded batch alive.
-        rows += [row[mask].clone() for row, mask in zip(text.embedding, text.mask, strict=True)]
+        # Selecting copies: a view would keep the whole padded batch alive. In float32, whatever the
+        # encoder computes in: what a network is given does not depend on how the encoder is held.
+        rows += [row[mask].float() for row, mask in zip(text.embedding, text.mask, strict=True)]
     return rows
 
 
 def _null_row(
-    encoder: TextEncoder, max_length: int, cleaning: Cleaning, null: Null, masked: bool
+    encoder: PromptEncoder, max_length: int, cleaning: Cleaning, null: Null, masked: bool
 ) -> Tensor:
     empty = _embed(encoder, [""], max_length, cleaning, masked)[0]
-    # One zero token rather than none: attention over an empty set of keys is NaN.
-    return torch.zeros_like(empty[:1]) if null == "zeros" else empty
+    if null == "empty":
+        return empty
+    # One zero token rather than none: attention over an empty set of keys is NaN. Where padding is
+    # read like any token, as many as any other text has.
+    return torch.zeros_like(empty[:1] if masked else empty)
 
 
-def _padded(rows: Sequence[Tensor]) -> TextEmbedding:
+def padded(rows: Sequence[Tensor]) -> TextEmbedding:
+    """Put embeddings L D of different lengths side by side, B L D, with their mask.
+
+    Raises:
+        ValueError: there are none.
+    """
     if not rows:
         raise ValueError("rows needs at least one prompt.")
     lengths = torch.tensor([len(row) for row in rows], device=rows[0].device)

@@ -29,8 +29,9 @@ from cascade.train.checkpoint import load_checkpoint, save_checkpoint
 from cascade.train.distributed import Processes
 from cascade.train.ema import EMA
 from cascade.train.interrupt import Interrupts
-from cascade.train.optim import learning_rate, make_optimizer
+from cascade.train.optim import learning_rate, make_optimizer, set_learning_rate
 from cascade.train.report import Report
+from cascade.train.variance import undecayed
 
 Validate = Callable[[Stage, int], None]
 
@@ -67,7 +68,12 @@ def train(
     # What is trained, and how.
     share = _share(config, processes)
     network = _prepared(stage, config)
-    optimizer = make_optimizer(config.optimizer, network.parameters())
+    optimizer = make_optimizer(
+        config.optimizer,
+        network.parameters(),
+        undecayed(stage, config.objective),
+        compiled=config.compile,
+    )
     ema = EMA(network, config.ema_decay) if config.ema_decay else None
     averaged = ema.network if ema else None
     published = stage.with_network(averaged) if averaged else stage
@@ -186,8 +192,7 @@ def _share(config: TrainConfig, processes: Processes) -> Share:
 
 
 def _step(optimizer: Optimizer, network: nn.Module, rate: float, max_norm: float) -> Tensor:
-    for group in optimizer.param_groups:
-        group["lr"] = rate
+    set_learning_rate(optimizer, rate)
     norm = clip_grad_norm_(network.parameters(), max_norm)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)

@@ -1,26 +1,95 @@
 """Optimizers and learning-rate schedules; a schedule is a pure function of the step."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from importlib.util import find_spec
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim import Adafactor, AdamW, Optimizer
 
 from cascade.config.train import OptimizerConfig
+from cascade.errors import UserError
 
 
-def make_optimizer(config: OptimizerConfig, parameters: Iterable[nn.Parameter]) -> Optimizer:
-    """AdamW, or Adafactor as Imagen's base stage was trained with (Imagen section 4.1)."""
+def check_optimizer(config: OptimizerConfig) -> None:
+    """Make sure that the optimizer's package is installed.
+
+    Raises:
+        UserError: it is not.
+    """
+    if config.name == "adamw8bit" and find_spec("torchao") is None:
+        raise UserError(
+            "The optimizer 'adamw8bit' needs the package torchao; install it with "
+            "pip install 'dreamcascade[quantized]', or take adamw."
+        )
+
+
+def make_optimizer(
+    config: OptimizerConfig,
+    parameters: Iterable[nn.Parameter],
+    undecayed: Iterable[nn.Parameter] = (),
+    *,
+    compiled: bool = False,
+) -> Optimizer:
+    """AdamW, or Adafactor as Imagen's base stage was trained with (Imagen section 4.1).
+
+    Args:
+        config: which, and its numbers.
+        parameters: what is trained; those that need no gradient are left out.
+        undecayed: those among them that get no weight decay.
+        compiled: whether the arithmetic of 8-bit AdamW is compiled.
+
+    Raises:
+        UserError: the optimizer's package is not installed.
+    """
+    still = {id(parameter) for parameter in undecayed}
     trained = [parameter for parameter in parameters if parameter.requires_grad]
+    groups: list[dict[str, Any]] = [{"params": [p for p in trained if id(p) not in still]}]
+    if still:
+        kept = [parameter for parameter in trained if id(parameter) in still]
+        groups.append({"params": kept, "weight_decay": 0.0})
     if config.name == "adafactor":
-        return Adafactor(trained, lr=config.learning_rate, weight_decay=config.weight_decay)
-    return AdamW(
-        trained,
+        return Adafactor(groups, lr=config.learning_rate, weight_decay=config.weight_decay)
+    adamw = _adamw_8bit(config, compiled) if config.name == "adamw8bit" else AdamW
+    return adamw(
+        groups,
         lr=config.learning_rate,
         betas=config.betas,
         eps=config.eps,
         weight_decay=config.weight_decay,
     )
+
+
+def _adamw_8bit(config: OptimizerConfig, compiled: bool) -> Callable[..., Optimizer]:
+    """AdamW whose moments are stored in 8 bits, in blocks of 256 (Dettmers et al. 2022).
+
+    torchao's and not bitsandbytes': its states are tensors that shard and that a distributed
+    checkpoint stores to the last bit, where bitsandbytes 0.50 fails on sharded parameters (its
+    operators take no DTensor). It has no kernel: it compiles one update for every shape of weight.
+    A U-Net has dozens, at seconds each, so that only a run that is compiled anyway does it.
+    """
+    check_optimizer(config)
+    from torchao.optim import AdamW8bit
+
+    class EagerAdamW8bit(AdamW8bit):  # type: ignore[misc]  # published without types
+        def step(self, closure: Callable[[], float] | None = None) -> float | None:
+            with torch.compiler.set_stance("force_eager"):
+                loss: float | None = super().step(closure)
+            return loss
+
+    kind: Callable[..., Optimizer] = AdamW8bit if compiled else EagerAdamW8bit
+    return kind
+
+
+def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
+    """Give every group of parameters this rate."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):  # torchao's: compiled code would keep a number
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:

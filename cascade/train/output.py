@@ -6,8 +6,8 @@ from pathlib import Path
 
 from cascade.config.stage import StageConfig
 from cascade.config.train import TrainConfig
-from cascade.data.images import write_bytes
 from cascade.errors import UserError
+from cascade.files import write_bytes
 from cascade.stage import skeleton
 from cascade.train.distributed import Processes
 
@@ -42,14 +42,18 @@ def claim(output: Path, settings: str, here: Processes) -> None:
 def require_disk(folder: Path, runs: Iterable[tuple[StageConfig, TrainConfig]]) -> None:
     """Refuse to start runs whose checkpoints would not fit on the disk.
 
-    A checkpoint holds the weights, two optimizer moments and perhaps an average, all in float32;
-    one more than is kept exists while a new one is written, and the stage is published beside them.
-    What an earlier start left in the folder is part of that.
+    A checkpoint holds the weights, two optimizer moments and perhaps an average, in float32 (the
+    moments of 8-bit AdamW in two bytes and a little for both); one more than is kept exists while a
+    new one is written, and the stage is published beside them. What an earlier start left in the
+    folder is part of that.
 
     Raises:
         UserError: there is less room than that.
     """
-    needed = sum(_weight_bytes(stage) * (4 * (run.checkpoints_kept + 1) + 1) for stage, run in runs)
+    needed = sum(
+        _weight_bytes(stage) * (_copies(run) * (run.checkpoints_kept + 1) + 1)
+        for stage, run in runs
+    )
     existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     free = shutil.disk_usage(existing).free
     held = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
@@ -58,6 +62,11 @@ def require_disk(folder: Path, runs: Iterable[tuple[StageConfig, TrainConfig]]) 
             f"The run needs about {needed / 2**30:.1f} GiB on the disk of {folder} but "
             f"{free / 2**30:.1f} GiB are free; free some, or choose another output folder."
         )
+
+
+def _copies(run: TrainConfig) -> float:
+    """How many times the weights' size a checkpoint is."""
+    return 2.51 if run.optimizer.name == "adamw8bit" else 4.0
 
 
 def _weight_bytes(stage: StageConfig) -> int:

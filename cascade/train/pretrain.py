@@ -1,9 +1,11 @@
 """`cascade train`: one stage from scratch, or on from a stage's weights, on captioned pictures."""
 
+from itertools import chain
 from pathlib import Path
 
 from torch import Tensor
 
+from cascade.config.stage import TextConfig
 from cascade.config.train import PretrainConfig
 from cascade.data.batch import Prefetched
 from cascade.data.captioned import CaptionedArray, CaptionedSamples
@@ -11,13 +13,18 @@ from cascade.data.images import resize, to_tensors
 from cascade.errors import UserError
 from cascade.sampling import prompt_table
 from cascade.stage import Stage
-from cascade.text.prompts import OnlinePrompts
+from cascade.text.files import EncoderFiles
+from cascade.text.prompts import OnlinePrompts, PromptEncoder, PromptSource
+from cascade.text.source import open_text, ready
+from cascade.text.store import EmbeddingStore, StoredPrompts
 from cascade.text.t5 import TextEncoder
 from cascade.train.distributed import processes
 from cascade.train.loop import train
 from cascade.train.objective import make_objective
+from cascade.train.optim import check_optimizer
 from cascade.train.output import claim, require_disk
 from cascade.train.validation import ValidationGrid
+from cascade.train.variance import check_variance, drop_variance
 
 
 def pretrain(config: PretrainConfig) -> Path:
@@ -30,6 +37,8 @@ def pretrain(config: PretrainConfig) -> Path:
         UserError: data, weights or text encoder are missing or do not fit, or the output folder
             holds a run with other settings.
     """
+    check_variance(config.stage, config.train.objective)
+    check_optimizer(config.train.optimizer)
     samples = CaptionedSamples(
         CaptionedArray.open(config.data.folder),
         config.stage,
@@ -37,30 +46,20 @@ def pretrain(config: PretrainConfig) -> Path:
         config.data.caption_dropout,
         config.data.flip,
     )
-    encoder = TextEncoder.load(config.text_encoder)
-    if encoder.width != config.stage.unet.text_width:
-        raise UserError(
-            f"The text encoder in {config.text_encoder} is {encoder.width} wide but the network "
-            f"expects {config.stage.unet.text_width}; set unet.text_width to {encoder.width}."
-        )
+    text = _open_text(config, samples.data)
     stage = _initial(config)
+    if config.train.objective.variance == "drop":
+        stage = drop_variance(stage)
     require_disk(config.output, [(config.stage, config.train)])
     with processes() as here:
         claim(config.output, config.model_dump_json(indent=2), here)
         stage.network.to(here.device)
-        text = config.stage.text
-        prompts = OnlinePrompts(
-            encoder.to(here.device),
-            text.max_length,
-            text.cleaning,
-            text.null,
-            masked=text.masked,
-        )
+        encoder = ready(text, config.encoder_mode, here.device)
         trained = train(
             stage,
             make_objective(stage, config.train.objective),
             Prefetched(samples),
-            prompts,
+            _prompts(encoder, config.stage.text),
             config.train,
             config.output,
             here,
@@ -71,6 +70,33 @@ def pretrain(config: PretrainConfig) -> Path:
             trained.save(folder)
         here.barrier()
     return folder
+
+
+def _open_text(config: PretrainConfig, data: CaptionedArray) -> EncoderFiles | EmbeddingStore:
+    """Check what captions are turned into embeddings by; a store must hold every one of them."""
+    text = open_text(config.text_encoder, config.embeddings)
+    if text.width != config.stage.unet.text_width:
+        raise UserError(
+            f"The text embeddings of {config.embeddings or config.text_encoder} are {text.width} "
+            f"wide but the network expects {config.stage.unet.text_width}; set unet.text_width to "
+            f"{text.width}."
+        )
+    if isinstance(text, EmbeddingStore):
+        held = config.stage.text
+        text.check_text(held.max_length, held.cleaning, held.masked)
+        text.require(["", *config.validation.prompts, *chain.from_iterable(data.captions)])
+    return text
+
+
+def _prompts(encoder: PromptEncoder, text: TextConfig) -> PromptSource:
+    if isinstance(encoder, EmbeddingStore):
+        return StoredPrompts(encoder, text.null)
+    if isinstance(encoder, TextEncoder) and encoder.mode == "layerwise":
+        raise UserError(
+            "Held in layerwise, the text encoder would be read from disk anew for every caption; "
+            "embed the captions first with 'cascade embed' and give the store as embeddings."
+        )
+    return OnlinePrompts(encoder, text.max_length, text.cleaning, text.null, masked=text.masked)
 
 
 def _initial(config: PretrainConfig) -> Stage:
@@ -86,7 +112,7 @@ def _initial(config: PretrainConfig) -> Stage:
 
 
 def _validation(
-    config: PretrainConfig, encoder: TextEncoder, data: CaptionedArray
+    config: PretrainConfig, encoder: PromptEncoder, data: CaptionedArray
 ) -> ValidationGrid | None:
     each = config.validation.images_per_prompt
     prompts = [prompt for prompt in config.validation.prompts for _ in range(each)]

@@ -9,7 +9,7 @@ from typing import Self
 
 from rich.progress import TaskID
 
-from cascade.data.images import write_bytes
+from cascade.files import write_bytes
 from cascade.progress import progress_bar
 
 

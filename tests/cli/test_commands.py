@@ -20,7 +20,17 @@ from cascade.config.dreambooth import RECIPES, DreamBoothConfig
 from cascade.stage import Stage
 from cascade.text import Tokenizer, check_identifier
 
-COMMANDS = ("dreambooth", "sample", "train", "info", "identifiers")
+COMMANDS = (
+    "dreambooth",
+    "sample",
+    "train",
+    "embed",
+    "info",
+    "identifiers",
+    "import",
+    "export-diffusers",
+    "bench",
+)
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "mini-base32.toml"
 Command = Callable[..., Any]
 
@@ -223,6 +233,7 @@ FLAGS: dict[str, Any] = {
     "adam_epsilon": 1e-6,
     "max_grad_norm": 3.0,
     "snr_gamma": 4.0,
+    "variance": "freeze",
     "mixed_precision": "bf16",
     "ema_decay": 0.75,
     "seed": 9,
@@ -237,6 +248,7 @@ SWITCHES = {
     "sr_prior_preservation": ("--sr_prior_preservation", True),
     "gradient_checkpointing": ("--gradient_checkpointing", True),
     "scale_lr": ("--scale_lr", True),
+    "use_8bit_adam": ("--use_8bit_adam", True),
 }
 
 
@@ -258,6 +270,7 @@ def test_dreambooth_s_flags_in_both_spellings(
         "identifier": "zug",
         "instance_prompt": "one {identifier} {class_noun}",
         "class_prompt": "one {class_noun}",
+        "sr_prompt": "this {class_noun}",
         "class_data_dir": "some/class",
         "stages": "base16, sr32",
         "num_validation_images": 2,
@@ -279,6 +292,7 @@ def test_dreambooth_s_flags_in_both_spellings(
         identifier="zug",
         instance_prompt="one {identifier} {class_noun}",
         class_prompt="one {class_noun}",
+        sr_prompt="this {class_noun}",
         class_data_dir=Path("some/class"),
         stages=("base16", "sr32"),
         validation_prompts=("a zug dog",),

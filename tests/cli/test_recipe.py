@@ -9,6 +9,7 @@ import pytest
 from cascade.cli.dreambooth import dreambooth
 from cascade.cli.recipe import PATHS, recipe_from_flags
 from cascade.config.dreambooth import RECIPES, Recipe
+from cascade.config.stage import RecipeName
 from cascade.errors import UserError
 
 START = RECIPES["mini"]
@@ -35,6 +36,7 @@ VALUES: dict[str, Any] = {
     "adam_epsilon": 1e-6,
     "max_grad_norm": 3.0,
     "snr_gamma": 4.0,
+    "variance": "freeze",
     "ema_decay": 0.75,
     "seed": 9,
     "checkpointing_steps": 77,
@@ -95,8 +97,9 @@ def test_a_flag_belongs_to_its_stages(flag: str, stages: set[str]) -> None:
     assert {path.partition(".")[0] for path in after} == stages
 
 
-def test_no_flags_change_nothing() -> None:
-    assert recipe_from_flags(START, {}, world=1) == START
+@pytest.mark.parametrize("name", RECIPES)
+def test_no_flags_change_nothing(name: RecipeName) -> None:
+    assert recipe_from_flags(RECIPES[name], {}, world=1) == RECIPES[name]
 
 
 def test_derived_flags() -> None:
@@ -106,6 +109,8 @@ def test_derived_flags() -> None:
         assert run.precision == "bf16"
         assert run.objective.weighting == "min_snr"
         assert run.optimizer.betas == (0.5, 0.6)
+    small = recipe_from_flags(START, {"use_8bit_adam": True}, world=1)
+    assert [run.optimizer.name for run in (small.base, small.super_resolution)] == ["adamw8bit"] * 2
     full = recipe_from_flags(START, {"mixed_precision": "no"}, world=1)
     assert full.base.precision == "fp32"
 
@@ -116,6 +121,15 @@ def test_the_batch_is_one_process_s_and_one_pass_s() -> None:
     assert after.base.batch_size == 2 * 3 * 4
     assert after.super_resolution.batch_size == START.super_resolution.batch_size * 3 * 4
     assert after.base.gradient_accumulation_steps == 3
+
+
+def test_accumulation_of_a_recipe_counts_as_if_it_were_a_flag() -> None:
+    start = RECIPES["deepfloyd"]
+    parts = recipe_from_flags(start, {"sr_train_batch_size": 4}, world=1).super_resolution
+    assert (parts.gradient_accumulation_steps, parts.batch_size) == (6, 24)
+    whole = {"sr_train_batch_size": 12, "gradient_accumulation_steps": 1}
+    parts = recipe_from_flags(start, whole, world=1).super_resolution
+    assert (parts.gradient_accumulation_steps, parts.batch_size) == (1, 12)
 
 
 def test_scale_lr_multiplies_by_the_whole_batch() -> None:

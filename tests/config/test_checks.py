@@ -63,6 +63,7 @@ def test_the_paper_s_recipe_has_the_paper_s_numbers() -> None:
     assert paper.prior is not None
     assert paper.prior.weight == 1.0  # lambda
     assert paper.prior.images == 1000
+    assert paper.prior.sampler is not None
     assert paper.prior.sampler.name == "ancestral"
     assert paper.augmentation == "dreambooth"
     for run in (paper.base, paper.super_resolution):
@@ -75,9 +76,23 @@ def test_the_small_recipe_is_short_and_keeps_the_paper_s_method() -> None:
     mini = RECIPES["mini"]
     assert mini.prior is not None
     assert mini.prior.weight == 1.0
+    assert mini.prior.sampler is not None
     assert mini.prior.sampler.name == "ancestral"
     assert mini.prior.images <= 200
     assert isinstance(mini.base, TrainConfig)
+
+
+def test_deepfloyd_s_recipe_has_the_numbers_known_to_work() -> None:
+    recipe = RECIPES["deepfloyd"]
+    base, upper = recipe.base, recipe.super_resolution
+    assert (base.optimizer.learning_rate, base.batch_size, base.steps) == (1e-7, 4, 150)
+    assert (upper.optimizer.learning_rate, upper.batch_size, upper.steps) == (5e-6, 12, 2000)
+    assert upper.gradient_accumulation_steps == 6
+    assert recipe.prior is not None
+    assert recipe.prior.weight == 1.0
+    assert recipe.prior.images == base.batch_size * base.steps  # each is seen once
+    assert recipe.prior.sampler is None  # the checkpoint's own
+    assert CascadeManifest(name="if", stages=("a",), recipe="deepfloyd").recipe in RECIPES
 
 
 def test_augmentations_carry_the_supplement_s_variances() -> None:

@@ -19,10 +19,10 @@ from cascade.data.images import (
     to_pil,
     to_tensor,
     to_tensors,
-    write_bytes,
     write_png,
 )
 from cascade.errors import UserError
+from cascade.files import write_bytes
 
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
 

@@ -10,7 +10,8 @@ from torch import Tensor
 from cascade.config.dreambooth import AUGMENTATIONS, AugmentationName, DreamBoothConfig, Recipe
 from cascade.config.stage import AugmentationLevel
 from cascade.diffusion.noise import LowResolution, Noise
-from cascade.dreambooth.personalise import make_plan, personalise, tuned_config
+from cascade.dreambooth.personalise import personalise
+from cascade.dreambooth.plan import make_plan, tuned_config
 from cascade.pipeline import Cascade
 
 Settings = Callable[..., DreamBoothConfig]

@@ -91,6 +91,7 @@ def test_class_images_are_drawn_by_the_frozen_base_with_the_recipes_sampler(
     whole: Path, tiny_cascade: Path, recipe: Recipe
 ) -> None:
     assert recipe.prior is not None
+    assert recipe.prior.sampler is not None
     (place,) = (path for path in (whole.parent / "class").iterdir() if path.is_dir())
     expected = Cascade.load(tiny_cascade).sample(
         "a dog",
@@ -101,7 +102,9 @@ def test_class_images_are_drawn_by_the_frozen_base_with_the_recipes_sampler(
     )
     for index, image in enumerate(expected.images):
         with Image.open(place / f"{index:06d}.png") as file:
-            assert np.array_equal(np.asarray(file), np.asarray(image))
+            apart = np.asarray(file).astype(int) - np.asarray(image)
+        # The run embeds its prompts together: the last bits differ, and one level may round over.
+        assert abs(apart).max() <= 1
 
 
 def test_the_source_is_left_as_it_was(

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from cascade.config.stage import MANIFEST
 from cascade.errors import UserError
-from cascade.pipeline import MANIFEST, Cascade
+from cascade.pipeline import Cascade
 
 
 @pytest.fixture

@@ -1,17 +1,24 @@
 """Checkpoints: all or nothing, the newest few, whatever else lies beside them."""
 
+import shutil
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from cascade.config.train import OptimizerConfig
+from cascade.config.stage import StageConfig
+from cascade.config.train import OptimizerConfig, TrainConfig
+from cascade.errors import UserError
+from cascade.stage import skeleton
 from cascade.train.checkpoint import load_checkpoint, save_checkpoint
 from cascade.train.distributed import Processes
 from cascade.train.ema import EMA
 from cascade.train.optim import make_optimizer
+from cascade.train.output import require_disk
 
 ALONE = Processes(0, 1, torch.device("cpu"))
 
@@ -147,3 +154,15 @@ def test_foreign_files_are_left_alone(tmp_path: Path) -> None:
     state.save(tmp_path, 2)
     assert state.load(tmp_path) == 2
     assert _names(tmp_path) == ["notes", "step-2", "step-99.bak", "step-x"]
+
+
+def test_8_bit_moments_need_less_room(
+    tmp_path: Path, stage_config: StageConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = 4 * sum(parameter.numel() for parameter in skeleton(stage_config).parameters())
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=7 * weights))
+    for name, fits in (("adamw", False), ("adamw8bit", True)):
+        values = {"steps": 1, "batch_size": 1, "optimizer": {"name": name}}
+        run = (stage_config, TrainConfig.model_validate(values))
+        with nullcontext() if fits else pytest.raises(UserError, match="needs about"):
+            require_disk(tmp_path, [run])

@@ -1,4 +1,4 @@
-"""Learning-rate schedules, the two optimizers and the moving average."""
+"""Learning-rate schedules, the optimizers and the moving average."""
 
 import copy
 import math
@@ -9,8 +9,14 @@ from torch import nn
 from torch.optim import Adafactor, AdamW
 
 from cascade.config.train import OptimizerConfig
+from cascade.errors import UserError
 from cascade.train.ema import EMA
-from cascade.train.optim import learning_rate, make_optimizer
+from cascade.train.optim import (
+    check_optimizer,
+    learning_rate,
+    make_optimizer,
+    set_learning_rate,
+)
 
 
 def _rates(config: OptimizerConfig, steps: int) -> list[float]:
@@ -76,6 +82,80 @@ def test_adafactor_factors_its_second_moment() -> None:
     state = optimizer.state[optimizer.param_groups[0]["params"][0]]
     assert state["row_var"].numel() == 4
     assert state["col_var"].numel() == 6
+
+
+def test_8_bit_adamw_stores_two_bytes_a_weight() -> None:
+    pytest.importorskip("torchao")
+    weight = nn.Parameter(torch.randn(512, 1024))
+    optimizer = make_optimizer(OptimizerConfig(name="adamw8bit"), [weight])
+    weight.grad = torch.randn_like(weight)
+    optimizer.step()
+    parts: list[torch.Tensor] = []
+    for value in optimizer.state[weight].values():
+        names = value.__tensor_flatten__()[0] if hasattr(value, "codes") else None
+        parts += [getattr(value, name) for name in names] if names else [value]
+    stored = sum(part.numel() * part.element_size() for part in parts)
+    # Two bytes, a float32 scale for each 256 of them, a table of 256 float32 per moment, the step.
+    assert stored == weight.numel() * (2 + 8 / 256) + 2 * 1024 + 4
+    assert stored / weight.numel() < 2.04  # AdamW: 8
+
+
+def test_8_bit_adamw_goes_where_adamw_goes() -> None:
+    pytest.importorskip("torchao")
+    numbers = {"learning_rate": 1e-2, "weight_decay": 0.1, "betas": (0.8, 0.95), "eps": 1e-6}
+    start = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
+    ends = []
+    for name in ("adamw", "adamw8bit"):
+        weight = nn.Parameter(start.clone())
+        config = OptimizerConfig.model_validate({"name": name, **numbers})
+        optimizer = make_optimizer(config, [weight])
+        for step in range(20):
+            weight.grad = torch.randn(64, 64, generator=torch.Generator().manual_seed(step)) + 1.0
+            set_learning_rate(optimizer, learning_rate(config, step, 20))
+            optimizer.step()
+        ends.append(weight.detach())
+    moved = ends[0] - start
+    # Codes between 0.1 and 1 of a block's largest value are 0.9 / 64 apart: one in the middle of
+    # them is off by at most 2 % of itself, both ways.
+    assert (ends[1] - ends[0]).norm() < 0.02 * moved.norm()
+    assert not torch.equal(ends[0], ends[1])
+
+
+def test_the_rate_reaches_8_bit_adamw() -> None:
+    pytest.importorskip("torchao")
+    weight = nn.Parameter(torch.zeros(64, 64))
+    optimizer = make_optimizer(OptimizerConfig(name="adamw8bit", learning_rate=1.0), [weight])
+    for rate in (0.5, 0.25):
+        before = weight.detach().clone()
+        weight.grad = torch.ones_like(weight)
+        set_learning_rate(optimizer, rate)
+        optimizer.step()
+        # Bias-corrected moments of equal gradients are 1 and 1; 1 is a code of its own.
+        torch.testing.assert_close(before - weight.detach(), torch.full((64, 64), rate))
+
+
+def test_an_optimizer_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cascade.train.optim.find_spec", lambda name: None)
+    config = OptimizerConfig(name="adamw8bit")
+    with pytest.raises(UserError, match=r"needs the package torchao; .*\[quantized\]"):
+        check_optimizer(config)
+    with pytest.raises(UserError, match="torchao"):
+        make_optimizer(config, nn.Linear(2, 2).parameters())
+    check_optimizer(OptimizerConfig(name="adamw"))
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor"])
+def test_some_parameters_are_spared_the_weight_decay(name: str) -> None:
+    config = OptimizerConfig.model_validate(
+        {"name": name, "learning_rate": 0.1, "weight_decay": 0.5}
+    )
+    spared, decayed = (nn.Parameter(torch.ones(4, 4)) for _ in range(2))
+    optimizer = make_optimizer(config, [spared, decayed], [spared])
+    for parameter in (spared, decayed):
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    assert torch.equal(spared.detach(), torch.ones(4, 4))
+    torch.testing.assert_close(decayed.detach(), torch.full((4, 4), 0.95))
 
 
 def test_frozen_parameters_are_left_out() -> None:

@@ -135,3 +135,17 @@ def test_validation_draws_its_prompts(settings: Settings) -> None:
     folder = pretrain(settings("run", "sr32", train=train, validation=validation))
     drawn = [path.name for path in (folder.parent / "samples").iterdir()]
     assert drawn == ["step-000002.png"]
+
+
+def test_the_variance_is_dropped_or_the_word_refused(settings: Settings) -> None:
+    train = {"steps": 1, "batch_size": 1, "objective": {"variance": "drop"}}
+    with pytest.raises(UserError, match="'base16' has no learned variance to drop"):
+        pretrain(settings("refused", train=train))
+    assert not settings("refused").output.exists()
+    values = settings("run").stage.model_dump()
+    values["unet"]["learned_variance"] = True
+    values["diffusion"] = {"schedule": "squared_cosine", "prediction": "eps"}
+    values["sampler"]["variance"] = "learned"
+    stage = Stage.load(pretrain(settings("run", stage=values, train=train)))
+    assert not stage.config.unet.learned_variance
+    assert stage.config.sampler.variance == "fixed_small"

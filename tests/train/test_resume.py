@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from cascade.config.stage import StageConfig
+from cascade.config.stage import DiffusionConfig, StageConfig
 from cascade.config.train import TrainConfig
 from cascade.data.batch import Samples
-from cascade.stage import Stage
+from cascade.stage import Stage, skeleton
 from cascade.train.report import read_log
 
 Run = Callable[..., Stage]
@@ -49,6 +49,41 @@ def test_killed_and_started_again_until_it_ends(
     assert same(run(tmp_path / "cut", config), whole)
     steps = [line["step"] for line in read_log(tmp_path / "cut" / "log.jsonl")]
     assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def test_everything_that_saves_memory_at_once(
+    tmp_path: Path,
+    run: Run,
+    same: Same,
+    samples: Samples,
+    dies_at: Callable[[int, Samples], Samples],
+    killed: type[Exception],
+    stage_config: StageConfig,
+    train_config: TrainConfig,
+) -> None:
+    pytest.importorskip("torchao")
+    # 32 channels: the moments of fewer than 4096 numbers keep 32 bits.
+    unet = {"channels": (16, 32), "learned_variance": True}
+    stage = stage_config.model_copy(
+        update={
+            "unet": stage_config.unet.model_copy(update=unet),
+            "diffusion": DiffusionConfig(schedule="squared_cosine", prediction="eps"),
+        }
+    )
+    assert max(weight.numel() for weight in skeleton(stage).parameters()) >= 4096
+    changes: dict[str, object] = {
+        "steps": 4,
+        "optimizer": {"name": "adamw8bit", "learning_rate": 1e-2, "weight_decay": 0.1},
+        "gradient_checkpointing": True,
+        "gradient_accumulation_steps": 2,
+        "precision": "bf16",
+        "ema_decay": 0.9,
+    }
+    config = _config(train_config, changes)
+    whole = run(tmp_path / "whole", config, stage)
+    with pytest.raises(killed):
+        run(tmp_path / "cut", config, stage, rows=dies_at(15, samples))  # the last step's last part
+    assert same(run(tmp_path / "cut", config, stage), whole)
 
 
 def test_dropout_is_drawn_from_the_step(

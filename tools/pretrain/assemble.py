@@ -12,10 +12,9 @@ import torch
 import typer
 
 from cascade.cli.mistakes import answer
-from cascade.config.stage import CascadeManifest
-from cascade.data.images import write_bytes
+from cascade.config.stage import MANIFEST, CascadeManifest
 from cascade.errors import UserError
-from cascade.pipeline import MANIFEST
+from cascade.files import write_bytes
 from cascade.stage import Stage
 from cascade.text.t5 import TextEncoder
 

@@ -1,0 +1,121 @@
+"""`cascade embed`: the embeddings of captions, computed once and kept on disk."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from cascade.cli.sample import usable_device
+from cascade.cli.text import EncoderMode
+from cascade.config.stage import TextConfig
+from cascade.errors import UserError
+
+CONVENTIONS = "Conventions, with --encoder; a cascade has its own"
+
+
+def embed(
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", help="Folder of the store.", show_default=False),
+    ],
+    encoder: Annotated[
+        Path | None, typer.Option(help="Folder of a T5 encoder.", show_default=False)
+    ] = None,
+    cascade: Annotated[
+        str | None,
+        typer.Option(
+            help="A cascade, for its encoder and conventions, instead.", show_default=False
+        ),
+    ] = None,
+    captions: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A text file, a caption per line; a .jsonl file; or a folder with captions.jsonl. "
+            "May be repeated.",
+            show_default=False,
+        ),
+    ] = None,
+    caption: Annotated[
+        list[str] | None, typer.Option(help="One caption; may be repeated.", show_default=False)
+    ] = None,
+    cleaning: Annotated[
+        Literal["none", "lower", "deepfloyd"] | None,
+        typer.Option(help="What is done to captions first.", rich_help_panel=CONVENTIONS),
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option(min=1, help="Tokens kept.", rich_help_panel=CONVENTIONS)
+    ] = None,
+    masked: Annotated[
+        bool | None,
+        typer.Option(
+            "--masked/--unmasked",
+            help="Whether the network sees no padding; DeepFloyd IF sees it.",
+            rich_help_panel=CONVENTIONS,
+        ),
+    ] = None,
+    encoder_mode: EncoderMode = "auto",
+    batch_size: Annotated[int, typer.Option(min=1, help="Captions embedded at once.")] = 32,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Do the I-th of N shares of the captions; torchrun's own by default.",
+            show_default=False,
+        ),
+    ] = None,
+    shard_size: Annotated[int, typer.Option(min=1, help="Size of the store's files, MiB.")] = 256,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, ...; the GPU if there is one.")
+    ] = None,
+) -> None:
+    """Embed captions into a store that training, DreamBooth and sampling read.
+
+    Captions that are there already are skipped, so the same command goes on after an interruption.
+    With layerwise, a large --batch-size makes up for reading the encoder once per batch. On several
+    GPUs: torchrun --nproc-per-node N -m cascade embed ...
+    """
+    from itertools import chain
+
+    from cascade.text.captions import read_captions
+    from cascade.text.embed import Share, fill
+
+    if not captions and not caption:
+        raise UserError("There is nothing to embed; give --captions or --caption.")
+    given = {"cleaning": cleaning, "max_length": max_length, "masked": masked}
+    changes = {name: value for name, value in given.items() if value is not None}
+    source, text = _encoder_and_conventions(encoder, cascade, changes)
+    rank = os.environ.get("LOCAL_RANK")
+    where = usable_device(device)
+    fill(
+        output,
+        source,
+        chain(caption or (), *map(read_captions, captions or ())),
+        max_length=text.max_length,
+        cleaning=text.cleaning,
+        masked=text.masked,
+        mode=encoder_mode,
+        device=f"cuda:{rank}" if where == "cuda" and rank else where,
+        batch_size=batch_size,
+        share=Share.parse(shard) if shard else Share.of_process(),
+        shard_bytes=shard_size << 20,
+    )
+
+
+def _encoder_and_conventions(
+    encoder: Path | None, cascade: str | None, changes: Mapping[str, object]
+) -> tuple[Path, TextConfig]:
+    from cascade.pipeline import cascade_folder, read_manifest
+    from cascade.stage import read_stage_config
+
+    if encoder is not None and cascade is None:
+        return encoder, TextConfig.model_validate(changes)
+    if cascade is None or encoder is not None:
+        raise UserError("The encoder comes from a folder or from a cascade; give one of the two.")
+    if changes:
+        raise UserError("A cascade has its own conventions; leave out the flags that set them.")
+    folder = cascade_folder(cascade)
+    manifest = read_manifest(folder)
+    stage = read_stage_config(folder / manifest.stages[0])
+    return folder / manifest.text_encoder, stage.text

@@ -1,0 +1,85 @@
+"""`cascade import` and `cascade export-diffusers`: DeepFloyd IF's folders, in and out."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def import_cascade(
+    sources: Annotated[
+        list[Path],
+        typer.Option(
+            "--from", help="A stage's downloaded folder; repeat for each stage.", show_default=False
+        ),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", help="Folder that gets the cascade.", show_default=False),
+    ],
+    variant: Annotated[
+        str | None,
+        typer.Option(help="Of the weight files: fp16, ...; the plain ones if left out."),
+    ] = None,
+    copy_text_encoder: Annotated[
+        bool,
+        typer.Option(
+            "--copy-text-encoder/--refer-to-text-encoder",
+            help="Copy the encoder too (T5-XXL: up to 19 GB), or use it where it is.",
+        ),
+    ] = False,
+) -> None:
+    """Make a cascade of DeepFloyd IF's stages, as diffusers lays them out.
+
+    The weights keep their type and are never held in memory as a whole.
+    """
+    from cascade.formats.deepfloyd import read_pipelines
+    from cascade.formats.importing import import_cascade as write
+    from cascade.pipeline import print_licence
+    from cascade.progress import progress_bar, stage_steps
+
+    found = read_pipelines(sources)
+    print_licence(found.manifest)
+    with progress_bar() as bar:
+        folder = write(
+            found,
+            output,
+            variant=variant,
+            copy_text_encoder=copy_text_encoder,
+            on_tensor=stage_steps(bar),
+        )
+    typer.echo(f"The cascade is in {folder}; its stages are {', '.join(found.manifest.stages)}.")
+    if not Path(found.manifest.text_encoder).is_dir():
+        typer.echo(f"There is no {found.manifest.text_encoder}: use the cascade with --embeddings.")
+
+
+def export_diffusers(
+    cascade: Annotated[str, typer.Option(help="A cascade folder.", show_default=False)],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", help="Folder that gets one folder per stage.", show_default=False
+        ),
+    ],
+    text_encoder: Annotated[
+        bool, typer.Option(help="Copy the text encoder into the base's folder.")
+    ] = True,
+) -> None:
+    """Write a cascade of DeepFloyd IF's kind as folders that diffusers loads.
+
+    The base loads as IFPipeline, super-resolution as IFSuperResolutionPipeline. Each folder's
+    README.md says what to call the pipeline with.
+    """
+    from cascade.formats.export import export_cascade
+    from cascade.pipeline import cascade_folder, print_licence, read_manifest
+    from cascade.progress import progress_bar, stage_steps
+
+    source = cascade_folder(cascade)
+    manifest = read_manifest(source)
+    print_licence(manifest)
+    with progress_bar() as bar:
+        folders = export_cascade(
+            source, manifest, output, text_encoder=text_encoder, on_tensor=stage_steps(bar)
+        )
+    for folder in folders:
+        typer.echo(f"{folder}")

@@ -1,0 +1,100 @@
+"""What a personalisation is going to do, checked before any long work starts."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from cascade.config.dreambooth import AUGMENTATIONS, DreamBoothConfig
+from cascade.config.stage import CascadeManifest, StageConfig
+from cascade.config.train import TrainConfig
+from cascade.dreambooth.subject import Subject, read_subject
+from cascade.errors import UserError
+from cascade.pipeline import cascade_folder, check_chain, read_manifest
+from cascade.stage import check_weights, read_stage_config
+from cascade.text.files import EncoderFiles
+from cascade.text.source import open_text
+from cascade.text.store import EmbeddingStore
+from cascade.train.optim import check_optimizer
+from cascade.train.output import require_disk
+from cascade.train.variance import check_variance
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything a personalisation needs.
+
+    Attributes:
+        config: the run's settings.
+        source: the folder of the cascade to personalise.
+        manifest: what that folder holds.
+        stages: folder name and configuration of each of its stages, base first.
+        tuned: names of the stages that are tuned.
+        subject: photos, identifier, prompts.
+        text: the encoder, not loaded, or the store of embeddings used instead.
+    """
+
+    config: DreamBoothConfig
+    source: Path
+    manifest: CascadeManifest
+    stages: dict[str, StageConfig]
+    tuned: tuple[str, ...]
+    subject: Subject
+    text: EncoderFiles | EmbeddingStore
+
+
+def make_plan(config: DreamBoothConfig) -> Plan:
+    """Check the settings, the cascade and the photos.
+
+    Raises:
+        UserError: something is missing or cannot work.
+    """
+    source = cascade_folder(config.cascade)
+    manifest = read_manifest(source)
+    stages = {name: read_stage_config(source / name) for name in manifest.stages}
+    known = [stage.name for stage in stages.values()]
+    unknown = [name for name in config.stages if name not in known]
+    if unknown:
+        raise UserError(
+            f"The cascade has no stage '{unknown[0]}'; its stages are {', '.join(known)}."
+        )
+    for name, stage in stages.items():
+        check_weights(source / name, stage)
+    tuned = tuple(name for name in known if name in (config.stages or known))
+    chosen = [stage for stage in stages.values() if stage.name in tuned]
+    runs = [(stage, run_of(config, stage)) for stage in chosen]
+    for stage, run in runs:
+        check_variance(stage, run.objective)
+        check_optimizer(run.optimizer)
+    require_disk(config.output_dir, runs)
+    text = open_text(source / manifest.text_encoder, config.embeddings)
+    check_chain(list(stages.values()), text.width, source)
+    subject = read_subject(config, chosen, text.tokenizer)
+    return Plan(config, source, manifest, stages, tuned, subject, text)
+
+
+def run_of(config: DreamBoothConfig, stage: StageConfig) -> TrainConfig:
+    """How a stage is tuned: the base's way, or that of super-resolution."""
+    return config.recipe.base if stage.low_res is None else config.recipe.super_resolution
+
+
+def tuned_config(plan: Plan, stage: StageConfig) -> StageConfig:
+    """A tuned stage's configuration: it records the subject, and the augmentation level used.
+
+    The level the stage is tuned at is the level it samples at: DreamBooth's supplement calls
+    Imagen's recipes *and test parameters* unfit for few photos.
+    """
+    changes: dict[str, object] = {"subject": plan.subject.config}
+    if stage.low_res is not None:
+        augmentation = AUGMENTATIONS[plan.config.recipe.augmentation]
+        changes["low_res"] = stage.low_res.model_copy(
+            update={
+                "training_levels": augmentation.training,
+                "sampling_level": augmentation.sampling or stage.low_res.sampling_level,
+            }
+        )
+    return stage.model_copy(update=changes)
+
+
+def photo_prompt(plan: Plan, stage: StageConfig) -> str:
+    """What a stage is told of the photos."""
+    subject = plan.subject
+    return subject.instance_prompt if stage.low_res is None else subject.sr_prompt

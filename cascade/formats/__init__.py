@@ -1,0 +1,1 @@
+"""Public checkpoint layouts, in and out."""

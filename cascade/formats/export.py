@@ -1,0 +1,201 @@
+"""From a cascade folder of ours to pipeline folders that diffusers loads."""
+
+import json
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cascade.config.stage import CascadeManifest, LowResConfig, StageConfig
+from cascade.diffusion.noise import level_from_variance
+from cascade.diffusion.schedule import make_schedule
+from cascade.errors import UserError
+from cascade.files import write_bytes
+from cascade.formats.deepfloyd import TEXT, their_shapes
+from cascade.formats.encoder import encoder_weights, write_encoder
+from cascade.formats.keys import entries
+from cascade.formats.scheduler import leading, noising_to_diffusers, scheduler_to_diffusers
+from cascade.formats.unet import unet_to_diffusers
+from cascade.formats.weights import STEM, Header, OnTensor, Weights, require_output, write_weights
+from cascade.stage import check_weights, read_stage_config, weight_shapes
+from cascade.text.files import EncoderFiles
+
+# A stage's setting, the only value that diffusers' network and pipelines for IF have, and why.
+_REQUIRED: dict[str, tuple[object, str]] = {
+    "unet.resample": ("residual", "its levels change their size inside residual blocks"),
+    "unet.skip_scale": (1.0, "its skip connections are not scaled"),
+    "unet.text_norm": ("group", "its text is normalised in groups"),
+    "unet.norm_groups": (32, "its norms have 32 groups"),
+    "unet.learned_variance": (True, "its pipelines take six output channels apart"),
+    "low_res.noise_at": ("high", "its pipeline noises the enlarged picture"),
+    "low_res.upsample": ("bilinear", "its pipeline enlarges by bilinear interpolation"),
+    "low_res.align_corners": (True, "its pipeline aligns the corners"),
+    **{f"text.{key}": (value, "IF's pipelines fix it") for key, value in TEXT},
+}
+
+
+def export_cascade(
+    source: Path,
+    manifest: CascadeManifest,
+    output: Path,
+    *,
+    text_encoder: bool = True,
+    on_tensor: OnTensor | None = None,
+) -> list[Path]:
+    """Write every stage as a pipeline folder; weights keep their type.
+
+    The base's folder loads as diffusers' `IFPipeline`, a super-resolution stage's as its
+    `IFSuperResolutionPipeline`. There is no safety checker in them, of which diffusers warns.
+
+    Args:
+        source: the cascade's folder.
+        manifest: what it holds.
+        output: a new folder; it gets one folder for each stage, and the licence with each.
+        text_encoder: put the encoder into the base's folder; without, diffusers is called with
+            embeddings.
+        on_tensor: told of the progress.
+
+    Returns:
+        The stages' folders, base first.
+
+    Raises:
+        UserError: a stage is of a kind that diffusers has not, or the output is not empty.
+    """
+    stages = {source / name: read_stage_config(source / name) for name in manifest.stages}
+    opened: dict[Path, Weights] = {}
+    for folder, config in stages.items():
+        check_expressible(config)
+        check_weights(folder, config)
+        path = folder / "model.safetensors"
+        opened[folder] = Weights(dict.fromkeys(weight_shapes(path), path))
+    encoder = EncoderFiles.open(source / manifest.text_encoder) if text_encoder else None
+    copied = [encoder_weights(encoder)] if encoder is not None else []
+    require_output(output, [*opened.values(), *copied])
+    written = []
+    for folder, config in stages.items():
+        target = output / config.name
+        with_encoder = encoder is not None and config.low_res is None
+        _write_settings(config, target, with_encoder)
+        if encoder is not None and with_encoder:
+            _write_text(encoder, target)
+        _write_unet(config, opened[folder], target / "unet", on_tensor)
+        written.append(target)
+    return written
+
+
+def check_expressible(config: StageConfig) -> None:
+    """Make sure that diffusers has a network and a pipeline that draw this stage's pictures.
+
+    Raises:
+        UserError: it has not.
+    """
+    values = config.model_dump()
+    for path, (wanted, reason) in _REQUIRED.items():
+        group, _, key = path.partition(".")
+        held = values[group]
+        if held is not None and held[key] != wanted:
+            raise _inexpressible(config, f"{path} = {held[key]!r}", reason)
+    if set(config.unet.attention) - {"none", "joint"} or config.unet.attention[-1] != "joint":
+        kinds = ", ".join(config.unet.attention)
+        raise _inexpressible(
+            config, f"unet.attention = {kinds}", "its attention is joint, and always at the middle"
+        )
+    if config.diffusion.schedule == "cosine":
+        raise _inexpressible(config, "diffusion.schedule = 'cosine'", "its schedules are discrete")
+
+
+def _inexpressible(config: StageConfig, held: str, reason: str) -> UserError:
+    return UserError(
+        f"Stage '{config.name}' has {held}, which diffusers cannot express ({reason}); only "
+        "cascades of DeepFloyd IF's kind can be exported."
+    )
+
+
+def _write_unet(
+    config: StageConfig, weights: Weights, folder: Path, on_tensor: OnTensor | None
+) -> None:
+    owner = {name: entry for entry in entries(config.unet) for name in entry.theirs}
+    headers = {
+        name: Header(weights.headers[owner[name].ours].dtype, shape)
+        for name, shape in their_shapes(config.unet).items()
+    }
+
+    def read(name: str) -> Tensor:
+        return owner[name].split(weights[owner[name].ours])[name]
+
+    _write_json(unet_to_diffusers(config.unet, config.size), folder / "config.json")
+    write_weights(
+        folder / f"{STEM}.safetensors",
+        headers,
+        read,
+        {"format": "pt"},
+        on_tensor and partial(on_tensor, config.name),
+    )
+
+
+def _write_settings(config: StageConfig, folder: Path, with_encoder: bool) -> None:
+    """The pipeline's index, its schedulers and its card."""
+    scheduler = ["diffusers", "DDPMScheduler"]
+    none = [None, None]
+    index: dict[str, Any] = {
+        "_class_name": "IFPipeline",
+        "feature_extractor": none,
+        "requires_safety_checker": True,
+        "safety_checker": none,
+        "scheduler": scheduler,
+        "text_encoder": ["transformers", "T5EncoderModel"] if with_encoder else none,
+        "tokenizer": ["transformers", "T5Tokenizer"] if with_encoder else none,
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "watermarker": none,
+    }
+    _write_json(
+        scheduler_to_diffusers(config.diffusion, config.sampler),
+        folder / "scheduler" / "scheduler_config.json",
+    )
+    if config.low_res is not None:
+        index |= {"_class_name": "IFSuperResolutionPipeline", "image_noising_scheduler": scheduler}
+        _write_json(
+            noising_to_diffusers(config.low_res.schedule),
+            folder / "image_noising_scheduler" / "scheduler_config.json",
+        )
+    _write_json(index, folder / "model_index.json")
+    write_bytes(_card(config).encode(), folder / "README.md")
+
+
+def _write_text(encoder: EncoderFiles, folder: Path) -> None:
+    tokenizer = folder / "tokenizer"
+    write_encoder(encoder, folder / "text_encoder", tokenizer / "spiece.model")
+    _write_json({"tokenizer_class": "T5Tokenizer"}, tokenizer / "tokenizer_config.json")
+
+
+def _card(config: StageConfig) -> str:
+    """The licence, and what a pipeline must be called with: its files have no place for it."""
+    sampler = config.sampler
+    explicit = sampler.timesteps is not None and sampler.timesteps != leading(sampler.steps)
+    times = [int(time) for time in sampler.timesteps or ()]
+    steps = f"timesteps={times}" if explicit else f"num_inference_steps={sampler.steps}"
+    arguments = [f"guidance_scale={sampler.guidance:g}", steps]
+    if config.low_res is not None:
+        arguments.append(f"noise_level={noise_level(config.low_res)}")
+    lines = [f"# {config.name}", "", f"Licence: {config.licence or 'not stated'}", ""]
+    if config.subject is not None:
+        lines += [f"Subject: a {config.subject.identifier} {config.subject.class_noun}", ""]
+    lines += [f"Call the pipeline with `{', '.join(arguments)}`.", ""]
+    return "\n".join(lines)
+
+
+def noise_level(low_res: LowResConfig) -> int:
+    """The augmentation level that a stage samples at, as diffusers counts it: a timestep."""
+    schedule = make_schedule(low_res.schedule)
+    level = low_res.sampling_level
+    time = level.value
+    if level.unit == "variance":
+        time = level_from_variance(schedule, level.value)
+    return int(schedule.draw(torch.tensor(time, dtype=torch.float64)))
+
+
+def _write_json(values: Mapping[str, Any], path: Path) -> None:
+    write_bytes((json.dumps(values, indent=2, sort_keys=True) + "\n").encode(), path)

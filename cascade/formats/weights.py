@@ -1,0 +1,220 @@
+"""Weights on disk: found whole, in shards or as a variant; read and written tensor by tensor.
+
+On a CPU safetensors maps a file into memory, so a tensor that is read costs no memory of its own
+before it is changed. The writer takes one tensor at a time, so a file may be larger than memory.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from cascade.errors import UserError
+from cascade.stage import read_json, weight_shapes
+
+STEM = "diffusion_pytorch_model"
+# The names of the format itself.
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+
+
+OnTensor = Callable[[str, int, int], None]
+"""Called with (stage name, tensors written, of how many)."""
+
+
+class Header(NamedTuple):
+    """What a file tells of a tensor before it is read."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+
+class Weights:
+    """The tensors of one or more safetensors files, opened and not yet read.
+
+    Attributes:
+        headers: type and shape of every tensor, by name.
+    """
+
+    def __init__(self, files: Mapping[str, Path], device: str = "cpu") -> None:
+        """Open the files that tensors lie in.
+
+        Args:
+            files: tensor name to file.
+            device: where tensors are read to.
+
+        Raises:
+            UserError: a file is missing or damaged, or does not hold what it should.
+        """
+        shapes = {path: weight_shapes(path) for path in dict.fromkeys(files.values())}
+        opened: dict[Path, Any] = {
+            path: safe_open(path, framework="pt", device=device) for path in shapes
+        }
+        self._files = {name: opened[path] for name, path in files.items()}
+        self.headers: dict[str, Header] = {}
+        for name, path in files.items():
+            if name not in shapes[path]:
+                raise UserError(f"{path} does not hold '{name}'; copy the checkpoint again.")
+            kind = self._files[name].get_slice(name).get_dtype()
+            if kind not in _DTYPES:
+                raise UserError(f"'{name}' in {path} is of type {kind}; floats can be read.")
+            self.headers[name] = Header(_DTYPES[kind], shapes[path][name])
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Read one tensor; on a CPU it stays in its file until it is used."""
+        tensor: Tensor = self._files[name].get_tensor(name)
+        return tensor
+
+
+def find_weights(folder: Path, variant: str | None = None) -> dict[str, Path]:
+    """Find a diffusers model's tensors: `STEM[.variant].safetensors`, or its shards.
+
+    Args:
+        folder: the model's, such as `unet/`.
+        variant: "fp16" for instance; without one the plain files, or else the only variant's.
+
+    Returns:
+        Tensor name to file.
+
+    Raises:
+        UserError: there are none of this kind, or several variants to choose from.
+    """
+    if variant is None and not _index_or_file(folder, None):
+        variant = _only_variant(folder)
+    found = _index_or_file(folder, variant)
+    if found is None:
+        present = ", ".join(sorted(path.name for path in folder.glob("*"))) or "nothing"
+        raise UserError(
+            f"{folder} has no {STEM}.safetensors"
+            + (f" of variant '{variant}'" if variant else "")
+            + f" (it holds {present}); download the weights as safetensors."
+        )
+    if found.suffix == ".safetensors":
+        return dict.fromkeys(weight_shapes(found), found)
+    placed = read_json(found).get("weight_map")
+    if not isinstance(placed, Mapping):
+        raise UserError(f"{found} has no 'weight_map'; copy the checkpoint again.")
+    return {str(name): folder / str(file) for name, file in placed.items()}
+
+
+def write_weights(
+    path: Path,
+    headers: Mapping[str, Header],
+    read: Callable[[str], Tensor],
+    metadata: Mapping[str, str],
+    on_tensor: Callable[[int, int], None] | None = None,
+) -> None:
+    """Write a safetensors file, one tensor after the other; a reader sees it whole or not at all.
+
+    Args:
+        path: the file.
+        headers: what it will hold.
+        read: gives each tensor, once; it may be freed when the next is asked for.
+        metadata: strings for the file's header.
+        on_tensor: told how many tensors are written, of how many.
+
+    Raises:
+        ValueError: a tensor is not what its header says.
+    """
+    # safetensors' own order: the widest types first, so that every tensor is aligned.
+    order = sorted(headers, key=lambda name: (-headers[name].dtype.itemsize, name))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(_preamble(order, headers, metadata))
+            for done, name in enumerate(order, start=1):
+                tensor = read(name)
+                if Header(tensor.dtype, tuple(tensor.shape)) != headers[name]:
+                    raise ValueError(f"'{name}' is {tensor.dtype} {tuple(tensor.shape)}")
+                flat = tensor.detach().cpu().contiguous().flatten()
+                file.write(flat.view(torch.uint8).numpy().data)
+                if on_tensor is not None:
+                    on_tensor(done, len(order))
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def require_output(folder: Path, files: Iterable[Weights]) -> None:
+    """Refuse to write copies of weights where something lies, or where they do not fit.
+
+    Args:
+        folder: need not exist yet.
+        files: what is to be copied.
+
+    Raises:
+        UserError: the folder is not empty, or its disk too small.
+    """
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UserError(f"{folder} is not an empty folder; choose another output folder.")
+    needed = sum(header.size for weights in files for header in weights.headers.values())
+    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise UserError(
+            f"{folder} needs {needed / 2**30:.1f} GiB but its disk has {free / 2**30:.1f} GiB "
+            "left; free some, or choose another output folder."
+        )
+
+
+def _preamble(
+    order: list[str], headers: Mapping[str, Header], metadata: Mapping[str, str]
+) -> bytes:
+    """The header's length and the header: types, shapes and places, padded to eight bytes."""
+    fields: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    begin = 0
+    for name in order:
+        header = headers[name]
+        end = begin + header.size
+        fields[name] = {
+            "dtype": _NAMES[header.dtype],
+            "shape": list(header.shape),
+            "data_offsets": [begin, end],
+        }
+        begin = end
+    text = json.dumps(fields, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _index_or_file(folder: Path, variant: str | None) -> Path | None:
+    middle = f".{variant}" if variant else ""
+    names = (f"{STEM}{middle}.safetensors", f"{STEM}.safetensors.index{middle}.json")
+    return next((folder / name for name in names if (folder / name).is_file()), None)
+
+
+def _only_variant(folder: Path) -> str | None:
+    variants = sorted(set(_variants(folder)))
+    if len(variants) > 1:
+        raise UserError(
+            f"{folder} holds the variants {', '.join(variants)}; say which with --variant."
+        )
+    return variants[0] if variants else None
+
+
+def _variants(folder: Path) -> Iterator[str]:
+    for path in folder.glob(f"{STEM}.*.safetensors"):
+        middle = path.name.removeprefix(f"{STEM}.").removesuffix(".safetensors")
+        if "-of-" not in middle:
+            yield middle
+    for path in folder.glob(f"{STEM}.safetensors.index.*.json"):
+        yield path.name.removeprefix(f"{STEM}.safetensors.index.").removesuffix(".json")

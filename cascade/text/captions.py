@@ -1,0 +1,56 @@
+"""Captions in files: text, JSON lines, or a folder of captioned pictures."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from cascade.errors import UserError
+
+_FIELDS: Final = ("caption", "captions", "text")
+
+
+def read_captions(path: Path) -> Iterator[str]:
+    """Yield the captions of a file, or of a data set's folder.
+
+    Args:
+        path: a text file with a caption per line; a `.jsonl` file whose lines are captions, lists
+            of them, or objects with one of the fields caption, captions, text; or a folder that
+            holds such a file named `captions.jsonl`.
+
+    Raises:
+        UserError: there is no such file, or a line of it holds no caption.
+    """
+    file = path / "captions.jsonl" if path.is_dir() else path
+    if not file.is_file():
+        raise UserError(
+            f"There are no captions at {file}; give a text file, a .jsonl file, or a folder with "
+            "captions.jsonl."
+        )
+    with file.open(encoding="utf-8") as lines:
+        try:
+            for number, line in enumerate(lines, start=1):
+                if not line.strip():
+                    continue
+                if file.suffix == ".jsonl":
+                    yield from _parse(file, number, line)
+                else:
+                    yield line.strip()
+        except UnicodeDecodeError:
+            raise UserError(f"{file} is not UTF-8 text; save it as UTF-8.") from None
+
+
+def _parse(file: Path, number: int, line: str) -> list[str]:
+    try:
+        value = json.loads(line)
+    except json.JSONDecodeError:
+        value = None
+    if isinstance(value, dict):
+        value = next((value[field] for field in _FIELDS if field in value), None)
+    captions = [value] if isinstance(value, str) else value
+    if not isinstance(captions, list) or not all(isinstance(text, str) for text in captions):
+        raise UserError(
+            f"Line {number} of {file} holds no caption; write a JSON string, a list of strings, or "
+            f"an object with one of the fields {', '.join(_FIELDS)}."
+        )
+    return captions

@@ -1,0 +1,209 @@
+"""The files of a published T5 encoder: configuration, vocabulary, weights.
+
+Weights are one safetensors file or shards with an index, in float32 or as a half-precision variant
+(`model.fp16.safetensors`). They are read tensor by tensor through a memory map, so that one block
+of layers can be taken out of a file of any size.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Final, Self
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import T5Config
+
+from cascade.errors import UserError
+from cascade.text.tokenizer import Tokenizer
+
+EMBEDDINGS: Final = "embed_tokens.weight"
+_ALIASES: Final = {"shared.weight": EMBEDDINGS}  # a whole T5 shares them with its decoder
+_VARIANTS: Final = ("", "fp16", "bf16")
+_DIGESTED: Final = 1 << 14  # values of a tensor that the digest reads
+
+
+@dataclass(frozen=True)
+class EncoderFiles:
+    """An encoder's files, found and fitting each other; its weights are not loaded.
+
+    Attributes:
+        folder: the encoder's folder.
+        config: of the T5.
+        vocabulary: the tokenizer's `spiece.model`.
+        places: a weight's name inside the encoder -> its name in a file, and the file.
+    """
+
+    folder: Path
+    config: T5Config
+    vocabulary: Path
+    places: Mapping[str, tuple[str, Path]]
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """Find the files of an encoder.
+
+        Raises:
+            UserError: one is missing or damaged.
+        """
+        vocabulary = find_vocabulary(folder)
+        config = _read_config(folder)
+        return cls(folder, config, vocabulary, _places(folder))
+
+    @property
+    def width(self) -> int:
+        """`D`, the width of the embeddings."""
+        return int(self.config.d_model)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The encoder's tokenizer."""
+        return Tokenizer(self.vocabulary)
+
+    @cached_property
+    def model_digest(self) -> str:
+        """SHA-256 that tells trainings of the model apart.
+
+        It reads the embeddings whole, whose single rows people edit, and the start of every other
+        tensor, which any training changes: seconds where ten gigabytes would take minutes.
+        """
+        digest = hashlib.sha256()
+        for name in sorted(self.places):
+            # Flattened: the values of a tensor, not how it is laid out, make it what it is.
+            tensor = self.read([name])[name].flatten()
+            tensor = tensor if name == EMBEDDINGS else tensor[:_DIGESTED]
+            digest.update(f"{name} {tensor.dtype} ".encode())
+            digest.update(tensor.contiguous().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    @cached_property
+    def tokenizer_digest(self) -> str:
+        """SHA-256 of the vocabulary."""
+        return hashlib.sha256(self.vocabulary.read_bytes()).hexdigest()
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every weight, from the files' headers.
+
+        Raises:
+            UserError: a file is damaged.
+        """
+        shapes: dict[str, tuple[int, ...]] = {}
+        for path, names in self._by_file(self.places).items():
+            with _opened(path) as file:
+                for name in names:
+                    shapes[name] = tuple(file.get_slice(self.places[name][0]).get_shape())
+        return shapes
+
+    def read(self, names: Iterable[str], dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+        """Read weights by their names inside the encoder.
+
+        Where the type is the file's, a tensor is a view of the memory map: it takes memory only
+        once its pages are touched, and the map closes when the last view is gone.
+
+        Args:
+            names: which.
+            dtype: what to convert to; the file's own type by default.
+        """
+        tensors: dict[str, Tensor] = {}
+        for path, wanted in self._by_file(names).items():
+            with _opened(path) as file:
+                for name in wanted:
+                    tensor: Tensor = file.get_tensor(self.places[name][0])
+                    tensors[name] = tensor if dtype is None else tensor.to(dtype)
+        return tensors
+
+    def _by_file(self, names: Iterable[str]) -> dict[Path, list[str]]:
+        grouped: dict[Path, list[str]] = {}
+        for name in names:
+            grouped.setdefault(self.places[name][1], []).append(name)
+        return grouped
+
+
+def find_vocabulary(folder: Path) -> Path:
+    """The `spiece.model` of an encoder: in its folder, in `tokenizer/` inside it, or beside it.
+
+    Raises:
+        UserError: there is none.
+    """
+    if not folder.is_dir():
+        raise UserError(f"There is no text encoder folder {folder}; check the path.")
+    places = [folder, folder / "tokenizer", folder.parent / "tokenizer"]
+    for place in places:
+        if (place / "spiece.model").is_file():
+            return place / "spiece.model"
+    raise UserError(
+        f"There is no spiece.model in {folder} or in a folder 'tokenizer' next to it; fetch the "
+        "encoder's tokenizer too."
+    )
+
+
+def unreadable(folder: Path, error: Exception) -> UserError:
+    """What to tell about an encoder's file that cannot be read."""
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return UserError(
+        f"The text encoder in {folder} cannot be read ({reason}); fetch its files again."
+    )
+
+
+def _read_config(folder: Path) -> T5Config:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise UserError(f"There is no config.json in {folder}; fetch the encoder again.")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        kind = values.get("model_type")
+        if kind != "t5":
+            raise UserError(f"{path} is the configuration of a '{kind}'; give the folder of a T5.")
+        return T5Config.from_dict(values)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise unreadable(folder, error) from error
+
+
+def _places(folder: Path) -> dict[str, tuple[str, Path]]:
+    """Where every weight of the encoder lies; the full-precision files win over a variant's."""
+    for variant in _VARIANTS:
+        infix = f".{variant}" if variant else ""
+        whole = folder / f"model{infix}.safetensors"
+        index = folder / f"model.safetensors.index{infix}.json"
+        if whole.is_file():
+            with _opened(whole) as file:
+                return _of_encoder(dict.fromkeys(file.keys(), whole))
+        if index.is_file():
+            return _of_encoder(_read_index(index))
+    raise UserError(
+        f"There is no model.safetensors in {folder}, whole or in shards; fetch the encoder again."
+    )
+
+
+def _read_index(path: Path) -> dict[str, Path]:
+    try:
+        names: Mapping[str, str] = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        files = {name: path.parent / file for name, file in names.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise unreadable(path.parent, error) from error
+    missing = sorted({file.name for file in files.values() if not file.is_file()})
+    if missing:
+        raise UserError(
+            f"{path} names {missing[0]}, which is not there; fetch all shards of the encoder."
+        )
+    return files
+
+
+def _of_encoder(files: Mapping[str, Path]) -> dict[str, tuple[str, Path]]:
+    """Drop a decoder's weights, and name the others as the encoder alone does."""
+    places: dict[str, tuple[str, Path]] = {}
+    for name, path in files.items():
+        if name in _ALIASES or name.startswith("encoder."):
+            places[_ALIASES.get(name, name.removeprefix("encoder."))] = (name, path)
+    return places
+
+
+def _opened(path: Path) -> safe_open:
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise unreadable(path.parent, error) from error

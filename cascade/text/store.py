@@ -1,0 +1,268 @@
+"""Embeddings of captions on disk, so that training and sampling need no encoder.
+
+A store is a folder:
+
+* `store.json`: the conventions its embeddings were made with;
+* `spiece.model`: the tokenizer's vocabulary;
+* `*.safetensors`: shards, each with `rows` (bfloat16, T D: the embeddings of its captions one after
+  another, unpadded), `lengths` (int32, N: rows of each) and `keys` (uint8, N 16).
+
+A caption is found by the hash of the conventions and its cleaned text. Embeddings read from a store
+are the same at every reading, whatever batches they were computed in.
+
+Shapes: `B` prompts, `L` tokens, `D` the encoder's width, `N` captions and `T` tokens of a shard.
+"""
+
+import hashlib
+import json
+import shlex
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Final, Self
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
+
+from cascade.errors import UserError
+from cascade.files import write_bytes
+from cascade.text.cleaning import Cleaning, clean
+from cascade.text.files import EncoderFiles
+from cascade.text.index import KEY_BYTES, Index, opened
+from cascade.text.prompts import Null, padded
+from cascade.text.t5 import TextEmbedding
+from cascade.text.tokenizer import Tokenizer
+
+NOTE: Final = "store.json"
+_NAMED: Final = 8  # missing captions that an error spells out
+
+
+@dataclass(frozen=True)
+class Conventions:
+    """Everything that a caption's embedding depends on beside its text.
+
+    Attributes:
+        model: digest of the encoder's weights.
+        tokenizer: digest of the vocabulary.
+        quantised: whether the encoder ran in 8 bits, which changes its answers by about 1 %.
+        max_length: tokens kept of a caption.
+        cleaning: what is done to a caption first.
+        masked: whether padding is hidden from the network; if not, it is stored too.
+        width: `D`.
+    """
+
+    model: str
+    tokenizer: str
+    quantised: bool
+    max_length: int
+    cleaning: Cleaning
+    masked: bool
+    width: int
+
+    @classmethod
+    def of(
+        cls,
+        files: EncoderFiles,
+        quantised: bool,
+        max_length: int,
+        cleaning: Cleaning,
+        masked: bool,
+    ) -> Self:
+        """The conventions of an encoder's answers; reads its digests."""
+        return cls(
+            model=files.model_digest,
+            tokenizer=files.tokenizer_digest,
+            quantised=quantised,
+            max_length=max_length,
+            cleaning=cleaning,
+            masked=masked,
+            width=files.width,
+        )
+
+    @cached_property
+    def _prefix(self) -> bytes:
+        return json.dumps(asdict(self), sort_keys=True).encode() + b"\0"
+
+    def key(self, caption: str) -> bytes:
+        """The hash that a caption's embedding is stored under."""
+        text = clean(caption, self.cleaning).encode("utf-8", "surrogatepass")
+        return hashlib.blake2b(self._prefix + text, digest_size=KEY_BYTES).digest()
+
+
+@dataclass(frozen=True)
+class EmbeddingStore:
+    """An opened store. It stands in for the encoder that made it, for the captions it holds.
+
+    Attributes:
+        folder: where it is.
+        conventions: what its embeddings were made with.
+        encoder: the encoder's folder at that time, for people.
+        shards: its shards; those written after it was opened are not among them.
+        index: where every caption lies.
+    """
+
+    folder: Path
+    conventions: Conventions
+    encoder: str
+    shards: tuple[Path, ...]
+    index: Index
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """Open a store: read its shards' keys, none of their embeddings.
+
+        Raises:
+            UserError: there is none, or a file of it is damaged.
+        """
+        conventions, encoder = read_note(folder)
+        shards = tuple(sorted(folder.glob("[!.]*.safetensors")))
+        return cls(folder, conventions, encoder, shards, Index.read(shards))
+
+    @property
+    def width(self) -> int:
+        """`D`, the width of the embeddings."""
+        return self.conventions.width
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of the encoder that made it."""
+        return Tokenizer(self.folder / "spiece.model")
+
+    def __len__(self) -> int:
+        """How many captions it holds."""
+        return len(self.index)
+
+    def __contains__(self, caption: str) -> bool:
+        """Whether it holds a caption."""
+        return self.index.find(self.conventions.key(caption)) is not None
+
+    def check_encoder(self, files: EncoderFiles) -> None:
+        """Make sure that an encoder is the one that made the store.
+
+        Raises:
+            UserError: it is another one.
+        """
+        held = self.conventions
+        same = {
+            "vocabulary": files.tokenizer_digest == held.tokenizer,
+            "weights": files.model_digest == held.model,
+        }
+        for what, agrees in same.items():
+            if not agrees:
+                raise UserError(
+                    f"The embeddings in {self.folder} come from an encoder with other {what} than "
+                    f"the one in {files.folder}; embed the captions with that one, into another "
+                    "store."
+                )
+
+    def check_text(self, max_length: int, cleaning: Cleaning, masked: bool) -> None:
+        """Make sure that a stage reads text as the store holds it.
+
+        Raises:
+            UserError: it does not.
+        """
+        wanted = {"max_length": max_length, "cleaning": cleaning, "masked": masked}
+        for name, value in wanted.items():
+            held = getattr(self.conventions, name)
+            if held != value:
+                raise UserError(
+                    f"The embeddings in {self.folder} were made with {name} = {held} but the stage "
+                    f"reads text with {name} = {value}; embed the captions by the stage's "
+                    "conventions, into another store."
+                )
+
+    def require(self, captions: Iterable[str]) -> None:
+        """Make sure that every caption is there.
+
+        Raises:
+            UserError: one is not.
+        """
+        missing = [caption for caption in dict.fromkeys(captions) if caption not in self]
+        if missing:
+            raise self._missing(missing)
+
+    def row(self, caption: str) -> Tensor:
+        """Return one caption's embedding, L D in float32.
+
+        Raises:
+            UserError: it is not there, or its shard is damaged.
+        """
+        place = self.index.find(self.conventions.key(caption))
+        if place is None:
+            raise self._missing([caption])
+        shard, start, length = place
+        rows: Tensor = opened(self.shards[shard]).get_slice("rows")[start : start + length]
+        return rows.float()
+
+    def embed(
+        self, prompts: Sequence[str], max_length: int, cleaning: Cleaning, masked: bool = True
+    ) -> TextEmbedding:
+        """Answer as the encoder would, B L D in float32; see `TextEncoder.embed`.
+
+        Raises:
+            UserError: a prompt is not there, or the conventions are not the store's.
+        """
+        self.check_text(max_length, cleaning, masked)
+        self.require(prompts)
+        return padded([self.row(prompt) for prompt in prompts])
+
+    def _missing(self, captions: Sequence[str]) -> UserError:
+        held = self.conventions
+        command = ["cascade", "embed", "--encoder", self.encoder, "--output", str(self.folder)]
+        command += ["--cleaning", held.cleaning, "--max-length", str(held.max_length)]
+        command += [] if held.masked else ["--unmasked"]
+        command += ["--encoder-mode", "int8"] if held.quantised else []
+        for caption in captions[:_NAMED]:
+            command += ["--caption", caption]
+        others = f" and {len(captions) - 1} more" if len(captions) > 1 else ""
+        return UserError(
+            f"The store {self.folder} has no embedding of '{captions[0]}'{others}; add what is "
+            f"missing, for instance with: {shlex.join(command)}"
+        )
+
+
+class StoredPrompts:
+    """Training's text conditioning, read from a store; answers `rows` as `PromptTable` does."""
+
+    def __init__(self, store: EmbeddingStore, null: Null) -> None:
+        """Read from `store`; `null` is as in `PromptTable.build`.
+
+        Raises:
+            UserError: the null condition is the empty caption, and the store lacks it.
+        """
+        self._store = store
+        self._null = torch.zeros(1, store.width) if null == "zeros" else store.row("")
+
+    def rows(self, prompts: Sequence[str | None]) -> TextEmbedding:
+        """Return the embeddings of `prompts`, B L D in float32, padded to the longest.
+
+        Raises:
+            UserError: the store lacks one of them.
+        """
+        return padded([self._null if p is None else self._store.row(p) for p in prompts])
+
+
+def read_note(folder: Path) -> tuple[Conventions, str]:
+    """Read a store's `store.json`: its conventions, and where its encoder was.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    path = folder / NOTE
+    if not path.is_file():
+        raise UserError(f"{folder} is no store of embeddings; make one with 'cascade embed'.")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return TypeAdapter(Conventions).validate_python(values["conventions"]), values["encoder"]
+    except (ValueError, KeyError, TypeError, ValidationError):
+        raise UserError(
+            f"{path} is damaged; remove the store and embed the captions again."
+        ) from None
+
+
+def write_note(folder: Path, conventions: Conventions, encoder: str) -> None:
+    """Write a store's `store.json`, the first of its files."""
+    note = {"conventions": asdict(conventions), "encoder": encoder}
+    write_bytes((json.dumps(note, indent=2) + "\n").encode(), folder / NOTE)

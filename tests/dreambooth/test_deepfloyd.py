@@ -1,0 +1,242 @@
+"""DreamBooth on both stages of a cascade of DeepFloyd IF's shape."""
+
+import gc
+import shutil
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from cascade.config.dreambooth import DreamBoothConfig, Recipe
+from cascade.config.stage import (
+    CascadeManifest,
+    DiffusionConfig,
+    LowResConfig,
+    SamplerConfig,
+    StageConfig,
+    TextConfig,
+    ThresholdConfig,
+)
+from cascade.config.unet import UNetConfig
+from cascade.dreambooth import personalise as module
+from cascade.dreambooth.personalise import personalise
+from cascade.dreambooth.prior import Prior
+from cascade.errors import UserError
+from cascade.model.unet import UNet
+from cascade.pipeline import Cascade
+from cascade.stage import Stage
+from cascade.text.t5 import TextEncoder
+from cascade.train.report import read_log
+
+Settings = Callable[..., DreamBoothConfig]
+STAGES = ("base16", "sr32")
+UNET = UNetConfig(
+    channels=(16, 32),
+    blocks=(1, 1),
+    attention=("none", "joint"),
+    head_channels=16,
+    text_width=128,
+    context_width=32,
+    time_width=32,
+    pool_heads=4,
+    text_norm="group",
+    activation="gelu",
+    norm_groups=8,
+    learned_variance=True,
+)
+THRESHOLD = ThresholdConfig(kind="dynamic", percentile=0.95, cap=1.5)
+BASE = StageConfig(
+    name="base16",
+    size=16,
+    unet=UNET,
+    diffusion=DiffusionConfig(schedule="squared_cosine", prediction="eps"),
+    text=TextConfig(max_length=16, cleaning="deepfloyd", null="empty", masked=False),
+    sampler=SamplerConfig(steps=3, variance="learned", guidance=7.0, threshold=THRESHOLD),
+)
+SUPER_RESOLUTION = BASE.model_copy(
+    update={
+        "name": "sr32",
+        "size": 32,
+        "unet": UNET.model_copy(update={"low_res": True, "residual_scale": 0.7071}),
+        "low_res": LowResConfig(size=16, schedule="squared_cosine", align_corners=True),
+    }
+)
+
+
+@pytest.fixture(scope="module")
+def deepfloyd(tmp_path_factory: pytest.TempPathFactory, tiny_cascade: Path) -> Path:
+    """The folder of such a cascade, 16 -> 32 pixels, of random weights; read it only."""
+    folder = tmp_path_factory.mktemp("cascades") / "deepfloyd"
+    shutil.copytree(tiny_cascade / "text", folder / "text")
+    for seed, config in enumerate((BASE, SUPER_RESOLUTION)):
+        stage = Stage.build(config, seed)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in stage.network.get_submodule("conv_out").parameters():
+                parameter.normal_(0.0, 0.05, generator=generator)
+        stage.save(folder / config.name)
+    manifest = CascadeManifest(name="deepfloyd", stages=STAGES, recipe="deepfloyd")
+    (folder / "cascade.json").write_text(manifest.model_dump_json(), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def tuning(settings: Settings, deepfloyd: Path, recipe: Recipe) -> Settings:
+    """Settings of a short run on that cascade; keywords change how both stages are tuned."""
+
+    def tuning(output: Path, prior: bool = False, **changes: Any) -> DreamBoothConfig:
+        values = recipe.model_dump()
+        run = {name: changes.pop(name) for name in tuple(changes) if name in values["base"]}
+        for name in ("base", "super_resolution"):
+            values[name].update({"steps": 2, "validate_every": 2, **run})
+        values["prior"] = {"images": 2, "batch_size": 2, "sampler": None} if prior else None
+        own = {"cascade": str(deepfloyd), **changes}
+        return settings(output, Recipe.model_validate(values), **own)
+
+    return tuning
+
+
+def _last(folder: Path, name: str) -> list[Tensor]:
+    network = Stage.load(folder / name).network
+    return [parameter.detach() for parameter in network.get_submodule("conv_out").parameters()]
+
+
+def test_both_stages_train_their_variance_on_true_pairs(
+    tmp_path: Path, tuning: Settings, deepfloyd: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[Tensor, Tensor | None, Tensor | None]] = []
+    forward = UNet.forward
+
+    def noted(network: UNet, x: Tensor, t: Tensor, *rest: Any) -> Tensor:
+        if network.training:
+            seen.append((x, *rest[2:]))
+        return forward(network, x, t, *rest)
+
+    monkeypatch.setattr(UNet, "forward", noted)
+    folder = personalise(tuning(tmp_path / "mine", prior=True, gradient_accumulation_steps=2))
+    for name in STAGES:
+        assert all(line["loss/vb"] > 0 for line in read_log(folder / "runs" / name / "log.jsonl"))
+        assert Stage.load(folder / name).config.unet.learned_variance
+        for ours, theirs in zip(_last(folder, name), _last(deepfloyd, name), strict=True):
+            assert not (ours == theirs).any()
+    upper = [(x, low_res, aug) for x, low_res, aug in seen if low_res is not None]
+    assert len(upper) == 4  # two steps of two parts
+    assert len(seen) == 8
+    for x, low_res, aug in upper:
+        assert low_res is not None
+        assert aug is not None
+        # The photo, up-sampled and hardly noised, whatever the timestep of x.
+        assert aug.tolist() == [0.0] * len(aug)
+        assert low_res.abs().max() < 1.05
+        assert not torch.isclose(low_res, x).all()
+    assert Cascade.load(folder).sample("a dog", [0]).images[0].size == (32, 32)
+
+
+def test_class_images_are_drawn_the_checkpoint_s_way_without_guidance(
+    tmp_path: Path, tuning: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[SamplerConfig] = []
+    samplers = Prior.samplers
+
+    def noted(prior: Prior) -> list[SamplerConfig]:
+        used.extend(samplers(prior))
+        return samplers(prior)
+
+    monkeypatch.setattr(Prior, "samplers", noted)
+    personalise(tuning(tmp_path / "mine", prior=True, stages=("base16",)))
+    assert set(used) == {BASE.sampler.model_copy(update={"guidance": 1.0})}
+
+
+def test_frozen_the_variance_stays_and_dropped_it_is_gone(
+    tmp_path: Path, tuning: Settings, deepfloyd: Path
+) -> None:
+    frozen = personalise(tuning(tmp_path / "frozen", objective={"variance": "freeze"}))
+    dropped = personalise(tuning(tmp_path / "dropped", objective={"variance": "drop"}))
+    for name in STAGES:
+        before = _last(deepfloyd, name)
+        for ours, theirs in zip(_last(frozen, name), before, strict=True):
+            assert torch.equal(ours[3:], theirs[3:])
+            assert not torch.equal(ours[:3], theirs[:3])
+        config = Stage.load(dropped / name).config
+        assert not config.unet.learned_variance
+        assert config.sampler.variance == "fixed_small"
+        assert config.subject is not None
+        for ours, theirs in zip(_last(dropped, name), before, strict=True):
+            assert len(ours) == 3
+            assert not torch.equal(ours, theirs[:3])
+        assert "loss/vb" not in read_log(dropped / "runs" / name / "log.jsonl")[0]
+    assert Cascade.load(dropped).sample("a dog", [0]).images[0].size == (32, 32)
+    again = tuning(tmp_path / "again", cascade=str(dropped), objective={"variance": "train"})
+    with pytest.raises(UserError, match="'base16' has no learned variance to train"):
+        personalise(again)
+    assert not (tmp_path / "again").exists()
+    again = tuning(tmp_path / "again", cascade=str(dropped), prior=True)
+    assert (personalise(again) / "cascade.json").is_file()
+
+
+def test_super_resolution_may_be_told_less(
+    tmp_path: Path, tuning: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts: dict[str, set[str | None]] = {}
+    train = module.train
+
+    def noted(stage: Stage, objective: Any, stream: Any, *rest: Any) -> Stage:
+        prompts[stage.config.name] = set(stream.samples.rows(range(4)).prompts)
+        return train(stage, objective, stream, *rest)
+
+    monkeypatch.setattr(module, "train", noted)
+    personalise(tuning(tmp_path / "mine", identifier="zug", sr_prompt="a {class_noun}"))
+    assert prompts == {"base16": {"a zug dog"}, "sr32": {"a dog"}}
+    with pytest.raises(UserError, match="placeholder that is not known"):
+        personalise(tuning(tmp_path / "other", sr_prompt="a {noun}"))
+
+
+def test_the_text_encoder_is_freed_before_a_network_is_loaded(
+    tmp_path: Path, tuning: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoders: list[weakref.ref[TextEncoder]] = []
+    made, load = TextEncoder.__init__, Stage.load
+    alive: list[int] = []
+
+    def counted(encoder: TextEncoder, *rest: Any, **named: Any) -> None:
+        encoders.append(weakref.ref(encoder))
+        made(encoder, *rest, **named)
+
+    def looked(*arguments: Any) -> Stage:
+        gc.collect()
+        alive.append(sum(reference() is not None for reference in encoders))
+        return load(*arguments)
+
+    monkeypatch.setattr(TextEncoder, "__init__", counted)
+    monkeypatch.setattr(Stage, "load", looked)
+    personalise(tuning(tmp_path / "mine", prior=True))
+    assert encoders
+    assert alive
+    assert not any(alive)
+
+
+def test_a_network_that_drew_class_images_is_freed_before_one_is_tuned(
+    tmp_path: Path, tuning: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    networks: list[weakref.ref[UNet]] = []
+    made, train = UNet.__init__, module.train
+    alive: list[int] = []
+
+    def counted(network: UNet, *rest: Any, **named: Any) -> None:
+        networks.append(weakref.ref(network))
+        made(network, *rest, **named)
+
+    def looked(*arguments: Any) -> Stage:
+        gc.collect()
+        held = [reference() for reference in networks]
+        alive.append(sum(n is not None and n.conv_in.weight.device.type != "meta" for n in held))
+        return train(*arguments)
+
+    monkeypatch.setattr(UNet, "__init__", counted)
+    monkeypatch.setattr(module, "train", looked)
+    personalise(tuning(tmp_path / "mine", prior=True, objective={"variance": "drop"}))
+    assert alive == [1, 1]

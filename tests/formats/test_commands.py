@@ -1,0 +1,96 @@
+"""`cascade import`, `cascade export-diffusers` and named timesteps, as the console runs them."""
+
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cascade.cli import main
+from cascade.pipeline import read_manifest
+
+
+@pytest.fixture
+def run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str]]:
+    """Run `cascade`; returns its exit status and everything it printed."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def command(*arguments: object) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["cascade", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            main()
+        printed = capsys.readouterr()
+        return int(end.value.code or 0), printed.out + printed.err
+
+    return command
+
+
+Run = Callable[..., tuple[int, str]]
+
+
+def test_from_diffusers_to_pictures_to_diffusers(
+    run: Run, pipelines: tuple[Path, Path], tmp_path: Path
+) -> None:
+    one, two = pipelines
+    ours = tmp_path / "ours"
+    status, told = run("import", "--from", two, "--from", one, "--output", ours)
+    assert status == 0, told
+    assert "its stages are base8, sr32" in told
+    assert told.count("non-commercial research only") == 1
+    assert read_manifest(ours).text_encoder == str((one / "text_encoder").resolve())
+    status, told = run("info", ours)
+    assert status == 0
+    assert "ancestral, 100 steps, guidance 7" in told
+    status, told = run(
+        "sample", "--cascade", ours, "--prompt", "a dog", "--num-images", 1, "--output",
+        tmp_path / "pictures", "--timesteps", "fast27", "--timesteps", "super27",
+    )  # fmt: skip
+    assert status == 0, told
+    assert told.count("27/27") == 2
+    status, told = run("export-diffusers", "--cascade", ours, "--output", tmp_path / "theirs")
+    assert status == 0, told
+    assert (tmp_path / "theirs" / "base8" / "model_index.json").is_file()
+    assert (tmp_path / "theirs" / "sr32" / "model_index.json").is_file()
+
+
+def test_a_diffusers_folder_is_sampled_from_directly(
+    run: Run, pipelines: tuple[Path, Path], tmp_path: Path
+) -> None:
+    status, told = run(
+        "sample", "--cascade", pipelines[0], "--prompt", "a dog", "--num-images", 1,
+        "--steps", 2, "--output", tmp_path / "pictures",
+    )  # fmt: skip
+    assert status == 0, told
+    assert told.count("non-commercial research only") == 1
+
+
+def test_without_a_text_encoder(run: Run, my_pipelines: tuple[Path, Path], tmp_path: Path) -> None:
+    shutil.rmtree(my_pipelines[0] / "text_encoder")
+    given = ["--from", my_pipelines[0], "--from", my_pipelines[1], "--output", tmp_path / "ours"]
+    status, told = run("import", *given, "--copy-text-encoder")
+    assert status == 2
+    assert "There is no text encoder folder" in told
+    status, told = run("import", *given)
+    assert status == 0, told
+    assert "use the cascade with --embeddings" in told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--timesteps", "fast27", "--steps", 3), "give one of them"),
+        (("--timesteps", "fast27") * 3, "3 lists of timesteps for 2 stages"),
+        (("--timesteps", "fast28"), "there is no list 'fast28'; known are fast27"),
+    ],
+)
+def test_contradicting_timesteps(
+    run: Run, tmp_path: Path, arguments: tuple[object, ...], message: str
+) -> None:
+    status, told = run("sample", "--prompt", "a", "--output", tmp_path / "out", *arguments)
+    assert status == 2
+    assert message in told
+    assert not (tmp_path / "out").exists()
