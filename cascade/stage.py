@@ -21,8 +21,10 @@ from cascade.diffusion.samplers import ancestral, ddim, dpmpp_2m, heun, initial
 from cascade.diffusion.schedule import make_schedule, sigmas
 from cascade.errors import UserError
 from cascade.files import write_bytes
+from cascade.model.backend import set_backend
 from cascade.model.unet import UNet
 from cascade.text.t5 import TextEmbedding
+from cascade_kernels.dispatch import Backend, obstacle
 
 OnStep = Callable[[int, Tensor, Denoised], None]
 
@@ -38,6 +40,7 @@ class Stage:
     def __init__(self, config: StageConfig, network: Network) -> None:
         self.config = config
         self.schedule = make_schedule(config.diffusion.schedule)
+        self._backend: Backend = "auto"
         self.denoiser = Denoiser(
             network, self.schedule, config.diffusion.prediction, config.unet.learned_variance
         )
@@ -77,6 +80,22 @@ class Stage:
     def with_network(self, network: Network, config: StageConfig | None = None) -> "Stage":
         """The same stage around another network: a wrapper, an engine, or tuned weights."""
         return Stage(config or self.config, network)
+
+    def set_backend(self, backend: Backend) -> None:
+        """Choose the implementation of the network's operations and of the sampler's step.
+
+        Args:
+            backend: "auto" takes a kernel where it was measured to be the fastest path, "triton"
+                always, "reference" never.
+
+        Raises:
+            UserError: "triton" is wanted and cannot run on the stage's device.
+        """
+        reason = obstacle(self.device, torch.float32) if backend == "triton" else ""
+        if reason:
+            raise UserError(f"The Triton kernels cannot run here: {reason}; or take 'auto'.")
+        set_backend(self.network, backend)
+        self._backend = backend
 
     @property
     def network(self) -> torch.nn.Module:
@@ -144,7 +163,9 @@ class Stage:
         threshold = Threshold(
             sampler.threshold.kind, sampler.threshold.percentile, sampler.threshold.cap
         )
-        denoise = guided(self.denoiser, cond, empty, sampler.guidance, threshold)
+        denoise = guided(
+            self.denoiser, cond, empty, sampler.guidance, threshold, backend=self._backend
+        )
         steps = self._sigmas(sampler)
         x = initial(noise, (3, height, width), float(steps[0])).to(self.device)
         if sampler.name == "ancestral":

@@ -49,6 +49,10 @@ def sample(
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda, ...; the GPU if there is one.")
     ] = None,
+    kernels: Annotated[
+        Literal["auto", "triton", "reference"],
+        typer.Option(help="Triton kernels: where measured to be fastest, always, or never."),
+    ] = "auto",
     embeddings: Embeddings = None,
     encoder_mode: EncoderMode = "auto",
 ) -> None:
@@ -62,6 +66,9 @@ def sample(
     loaded = Cascade.load(
         cascade, usable_device(device), embeddings=embeddings, encoder_mode=encoder_mode
     )
+    if kernels != "auto":
+        for stage in loaded.stages:
+            stage.set_backend(kernels)
     samplers: dict[str, SamplerConfig] = {}
     levels: dict[str, AugmentationLevel] = {}
     changes = {"name": sampler, "steps": steps, "guidance": guidance}

@@ -53,6 +53,9 @@ class TrainConfig(Frozen):
     precision: Literal["fp32", "bf16"] = "fp32"
     gradient_checkpointing: bool = False
     compile: bool = False
+    kernels: Literal["auto", "triton", "reference"] = Field(
+        default="auto", description="auto takes a Triton kernel where it was measured to be fastest"
+    )
     ema_decay: float | None = Field(default=None, gt=0.0, lt=1.0)
     seed: int = 0
     log_every: int = Field(default=10, gt=0)

@@ -168,6 +168,7 @@ def _row_losses(
 
 
 def _prepared(stage: Stage, config: TrainConfig) -> nn.Module:
+    stage.set_backend(config.kernels)
     network = stage.network.train()
     if isinstance(network, UNet):
         network.checkpointing = config.gradient_checkpointing

@@ -29,6 +29,7 @@ __all__ = [
     "architecture",
     "fused",
     "launch",
+    "obstacle",
     "table",
 ]
 
@@ -74,9 +75,9 @@ def fused(op: str, x: Tensor, backend: Backend, training: bool, **shape: int) ->
     if backend == "reference":
         return False
     if backend == "triton":
-        obstacle = _obstacle(x.device, x.dtype)
-        if obstacle:
-            raise ValueError(f"{op} cannot run its Triton kernel: {obstacle}.")
+        reason = obstacle(x.device, x.dtype)
+        if reason:
+            raise ValueError(f"{op} cannot run its Triton kernel: {reason}.")
         return True
     if backend != "auto":
         raise ValueError(f"unknown backend {backend!r}; known are auto, triton, reference.")
@@ -142,8 +143,8 @@ def _routed(op: str, device: torch.device, training: bool, shape: dict[str, int]
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _obstacle(device: torch.device, dtype: torch.dtype) -> str:
-    """Why no kernel can run on such a tensor; empty if one can."""
+def obstacle(device: torch.device, dtype: torch.dtype) -> str:
+    """Say why no kernel can run on tensors of a device and type; empty where they can."""
     if dtype not in _DTYPES:
         return f"it has no kernel for {str(dtype).removeprefix('torch.')}"
     if find_spec("triton") is None:

@@ -120,7 +120,7 @@ def test_unknown_architecture_is_an_error_and_the_reference_by_default(
         dispatch.launch("joint_attention_forward", CUDA)
     assert not dispatch._routed("joint_attention", CUDA, False, {"queries": 64})
     pytest.importorskip("triton")
-    assert "sm_75" in dispatch._obstacle(CUDA, torch.float16)
+    assert "sm_75" in dispatch.obstacle(CUDA, torch.float16)
 
 
 @pytest.mark.parametrize(

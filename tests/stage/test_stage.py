@@ -1,5 +1,6 @@
 """What `Stage.sample` promises: seeds, batches, samplers, sizes, levels, guidance."""
 
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -9,8 +10,10 @@ from torch import Tensor, nn
 from cascade.config.stage import AugmentationLevel, SamplerConfig, ThresholdConfig
 from cascade.diffusion.denoiser import Denoised
 from cascade.diffusion.noise import Noise
+from cascade.errors import UserError
 from cascade.stage import Stage
 from cascade.text.prompts import PromptTable
+from cascade.text.t5 import TextEmbedding
 
 # A convolution or a matrix product over more rows is blocked differently and rounds differently:
 # a few units of float32's last place per layer and step, far below half a grey level (2 / 255 / 2).
@@ -201,3 +204,26 @@ def test_what_a_stage_cannot_do(base: Stage, super_resolution: Stage, table: Pro
         _ = engine.network
     assert engine.device == torch.device("cpu")
     assert draw(engine, table, [DOG], [0]).shape == (1, 3, 16, 16)
+
+
+def test_kernels_that_cannot_run_are_refused_beforehand(
+    tiny_cascade: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cascade.stage.obstacle", lambda device, dtype: "there is no GPU")
+    stage = Stage.load(tiny_cascade / "base16")
+    with pytest.raises(UserError, match="there is no GPU"):
+        stage.set_backend("triton")
+
+
+def test_a_stage_draws_the_same_picture_with_kernels_and_without(tiny_cascade: Path) -> None:
+    """In Triton's interpreter; kernels add in another order, which shows in fp32's last bits."""
+    pytest.importorskip("triton")
+    stage = Stage.load(tiny_cascade / "base16")
+    embedding = torch.randn(2, 3, 128, generator=torch.Generator().manual_seed(0))
+    text = TextEmbedding(embedding, torch.ones(2, 3, dtype=torch.bool))
+    null = TextEmbedding(torch.zeros(2, 1, 128), torch.ones(2, 1, dtype=torch.bool))
+    drawn = []
+    for backend in ("reference", "triton"):
+        stage.set_backend(backend)
+        drawn.append(stage.sample(text, null, Noise([5, 6])))
+    torch.testing.assert_close(drawn[0], drawn[1], rtol=0, atol=1e-4)
