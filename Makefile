@@ -12,7 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TEST_READY := $(VENV)/.test-ready
-TYPED := cascade kernels $(wildcard tools)
+TYPED := cascade kernels export $(wildcard tools)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup lint types format test test-fast demo pretrain clean
@@ -34,7 +34,7 @@ $(READY): pyproject.toml $(CONSTRAINTS)
 
 # The kernels' compiler is large, and on a CPU nothing but the tests needs it.
 $(TEST_READY): $(READY)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[gpu,quantized]' \
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[gpu,export,quantized]' \
 	  $(addprefix --constraint ,$(CONSTRAINTS))
 	@touch $@
 
@@ -72,4 +72,4 @@ pretrain: setup  ## train `mini` anew from the photo packs; hours on a CPU, resu
 
 clean:  ## remove the environment, caches and builds; runs and pictures stay
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis dist
-	find cascade kernels tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
+	find cascade export kernels tests tools -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -94,7 +94,21 @@ class Table:
             RuntimeError: the table has no row for the kernel or the shape, or limits a value that
                 the caller does not name.
         """
-        for row in self.rows(kernel):
+        self.rows(kernel)
+        found = self.find(kernel, shape)
+        if found is None:
+            raise RuntimeError(
+                f"{self.source} has no row for {kernel} with {dict(shape)}; add one."
+            )
+        return found
+
+    def find(self, kernel: str, shape: Mapping[str, int]) -> Launch | None:
+        """Return the same, or None where no row holds: for kernels that another can stand in for.
+
+        Raises:
+            RuntimeError: a row limits a value that the caller does not name.
+        """
+        for row in self.launches.get(kernel, ()):
             unknown = row.limits.keys() - shape.keys()
             if unknown:
                 raise RuntimeError(
@@ -103,7 +117,7 @@ class Table:
                 )
             if all(shape[name] <= bound for name, bound in row.limits.items()):
                 return row.launch
-        raise RuntimeError(f"{self.source} has no row for {kernel} with {dict(shape)}; add one.")
+        return None
 
     def rows(self, kernel: str) -> tuple[LaunchRow, ...]:
         """Return every row of a kernel.

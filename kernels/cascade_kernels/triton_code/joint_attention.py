@@ -74,7 +74,8 @@ def backward(
         *sources, text_length, out, grad, lse, *_strides(*sources, out, grad),
         heads, queries, shape["tokens"],
     )  # fmt: skip
-    small = _small(q.device, shape)
+    # One launch for everything, where the image is small enough.
+    small = table(q.device).find("joint_attention_backward_small", shape)
     with torch.cuda.device_of(q):
         if small is not None:
             joint_attention_backward_small[(batch * heads,)](
@@ -155,15 +156,6 @@ def _variant(name: str, kernel: Any, chosen: Launch, head: int, element: str) ->
         num_stages=stages,
         asynchronous=stages > 1,
     )
-
-
-def _small(device: torch.device, shape: Mapping[str, int]) -> Launch | None:
-    """The configuration of the backward pass in one launch; None where the image is too large."""
-    rows = table(device).launches.get("joint_attention_backward_small", ())
-    for row in rows:
-        if all(shape[name] <= bound for name, bound in row.limits.items()):
-            return row.launch
-    return None
 
 
 def _constants(head: int, chosen: Launch) -> dict[str, Any]:
