@@ -1,21 +1,39 @@
-"""What a cascade folder holds, for people."""
+"""What a cascade folder holds, and what its stages take of a device's memory, for people."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from cascade.config.base import read_toml
 from cascade.config.stage import (
     AugmentationLevel,
     SamplerConfig,
     StageConfig,
     noise_in_grey_levels,
 )
+from cascade.config.train import PretrainConfig
+from cascade.errors import UserError
+from cascade.formats.deepfloyd import is_pipeline, read_stage
+from cascade.model.memory import (
+    FLOAT32,
+    OptimizerName,
+    Precision,
+    optimizer_bytes,
+    sampling_bytes,
+    training_bytes,
+)
 from cascade.pipeline import cascade_folder, read_manifest
-from cascade.stage import read_stage_config, weight_shapes
+from cascade.stage import read_stage_config, skeleton, weight_shapes
+from cascade.text.files import EncoderFiles
+
+_XXL = 4096
+"""Width of T5 v1.1 XXL, the encoder of every published cascade."""
 
 
 def describe(path: str) -> RenderableType:
@@ -36,6 +54,161 @@ def describe(path: str) -> RenderableType:
         table.add_row(row, *(column.get(row, "-") for column in columns))
     licence = Text(f"Licence: {manifest.licence or 'not stated'}")
     return Group(table, licence)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the memory is told for.
+
+    Attributes:
+        batch_size: pictures worked on at once.
+        size: their side, pixels; None is the stage's own, in training that of its crops.
+        precision: of the arithmetic.
+        optimizer: of the fine-tuning.
+    """
+
+    batch_size: int
+    size: int | None
+    precision: Precision
+    optimizer: OptimizerName
+
+
+def describe_memory(path: str, plan: Plan) -> RenderableType:
+    """A table of what each stage takes for sampling and for fine-tuning, and the text encoder.
+
+    Args:
+        path: a cascade's folder or name, a diffusers pipeline, or a stage's or a run's TOML file;
+            weights are not read and need not be there.
+        plan: batch, size and arithmetic.
+
+    Raises:
+        UserError: there is no such cascade or file, or the size does not fit a stage.
+    """
+    stages, encoder = _read(path)
+    for config in stages:
+        if plan.size is not None and plan.size % config.unet.factor:
+            raise UserError(
+                f"Stage '{config.name}' cannot work on {plan.size} pixels; give a multiple of "
+                f"{config.unet.factor}."
+            )
+    table = Table(title=f"Memory, batch {plan.batch_size}, {plan.precision}")
+    table.add_column("")
+    for config in stages:
+        table.add_column(config.name, justify="right")
+    columns = [dict(_memory(config, plan)) for config in stages]
+    for row in columns[0]:
+        table.add_row(row, *(_amount(column[row]) for column in columns))
+    return Group(table, *_encoder_lines(encoder, stages[0]), Text(_NOT_COUNTED))
+
+
+_NOT_COUNTED = (
+    "Weights and gradients are float32. Activations are at their peak, as a CPU and the kernels "
+    "keep them: without kernels a GPU keeps about half as much again in fine-tuning, whose totals "
+    "are upper bounds. Not counted: workspaces of convolutions, what allocators lose to fragments, "
+    "CUDA's own context, the few pictures of a sampler."
+)
+
+
+def _read(path: str) -> tuple[list[StageConfig], EncoderFiles | None]:
+    file = Path(path)
+    if file.suffix == ".toml":
+        values = read_toml(file)
+        if "stage" not in values:
+            return [StageConfig.parse(values, path)], None
+        run = PretrainConfig.parse(values, path)
+        return [run.stage], _encoder(run.text_encoder)
+    if is_pipeline(file):
+        return [read_stage(file).config], None
+    folder = cascade_folder(path)
+    manifest = read_manifest(folder)
+    stages = [read_stage_config(folder / name) for name in manifest.stages]
+    return stages, _encoder(folder / manifest.text_encoder)
+
+
+def _encoder(folder: Path | None) -> EncoderFiles | None:
+    return EncoderFiles.open(folder) if folder is not None and folder.is_dir() else None
+
+
+def _memory(config: StageConfig, plan: Plan) -> Iterator[tuple[str, int]]:
+    unet, tokens = config.unet, config.text.max_length
+    shapes = [parameter.shape for parameter in skeleton(config).parameters()]
+    weights = FLOAT32 * sum(shape.numel() for shape in shapes)
+    rows = plan.batch_size * (1 if config.sampler.guidance == 1 else 2)
+    sampled = sampling_bytes(unet, rows, plan.size or config.size, tokens, plan.precision)
+    crop = config.low_res.crop if config.low_res else None
+    size = plan.size or crop or config.size
+    optimizer = optimizer_bytes(shapes, plan.optimizer)
+    kept, again = (
+        training_bytes(
+            unet, plan.batch_size, size, tokens, plan.precision, checkpointing=checkpointing
+        )
+        for checkpointing in (False, True)
+    )
+    yield "weights", weights
+    yield "sampling: activations", sampled
+    yield "sampling: total", weights + sampled
+    yield "fine-tuning: gradients", weights
+    yield f"fine-tuning: {plan.optimizer}", optimizer
+    yield "fine-tuning: activations", kept
+    yield "fine-tuning: total", 2 * weights + optimizer + kept
+    yield "with checkpointing: activations", again
+    yield "with checkpointing: total", 2 * weights + optimizer + again
+    yield "an average of the weights adds", weights
+
+
+def _encoder_lines(files: EncoderFiles | None, stage: StageConfig) -> Iterator[Text]:
+    if files is None and stage.unet.text_width != _XXL:
+        return
+    name = "T5 v1.1 XXL" if files is None else str(files.folder)
+    held = encoder_bytes(_xxl_shapes() if files is None else files.shapes())
+    modes = ", ".join(f"{mode} {_amount(size)}" for mode, size in held.items())
+    yield Text(f"Text encoder {name}, weights: {modes}. A store of embeddings needs none.")
+
+
+def encoder_bytes(shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
+    """Return what an encoder's weights take in each mode (see `cascade.text.modes`).
+
+    Held layer by layer: the largest block and the embeddings, which lie in the file's own type,
+    at most float32.
+    """
+    values = {name: math.prod(shape) for name, shape in shapes.items()}
+    blocks: dict[str, int] = {}
+    quantised = 0
+    for name, shape in shapes.items():
+        if not name.startswith("block."):
+            continue
+        block = name.split(".")[1]
+        blocks[block] = blocks.get(block, 0) + values[name]
+        linear = len(shape) == 2 and "relative_attention_bias" not in name
+        quantised += values[name] - 2 * shape[0] if linear else 0  # a byte less; a scale per row
+    total = sum(values.values())
+    return {
+        "float32": 4 * total,
+        "bfloat16": 2 * total,
+        "int8": 2 * total - quantised,
+        "layerwise": 4 * (total - sum(blocks.values()) + max(blocks.values())),
+    }
+
+
+def _xxl_shapes() -> dict[str, torch.Size]:
+    from transformers import T5Config, T5EncoderModel
+
+    config = T5Config(
+        d_model=_XXL,
+        d_kv=64,
+        d_ff=10240,
+        num_layers=24,
+        num_heads=64,
+        vocab_size=32128,
+        feed_forward_proj="gated-gelu",
+    )
+    with torch.device("meta"):
+        encoder = T5EncoderModel(config).encoder
+    return {name: value.shape for name, value in encoder.state_dict().items()}
+
+
+def _amount(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
 
 
 def count_parameters(weights: Path) -> int:

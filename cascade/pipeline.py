@@ -5,7 +5,7 @@ Shapes: `B` pictures, `C H W` pixels in [-1, 1].
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from importlib.resources import files
 from pathlib import Path
 
@@ -106,7 +106,7 @@ class Cascade:
             folder = cascade_folder(folders[0])
             manifest = read_manifest(folder)
             configs = [read_stage_config(folder / name) for name in manifest.stages]
-            loaders = [partial(Stage.load, folder / name, device) for name in manifest.stages]
+            loaders = [partial(_load, folder / name, device) for name in manifest.stages]
         print_licence(manifest)
         text = open_text(folder / manifest.text_encoder, embeddings)
         check_chain(configs, text.width, folder)
@@ -239,11 +239,19 @@ def read_manifest(folder: Path) -> CascadeManifest:
     return CascadeManifest.parse(read_json(folder / MANIFEST), str(folder / MANIFEST))
 
 
+@cache
 def print_licence(manifest: CascadeManifest) -> None:
-    """Tell on the error stream what a cascade's weights may be used for, if that is stated."""
+    """Tell on the error stream, once, what a cascade's weights may be used for, if it is stated."""
     if manifest.licence:
         note = Text(f"Licence of {manifest.name}: {manifest.licence}", style="dim")
         Console(stderr=True).print(note, soft_wrap=True)
+
+
+def _load(folder: Path, device: torch.device | str) -> Stage:
+    """Load a stage with its weights laid out as its images are: else every call copies them."""
+    stage = Stage.load(folder, device)
+    stage.network.to(memory_format=torch.channels_last)
+    return stage
 
 
 def _pairs(

@@ -1,17 +1,49 @@
-"""`cascade info`: what a cascade folder holds."""
+"""`cascade info`: what a cascade folder holds, and what its stages take of a device's memory."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
+PrecisionName = Literal["fp32", "bf16"]
+OptimizerName = Literal["adamw", "adamw8bit", "adafactor"]
+_PANEL = "With --memory"
+
 
 def info(
-    path: Annotated[str, typer.Argument(help="A cascade folder, or 'mini'.")],
+    path: Annotated[
+        str,
+        typer.Argument(help="A cascade folder, or 'mini'; with --memory also a stage's TOML file."),
+    ],
+    memory: Annotated[
+        bool, typer.Option("--memory", help="Tell what sampling and fine-tuning will take.")
+    ] = False,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Pictures worked on at once.", rich_help_panel=_PANEL)
+    ] = 1,
+    size: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Side of the pictures; by default the stage's, or of its training crops.",
+            rich_help_panel=_PANEL,
+        ),
+    ] = None,
+    precision: Annotated[
+        PrecisionName,
+        typer.Option(help="Of the arithmetic; weights stay in float32.", rich_help_panel=_PANEL),
+    ] = "fp32",
+    optimizer: Annotated[
+        OptimizerName, typer.Option(help="Of the fine-tuning.", rich_help_panel=_PANEL)
+    ] = "adamw",
 ) -> None:
-    """Show a cascade's stages, sizes, conventions, subject and licence."""
+    """Show a cascade's stages, sizes, conventions, subject and licence, or the memory it needs."""
     from rich.console import Console
 
-    from cascade.info import describe
+    from cascade.info import Plan, describe, describe_memory
 
     # A path or an identifier such as "[v]" is no markup.
-    Console(markup=False, emoji=False, highlight=False).print(describe(path))
+    console = Console(markup=False, emoji=False, highlight=False)
+    if memory:
+        console.print(describe_memory(path, Plan(batch_size, size, precision, optimizer)))
+    else:
+        console.print(describe(path))

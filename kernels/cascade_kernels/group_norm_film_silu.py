@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from cascade_kernels import dispatch
 from cascade_kernels.dispatch import Backend
+from cascade_kernels.group_norm_film_silu_frugal import FrugalGroupNorm, stacked
 
 Activation = Literal["silu", "gelu", "none"]
 ACTIVATIONS = ("silu", "gelu", "none")
@@ -53,7 +54,8 @@ def group_norm_film_silu(
         activation: applied last; "gelu" is the exact one.
         skip: B C2 H W in the dtype of `x`, stacked behind it; None: C = C1.
         skip_scale: factor on `skip`.
-        backend: "auto", "triton" or "reference" (plain PyTorch); see `dispatch.fused`.
+        backend: "auto", "triton" or "reference" (plain PyTorch); see `dispatch.fused`. On a CPU
+            "auto" is `FrugalGroupNorm`, which has first derivatives alone.
 
     Returns:
         B C H W in the dtype of `x`, channels_last where `x` is. Statistics and arithmetic are in
@@ -65,6 +67,7 @@ def group_norm_film_silu(
     """
     channels = x.shape[1] + (0 if skip is None else skip.shape[1])
     _check(x, skip, channels, groups, scale, shift, activation)
+    y: Tensor
     tensors = (x, skip, weight, bias, scale, shift)
     training = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     if not dispatch.fused(
@@ -77,8 +80,13 @@ def group_norm_film_silu(
         pixels=x.shape[2] * x.shape[3],
         bytes=x.element_size(),
     ):
+        if backend == "auto" and x.device.type == "cpu" and not torch.compiler.is_compiling():
+            y = FrugalGroupNorm.apply(  # type: ignore[no-untyped-call]
+                *tensors, groups, eps, activation, skip_scale
+            )
+            return y
         return _reference(*tensors, groups, eps, activation, skip_scale)
-    y: Tensor = _forward(*tensors, groups, eps, activation, skip_scale)[0]
+    y = _forward(*tensors, groups, eps, activation, skip_scale)[0]
     return y
 
 
@@ -124,7 +132,7 @@ def _reference(
     skip_scale: float,
 ) -> Tensor:
     """The operation in plain PyTorch."""
-    wide = _stacked(x, skip, skip_scale)
+    wide = stacked(x, skip, skip_scale)
     gain, offset = weight.to(wide.dtype), bias.to(wide.dtype)
     if scale is None or shift is None:
         y = F.group_norm(wide, groups, gain, offset, eps)
@@ -145,14 +153,6 @@ def _reference(
     return y.to(x.dtype, memory_format=torch.channels_last if last else torch.preserve_format)
 
 
-def _stacked(x: Tensor, skip: Tensor | None, skip_scale: float) -> Tensor:
-    """[x, skip * skip_scale] in the type of the arithmetic, B C H W."""
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    if skip is None:
-        return x.to(dtype)
-    return torch.cat([x.to(dtype), skip.to(dtype) * skip_scale], dim=1)
-
-
 def _decomposition(
     x: Tensor,
     skip: Tensor | None,
@@ -167,7 +167,7 @@ def _decomposition(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The reference with the signature and the results of the registered operation."""
     y = _reference(x, skip, weight, bias, scale, shift, groups, eps, activation, skip_scale)
-    grouped = _stacked(x, skip, skip_scale).reshape(x.shape[0], groups, -1)
+    grouped = stacked(x, skip, skip_scale).reshape(x.shape[0], groups, -1)
     variance, mean = torch.var_mean(grouped, dim=2, correction=0)
     return y, mean, torch.rsqrt(variance + eps)
 

@@ -1,0 +1,174 @@
+"""What a network takes of a device's memory, found by running it on tensors that hold nothing.
+
+Under `FakeTensorMode` every operation has its shapes, types, layouts and lifetimes, but no data. A
+network of any size runs so in seconds, forward and backward; the bytes that are alive are counted
+as tensors come and go. The tensors pretend to lie on a CPU, whose path keeps for the backward pass
+what the kernels keep; PyTorch's own path on a GPU keeps more.
+
+Not counted: what an operation takes and gives back inside (workspaces of convolutions), what an
+allocator loses to fragments, and the few images that a sampler or an objective holds.
+"""
+
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, Literal
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from cascade.config.unet import UNetConfig
+from cascade.model.unet import IMAGE_CHANNELS, UNet
+
+Precision = Literal["fp32", "bf16"]
+OptimizerName = Literal["adamw", "adamw8bit", "adafactor"]
+
+FLOAT32: Final = 4  # bytes; weights, gradients and averages are held so in every precision
+_BLOCK: Final = 256  # values that share a scale in 8-bit AdamW
+_QUANTISED: Final = 4096  # values from which on a tensor's moments are quantised
+
+
+class LiveBytes(TorchDispatchMode):
+    """While entered, counts the bytes of all storages that operations made and that are alive.
+
+    Attributes:
+        now: alive at the moment.
+        peak: the most there were at any moment.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = 0
+        self.peak = 0
+        self._alive: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
+
+    def __torch_dispatch__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Run an operation and note what it returned."""
+        out = func(*args, **(kwargs or {}))
+        known = {id(x.untyped_storage()) for x in tree_leaves((args, kwargs)) if _is_tensor(x)}
+        for tensor in tree_leaves(out):
+            # A view or a result in place lives in a storage that was counted, or never shall be.
+            if _is_tensor(tensor) and id(tensor.untyped_storage()) not in known:
+                self._note(tensor.untyped_storage())
+        return out
+
+    def _note(self, storage: torch.UntypedStorage) -> None:
+        if storage in self._alive:
+            return
+        size = storage.nbytes()
+        self._alive.add(storage)
+        weakref.finalize(storage, self._forget, size)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+    def _forget(self, size: int) -> None:
+        self.now -= size
+
+
+def sampling_bytes(
+    config: UNetConfig, rows: int, size: int, tokens: int, precision: Precision
+) -> int:
+    """Return what one call without gradients takes beside the weights, at its peak.
+
+    Args:
+        config: the network.
+        rows: of the batch; guidance runs two for every picture.
+        size: side of the pictures, pixels.
+        tokens: of the text.
+        precision: "bf16" is autocast, weights stay in float32.
+    """
+    with FakeTensorMode():
+        network = UNet(config).eval()
+        inputs = _inputs(config, rows, size, tokens)
+        with LiveBytes() as live, torch.no_grad(), _autocast(precision):
+            network(**inputs)
+    return int(live.peak)
+
+
+def training_bytes(
+    config: UNetConfig,
+    rows: int,
+    size: int,
+    tokens: int,
+    precision: Precision,
+    *,
+    checkpointing: bool,
+) -> int:
+    """Return what a call and its backward pass take beside weights and their gradients.
+
+    Args:
+        config: the network.
+        rows: of the batch.
+        size: side of the pictures, pixels.
+        tokens: of the text.
+        precision: "bf16" is autocast, weights stay in float32.
+        checkpointing: whether blocks are computed again instead of kept.
+    """
+    with FakeTensorMode():
+        network = UNet(config, checkpointing=checkpointing).train()
+        for parameter in network.parameters():
+            # Gradients are counted whole by who asks; here they go as they come.
+            parameter.register_post_accumulate_grad_hook(_drop)
+        inputs = _inputs(config, rows, size, tokens)
+        with LiveBytes() as live:
+            with _autocast(precision):
+                loss = network(**inputs).float().square().mean()
+            loss.backward()
+    return int(live.peak)
+
+
+def optimizer_bytes(shapes: Sequence[torch.Size], name: OptimizerName) -> int:
+    """Return what an optimizer keeps for parameters of these shapes.
+
+    Two moments in float32, or in 8 bits with a scale per block (Dettmers et al. 2022; torchao
+    leaves small tensors in float32), or sums over rows and over columns (Shazeer & Stern 2018).
+    """
+    match name:
+        case "adamw":
+            return sum(2 * FLOAT32 * shape.numel() for shape in shapes)
+        case "adamw8bit":
+            return sum(2 * _moment_8bit(shape.numel()) for shape in shapes)
+        case "adafactor":
+            return sum(FLOAT32 * _factored(shape) for shape in shapes)
+
+
+def _moment_8bit(values: int) -> int:
+    if values < _QUANTISED or values % _BLOCK:
+        return FLOAT32 * values
+    return values + FLOAT32 * (values // _BLOCK + _BLOCK)
+
+
+def _factored(shape: torch.Size) -> int:
+    values = shape.numel()
+    return values // shape[-1] + values // shape[-2] if len(shape) > 1 else values
+
+
+def _inputs(config: UNetConfig, rows: int, size: int, tokens: int) -> dict[str, Tensor]:
+    image = torch.empty(rows, IMAGE_CHANNELS, size, size)
+    inputs = {
+        "x": image,
+        "t": torch.empty(rows),
+        "text": torch.empty(rows, tokens, config.text_width),
+        "text_mask": torch.ones(rows, tokens, dtype=torch.bool),
+    }
+    return inputs | ({"low_res": image, "aug": torch.empty(rows)} if config.low_res else {})
+
+
+def _autocast(precision: Precision) -> torch.autocast:
+    return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
+
+
+def _drop(parameter: Tensor) -> None:
+    parameter.grad = None
+
+
+def _is_tensor(value: object) -> bool:
+    return isinstance(value, Tensor)

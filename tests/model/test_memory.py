@@ -1,0 +1,138 @@
+"""What the memory plan counts is what PyTorch's allocator gives out."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+
+from cascade.config.train import OptimizerConfig
+from cascade.config.unet import UNetConfig
+from cascade.model.memory import optimizer_bytes, sampling_bytes, training_bytes
+from cascade.model.unet import UNet
+from cascade.train.optim import make_optimizer
+
+TOKENS, SIZE, ROWS = 7, 32, 2
+
+
+@pytest.fixture(params=["deepfloyd", "efficient"])
+def wide(request: pytest.FixtureRequest, configs: dict[str, UNetConfig]) -> UNetConfig:
+    """A network whose activations outweigh the vectors beside them."""
+    return configs[request.param].model_copy(update={"channels": (64, 128)})
+
+
+@pytest.fixture
+def allocated(tmp_path: Path) -> Callable[[Callable[[], object]], int]:
+    """The most a call has allocated at once, from the allocator's own log."""
+
+    def measure(run: Callable[[], object]) -> int:
+        run()
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as log:
+            run()
+        log.export_chrome_trace(str(tmp_path / "trace.json"))
+        events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+        held = [event["args"] for event in events if event.get("name") == "[memory]"]
+        before = held[0]["Total Allocated"] - held[0]["Bytes"]
+        return int(max(args["Total Allocated"] for args in held) - before)
+
+    return measure
+
+
+def given(config: UNetConfig) -> dict[str, Tensor]:
+    inputs = {
+        "x": torch.randn(ROWS, 3, SIZE, SIZE),
+        "t": torch.full((ROWS,), 500.0),
+        "text": torch.randn(ROWS, TOKENS, config.text_width),
+        "text_mask": torch.ones(ROWS, TOKENS, dtype=torch.bool),
+    }
+    if config.low_res:
+        inputs |= {"low_res": inputs["x"], "aug": inputs["t"]}
+    return inputs
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_sampling_takes_what_was_counted(
+    wide: UNetConfig, precision: str, allocated: Callable[[Callable[[], object]], int]
+) -> None:
+    network, inputs = UNet(wide).eval(), given(wide)
+
+    def run() -> Tensor:
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            return network(**inputs)  # type: ignore[no-any-return]
+
+    counted = sampling_bytes(wide, ROWS, SIZE, TOKENS, precision)  # type: ignore[arg-type]
+    # A CPU's attention allocates tiles for itself, 0.4 MB for each thread at these sizes.
+    assert counted <= allocated(run) < counted + torch.get_num_threads() * 2**19
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_training_takes_what_was_counted(
+    wide: UNetConfig,
+    precision: str,
+    checkpointing: bool,
+    allocated: Callable[[Callable[[], object]], int],
+) -> None:
+    network, inputs = UNet(wide, checkpointing=checkpointing).train(), given(wide)
+
+    def drop(parameter: Tensor) -> None:
+        parameter.grad = None
+
+    for parameter in network.parameters():
+        parameter.register_post_accumulate_grad_hook(drop)
+
+    def run() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            out = network(**inputs)
+        out.float().square().mean().backward()
+
+    counted = training_bytes(
+        wide,
+        ROWS,
+        SIZE,
+        TOKENS,
+        precision,  # type: ignore[arg-type]
+        checkpointing=checkpointing,
+    )
+    # The backward pass of one convolution or attention may hold another image inside, of the some
+    # ten that a recomputed block keeps at least.
+    assert counted <= allocated(run) < 1.1 * counted
+
+
+def test_recomputing_takes_less(configs: dict[str, UNetConfig]) -> None:
+    kept, again = (
+        training_bytes(configs["base"], 2, 32, 7, "fp32", checkpointing=value)
+        for value in (False, True)
+    )
+    assert again < 0.7 * kept
+
+
+@pytest.mark.parametrize("name", ["adamw", "adamw8bit", "adafactor"])
+def test_optimizers_keep_what_was_counted(name: str) -> None:
+    if name == "adamw8bit":
+        pytest.importorskip("torchao")
+    layers = nn.Sequential(nn.Conv2d(32, 64, 3), nn.Linear(64, 128), nn.LayerNorm(128))
+    settings = OptimizerConfig.model_validate({"name": name})
+    optimizer = make_optimizer(settings, layers.parameters())
+    for parameter in layers.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    held = sum(
+        _bytes(value)
+        for state in optimizer.state.values()
+        for value in state.values()
+        if isinstance(value, Tensor) and value.numel() > 1
+    )
+    shapes = [parameter.shape for parameter in layers.parameters()]
+    assert optimizer_bytes(shapes, name) == held  # type: ignore[arg-type]
+
+
+def _bytes(value: Tensor) -> int:
+    """Of a tensor, or of the tensors that a quantised one is made of."""
+    if not hasattr(value, "__tensor_flatten__"):
+        return value.nbytes
+    names, _ = value.__tensor_flatten__()
+    return sum(_bytes(getattr(value, name)) for name in names)
