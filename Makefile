@@ -32,9 +32,9 @@ $(READY): pyproject.toml $(CONSTRAINTS)
 	  $(addprefix --constraint ,$(CONSTRAINTS))
 	@touch $@
 
-# The kernels' compiler is large, and on a CPU nothing but the tests needs it.
+# The compilers are large, and on a CPU nothing but the tests needs them.
 $(TEST_READY): $(READY)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[gpu,export,quantized]' \
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[gpu,export,quantized,tensorrt-rtx]' \
 	  $(addprefix --constraint ,$(CONSTRAINTS))
 	@touch $@
 

@@ -250,7 +250,7 @@ def print_licence(manifest: CascadeManifest) -> None:
 def _load(folder: Path, device: torch.device | str) -> Stage:
     """Load a stage with its weights laid out as its images are: else every call copies them."""
     stage = Stage.load(folder, device)
-    stage.network.to(memory_format=torch.channels_last)
+    stage.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return stage
 
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -27,6 +28,16 @@ from cascade.text.t5 import TextEmbedding
 from cascade_kernels.dispatch import Backend, obstacle
 
 OnStep = Callable[[int, Tensor, Denoised], None]
+
+
+@runtime_checkable
+class Placed(Protocol):
+    """A network that is no module and says where it takes its inputs: an engine."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs are taken from and answers left."""
+        ...
 
 
 class Stage:
@@ -111,18 +122,18 @@ class Stage:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights lie; engines take their inputs from the CPU."""
+        """Where the weights lie, or where an engine takes its inputs; a function's is the CPU."""
         network = self.denoiser.network
         if isinstance(network, torch.nn.Module):
             return next(network.parameters()).device
-        return torch.device("cpu")
+        return network.device if isinstance(network, Placed) else torch.device("cpu")
 
     def fingerprint(self) -> str:
         """Return sha256 over the configuration and every weight's name, type, shape and bytes."""
         digest = hashlib.sha256(self.config.model_dump_json().encode())
         for name, value in sorted(self.network.state_dict().items()):
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-            digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            digest.update(value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
     @torch.no_grad()

@@ -9,19 +9,26 @@ CPU with tiny shapes and Triton's interpreter; its times mean nothing and are ma
                compilation, the benchmark, and the launch table that follows from it
     tuning     launch configurations by kernel and shape; run it ahead of `kernels`, whose
                benchmark then takes them
+    peers      sampling and training steps of DeepFloyd IF's shapes beside diffusers' networks
     network    a training and a sampling step of an IF-I-M-shaped U-Net with and without kernels
+    export     TensorRT for RTX, ONNX Runtime and compiled PyTorch: parity, swaps, and the latency
+               of IF-I-M- and IF-II-M-shaped U-Nets against diffusers
+    tensorrt   the same of full TensorRT, where it is installed
 """
 
 import os
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cascade.cli.mistakes import answer
 from cascade.errors import UserError
+
+if TYPE_CHECKING:
+    from gpu.pieces import Context, Piece
 
 INCOMPLETE = 3
 """Exit status when the time was up; the same command goes on from there."""
@@ -33,6 +40,9 @@ class Part(StrEnum):
     kernels = "kernels"
     tuning = "tuning"
     network = "network"
+    export = "export"
+    tensorrt = "tensorrt"
+    peers = "peers"
 
 
 def main(
@@ -54,20 +64,42 @@ def main(
         os.environ["TRITON_INTERPRET"] = "1"
     import torch
 
-    from gpu.kernel_checks import kernel_pieces, tuning_pieces
-    from gpu.network import network_pieces
     from gpu.pieces import Context, run_pieces
 
     if not dry_run and not torch.cuda.is_available():
         raise UserError("The suite needs a CUDA device and finds none; --dry-run works without.")
-    makers = {
-        Part.kernels: kernel_pieces,
-        Part.tuning: tuning_pieces,
-        Part.network: network_pieces,
-    }
     context = Context(output, minutes, tuple(shapes or ()), commit, dry_run)
-    status = run_pieces(part, makers[part](context), context)
+    status = run_pieces(part, _pieces(part, context), context)
     sys.exit({"passed": 0, "failed": 1, "incomplete": INCOMPLETE}[status])
+
+
+def _pieces(part: Part, context: "Context") -> "list[Piece]":
+    """A part's pieces; only that part's packages need to be installed."""
+    match part:
+        case Part.kernels:
+            from gpu.kernel_checks import kernel_pieces
+
+            return kernel_pieces(context)
+        case Part.tuning:
+            from gpu.kernel_checks import tuning_pieces
+
+            return tuning_pieces(context)
+        case Part.network:
+            from gpu.network import network_pieces
+
+            return network_pieces(context)
+        case Part.export:
+            from gpu.export import export_pieces
+
+            return export_pieces(context)
+        case Part.peers:
+            from gpu.peers import peer_pieces
+
+            return peer_pieces(context)
+        case Part.tensorrt:
+            from gpu.tensorrt import tensorrt_pieces
+
+            return tensorrt_pieces(context)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ import typer
 from cascade.cli.bench import bench
 from cascade.cli.dreambooth import dreambooth
 from cascade.cli.embed import embed
+from cascade.cli.export import export
+from cascade.cli.export_triton import export_triton
 from cascade.cli.formats import export_diffusers, import_cascade
 from cascade.cli.identifiers import identifiers
 from cascade.cli.info import info
@@ -27,6 +29,8 @@ app.command()(dreambooth)
 app.command()(sample)
 app.command()(train)
 app.command()(embed)
+app.command()(export)
+app.command()(export_triton)
 app.command()(info)
 app.command()(identifiers)
 app.command("import")(import_cascade)

@@ -1,4 +1,4 @@
-"""`cascade bench kernels`: how fast the kernels are on this machine."""
+"""`cascade bench`: how fast the kernels, or an exported cascade's stages, are on this machine."""
 
 from pathlib import Path
 from typing import Annotated
@@ -46,3 +46,35 @@ def kernels(
         ) from None
 
     typer.echo(bench_kernels(op or (), shapes or (), output, quick=quick, tuning=tune))
+
+
+@bench.command()
+def stages(
+    bundle: Annotated[Path, typer.Option(help="An exported cascade.", show_default=False)],
+    batch: Annotated[str, typer.Option(help="Pictures at a time, as a list.")] = "1,2,4",
+    against: Annotated[
+        str, typer.Option(help="A list of eager, compiled and diffusers.")
+    ] = "eager,compiled",
+    rounds: Annotated[int, typer.Option(min=2, help="Turns of each.")] = 5,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Of each stage, for the first picture.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")] = Path(
+        "runs/bench"
+    ),
+) -> None:
+    """Time a bundle's engines beside PyTorch's and diffusers' networks with the same weights."""
+    from cascade.cli.sample import usable_device
+    from cascade.progress import progress_bar, stage_steps
+    from cascade_export.bench import BenchSettings, bench_stages
+    from cascade_export.bench_report import bench_tables, write_bench
+    from cascade_export.bundle import Bundle
+
+    settings = BenchSettings.parse(batch, against, rounds, steps, usable_device(device))
+    opened = Bundle.open(bundle)
+    with progress_bar() as bar:
+        result = bench_stages(opened, settings, stage_steps(bar))
+    path = write_bench(result, output)
+    typer.echo(bench_tables(result))
+    typer.echo(f"The results are {path}.")

@@ -6,6 +6,17 @@ from typing import Annotated, Literal
 
 import typer
 
+from cascade.cli.bundle import (
+    Bundle,
+    Compiled,
+    Engine,
+    MaxMemory,
+    Spinning,
+    Subject,
+    Threads,
+    load_bundle,
+    refuse_without_bundle,
+)
 from cascade.cli.text import Embeddings, EncoderMode
 from cascade.config.stage import AugmentationLevel, SamplerConfig
 from cascade.errors import UserError
@@ -22,7 +33,9 @@ def sample(
         Path,
         typer.Option("--output", "-o", help="Folder that gets the pictures.", show_default=False),
     ],
-    cascade: Annotated[str, typer.Option(help="A cascade folder, or 'mini'.")] = "mini",
+    cascade: Annotated[
+        str | None, typer.Option(help="A cascade folder; 'mini' if neither this nor a bundle.")
+    ] = None,
     num_images: Annotated[int, typer.Option(min=1, help="Pictures of each prompt.")] = 4,
     seed: Annotated[int, typer.Option(help="Seed of the first picture; the next count up.")] = 0,
     sampler: Annotated[
@@ -55,6 +68,13 @@ def sample(
     ] = "auto",
     embeddings: Embeddings = None,
     encoder_mode: EncoderMode = "auto",
+    bundle: Bundle = None,
+    subject: Subject = None,
+    engine: Engine = None,
+    threads: Threads = None,
+    spinning: Spinning = True,
+    compiled: Compiled = False,
+    max_memory: MaxMemory = None,
 ) -> None:
     """Draw pictures: a PNG per picture and stage, and a grid.
 
@@ -63,9 +83,36 @@ def sample(
     from cascade.gallery import draw_to_folder
     from cascade.pipeline import Cascade
 
-    loaded = Cascade.load(
-        cascade, usable_device(device), embeddings=embeddings, encoder_mode=encoder_mode
-    )
+    if bundle is None:
+        refuse_without_bundle(
+            subject=subject,
+            engine=engine,
+            threads=threads,
+            no_spinning=not spinning,
+            compile=compiled,
+            max_memory=max_memory,
+        )
+        loaded = Cascade.load(
+            cascade or "mini",
+            usable_device(device),
+            embeddings=embeddings,
+            encoder_mode=encoder_mode,
+        )
+    elif cascade is not None:
+        raise UserError("A bundle holds its own cascade; leave --cascade or --bundle out.")
+    else:
+        loaded = load_bundle(
+            bundle,
+            None if device is None else usable_device(device),
+            subject=subject,
+            engine=engine,
+            threads=threads,
+            spinning=spinning,
+            compiled=compiled,
+            max_memory=max_memory,
+            embeddings=embeddings,
+            encoder_mode=encoder_mode,
+        )
     if kernels != "auto":
         for stage in loaded.stages:
             stage.set_backend(kernels)

@@ -30,6 +30,8 @@ COMMANDS = (
     "import",
     "export-diffusers",
     "bench",
+    "export",
+    "export-triton",
 )
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "mini-base32.toml"
 Command = Callable[..., Any]

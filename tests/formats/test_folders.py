@@ -16,7 +16,7 @@ from cascade.formats.deepfloyd import LICENCE, load_stage, read_pipelines, read_
 from cascade.formats.scheduler import leading
 from cascade.formats.settings import Settings
 from cascade.formats.unet import unet_from_diffusers, unet_to_diffusers
-from cascade.pipeline import Cascade, read_manifest
+from cascade.pipeline import Cascade, print_licence, read_manifest
 
 PUBLISHED = ["if-i-m", "if-i-l", "if-i-xl", "if-ii-m", "if-ii-l"]
 Rewrite = Callable[..., None]
@@ -110,6 +110,8 @@ def test_a_diffusers_folder_loads_without_writing(pipelines: tuple[Path, Path]) 
 def test_the_licence_is_printed_once(
     pipelines: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
+    print_licence.cache_clear()
+    Cascade.load(pipelines)
     Cascade.load(pipelines)
     printed = capsys.readouterr()
     assert printed.err.count("non-commercial research only") == 1

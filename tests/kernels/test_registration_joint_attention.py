@@ -189,7 +189,14 @@ def test_shards_of_two_processes_get_the_gradients_of_one() -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(kernels)}
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command = [*torchrun, "--nproc-per-node", "2", __file__]
-    subprocess.run(command, env=environment, check=True, timeout=300)
+    for _ in range(2):
+        ran = subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=False, timeout=300
+        )
+        # Once in several runs a process of gloo aborts at its start or end (SIGABRT).
+        if "SIGABRT" not in ran.stderr:
+            break
+    assert ran.returncode == 0, ran.stderr
 
 
 def _compare_shards() -> None:

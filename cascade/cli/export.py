@@ -1,0 +1,199 @@
+"""`cascade export`: a cascade as a bundle of engines that draw the same pictures."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+
+import typer
+
+from cascade.cli.bundle import EngineName
+from cascade.cli.text import Embeddings, EncoderMode
+from cascade.config.encoder import EncoderModeName
+from cascade.errors import UserError
+
+if TYPE_CHECKING:
+    from cascade.pipeline import Cascade
+    from cascade_export.bundle import Bundle
+    from cascade_export.gate import Gate
+    from cascade_export.manifest import Proof
+    from cascade_export.request import Request
+
+PrecisionName = Literal["fp32", "fp16", "bf16"]
+
+
+def export(
+    cascade: Annotated[str, typer.Option(help="A cascade folder, or 'mini'.")] = "mini",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="A new folder for the bundle.")
+    ] = None,
+    into: Annotated[
+        Path | None,
+        typer.Option(help="Add the cascade, a fine-tune, to this bundle instead."),
+    ] = None,
+    subject: Annotated[
+        str | None, typer.Option(help="With --into: what to call the fine-tune.")
+    ] = None,
+    engine: Annotated[
+        EngineName | None, typer.Option(help="What runs it; onnxruntime by default.")
+    ] = None,
+    precision: Annotated[
+        PrecisionName | None, typer.Option(help="Of weights and arithmetic; fp32 by default.")
+    ] = None,
+    quantise: Annotated[
+        Literal["int8", "fp8"] | None,
+        typer.Option(help="Run the blocks' convolutions in 8 bits; costs likeness."),
+    ] = None,
+    calibration_prompt: Annotated[
+        list[str] | None,
+        typer.Option(help="With --quantise: what its scales are drawn from; may be repeated."),
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option(help="GPUs that TensorRT builds for, as in sm89,sm120.")
+    ] = None,
+    max_batch: Annotated[
+        int | None, typer.Option(min=1, help="Most pictures at a time of a TensorRT plan.")
+    ] = None,
+    text_encoder: Annotated[
+        Literal["torch", "graph"] | None,
+        typer.Option(help="Run by PyTorch, the default, or a graph for ONNX Runtime."),
+    ] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A LoRA file to merge first: FILE for the base, or STAGE=FILE; may be repeated."
+        ),
+    ] = None,
+    lora_scale: Annotated[float, typer.Option(help="Factor on all of them.")] = 1.0,
+    retry: Annotated[
+        bool,
+        typer.Option("--retry", help="If the check fails, keep the layer at fault in fp32."),
+    ] = False,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option("--prompt", help="What the check draws; may be repeated. Four if none."),
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, max=1000, help="Steps of the check's samplers.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="Where the check runs the engine: cpu, cuda, ...")
+    ] = None,
+    embeddings: Embeddings = None,
+    encoder_mode: EncoderMode = "auto",
+) -> None:
+    """Export every stage, and prove that the engine draws what the cascade draws.
+
+    The bundle's report/parity.html shows the pictures side by side. An export that was cut short
+    goes on where it was, with the same command.
+    """
+    if (output is None) == (into is None):
+        raise UserError("Give --output for a new bundle, or --into for one that takes a fine-tune.")
+    if (into is None) != (subject is None):
+        raise UserError("--into and --subject go together: a bundle, and its fine-tune's name.")
+    fixed = {
+        "engine": engine,
+        "precision": precision,
+        "quantise": quantise,
+        "calibration-prompt": calibration_prompt,
+        "target": target,
+        "max-batch": max_batch,
+        "text-encoder": text_encoder,
+        "retry": retry,
+    }
+    given = [name for name, value in fixed.items() if value]
+    if into is not None and given:
+        raise UserError(f"--{given[0]} is what {into} was exported with; leave it out with --into.")
+    from cascade_export.bundle import Bundle
+    from cascade_export.engines import default_device
+    from cascade_export.gate import Gate
+    from cascade_export.parity import PROMPTS
+    from cascade_export.request import Request
+    from cascade_export.targets import parse_targets
+
+    bundle = Bundle.open(into) if into is not None else None
+    kind = bundle.manifest.engine if bundle is not None else engine or "onnxruntime"
+    gate = Gate(
+        prompts=tuple(prompt or PROMPTS),
+        steps=steps,
+        device=device or default_device(kind),
+        command=shlex.join(["cascade", *sys.argv[1:]]),
+    )
+    if calibration_prompt and quantise is None:
+        raise UserError("--calibration-prompt belongs to --quantise; give both or neither.")
+    source = Source(cascade, embeddings, encoder_mode, tuple(lora or ()), lora_scale)
+    if bundle is not None and subject is not None:
+        _add(bundle, source, subject, gate)
+    elif output is not None:
+        request = Request(
+            engine=kind,
+            precision=precision or "fp32",
+            quantisation=quantise or "none",
+            calibration=tuple(calibration_prompt or PROMPTS),
+            targets=parse_targets(target) if target is not None else (),
+            text=text_encoder or "torch",
+            max_batch=max_batch or 4,
+            retry=retry,
+            gate=gate,
+        )
+        _make(output, source, request)
+
+
+class Source(NamedTuple):
+    """The cascade that is exported."""
+
+    path: str
+    embeddings: Path | None
+    encoder_mode: EncoderModeName
+    lora: tuple[str, ...]
+    lora_scale: float
+
+    def load(self) -> "Cascade":
+        """Load it where graphs are traced, on the CPU in float32."""
+        from cascade.pipeline import Cascade
+        from cascade_export.adapted import parse_lora, with_lora
+
+        plain = Cascade.load(self.path, embeddings=self.embeddings, encoder_mode=self.encoder_mode)
+        return with_lora(plain, parse_lora(self.lora, plain), self.lora_scale)
+
+
+def _make(output: Path, source: Source, request: "Request") -> None:
+    from cascade.progress import progress_bar, stage_steps
+    from cascade_export.exporting import export_bundle
+    from cascade_export.request import require_place
+
+    request.check()
+    require_place(output)
+    loaded = source.load()
+    with progress_bar() as bar:
+        bundle = export_bundle(loaded, output, request, stage_steps(bar))
+    if bundle.manifest.proof is not None:
+        _tell(bundle.manifest.proof, output / "report", f"--bundle {output}")
+
+
+def _add(bundle: "Bundle", source: Source, name: str, gate: "Gate") -> None:
+    from cascade.progress import progress_bar, stage_steps
+    from cascade_export.subjects import add_subject, subject_folder
+
+    loaded = source.load()
+    with progress_bar() as bar:
+        subject = add_subject(bundle, loaded, name, gate, stage_steps(bar))
+    folder = subject_folder(bundle, name)
+    _tell(subject.proof, folder / "report", f"--bundle {bundle.folder} --subject {name}")
+
+
+def _tell(proof: "Proof", report: Path, flags: str) -> None:
+    """Print how far the engines' pictures are from the cascade's, and what to do next."""
+    from rich.console import Console
+    from rich.table import Table
+
+    ran = "" if proof.executed else ", by another engine in its place: built, not executed"
+    table = Table(title=f"Engine beside eager{ran}")
+    for column in ("stage", "PSNR, dB", "8-bit values that differ, %", "by up to"):
+        table.add_column(column)
+    for stage, one in proof.pictures.items():
+        share = f"{100 * one.differing:.4f}"
+        table.add_row(stage, f"{one.psnr:.1f}", share, f"{one.greatest}")
+    Console(markup=False, emoji=False, highlight=False).print(table)
+    typer.echo(f"The report is {report / 'parity.html'}.")
+    typer.echo(f"Draw: cascade sample {flags} --prompt PROMPT --output FOLDER")

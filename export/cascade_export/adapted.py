@@ -1,0 +1,58 @@
+"""A cascade with LoRA files merged into its stages."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from cascade.errors import UserError
+from cascade.pipeline import Cascade
+from cascade.stage import Stage, skeleton
+from cascade_export.lora import merge_lora
+
+
+def parse_lora(values: Sequence[str], cascade: Cascade) -> dict[str, list[Path]]:
+    """Sort LoRA files by the stage that they belong to.
+
+    Args:
+        values: `FILE`, which is the base's, or `STAGE=FILE`.
+        cascade: has the stages.
+
+    Raises:
+        UserError: a file is not there.
+    """
+    names = [stage.config.name for stage in cascade.stages]
+    found: dict[str, list[Path]] = {}
+    for value in values:
+        stage, separator, file = value.partition("=")
+        named = bool(separator) and stage in names
+        path = Path(file if named else value)
+        if not path.is_file():
+            raise UserError(
+                f"There is no LoRA file {path}; give FILE for stage '{names[0]}', or STAGE=FILE "
+                f"with one of {', '.join(names)}."
+            )
+        found.setdefault(stage if named else names[0], []).append(path)
+    return found
+
+
+def with_lora(cascade: Cascade, files: Mapping[str, Sequence[Path]], scale: float = 1.0) -> Cascade:
+    """Return the cascade with LoRA files merged; it stays as it is.
+
+    Args:
+        cascade: its stages run on modules.
+        files: by stage, added one after the other.
+        scale: factor on all of them; see `merge_lora`.
+
+    Raises:
+        UserError: a file is damaged or does not fit its stage.
+    """
+    stages = [_merged(stage, files.get(stage.config.name, ()), scale) for stage in cascade.stages]
+    return Cascade(cascade.manifest, cascade.encoder, stages)
+
+
+def _merged(stage: Stage, files: Sequence[Path], scale: float) -> Stage:
+    if not files:
+        return stage
+    state = merge_lora(stage.network.state_dict(), files, scale, stage.config.unet)
+    network = skeleton(stage.config)
+    network.load_state_dict(state, assign=True)
+    return stage.with_network(network.eval())

@@ -1,0 +1,205 @@
+"""A bundle: a cascade's graphs, weights and engines as one folder, and sampling from it.
+
+    BUNDLE/bundle.json                                    what it holds, with hashes; written last
+    BUNDLE/text/                                          the text encoder, as a folder or a graph
+    BUNDLE/stages/<stage>/{config.json, graph.onnx, weights.safetensors}
+    BUNDLE/subjects/<name>/{about.json, <stage>.safetensors}
+    BUNDLE/engines/<key>/{plan, manifest.json}            of the TensorRT kinds
+    BUNDLE/report/                                        how the engines compare with eager
+
+A graph is exported once per architecture. A subject, which is a fine-tune of the same cascade, is a
+weights file for each stage that it changes.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from cascade.errors import UserError
+from cascade.pipeline import Cascade, check_chain, print_licence
+from cascade.stage import Stage, read_json, read_stage_config
+from cascade.text.modes import EncoderMode
+from cascade.text.prompts import PromptEncoder
+from cascade.text.source import open_text, ready
+from cascade_export.engines import EngineKind, EngineOptions, StageFiles, open_engines
+from cascade_export.graph import GRAPH, Graph
+from cascade_export.manifest import (
+    ABOUT,
+    BundleManifest,
+    Subject,
+    Weights,
+    check_file,
+    read_manifest,
+)
+from cascade_export.text_graph import GraphTextEncoder
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An exported cascade on disk.
+
+    Attributes:
+        folder: where it is.
+        manifest: what it holds.
+    """
+
+    folder: Path
+    manifest: BundleManifest
+
+    @classmethod
+    def open(cls, folder: Path) -> "Bundle":
+        """Open a bundle and prove its files against their hashes.
+
+        Raises:
+            UserError: it is none, not whole, altered, or of a later version of this project.
+        """
+        bundle = cls(folder, read_manifest(folder))
+        for name, entry in bundle.manifest.stages.items():
+            check_file(bundle.stage_folder(name) / GRAPH, entry.graph)
+            bundle.check_weights(entry.weights)
+        text = bundle.manifest.text
+        if text.graph is not None and text.weights is not None:
+            check_file(bundle.text_folder / GRAPH, text.graph)
+            bundle.check_weights(text.weights)
+        return bundle
+
+    @property
+    def text_folder(self) -> Path:
+        """Where the text encoder is; one too large to copy is outside of the bundle."""
+        return self.folder / self.manifest.cascade.text_encoder
+
+    @property
+    def plans(self) -> Path:
+        """Where the plans of TensorRT's engines are."""
+        return self.folder / "engines"
+
+    def stage_folder(self, name: str) -> Path:
+        """Where a stage's graph, weights and settings are."""
+        return self.folder / "stages" / name
+
+    def subjects(self) -> list[str]:
+        """Names of the fine-tunes that the bundle serves beside its own weights."""
+        return sorted(path.parent.name for path in self.folder.glob(f"subjects/*/{ABOUT}"))
+
+    def subject(self, name: str) -> Subject:
+        """Open a subject and prove its files against their hashes.
+
+        Raises:
+            UserError: there is none of this name, or it is damaged.
+        """
+        known = self.subjects()
+        if name not in known:
+            held = f"it has {', '.join(known)}" if known else "it has none"
+            raise UserError(
+                f"{self.folder} has no subject '{name}', {held}; add it: cascade export "
+                f"--cascade TUNED --into {self.folder} --subject {name}."
+            )
+        path = self.folder / "subjects" / name / ABOUT
+        subject = Subject.parse(read_json(path), str(path))
+        for entry in subject.stages.values():
+            self.check_weights(entry.weights)
+        return subject
+
+    def files(self, subject: Subject | None = None) -> list[StageFiles]:
+        """What the engines are opened from, base first.
+
+        Raises:
+            UserError: a file is missing or damaged.
+        """
+        return [self._stage_files(name, subject) for name in self.manifest.stages]
+
+    def cascade(
+        self,
+        subject: str | Subject | None = None,
+        device: torch.device | str = "cpu",
+        *,
+        engine: EngineKind | None = None,
+        options: EngineOptions | None = None,
+        max_memory: int | None = None,
+        embeddings: Path | None = None,
+        encoder_mode: EncoderMode = "auto",
+    ) -> Cascade:
+        """Put the engines together to a cascade, which samples as any other.
+
+        Args:
+            subject: a fine-tune, or its name; the bundle's own weights by default.
+            device: where the engines run.
+            engine: another kind than the bundle's own; the graphs are the same for all.
+            options: how the engines run.
+            max_memory: bytes for the stages' weights; a stage that waits leaves if it must.
+            embeddings: a store that stands in for the text encoder.
+            encoder_mode: how a text encoder that is no graph is held.
+
+        Raises:
+            UserError: the subject is unknown, or an engine or the text encoder cannot be opened.
+        """
+        chosen = self.subject(subject) if isinstance(subject, str) else subject
+        manifest = chosen.cascade if chosen else self.manifest.cascade
+        print_licence(manifest)
+        stages = self.stages(chosen, device, engine=engine, options=options, max_memory=max_memory)
+        encoder = self._encoder(device, embeddings, encoder_mode)
+        check_chain([stage.config for stage in stages], encoder.width, self.folder)
+        return Cascade(manifest, encoder, stages)
+
+    def stages(
+        self,
+        subject: Subject | None = None,
+        device: torch.device | str = "cpu",
+        *,
+        engine: EngineKind | None = None,
+        options: EngineOptions | None = None,
+        max_memory: int | None = None,
+    ) -> list[Stage]:
+        """Open the engines, base first; the arguments are as in `cascade`.
+
+        Raises:
+            UserError: an engine cannot be opened.
+        """
+        files = self.files(subject)
+        kind = engine or self.manifest.engine
+        engines = open_engines(kind, files, device, options, max_memory)
+        return [Stage(part.config, each) for part, each in zip(files, engines, strict=True)]
+
+    def check_weights(self, weights: Weights) -> None:
+        """Prove a weights file against its size and hash.
+
+        Raises:
+            UserError: it is missing or altered.
+        """
+        check_file(self.folder / weights.file, weights.sha256, weights.size)
+
+    def _stage_files(self, name: str, subject: Subject | None) -> StageFiles:
+        entry = self.manifest.stages[name]
+        tuned = subject.stages[name] if subject else None
+        weights = tuned.weights if tuned else entry.weights
+        folder = self.stage_folder(name)
+        return StageFiles(
+            config=tuned.config if tuned else read_stage_config(folder),
+            precision=self.manifest.precision,
+            graph=Graph.open(folder / GRAPH),
+            weights=self.folder / weights.file,
+            weights_sha256=weights.sha256,
+            islands=entry.islands,
+            plan=None if entry.plan is None else self.plans / entry.plan,
+        )
+
+    def _encoder(
+        self, device: torch.device | str, embeddings: Path | None, mode: EncoderMode
+    ) -> PromptEncoder:
+        as_graph = self.manifest.text.form == "graph"
+        if as_graph and embeddings is None:
+            return GraphTextEncoder(self.text_folder)
+        text = open_text(None if as_graph else self.text_folder, embeddings)
+        return ready(text, mode, device)
+
+
+def open_bundle(
+    folder: Path, subject: str | None = None, device: torch.device | str = "cpu"
+) -> Cascade:
+    """Open a bundle's own engines as a cascade; `Bundle.cascade` has further choices.
+
+    Raises:
+        UserError: as `Bundle.open` and `Bundle.cascade`.
+    """
+    return Bundle.open(folder).cascade(subject, device)

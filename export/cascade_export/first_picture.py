@@ -1,0 +1,63 @@
+"""One picture in a fresh process: what `cascade_export.bench` starts and times.
+
+    python -m cascade_export.first_picture BUNDLE PROVIDER DEVICE STEPS
+
+Prints a line of JSON once the picture is there, in MiB: the most memory that the process took, and
+what is taken of the GPU, by whomever. STEPS of 0 are the checkpoint's own.
+"""
+
+import json
+import resource
+import sys
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from cascade.config.stage import SamplerConfig
+from cascade_export.bundle import Bundle
+from cascade_export.engines import EngineKind, EngineOptions
+from cascade_export.manifest import read_manifest
+
+ENGINE: Final = "engine"
+_PROMPT: Final = "a photo of a dog on the beach"
+_MEBIBYTE: Final = 2**20
+# Linux counts kibibytes, macOS bytes.
+_RSS_UNIT: Final = 1 if sys.platform == "darwin" else 1024
+
+
+def engine_of(provider: str) -> tuple[EngineKind | None, EngineOptions]:
+    """Which engine answers for a provider: the bundle's own, or PyTorch, `eager` or `compiled`."""
+    if provider == ENGINE:
+        return None, EngineOptions()
+    return "torch", EngineOptions(compiled=provider == "compiled")
+
+
+def main(folder: str, provider: str, device: str, steps: str) -> None:
+    """Draw it.
+
+    Raises:
+        UserError: the bundle is damaged, or the provider cannot run here.
+    """
+    kind, options = engine_of(provider)
+    # Not `Bundle.open`: proving the files' hashes is no part of what a server does at its start.
+    bundle = Bundle(Path(folder), read_manifest(Path(folder)))
+    cascade = bundle.cascade(device=device, engine=kind, options=options)
+    changes: dict[str, object] = {"steps": int(steps), "timesteps": None} if int(steps) else {}
+    samplers = {
+        stage.config.name: SamplerConfig.parse(
+            stage.config.sampler.model_dump() | changes, "the benchmark's settings"
+        )
+        for stage in cascade.stages
+    }
+    cascade.sample(_PROMPT, [0], samplers=samplers)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_UNIT / _MEBIBYTE
+    used = None
+    if torch.device(device).type == "cuda":
+        free, total = torch.cuda.mem_get_info(torch.device(device))
+        used = (total - free) / _MEBIBYTE
+    sys.stdout.write(json.dumps({"peak": peak, "device": used}) + "\n")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

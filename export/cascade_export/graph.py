@@ -1,0 +1,282 @@
+"""Stages and text encoders as ONNX graphs: one per architecture, its weights in a file beside it.
+
+`torch.export` traces the network, `torch.onnx` translates it to opset 21 (the first whose
+GroupNormalization takes one gain per channel; in bf16 to 22, the first whose convolutions know the
+type), `passes.clean` tidies it without touching a parameter. The graph holds no weights: each
+initializer that is a parameter points into `weights.safetensors`, at the same place for every
+fine-tune.
+
+Shapes: `B` batch, `L` text tokens, `D` width of the text encoder, `H W` height and width.
+"""
+
+import logging
+import warnings
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+import onnx
+import onnx_ir as ir
+import torch
+from google.protobuf.message import DecodeError
+from torch import Tensor, nn
+from torch.export import Dim, export
+
+from cascade.config.unet import UNetConfig
+from cascade.errors import UserError
+from cascade.files import write_bytes
+from cascade.formats.weights import Header
+from cascade.model.unet import IMAGE_CHANNELS
+from cascade.stage import Stage
+from cascade.text.modes import hold
+from cascade.text.t5 import TextEncoder
+from cascade_export import operators, passes
+from cascade_export.precision import DEFAULT_ISLANDS, Precision, cast, cast_encoder
+from cascade_export.weights import WEIGHTS, digest, places, write_state
+
+OPSETS: Final[dict[Precision, int]] = {"fp32": 21, "fp16": 21, "bf16": 22}
+GRAPH: Final = "graph.onnx"
+
+Dims = tuple[int | str, ...]
+
+_FLOATS: Final = {
+    onnx.TensorProto.FLOAT: torch.float32,
+    onnx.TensorProto.FLOAT16: torch.float16,
+    onnx.TensorProto.BFLOAT16: torch.bfloat16,
+}
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """An input or output of a graph.
+
+    Attributes:
+        name: as in `cascade.diffusion.denoiser.Network`.
+        dtype: numpy's name of the type: float32, int64 or bool.
+        dims: sizes, or the names of dynamic ones: batch, length, height, width.
+    """
+
+    name: str
+    dtype: str
+    dims: Dims
+
+
+@dataclass(frozen=True)
+class Graph:
+    """An exported architecture on disk.
+
+    Attributes:
+        path: the ONNX file.
+        sha256: of the ONNX file, which holds no weights.
+        inputs: in the order of the network's call.
+        outputs: one.
+    """
+
+    path: Path
+    sha256: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+    @classmethod
+    def open(cls, path: Path) -> "Graph":
+        """Read an exported graph; its weights need not be there.
+
+        Raises:
+            UserError: there is none, or it is damaged.
+        """
+        graph = _load(path).graph
+        inputs, outputs = (tuple(map(_spec, part)) for part in (graph.input, graph.output))
+        return cls(path, digest(path), inputs, outputs)
+
+    @property
+    def weights(self) -> Path:
+        """The file that the graph's initializers point into."""
+        return self.path.with_name(WEIGHTS)
+
+    @cached_property
+    def parameters(self) -> Mapping[str, Header]:
+        """Type and shape of every parameter, by name."""
+        return {
+            tensor.name: Header(_FLOATS[tensor.data_type], tuple(tensor.dims))
+            for tensor in _load(self.path).graph.initializer
+            if tensor.data_location == onnx.TensorProto.EXTERNAL
+        }
+
+
+def export_stage(
+    stage: Stage,
+    folder: Path,
+    precision: Precision = "fp32",
+    islands: Collection[str] = DEFAULT_ISLANDS,
+) -> Graph:
+    """Write a stage's network as `graph.onnx` and `weights.safetensors`.
+
+    Batch, text length, height and width are dynamic; the latter two are multiples of the network's
+    factor.
+
+    Args:
+        stage: around a `UNet` in float32.
+        folder: of the two files.
+        precision: of weights and arithmetic; inputs and output are float32 in all.
+        islands: modules that stay in fp32, see `precision.cast`.
+
+    Raises:
+        TypeError: the stage runs on an engine.
+        UserError: an island names no module.
+    """
+    network = cast(stage.network, precision, islands)
+    config = stage.config.unet
+    channels = IMAGE_CHANNELS * (1 + config.learned_variance)
+    return _write(
+        network,
+        _example(config, next(network.parameters()).device),
+        _stage_dims(config),
+        {"out": ("batch", channels, "height", "width")},
+        config.factor,
+        OPSETS[precision],
+        folder,
+    )
+
+
+def export_text_encoder(encoder: TextEncoder, folder: Path, precision: Precision = "fp32") -> Graph:
+    """Write a text encoder as `graph.onnx` and `weights.safetensors`.
+
+    Its inputs are `ids`, B L int64, and `mask`, B L int64, 1 at real tokens; its output is
+    `embedding`, B L D float32. What is masked is not zeroed: `TextEncoder.embed` does that.
+
+    Args:
+        encoder: held in any mode; the weights are read from its files again.
+        folder: of the two files.
+        precision: of weights and arithmetic; see `precision.ENCODER_ISLANDS`.
+    """
+    held, _ = hold(encoder.files, "float32", torch.device("cpu"))
+    network = cast_encoder(held, precision)
+    ids = torch.ones(2, 5, dtype=torch.int64)
+    dims: Dims = ("batch", "length")
+    return _write(
+        network,
+        {"input_ids": ids, "attention_mask": ids.clone()},
+        {"ids": dims, "mask": dims},
+        {"embedding": ("batch", "length", encoder.width)},
+        1,
+        OPSETS[precision],
+        folder,
+    )
+
+
+def _stage_dims(config: UNetConfig) -> dict[str, Dims]:
+    image: Dims = ("batch", IMAGE_CHANNELS, "height", "width")
+    dims: dict[str, Dims] = {
+        "x": image,
+        "t": ("batch",),
+        "text": ("batch", "length", config.text_width),
+        "text_mask": ("batch", "length"),
+    }
+    return dims | ({"low_res": image, "aug": ("batch",)} if config.low_res else {})
+
+
+def _example(config: UNetConfig, device: torch.device) -> dict[str, Tensor]:
+    """A call's arguments, of shapes and objects that the tracer does not take for constants."""
+    # It would bind a size of 1, and read one argument where the same tensor is given for two.
+    image = (2, IMAGE_CHANNELS, 4 * config.factor, 6 * config.factor)
+    inputs = {
+        "x": torch.zeros(image, device=device),
+        "t": torch.zeros(2, device=device),
+        "text": torch.zeros(2, 5, config.text_width, device=device),
+        "text_mask": torch.ones(2, 5, dtype=torch.bool, device=device),
+    }
+    if config.low_res:
+        inputs |= {
+            name: torch.zeros_like(inputs[of]) for name, of in (("low_res", "x"), ("aug", "t"))
+        }
+    return inputs
+
+
+def _write(
+    network: nn.Module,
+    example: Mapping[str, Tensor],
+    inputs: Mapping[str, Dims],
+    outputs: Mapping[str, Dims],
+    factor: int,
+    opset: int,
+    folder: Path,
+) -> Graph:
+    """Trace, translate, tidy and write; `example` holds the call's arguments in inputs' order."""
+    state = network.state_dict()
+    model = _translate(network, example, inputs, list(outputs), factor, opset)
+    passes.clean(model, state)
+    passes.name_interface(model, inputs, outputs)
+    headers = {name: Header(value.dtype, tuple(value.shape)) for name, value in state.items()}
+    write_state(state, headers, folder / WEIGHTS)
+    passes.point_outside(model, places(folder / WEIGHTS), WEIGHTS)
+    write_bytes(passes.serialise(model), folder / GRAPH)
+    onnx.checker.check_model(str(folder / GRAPH), full_check=True)
+    return Graph.open(folder / GRAPH)
+
+
+def _translate(
+    network: nn.Module,
+    example: Mapping[str, Tensor],
+    inputs: Mapping[str, Dims],
+    outputs: list[str],
+    factor: int,
+    opset: int,
+) -> ir.Model:
+    """The network as an ONNX model that shares its weights' memory, not yet tidied."""
+    sizes: dict[int | str, Any] = {"batch": Dim("batch"), "length": Dim("length")}
+    sizes |= {side: factor * Dim(f"{side}s") for side in ("height", "width")}
+    shapes = {
+        argument: {axis: sizes[dim] for axis, dim in enumerate(dims) if isinstance(dim, str)}
+        for argument, dims in zip(example, inputs.values(), strict=True)
+    }
+    with torch.no_grad(), _quiet():
+        program = export(network, (), dict(example), dynamic_shapes=shapes, strict=False)
+        if any(str(node.target).startswith("cascade.") for node in program.graph.nodes):
+            program = program.run_decompositions(operators.decompositions())
+        onnx_program = torch.onnx.export(
+            program,
+            dynamo=True,
+            optimize=False,
+            opset_version=opset,
+            input_names=list(inputs),
+            output_names=outputs,
+            custom_translation_table=operators.translations(),
+            verbose=False,
+        )
+    if onnx_program is None:
+        raise RuntimeError("torch.onnx gave no program")
+    model: ir.Model = onnx_program.model
+    return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep back what the exporter tells its own developers (operators of absent packages)."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _load(path: Path) -> onnx.ModelProto:
+    if not path.is_file():
+        raise UserError(f"{path} is missing; export the cascade again.")
+    try:
+        return onnx.load(path, load_external_data=False)
+    except DecodeError:
+        raise UserError(f"{path} is damaged; export the cascade again.") from None
+
+
+def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
+    kind = value.type.tensor_type
+    dims = tuple(dim.dim_param or int(dim.dim_value) for dim in kind.shape.dim)
+    return TensorSpec(value.name, onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).name, dims)

@@ -1,0 +1,138 @@
+"""LoRA files merged into a network's weights: W + scale alpha/r B A (Hu et al. 2022, eq. 3).
+
+Both peft's names (`MODULE.lora_A.weight`, `MODULE.lora_B.weight`, alpha in `adapter_config.json`
+or `MODULE.alpha`) and diffusers' (`MODULE.lora.down.weight`, `MODULE.processor.to_q_lora...`) are
+read, for our modules and for those of diffusers' DeepFloyd IF, whose queries, keys and values are
+rows of one matrix here.
+
+Shapes: `r` rank, `I O` input and output channels of a layer.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from cascade.config.unet import UNetConfig
+from cascade.errors import UserError
+from cascade.formats.keys import entries
+from cascade.stage import read_json, weight_shapes
+
+ADAPTER: Final = "adapter_config.json"
+_FACTOR: Final = re.compile(
+    r"(?P<module>.+?)"
+    r"(?:\.lora_(?P<peft>[AB])(?:\.default)?|[._]lora\.(?P<diffusers>down|up))\.weight"
+)
+_PREFIX: Final = re.compile(r"^(?:base_model\.model\.|unet\.|network\.)+")
+_UNREAD: Final = ("alpha_pattern", "rank_pattern", "use_dora", "use_rslora")
+
+
+def merge_lora(
+    state: Mapping[str, Tensor],
+    files: Sequence[Path],
+    scale: float = 1.0,
+    config: UNetConfig | None = None,
+) -> dict[str, Tensor]:
+    """Return a network's weights with LoRA files added, computed in float64 and rounded once each.
+
+    Args:
+        state: the network's weights; stay as they are.
+        files: safetensors files, added one after the other.
+        scale: factor on all of them, beside their own alpha/r.
+        config: of the network, so that diffusers' names are understood too.
+
+    Raises:
+        UserError: a file is missing or damaged, holds a tensor that belongs to no layer here, half
+            a pair, or a shape that does not fit.
+    """
+    merged = dict(state)
+    for path in files:
+        targets = _targets(merged, config)
+        for module, delta in _deltas(path).items():
+            if module not in targets:
+                raise UserError(
+                    f"{path} changes '{module}', which this network has not; take a LoRA of the "
+                    "same stage."
+                )
+            name, part, parts = targets[module]
+            rows = merged[name].chunk(parts)
+            if rows[part].numel() != delta.numel() or rows[part].shape[0] != delta.shape[0]:
+                raise UserError(
+                    f"{path} has a change of shape {tuple(delta.shape)} for '{module}' of shape "
+                    f"{tuple(rows[part].shape)}; take a LoRA of the same stage."
+                )
+            added = (rows[part].double() + scale * delta.view(rows[part].shape)).to(rows[part])
+            merged[name] = torch.cat([*rows[:part], added, *rows[part + 1 :]])
+    return merged
+
+
+def _targets(
+    state: Mapping[str, Tensor], config: UNetConfig | None
+) -> dict[str, tuple[str, int, int]]:
+    """Module to (our tensor, which part of its rows, of how many)."""
+    ending = ".weight"
+    targets = {name.removesuffix(ending): (name, 0, 1) for name in state if name.endswith(ending)}
+    # Only networks of DeepFloyd IF's kind have a layout of diffusers'.
+    if config is not None and config.resample == "residual":
+        for entry in entries(config):
+            for part, theirs in enumerate(entry.theirs):
+                if theirs.endswith(ending):
+                    place = (entry.ours, part, len(entry.theirs))
+                    targets.setdefault(theirs.removesuffix(ending), place)
+    return targets
+
+
+def _deltas(path: Path) -> dict[str, Tensor]:
+    """Module to alpha/r B A of a file, O I in float64 (a convolution's I counts its taps)."""
+    weight_shapes(path)  # whole, and there
+    pairs: dict[str, dict[str, Tensor]] = {}
+    alphas: dict[str, float] = {}
+    for name, value in load_file(path).items():
+        factor = _FACTOR.fullmatch(name)
+        if factor:
+            side = {"down": "A", "up": "B"}.get(factor["diffusers"], factor["peft"])
+            pairs.setdefault(_module(factor["module"]), {})[side] = value.double().flatten(1)
+        elif name.endswith(".alpha"):
+            alphas[_module(name.removesuffix(".alpha"))] = float(value)
+        else:
+            raise UserError(f"{path} holds '{name}', which is no LoRA factor; take a LoRA file.")
+    if not pairs or alphas.keys() - pairs.keys():
+        raise UserError(f"{path} holds no whole LoRA; take another file.")
+    default = _adapter_alpha(path.with_name(ADAPTER))
+    return {
+        module: _product(path, module, pair, alphas.get(module, default))
+        for module, pair in pairs.items()
+    }
+
+
+def _product(path: Path, module: str, pair: Mapping[str, Tensor], alpha: float | None) -> Tensor:
+    if pair.keys() != {"A", "B"} or pair["A"].shape[0] != pair["B"].shape[1]:
+        raise UserError(f"{path} holds only half of the change of '{module}'; copy it again.")
+    rank = pair["A"].shape[0]
+    return (1.0 if alpha is None else alpha / rank) * (pair["B"] @ pair["A"])
+
+
+def _module(name: str) -> str:
+    """The changed layer's name without a wrapper's prefix, or diffusers' attention processor's."""
+    name = _PREFIX.sub("", name).replace(".processor.", ".")
+    return f"{name}.0" if name.endswith(".to_out") else name
+
+
+def _adapter_alpha(path: Path) -> float | None:
+    """`lora_alpha` of peft's configuration beside a file; None without one: alpha is the rank."""
+    if not path.is_file():
+        return None
+    adapter = read_json(path)
+    for key in _UNREAD:
+        if adapter.get(key):
+            raise UserError(
+                f"{path} sets {key}, which cannot be merged here; merge the adapter with peft."
+            )
+    alpha = adapter.get("lora_alpha")
+    if not isinstance(alpha, int | float):
+        raise UserError(f"{path} has no number 'lora_alpha'; copy it beside its weights again.")
+    return float(alpha)

@@ -1,0 +1,168 @@
+"""How far apart two answers or two pictures are, and how far an engine's may be from eager's.
+
+An engine rounds as eager does in the same precision, only in another order. So it may depart from
+eager in fp32 at most `FACTOR` times as far as eager in its own precision does:
+
+    |engine - eager| <= |engine - exact| + |exact - eager| <= 2 |exact - eager|
+
+for an engine that is as exact as eager. For fp32 the yardstick is eager in fp64; for fp16 and bf16
+it is the network cast to that precision, beside which fp32 counts as exact. Where the yardstick
+happens to be short, a floor stands in for it. Quantised graphs have no eager twin: theirs are
+limits that only a broken quantisation exceeds, and the report tells what they cost.
+
+Shapes: `B` pictures, `C H W` pixels in [-1, 1]; a grey level is 2 / 255.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Final
+
+import torch
+from pydantic import ConfigDict
+from torch import Tensor
+
+from cascade.config.base import Frozen
+from cascade_export.precision import Precision
+from cascade_export.targets import Quantisation
+
+FACTOR: Final = 2.0
+GREY_LEVELS: Final = 127.5  # per unit of a picture in [-1, 1]
+
+
+class Figures(Frozen):
+    """Figures that an engine's NaN may reach; JSON has no such number, so they become text."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+
+class TensorDeviation(Figures):
+    """How far a network's answer is from the reference's.
+
+    Attributes:
+        relative: root mean square of the difference over that of the reference.
+        greatest: the largest difference, over the same.
+    """
+
+    relative: float
+    greatest: float
+
+
+class PictureDeviation(Figures):
+    """How far pictures are from the reference's.
+
+    Attributes:
+        rms: root mean square of the difference before rounding, grey levels.
+        differing: share of the 8-bit values that differ.
+        greatest: the largest difference of 8-bit values.
+    """
+
+    rms: float
+    differing: float
+    greatest: int
+
+    @property
+    def psnr(self) -> float:
+        """Peak signal-to-noise ratio before rounding, dB; infinite for equal pictures."""
+        return 20 * math.log10(255 / self.rms) if self.rms > 0 else math.inf
+
+
+class Floor(Frozen):
+    """What an engine may always depart by.
+
+    Attributes:
+        relative: of a tensor.
+        rms: of pictures, grey levels. A value changes when its difference crosses a rounding
+            boundary, with a probability of its size in grey levels: this is the floor of the
+            share of differing values too.
+        greatest: of 8-bit values.
+    """
+
+    relative: float
+    rms: float
+    greatest: int
+
+
+# fp32: sums of some 10^4 products in another order, 100 roundings of 6e-8 as they add up at random.
+# fp16 and bf16: two roundings of the result, the engine's and eager's.
+FLOORS: Final[Mapping[Precision, Floor]] = {
+    "fp32": Floor(relative=1e-5, rms=1e-3, greatest=1),
+    "fp16": Floor(relative=2**-10, rms=0.05, greatest=1),
+    "bf16": Floor(relative=2**-7, rms=0.4, greatest=2),
+}
+# int8 costs mini's answers 2 to 3 %, and 15 % where the input is white noise at the highest level,
+# which no calibration resembles; its pictures end at 35 and 37 dB. Below 30 the loss is plain.
+_QUANTISED: Final = Floor(relative=0.25, rms=255 / 10**1.5, greatest=255)
+
+
+def floor_of(precision: Precision, quantisation: Quantisation = "none") -> Floor:
+    """What an engine may always depart by: of its precision, or 25 % and 30 dB if quantised."""
+    return FLOORS[precision] if quantisation == "none" else _QUANTISED
+
+
+def tensor_deviation(answer: Tensor, reference: Tensor) -> TensorDeviation:
+    """Compare two answers of a network, of one shape.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    if answer.shape != reference.shape:
+        raise ValueError(f"shapes {tuple(answer.shape)} and {tuple(reference.shape)} differ")
+    exact = reference.detach().double().cpu()
+    difference = answer.detach().double().cpu() - exact
+    scale = max(rms(exact), torch.finfo(torch.float64).tiny)
+    return TensorDeviation(
+        relative=rms(difference) / scale, greatest=float(difference.abs().max()) / scale
+    )
+
+
+def picture_deviation(pictures: Tensor, reference: Tensor) -> PictureDeviation:
+    """Compare pictures B C H W in [-1, 1] before and after rounding to 8 bits."""
+    difference = (pictures.double().cpu() - reference.double().cpu()) * GREY_LEVELS
+    levels = (to_levels(pictures) - to_levels(reference)).abs()
+    return PictureDeviation(
+        rms=rms(difference),
+        differing=float((levels > 0).double().mean()),
+        greatest=int(levels.max()),
+    )
+
+
+def tensor_limit(
+    eager: TensorDeviation, precision: Precision, quantisation: Quantisation = "none"
+) -> float:
+    """The relative deviation that an engine may have where eager in its precision has this one."""
+    return max(FACTOR * eager.relative, floor_of(precision, quantisation).relative)
+
+
+def picture_limit(
+    eager: PictureDeviation, precision: Precision, quantisation: Quantisation = "none"
+) -> PictureDeviation:
+    """The deviation that an engine's pictures may have where eager's in its precision have this."""
+    floor = floor_of(precision, quantisation)
+    return PictureDeviation(
+        rms=max(FACTOR * eager.rms, floor.rms),
+        differing=min(max(FACTOR * eager.differing, floor.rms), 1.0),
+        greatest=max(round(FACTOR * eager.greatest), floor.greatest),
+    )
+
+
+def within(engine: PictureDeviation, limit: PictureDeviation) -> bool:
+    """Whether pictures stay inside a limit in every respect; NaN never does."""
+    return (
+        engine.rms <= limit.rms
+        and engine.differing <= limit.differing
+        and engine.greatest <= limit.greatest
+    )
+
+
+def rms(values: Tensor) -> float:
+    """Root mean square of a tensor's values."""
+    return float(values.square().mean().sqrt())
+
+
+def to_levels(pictures: Tensor) -> Tensor:
+    """Round pictures in [-1, 1] to grey levels 0..255, as `cascade.data.images.to_pil` does.
+
+    NaN, which a picture has no level for, becomes one that differs from every other.
+    """
+    levels = pictures.detach().float().cpu().clamp(-1, 1).add(1).mul(GREY_LEVELS).round()
+    return levels.nan_to_num(nan=-1.0).to(torch.int16)

@@ -1,0 +1,104 @@
+"""One exported cascade for all tests: writing it takes seconds, opening it does not."""
+
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("onnxscript")
+
+from cascade.cli import main
+from cascade.config.stage import AugmentationLevel, CascadeManifest, SubjectConfig
+from cascade.pipeline import Cascade
+from cascade.stage import Stage
+from cascade_export.bundle import Bundle
+from cascade_export.exporting import export_bundle
+from cascade_export.gate import Gate
+from cascade_export.request import Request
+from cascade_export.subjects import add_subject
+
+GATE = Gate()
+SUBJECT = "sec-dog"
+
+
+@pytest.fixture(scope="session")
+def tuned_cascade(tiny_cascade: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a fine-tune: every weight of the base has moved.
+
+    Of super-resolution only the augmentation level is another. Read it only.
+    """
+    folder = tmp_path_factory.mktemp("tuned") / "tuned"
+    shutil.copytree(tiny_cascade, folder)
+    generator = torch.Generator().manual_seed(3)
+    base = Stage.load(folder / "base16")
+    with torch.no_grad():
+        for parameter in base.network.parameters():
+            spread = 0.1 * parameter.std(correction=0) + 0.01
+            parameter += spread * torch.randn(parameter.shape, generator=generator)
+    subject = SubjectConfig(identifier="sec", class_noun="dog")
+    base.with_network(base.network, base.config.model_copy(update={"subject": subject})).save(
+        folder / "base16"
+    )
+    larger = Stage.load(folder / "sr32")
+    assert larger.config.low_res is not None
+    low_res = larger.config.low_res.model_copy(
+        update={"sampling_level": AugmentationLevel(value=0.05)}
+    )
+    larger.with_network(larger.network, larger.config.model_copy(update={"low_res": low_res})).save(
+        folder / "sr32"
+    )
+    manifest = CascadeManifest(
+        name="tuned", stages=("base16", "sr32"), recipe="mini", licence="Research only."
+    )
+    (folder / "cascade.json").write_text(manifest.model_dump_json(), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bundle(
+    tiny_cascade: Path, tuned_cascade: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Bundle:
+    """The tiny cascade for ONNX Runtime in fp32, with the fine-tune `sec-dog`; read it only."""
+    folder = tmp_path_factory.mktemp("bundles") / "tiny"
+    made = export_bundle(Cascade.load(tiny_cascade), folder, Request(gate=GATE))
+    add_subject(made, Cascade.load(tuned_cascade), SUBJECT, GATE)
+    return Bundle.open(folder)
+
+
+@pytest.fixture
+def my_bundle(bundle: Bundle, tmp_path: Path) -> Bundle:
+    """A copy of the bundle to change."""
+    return Bundle.open(shutil.copytree(bundle.folder, tmp_path / "bundle"))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Exit status and what was printed."""
+
+    status: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Outcome]
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Run `cascade` with arguments; anything but an exit is an uncaught error and fails."""
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("NO_COLOR", "1")
+
+    def run(*arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["cascade", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            main()
+        printed = capsys.readouterr()
+        return Outcome(int(end.value.code or 0), printed.out, printed.err)
+
+    return run

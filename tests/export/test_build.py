@@ -1,0 +1,247 @@
+"""NVIDIA's builder takes our graphs without a GPU, in the types and with the weights we meant."""
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from cascade.config.stage import StageConfig
+from cascade.errors import UserError
+from cascade.pipeline import Cascade
+from cascade.stage import read_stage_config
+from cascade_export.build import build_plan, plan_fingerprint, shapes, stage_profile
+from cascade_export.cache import Fingerprint, PlanCache
+from cascade_export.census import PlannedMemory, planned_memory, weights_in_plan
+from cascade_export.engines.base import StageFiles
+from cascade_export.engines.tensorrt import plan_of
+from cascade_export.graph import Graph, TensorSpec, export_stage
+from cascade_export.precision import Precision
+from cascade_export.targets import load_module, resolve_targets
+from cascade_export.weights import digest, places, write_weights
+
+WIDTH = 96
+PROFILE = {"batch": (1, 2, 8), "height": (16, 16, 16), "width": (16, 16, 16)}
+needs_rtx = pytest.mark.skipif(
+    importlib.util.find_spec("tensorrt_rtx") is None,
+    reason="needs TensorRT for RTX: pip install 'dreamcascade[tensorrt-rtx]'",
+)
+
+
+@pytest.fixture
+def config(tiny_cascade: Path) -> StageConfig:
+    return read_stage_config(tiny_cascade / "base16")
+
+
+def _write_graph(folder: Path, operation: str = "Sigmoid") -> Graph:
+    """Two fp16 convolutions around an operation, fp32 outside, the weights in a file beside it."""
+    rng = torch.Generator().manual_seed(0)
+    state = {
+        "first.weight": torch.randn(WIDTH, 3, 3, 3, generator=rng).half(),
+        "first.bias": torch.randn(WIDTH, generator=rng).half(),
+        "last.weight": torch.randn(3, WIDTH, 3, 3, generator=rng).half(),
+        "last.bias": torch.randn(3, generator=rng).half(),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(state, folder / "weights.safetensors")
+    image = ("batch", 3, "height", "width")
+    nodes = [
+        helper.make_node("Cast", ["x"], ["h"], to=TensorProto.FLOAT16),
+        helper.make_node("Conv", ["h", "first.weight", "first.bias"], ["a"], pads=[1] * 4),
+        helper.make_node(operation, ["a"], ["b"], name="the_middle"),
+        helper.make_node("Conv", ["b", "last.weight", "last.bias"], ["c"], pads=[1] * 4),
+        helper.make_node("Cast", ["c"], ["out"], to=TensorProto.FLOAT),
+    ]
+    outside = []
+    for name, place in places(folder / "weights.safetensors").items():
+        tensor = TensorProto(name=name, dims=place.shape, data_type=TensorProto.FLOAT16)
+        tensor.data_location = TensorProto.EXTERNAL
+        where = {"location": "weights.safetensors", "offset": place.offset, "length": place.size}
+        for key, value in where.items():
+            tensor.external_data.add(key=key, value=str(value))
+        outside.append(tensor)
+    ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, image) for n in ("x", "out")]
+    graph = helper.make_graph(nodes, "two convolutions", ends[:1], ends[1:], outside)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    (folder / "graph.onnx").write_bytes(model.SerializeToString())
+    return Graph.open(folder / "graph.onnx")
+
+
+def _tune(
+    graph: Graph, path: Path, change: Callable[[Tensor], Tensor] = lambda v: v + 0.25
+) -> Path:
+    """A fine-tune of a graph's own weights."""
+    state = {name: change(value) for name, value in load_file(graph.weights).items()}
+    write_weights(state, path, graph)
+    return path
+
+
+def _fingerprint(
+    graph: Graph, targets: tuple[int, ...] = (89, 120), weights: Path | None = None
+) -> Fingerprint:
+    held = digest(weights or graph.weights)
+    return plan_fingerprint(graph, held, "tensorrt-rtx", targets, "fp16", PROFILE)
+
+
+def test_a_profile_takes_two_rows_per_picture(config: StageConfig) -> None:
+    profile = stage_profile(config, max_batch=4)
+    assert profile["batch"] == (1, 2, 8)
+    assert profile["length"] == (16, 16, 16)
+    spec = TensorSpec("x", "float32", ("batch", 3, "height", "width"))
+    assert shapes(spec, profile) == ((1, 3, 16, 16), (2, 3, 16, 16), (8, 3, 16, 16))
+    assert stage_profile(config, max_batch=1, side=24)["width"] == (24, 24, 24)
+
+
+def test_a_profile_that_cannot_be_is_refused(config: StageConfig) -> None:
+    with pytest.raises(UserError, match=r"cannot take 0 pictures"):
+        stage_profile(config, max_batch=0)
+    with pytest.raises(UserError, match=r"draws no pictures 17 wide; take a multiple of 2"):
+        stage_profile(config, max_batch=1, side=17)
+    with pytest.raises(UserError, match=r"no size for 'length' of text"):
+        shapes(TensorSpec("text", "float32", ("batch", "length", 8)), {"batch": (1, 2, 8)})
+
+
+def test_planned_memory_is_read_from_the_log() -> None:
+    log = ["Total Weights Memory: 12 bytes", "Total Activation Memory: 7 bytes", "Total nothing"]
+    assert planned_memory([*log, "Total Activation Memory: 9 bytes"]) == PlannedMemory(
+        weights=12, activations=9, scratch=None
+    )
+
+
+@needs_rtx
+def test_a_plan_is_built_for_two_gpus_with_the_weights_it_was_given(tmp_path: Path) -> None:
+    graph = _write_graph(tmp_path / "base")
+    tuned = _tune(graph, tmp_path / "tuned.safetensors")
+    base = build_plan(graph, graph.weights, _fingerprint(graph))
+    layers = {(each.layer, each.dtype): each.count for each in base.facts.layers}
+    assert layers["CONVOLUTION", "HALF"] == 2
+    assert ("CONVOLUTION", "FLOAT") not in layers
+    assert (base.facts.memory.weights or 0) > 0
+    assert base.facts.weights.found == base.facts.weights.probed == 1  # the one long vector
+    assert weights_in_plan(base.data, tuned).found == 0
+    fresh = build_plan(graph, tuned, _fingerprint(graph, weights=tuned))
+    assert fresh.facts.weights.found == 1
+    assert weights_in_plan(fresh.data, graph.weights).found == 0
+    with pytest.raises(ValueError, match="the fingerprint is of another graph, other weights"):
+        build_plan(graph, tuned, _fingerprint(graph))  # would be found again as the base's
+
+
+@needs_rtx
+def test_an_operation_that_the_builder_lacks_is_named(tmp_path: Path) -> None:
+    graph = _write_graph(tmp_path, operation="StringNormalizer")
+    with pytest.raises(UserError, match=r"cannot take the graph: StringNormalizer at the_middle"):
+        build_plan(graph, graph.weights, _fingerprint(graph))
+
+
+@needs_rtx
+def test_wrong_weights_are_refused(tmp_path: Path) -> None:
+    graph = _write_graph(tmp_path / "base")
+    state = load_file(graph.weights)
+    wrong = tmp_path / "wrong.safetensors"
+    changes = {
+        r"first\.bias": {name: v for name, v in state.items() if name != "first.bias"},
+        r"more\.bias": state | {"more.bias": torch.zeros(1)},
+        r"last\.bias' of shape \(4,\)": state | {"last.bias": torch.zeros(4).half()},
+        r"last\.bias' in .* is float32": state | {"last.bias": torch.zeros(3)},
+    }
+    for reason, tensors in changes.items():
+        save_file(tensors, wrong)
+        with pytest.raises(UserError, match=reason):
+            build_plan(graph, wrong, _fingerprint(graph))
+
+
+@needs_rtx
+def test_what_the_installed_builder_cannot_target_is_refused(tmp_path: Path) -> None:
+    graph = _write_graph(tmp_path)
+    with pytest.raises(UserError, match=r"does not build for sm90"):
+        build_plan(graph, graph.weights, _fingerprint(graph, targets=(90,)))
+
+
+@needs_rtx
+def test_the_refusals_are_the_builders_own(tmp_path: Path) -> None:
+    """bf16 on SM75 is refused early; the builder, asked all the same, agrees."""
+    with pytest.raises(UserError, match="sm75 cannot compute in bf16"):
+        resolve_targets("tensorrt-rtx", (75,), "bf16")
+    graph = _as_bf16(_write_graph(tmp_path))
+    with pytest.raises(UserError, match=r"tensorrt-rtx cannot build .*sm75"):
+        build_plan(graph, graph.weights, _fingerprint(graph, targets=(75,)))
+    build_plan(graph, graph.weights, _fingerprint(graph, targets=(80,)))
+
+
+@needs_rtx
+def test_a_swap_there_and_back_ends_at_the_first_plan(tmp_path: Path, config: StageConfig) -> None:
+    """A plan that holds its weights is found again by them, byte for byte."""
+    graph = _write_graph(tmp_path / "base")
+    fingerprint = _fingerprint(graph)
+    cache = PlanCache(tmp_path / "engines")
+    first = cache.obtain(fingerprint, lambda: build_plan(graph, graph.weights, fingerprint))
+    before = first.read()
+    files = StageFiles(
+        config=config,
+        precision="fp16",
+        graph=graph,
+        weights=graph.weights,
+        weights_sha256=digest(graph.weights),
+        plan=first.folder,
+    )
+    version = load_module("tensorrt-rtx").__version__
+    swapped = plan_of(files.with_weights(_tune(graph, tmp_path / "tuned.safetensors")), version, 89)
+    assert swapped.key != first.key
+    assert weights_in_plan(swapped.read(), tmp_path / "tuned.safetensors").found == 1
+    back = plan_of(files.with_weights(graph.weights), version, 89)
+    assert (back.key, back.read()) == (first.key, before)
+    assert len(cache.plans()) == 2
+    with pytest.raises(UserError, match=r"is for sm89, sm120 and this GPU is sm90"):
+        plan_of(files, version, 90)
+    other = _write_graph(tmp_path / "other", operation="Tanh")
+    with pytest.raises(UserError, match=r"is not of the graph beside it"):
+        plan_of(replace(files, graph=other), version, 89)
+    with pytest.raises(UserError, match=r"Stage 'base16' has no plan"):
+        plan_of(replace(files, plan=None), version, 89)
+
+
+@needs_rtx
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_mini_is_built_for_sm89_and_sm120(tmp_path: Path, precision: Precision) -> None:
+    half = {"fp16": "HALF", "bf16": "BF16"}[precision]
+    for stage in Cascade.load("mini").stages:
+        graph = export_stage(stage, tmp_path / stage.config.name, precision)
+        tuned = _tune(graph, tmp_path / "tuned.safetensors", lambda value: value * 1.25)
+        fingerprint = plan_fingerprint(
+            graph,
+            digest(tuned),
+            "tensorrt-rtx",
+            resolve_targets("tensorrt-rtx", (89, 120), precision),
+            precision,
+            stage_profile(stage.config, max_batch=4),
+        )
+        plan = build_plan(graph, tuned, fingerprint)
+        layers = {(each.layer, each.dtype): each.count for each in plan.facts.layers}
+        assert layers["CONVOLUTION", half] > 30
+        assert layers["CONVOLUTION", "FLOAT"] == 1  # the last, an island
+        assert {dtype for layer, dtype in layers if layer == "SOFTMAX"} == {"FLOAT"}
+        # A vector that is combined with another is not found; most are kept as they are.
+        assert plan.facts.weights.found > 0.75 * plan.facts.weights.probed > 0
+        assert weights_in_plan(plan.data, graph.weights).found == 0
+        # 8 rows, the largest call, in well under a gigabyte.
+        assert 0 < (plan.facts.memory.activations or 0) < 1e9
+
+
+def _as_bf16(graph: Graph) -> Graph:
+    """The same graph and weights in the other half precision."""
+    model = onnx.load(graph.path, load_external_data=False)
+    for tensor in model.graph.initializer:
+        tensor.data_type = TensorProto.BFLOAT16
+    model.graph.node[0].attribute[0].i = TensorProto.BFLOAT16
+    graph.path.write_bytes(model.SerializeToString())
+    save_file(
+        {name: value.bfloat16() for name, value in load_file(graph.weights).items()}, graph.weights
+    )
+    return Graph.open(graph.path)

@@ -1,0 +1,319 @@
+"""Bundles: what is written, what is refused, and that they draw what the cascade draws."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from cascade.errors import UserError
+from cascade.pipeline import Cascade, Pictures
+from cascade.stage import Stage
+from cascade_export.adapted import parse_lora, with_lora
+from cascade_export.bundle import Bundle, open_bundle
+from cascade_export.exporting import export_bundle
+from cascade_export.gate import Gate, runner
+from cascade_export.graph import GRAPH
+from cascade_export.request import Request, require_place
+from cascade_export.subjects import add_subject
+from cascade_export.tolerance import to_levels
+from cascade_export.weights import WEIGHTS
+
+PROMPTS = ["a dog", "a photo of a sec dog on the beach", "a cat", ""]
+SUBJECT = "sec-dog"
+GATE = Gate()
+
+
+def greatest_difference(one: Pictures, other: Pictures) -> int:
+    """Of all stages' 8-bit values."""
+    assert list(one.stages) == list(other.stages)
+    return max(
+        int((to_levels(images) - to_levels(other.stages[name])).abs().max())
+        for name, images in one.stages.items()
+    )
+
+
+def test_it_draws_what_the_cascade_draws(bundle: Bundle, tiny_cascade: Path) -> None:
+    cascade = Cascade.load(tiny_cascade)
+    seeds = [3, 1, 4, 1]
+    expected = cascade.sample(PROMPTS, seeds)
+    drawn = bundle.cascade().sample(PROMPTS, seeds)
+    # Differences of 1e-6 cross the boundary between two grey levels once in a while.
+    assert greatest_difference(drawn, expected) <= 1
+    assert np.mean(to_levels(drawn.tensor).numpy() != to_levels(expected.tensor).numpy()) < 1e-3
+
+
+def test_a_picture_does_not_depend_on_what_is_drawn_beside_it(bundle: Bundle) -> None:
+    cascade = bundle.cascade()
+    together = cascade.sample(PROMPTS, [3, 1, 4, 1])
+    for index, seed in enumerate((3, 1, 4, 1)):
+        alone = cascade.sample(PROMPTS[index], [seed], batch_size=1)
+        for name, images in alone.stages.items():
+            # The text encoder, which is no engine here, rounds by its batch.
+            assert torch.allclose(images[0], together.stages[name][index], rtol=0, atol=1e-5)
+    smaller = cascade.sample(PROMPTS, [3, 1, 4, 1], batch_size=1)
+    for name, images in smaller.stages.items():
+        assert torch.equal(images, together.stages[name])
+
+
+def test_a_subject_draws_what_the_fine_tune_draws(
+    bundle: Bundle, tuned_cascade: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    subject = bundle.subject(SUBJECT)
+    drawn = bundle.cascade(subject)
+    tuned = Cascade.load(tuned_cascade)
+    assert [stage.config for stage in drawn.stages] == [stage.config for stage in tuned.stages]
+    assert drawn.manifest.licence == "Research only."
+    expected = tuned.sample(PROMPTS)
+    assert greatest_difference(drawn.sample(PROMPTS), expected) <= 1
+    assert greatest_difference(bundle.cascade().sample(PROMPTS), expected) > 10
+
+
+def test_a_subject_takes_room_only_for_what_it_changes(bundle: Bundle) -> None:
+    subject = bundle.subject(SUBJECT)
+    own = bundle.manifest.stages["sr32"].weights
+    assert subject.stages["sr32"].weights == own
+    held = {path.name for path in (bundle.folder / "subjects" / SUBJECT).iterdir()}
+    assert held == {"about.json", "base16.safetensors", "report"}
+
+
+def test_what_is_written(bundle: Bundle) -> None:
+    held = {path.relative_to(bundle.folder).as_posix() for path in bundle.folder.rglob("*.*")}
+    for stage in ("base16", "sr32"):
+        assert {f"stages/{stage}/{name}" for name in ("config.json", GRAPH, WEIGHTS)} <= held
+    assert {"text/spiece.model", "text/model.safetensors", "report/parity.html"} <= held
+    assert not any("partial" in name for name in held)
+    manifest = bundle.manifest
+    assert manifest.engine == "onnxruntime"
+    assert set(manifest.versions) == {"dreamcascade", "torch", "onnx", "onnx-ir", "onnxscript"}
+    assert manifest.proof is not None
+    assert manifest.proof.executed
+    assert set(manifest.proof.pictures) == {"base16", "sr32"}
+    assert bundle.subjects() == [SUBJECT]
+
+
+@pytest.mark.parametrize("engine", ["torch", "openvino"])
+def test_the_graphs_serve_other_engines(bundle: Bundle, engine: str) -> None:
+    pytest.importorskip(engine)
+    expected = open_bundle(bundle.folder, SUBJECT).sample(PROMPTS[:2])
+    other = bundle.cascade(SUBJECT, engine=engine)  # type: ignore[arg-type]
+    assert greatest_difference(other.sample(PROMPTS[:2]), expected) <= 1
+
+
+Change = Callable[[Path], object]
+CHANGES: dict[str, tuple[Change, str]] = {
+    "no manifest": (lambda folder: (folder / "bundle.json").unlink(), "cut short"),
+    "half a manifest": (lambda folder: cut(folder / "bundle.json"), "not whole JSON"),
+    "a later schema": (lambda folder: edit(folder, schema_version=2), "later version"),
+    "an unknown field": (lambda folder: edit(folder, colour="red"), "'colour' is not a setting"),
+    "half the weights": (lambda folder: cut(folder / "stages/base16" / WEIGHTS), "bytes instead"),
+    "no weights": (lambda folder: (folder / "stages/sr32" / WEIGHTS).unlink(), "is missing"),
+    "other weights": (lambda folder: flip(folder / "stages/sr32" / WEIGHTS), "not the file"),
+    "another graph": (lambda folder: flip(folder / "stages/base16" / GRAPH), "not the file"),
+}
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
+
+
+def edit(folder: Path, **values: object) -> None:
+    path = folder / "bundle.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_damaged_bundle_is_refused(my_bundle: Bundle, name: str) -> None:
+    change, reason = CHANGES[name]
+    change(my_bundle.folder)
+    with pytest.raises(UserError, match=reason):
+        Bundle.open(my_bundle.folder)
+
+
+def test_other_folders_are_refused(tiny_cascade: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cascade export --cascade"):
+        Bundle.open(tiny_cascade)
+    with pytest.raises(UserError, match="There is no bundle"):
+        Bundle.open(tmp_path / "none")
+
+
+def test_subjects_that_are_not_there_or_damaged(my_bundle: Bundle) -> None:
+    with pytest.raises(UserError, match="no subject 'cat', it has sec-dog"):
+        my_bundle.cascade("cat")
+    flip(my_bundle.folder / "subjects" / SUBJECT / "base16.safetensors")
+    Bundle.open(my_bundle.folder)
+    with pytest.raises(UserError, match="not the file"):
+        my_bundle.subject(SUBJECT)
+
+
+def fast_export(monkeypatch: pytest.MonkeyPatch, bundle: Bundle) -> list[str]:
+    """Let exports copy the bundle's graphs instead of tracing; returns the stages' names."""
+    exported: list[str] = []
+
+    def copied(stage: Stage, folder: Path, *rest: object) -> object:
+        exported.append(stage.config.name)
+        source = bundle.stage_folder(stage.config.name)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in (GRAPH, WEIGHTS):
+            shutil.copy(source / name, folder / name)
+        return bundle.files()[0 if stage.config.low_res is None else 1].graph
+
+    monkeypatch.setattr("cascade_export.exporting.export_stage", copied)
+    return exported
+
+
+def test_an_interrupted_export_goes_on(
+    bundle: Bundle, tiny_cascade: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exported = fast_export(monkeypatch, bundle)
+    cascade, output = Cascade.load(tiny_cascade), tmp_path / "bundle"
+
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("cascade_export.exporting.compare", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            export_bundle(cascade, output, Request())
+    assert exported == ["base16", "sr32"]
+    with pytest.raises(UserError, match="cut short"):
+        Bundle.open(output)
+    cut(output / "stages/sr32" / WEIGHTS)  # written again; the other stage is taken as it is
+    done = export_bundle(cascade, output, Request())
+    assert exported == ["base16", "sr32", "sr32"]
+    assert done.manifest.stages == bundle.manifest.stages
+    assert Bundle.open(output).manifest == done.manifest
+
+
+def test_engines_that_draw_other_pictures_do_not_pass(
+    bundle: Bundle, tuned_cascade: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fast_export(monkeypatch, bundle)
+    with pytest.raises(UserError, match=r"does not match eager in fp32 \(stage 'base16'"):
+        export_bundle(Cascade.load(tuned_cascade), tmp_path / "bundle", Request())
+    assert (tmp_path / "bundle" / "report" / "parity.html").is_file()
+    with pytest.raises(UserError, match="cut short"):
+        Bundle.open(tmp_path / "bundle")
+
+
+def test_where_a_bundle_can_be_written(bundle: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="whole bundle already"):
+        require_place(bundle.folder)
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="is a file"):
+        require_place(tmp_path / "notes.txt")
+    with pytest.raises(UserError, match=r"holds notes\.txt"):
+        require_place(tmp_path)
+    require_place(tmp_path / "new")
+
+
+def test_fine_tunes_that_do_not_fit(my_bundle: Bundle, tuned_cascade: Path, tmp_path: Path) -> None:
+    tuned, gate = Cascade.load(tuned_cascade), Gate()
+    with pytest.raises(UserError, match="has a subject 'sec-dog' already"):
+        add_subject(my_bundle, tuned, SUBJECT, gate)
+    with pytest.raises(UserError, match="no name for a subject"):
+        add_subject(my_bundle, tuned, "../dog", gate)
+    with pytest.raises(UserError, match="has the stages base16, sr32"):
+        add_subject(my_bundle, Cascade(tuned.manifest, tuned.encoder, tuned.stages[:1]), "a", gate)
+    config = tuned.stages[0].config
+    wider = config.model_copy(update={"unet": config.unet.model_copy(update={"time_width": 64})})
+    other = Cascade(tuned.manifest, tuned.encoder, [Stage.build(wider), tuned.stages[1]])
+    with pytest.raises(UserError, match="not of the architecture"):
+        add_subject(my_bundle, other, "a", gate)
+    edited = shutil.copytree(tuned_cascade, tmp_path / "edited")
+    flip(edited / "text" / "model.safetensors")
+    with pytest.raises(UserError, match="another text encoder"):
+        add_subject(my_bundle, Cascade.load(edited), "a", gate)
+    assert my_bundle.subjects() == [SUBJECT]
+
+
+def test_requests_that_cannot_be_met() -> None:
+    with pytest.raises(UserError, match="no bf16 on a CPU"):
+        Request(precision="bf16").check()
+    with pytest.raises(UserError, match="builds no plans"):
+        Request(targets=(89,)).check()
+    with pytest.raises(UserError, match="bf16"):
+        Request(engine="tensorrt-rtx", precision="bf16", targets=(75,)).check()
+
+
+def test_who_runs_the_gate() -> None:
+    assert runner("openvino", "bf16") == "openvino"
+    if not torch.cuda.is_available():
+        assert runner("tensorrt-rtx", "fp16") == "onnxruntime"
+        assert runner("tensorrt", "bf16") == "torch"
+
+
+def test_a_lora_is_merged_before(tiny_cascade: Path, tmp_path: Path) -> None:
+    cascade = Cascade.load(tiny_cascade)
+    weight = cascade.stage("base16").network.get_parameter("text_projection.weight")
+    down, up = torch.ones(2, weight.shape[1]), torch.full((weight.shape[0], 2), 0.5)
+    names = (f"text_projection.lora_{side}.weight" for side in "AB")
+    save_file(dict(zip(names, (down, up), strict=True)), tmp_path / "lora.safetensors")
+    file = str(tmp_path / "lora.safetensors")
+    for value in (file, f"base16={file}"):
+        merged = with_lora(cascade, parse_lora([value], cascade), scale=0.5)
+        found = merged.stage("base16").network.get_parameter("text_projection.weight")
+        assert torch.allclose(found, weight + 0.5)
+        assert merged.stage("sr32") is cascade.stage("sr32")
+    with pytest.raises(UserError, match="There is no LoRA file"):
+        parse_lora(["sr64=nothing"], cascade)
+
+
+@pytest.mark.slow
+def test_the_text_encoder_as_a_graph(
+    bundle: Bundle, tiny_cascade: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fast_export(monkeypatch, bundle)
+    cascade = Cascade.load(tiny_cascade)
+    made = export_bundle(cascade, tmp_path / "bundle", Request(text="graph"))
+    assert not (made.folder / "text" / "model.safetensors").exists()
+    opened = Bundle.open(made.folder).cascade()
+    given = (PROMPTS, 16, "lower")
+    theirs, ours = opened.encoder.embed(*given), cascade.encoder.embed(*given)  # type: ignore[arg-type]
+    assert torch.equal(theirs.mask, ours.mask)
+    assert (theirs.embedding - ours.embedding).norm() / ours.embedding.norm() <= 1e-5
+    assert greatest_difference(opened.sample(PROMPTS), cascade.sample(PROMPTS)) <= 1
+    flip(made.folder / "text" / WEIGHTS)
+    with pytest.raises(UserError, match="not the file"):
+        Bundle.open(made.folder)
+
+
+@pytest.mark.slow
+def test_a_quantised_bundle_is_proven_and_its_scales_are_not_a_strangers(
+    tiny_cascade: Path, tuned_cascade: Path, tmp_path: Path
+) -> None:
+    request = Request(quantisation="int8", calibration=("a dog", "a cat"), gate=GATE)
+    bundle = export_bundle(Cascade.load(tiny_cascade), tmp_path / "bundle", request)
+    assert bundle.manifest.quantisation == "int8"
+    assert bundle.manifest.proof is not None
+    for name, deviation in bundle.manifest.proof.pictures.items():
+        assert 0.1 < deviation.rms < 255 / 10**1.5  # it computes in 8 bits, and is no wreck
+        graph = onnx.load(bundle.stage_folder(name) / GRAPH, load_external_data=False).graph
+        assert any(node.op_type == "QuantizeLinear" for node in graph.node)
+    # Every weight of this fine-tune has moved by a tenth: the scales are those of another network.
+    with pytest.raises(UserError, match=r"stage 'base16'.*a bundle of its own"):
+        add_subject(bundle, Cascade.load(tuned_cascade), SUBJECT, GATE)
+
+
+@pytest.mark.parametrize(
+    ("request_", "said"),
+    [
+        (Request(quantisation="int8", precision="bf16"), "bf16 graph cannot be calibrated"),
+        (Request(quantisation="int8", engine="torch"), "does not run quantised graphs"),
+        (Request(quantisation="fp8"), "fp8 runs in TensorRT alone"),
+    ],
+)
+def test_a_quantisation_that_cannot_run_is_refused_first(request_: Request, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        request_.check()

@@ -1,0 +1,103 @@
+"""`cascade export` and `cascade sample --bundle` from the outside."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cascade_export.bundle import Bundle
+
+Command = Callable[..., Any]
+
+
+def pixels(folder: Path, stage: str, name: str) -> np.ndarray:
+    with Image.open(folder / stage / name) as picture:
+        return np.asarray(picture, dtype=np.int16)
+
+
+def test_a_bundle_samples_as_its_cascade(
+    command: Command, bundle: Bundle, tiny_cascade: Path, tmp_path: Path
+) -> None:
+    common = ("sample", "--prompt", "a dog", "--num_images", 2, "--seed", 5, "--device", "cpu")
+    flags = ("--steps", 2, "--guidance", 4, "--noise_level", 0.3)
+    assert command(*common, *flags, "--cascade", tiny_cascade, "-o", tmp_path / "one").status == 0
+    shown = command(*common, *flags, "--bundle", bundle.folder, "-o", tmp_path / "two")
+    assert shown.status == 0
+    for stage in ("base16", "sr32"):
+        for name in ("00-5.png", "00-6.png"):
+            one, two = pixels(tmp_path / "one", stage, name), pixels(tmp_path / "two", stage, name)
+            # A difference of 1e-6 may cross the boundary between two grey levels.
+            assert np.abs(one - two).max() <= 1
+
+
+def test_a_subject_under_every_flag(command: Command, bundle: Bundle, tmp_path: Path) -> None:
+    flags = ("--bundle", bundle.folder, "--subject", "sec-dog", "--num_images", 1)
+    runs = ("--threads", 1, "--no-spinning", "--max-memory", 5)
+    shown = command("sample", "--prompt", "a dog", *flags, *runs, "-o", tmp_path / "out")
+    assert shown.status == 0, shown.err
+    assert (tmp_path / "out" / "sr32" / "00-0.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (("--subject", "dog"), "--subject belongs to a bundle"),
+        (("--max-memory", 5), "--max-memory belongs to a bundle"),
+        (("--no-spinning",), "--no-spinning belongs to a bundle"),
+        (("--bundle", "B", "--cascade", "mini"), "leave --cascade or --bundle out"),
+        (("--bundle", "nowhere"), "There is no bundle at nowhere"),
+    ],
+)
+def test_sample_s_refusals(
+    command: Command, tmp_path: Path, flags: tuple[object, ...], told: str
+) -> None:
+    shown = command("sample", "--prompt", "a dog", "-o", tmp_path / "out", *flags)
+    assert shown.status == 2
+    assert told in shown.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ((), "Give --output"),
+        (("-o", "B", "--into", "C", "--subject", "x"), "Give --output"),
+        (("--into", "B"), "--into and --subject go together"),
+        (("-o", "B", "--subject", "x"), "--into and --subject go together"),
+        (("--into", "B", "--subject", "x", "--precision", "fp16"), "--precision is what B"),
+        (("-o", "B", "--target", "89"), "write targets as in sm89,sm120"),
+        (("-o", "B", "--target", "sm89"), "builds no plans"),
+        (("-o", "B", "--precision", "bf16", "--device", "cpu"), "no bf16 on a CPU"),
+        (("-o", "B", "--engine", "tensorrt-rtx", "--target", "sm90"), "does not build for sm90"),
+    ],
+)
+def test_export_s_refusals(command: Command, flags: tuple[object, ...], told: str) -> None:
+    shown = command("export", *flags)
+    assert shown.status == 2
+    assert told in shown.err
+
+
+@pytest.mark.slow
+def test_export_and_into(
+    command: Command, tiny_cascade: Path, tuned_cascade: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "bundle"
+    check = ("--prompt", "a dog", "--prompt", "a cat", "--prompt", "", "--steps", 2)
+    shown = command("export", "--cascade", tiny_cascade, "-o", output, *check, "--device", "cpu")
+    assert shown.status == 0, shown.err
+    assert "base16" in shown.out
+    assert f"cascade sample --bundle {output}" in shown.out
+    report = (output / "report" / "parity.html").read_text()
+    assert "cascade export --cascade" in report
+    added = ("--cascade", tuned_cascade, "--into", output, "--subject", "dog", *check)
+    shown = command("export", *added, "--device", "cpu")
+    assert shown.status == 0, shown.err
+    assert Bundle.open(output).subject("dog").proof.executed
+    again = command("export", *added)
+    assert again.status == 2
+    assert "has a subject 'dog' already" in again.err
+    shutil.rmtree(output / "subjects")
+    assert command("export", "--cascade", tiny_cascade, "-o", output).status == 2

@@ -1,0 +1,230 @@
+"""Every engine answers as the network does, and says truthfully what it is."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Literal
+
+import pytest
+import torch
+from torch import Tensor
+
+from cascade.errors import UserError
+from cascade.pipeline import Cascade
+from cascade.stage import Stage
+from cascade_export.bundle import Bundle
+from cascade_export.engines import Engine, EngineOptions, open_engine, open_engines
+from cascade_export.engines.base import fixed_length
+from cascade_export.engines.onnxruntime import check_device as check_onnxruntime
+from cascade_export.engines.openvino import check_device as check_openvino
+
+Kind = Literal["torch", "onnxruntime", "openvino"]
+KINDS: tuple[Kind, ...] = ("torch", "onnxruntime", "openvino")
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> Kind:
+    """Each kind that runs on a CPU and is installed."""
+    chosen: Kind = request.param
+    pytest.importorskip(chosen)
+    return chosen
+
+
+@pytest.fixture(scope="session")
+def eager(tiny_cascade: object) -> Cascade:
+    """The cascade in PyTorch."""
+    return Cascade.load(str(tiny_cascade))
+
+
+def inputs(stage: Stage, rows: int, length: int, seed: int = 0) -> dict[str, Tensor]:
+    """A call's arguments; the rows' texts have different lengths."""
+    config, generator = stage.config, torch.Generator().manual_seed(seed)
+    image = torch.randn(rows, 3, config.size, config.size, generator=generator)
+    mask = torch.arange(length) < 1 + torch.arange(rows)[:, None] % length
+    text = torch.randn(rows, length, config.unet.text_width, generator=generator)
+    given = {
+        "x": image,
+        "t": 1000 * torch.rand(rows, generator=generator),
+        "text": text * mask[..., None],
+        "text_mask": mask,
+    }
+    if config.low_res is None:
+        return given
+    return given | {"low_res": image.flip(0), "aug": 500 * torch.rand(rows, generator=generator)}
+
+
+def rows_of(given: dict[str, Tensor], rows: slice | list[int]) -> dict[str, Tensor]:
+    return {name: value[rows] for name, value in given.items()}
+
+
+@pytest.mark.parametrize(("rows", "length"), [(1, 3), (2, 16), (5, 7)])
+def test_answers_are_the_network_s(
+    bundle: Bundle, eager: Cascade, kind: Kind, rows: int, length: int
+) -> None:
+    for files, stage in zip(bundle.files(), eager.stages, strict=True):
+        engine = open_engine(kind, files)
+        given = inputs(stage, rows, length)
+        with torch.no_grad():
+            expected = stage.network(**given)
+        # Rounding of fp32 sums in another order; see `cascade_export.tolerance`.
+        difference = (engine(**given) - expected).norm() / expected.norm()
+        assert difference <= 1e-5
+        assert engine.device == CPU
+        assert engine.info.kind == kind
+
+
+def test_a_row_does_not_depend_on_its_batch(bundle: Bundle, eager: Cascade, kind: Kind) -> None:
+    for files, stage in zip(bundle.files(), eager.stages, strict=True):
+        engine = open_engine(kind, files)
+        if not engine.info.batch_invariant:
+            assert kind == "torch"
+            continue
+        check_invariance(engine, stage)
+
+
+def check_invariance(engine: Engine, stage: Stage) -> None:
+    """Compare rows in batches of every size, in another order and beside longer texts."""
+    # Texts up to the longest: the order in which many tokens are summed shows in the last bits.
+    given = inputs(stage, 8, stage.config.text.max_length)
+    given["text_mask"] = torch.ones_like(given["text_mask"])
+    given["text_mask"][5:, 5:] = False
+    given["text"] = torch.randn(given["text"].shape, generator=torch.Generator().manual_seed(1))
+    given["text"] *= given["text_mask"][..., None]
+    whole = engine(**given)
+    assert torch.equal(engine(**given), whole)
+    for size in (1, 2, 3, 5, 7):
+        parts = [engine(**rows_of(given, slice(i, i + size))) for i in range(0, 8, size)]
+        assert torch.equal(torch.cat(parts), whole), size
+    order = [3, 1, 4, 0, 5, 2, 7, 6]
+    assert torch.equal(engine(**rows_of(given, order)), whole[order])
+    short = rows_of(given, slice(5, 8))
+    cut = {"text": short["text"][:, :5], "text_mask": short["text_mask"][:, :5]}
+    assert torch.equal(engine(**(short | cut)), whole[5:])
+
+
+def test_threads_and_spinning_change_no_bit(bundle: Bundle, eager: Cascade) -> None:
+    files, given = bundle.files()[0], inputs(eager.stages[0], 3, 4)
+    plain = open_engine("onnxruntime", files)(**given)
+    for options in (EngineOptions(threads=1), EngineOptions(spinning=False)):
+        assert torch.equal(open_engine("onnxruntime", files, options=options)(**given), plain)
+
+
+@pytest.mark.slow
+def test_the_compiled_engine(bundle: Bundle, eager: Cascade) -> None:
+    engine = open_engine("torch", bundle.files()[1], options=EngineOptions(compiled=True))
+    given = inputs(eager.stages[1], 2, 4)
+    with torch.no_grad():
+        expected = eager.stages[1].network(**given)
+    assert (engine(**given) - expected).norm() / expected.norm() <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("wrong", "options"),
+    [
+        ("torch", EngineOptions(threads=2)),
+        ("torch", EngineOptions(spinning=False)),
+        ("openvino", EngineOptions(spinning=False)),
+        ("onnxruntime", EngineOptions(compiled=True)),
+        ("onnxruntime", EngineOptions(threads=0)),
+        ("tensorrt-rtx", EngineOptions(threads=1)),
+    ],
+)
+def test_options_that_an_engine_has_no_use_for(wrong: Kind, options: EngineOptions) -> None:
+    with pytest.raises(UserError, match=r"give|leave"):
+        options.check(wrong)
+
+
+def test_devices_and_precisions_that_are_not_there() -> None:
+    with pytest.raises(UserError, match="no bf16 on a CPU"):
+        check_onnxruntime(CPU, "bf16")
+    with pytest.raises(UserError, match="give cpu or cuda"):
+        check_onnxruntime(torch.device("mps"), "fp32")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        with pytest.raises(UserError, match="onnxruntime-gpu"):
+            check_onnxruntime(torch.device("cuda"), "fp32")
+
+
+def test_openvino_s_refusals() -> None:
+    pytest.importorskip("openvino")
+    with pytest.raises(UserError, match="give cpu"):
+        check_openvino(torch.device("cuda"), "fp32")
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(UserError, match=r"dreamcascade\[openvino\]"):
+        check_openvino(CPU, "fp32")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"dreamcascade\[export\]"):
+        check_onnxruntime(CPU, "fp32")
+
+
+def test_no_engine_s_package_is_imported_unasked() -> None:
+    code = (
+        "import sys, cascade_export.bundle; "
+        "assert not {'onnxruntime', 'openvino', 'tensorrt', 'tensorrt_rtx'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_closed_engine_says_so(bundle: Bundle, eager: Cascade, kind: Kind) -> None:
+    engine = open_engine(kind, bundle.files()[0])
+    engine.close()
+    engine.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        engine(**inputs(eager.stages[0], 1, 2))
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
+    """Names of the stages that were opened, in order."""
+    names: list[str] = []
+    real = open_engine
+
+    def spy(kind: Kind, files: object, *rest: object) -> Engine:
+        names.append(files.config.name)  # type: ignore[attr-defined]
+        return real(kind, files, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("cascade_export.engines.opening.open_engine", spy)
+    return lambda: names
+
+
+def test_stages_that_wait_leave_the_memory(
+    bundle: Bundle, eager: Cascade, opened: Callable[[], list[str]]
+) -> None:
+    files = bundle.files()
+    largest = max(part.weights.stat().st_size for part in files)
+    free = open_engines("onnxruntime", files)
+    opened().clear()
+    tight = open_engines("onnxruntime", files, max_memory=largest)
+    assert opened() == []
+    for _ in range(2):
+        for stage, one, other in zip(eager.stages, free, tight, strict=True):
+            given = inputs(stage, 2, 3)
+            assert torch.equal(one(**given), other(**given))
+            assert one.info == other.info
+    assert opened() == ["base16", "sr32", "base16", "sr32"]
+    roomy = open_engines("onnxruntime", files, max_memory=2 * largest)
+    opened().clear()
+    for _ in range(2):
+        for stage, engine in zip(eager.stages, roomy, strict=True):
+            engine(**inputs(stage, 1, 2))
+    assert opened() == ["base16", "sr32"]
+
+
+def test_a_budget_below_one_stage(bundle: Bundle) -> None:
+    with pytest.raises(UserError, match="raise the limit"):
+        open_engines("onnxruntime", bundle.files(), max_memory=1000)
+
+
+def test_texts_are_padded_behind_a_mask() -> None:
+    text, mask = torch.ones(2, 3, 4), torch.ones(2, 3, dtype=torch.bool)
+    longer, hidden = fixed_length(text, mask, 5)
+    assert longer.shape == (2, 5, 4)
+    assert torch.equal(longer[:, :3], text)
+    assert not longer[:, 3:].any()
+    assert hidden.tolist() == [[True, True, True, False, False]] * 2
+    assert fixed_length(text, mask, 2)[0] is text

@@ -1,0 +1,108 @@
+"""Quantised graphs: calibrated by real sampling, weights still floats, the outermost layers too."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnxruntime import InferenceSession
+from torch import Tensor
+
+from cascade.errors import UserError
+from cascade.pipeline import Cascade
+from cascade_export.graph import Graph, export_stage
+from cascade_export.quantise import Inputs, calibration_inputs, quantise
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    cascade: Cascade
+    inputs: dict[str, list[Inputs]]
+    graph: Graph
+
+
+@pytest.fixture(scope="module")
+def calibrated(tiny_cascade: Path, tmp_path_factory: pytest.TempPathFactory) -> Calibrated:
+    """The tiny cascade's base, exported, with what its network sees while it draws."""
+    cascade = Cascade.load(tiny_cascade)
+    inputs = calibration_inputs(cascade, ["a dog", "a cat on a mat"], calls=2)
+    graph = export_stage(cascade.stage("base16"), tmp_path_factory.mktemp("plain"))
+    return Calibrated(cascade, inputs, graph)
+
+
+@pytest.fixture(scope="module")
+def quantised(calibrated: Calibrated, tmp_path_factory: pytest.TempPathFactory) -> Graph:
+    folder = tmp_path_factory.mktemp("int8")
+    return quantise(calibrated.graph, calibrated.inputs["base16"], folder)
+
+
+def run(graph: Graph, inputs: Inputs) -> Tensor:
+    session = InferenceSession(graph.path, providers=["CPUExecutionProvider"])
+    return torch.from_numpy(session.run(None, {k: v.numpy() for k, v in inputs.items()})[0])
+
+
+def test_calibration_sees_the_real_trajectory(calibrated: Calibrated) -> None:
+    base, larger = calibrated.inputs["base16"], calibrated.inputs["sr32"]
+    assert len(base) == len(larger) == 2
+    # Guidance doubles the base's batch; the other stage enlarges what the base drew.
+    assert base[0]["x"].shape == (4, 3, 16, 16)
+    assert larger[0]["low_res"].shape == (2, 3, 32, 32)
+    assert base[0]["t"][0] > base[1]["t"][0]
+
+
+def test_every_convolution_but_the_outermost_reads_int8(quantised: Graph) -> None:
+    nodes = onnx.load(quantised.path, load_external_data=False).graph.node
+    maker = {name: node for node in nodes for name in node.output}
+    plain = []
+    for node in nodes:
+        if node.op_type == "Conv":
+            made = [maker.get(name) for name in node.input[:2]]
+            if not all(m is not None and m.op_type == "DequantizeLinear" for m in made):
+                plain.append(node.input[1])
+    assert sorted(plain) == ["conv_in.weight", "conv_out.weight"]
+
+
+def test_weights_stay_floats_with_a_scale_for_each_output_channel(
+    calibrated: Calibrated, quantised: Graph
+) -> None:
+    assert quantised.parameters == calibrated.graph.parameters
+    assert quantised.weights.read_bytes() == calibrated.graph.weights.read_bytes()
+    model = onnx.load(quantised.path, load_external_data=False)
+    sizes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    name = "encoder.0.block.conv1.weight"
+    scales = [
+        n.input[1] for n in model.graph.node if n.op_type == "QuantizeLinear" and n.input[0] == name
+    ]
+    assert [sizes[scale] for scale in scales] == [(sizes[name][0],)]
+
+
+def test_int8_is_near_fp32(calibrated: Calibrated, quantised: Graph) -> None:
+    inputs = calibrated.inputs["base16"][0]
+    wanted = run(calibrated.graph, inputs)
+    error = float((run(quantised, inputs) - wanted).norm() / wanted.norm())
+    # A rounding to 8 bits of a range of four deviations is 1 % of a deviation, twice for each of
+    # eight convolutions; errors add as in a random walk, with a factor of two to spare.
+    assert 1e-4 < error < 0.08
+
+
+def test_fp8_has_the_same_magnitudes_on_its_own_range(
+    calibrated: Calibrated, quantised: Graph, tmp_path: Path
+) -> None:
+    graph = quantise(calibrated.graph, calibrated.inputs["base16"], tmp_path, "fp8")
+    onnx.checker.check_model(graph.path, full_check=True)
+    models = [onnx.load(g.path, load_external_data=False).graph for g in (quantised, graph)]
+    held = [{t.name: t for t in model.initializer} for model in models]
+    kind = onnx.TensorProto.FLOAT8E4M3FN
+    pairs = [n for n in models[1].node if n.op_type == "QuantizeLinear"]
+    assert pairs
+    for node in pairs:
+        assert held[1][node.input[2]].data_type == kind
+        narrow, wide = (onnx.numpy_helper.to_array(h[node.input[1]]) for h in held)
+        np.testing.assert_allclose(wide * 448, narrow * 127, rtol=1e-6)
+
+
+def test_nothing_to_calibrate_with_is_refused(calibrated: Calibrated, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="at least one prompt"):
+        quantise(calibrated.graph, [], tmp_path)
