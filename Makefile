@@ -36,6 +36,9 @@ $(READY): pyproject.toml $(CONSTRAINTS)
 $(TEST_READY): $(READY)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[gpu,export,quantized,tensorrt-rtx]' \
 	  $(addprefix --constraint ,$(CONSTRAINTS))
+	@# What it depends on would replace newer packages; the tests read its protocol's file alone.
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps tritonclient \
+	  $(addprefix --constraint ,$(CONSTRAINTS))
 	@touch $@
 
 lint: types  ## style, types and import floors
@@ -43,7 +46,7 @@ lint: types  ## style, types and import floors
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-logo
 
-types: setup
+types: setup $(TEST_READY)
 	$(BIN)/mypy $(TYPED)
 
 format: setup  ## put the code in order

@@ -13,6 +13,7 @@ from torch import Tensor
 from cascade.errors import UserError
 from cascade_export.bundle import Bundle
 from cascade_export.engines import EngineOptions, StageFiles, open_engine, open_engines
+from cascade_export.engines.likeness import require_likeness
 
 Kind = Literal["torch", "onnxruntime", "openvino"]
 
@@ -158,3 +159,10 @@ def test_calls_of_other_threads_see_one_fine_tune_or_the_other(
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+def test_weights_that_were_not_taken_are_noticed(base: StageFiles, tuned: StageFiles) -> None:
+    require_likeness(open_engine("onnxruntime", tuned), open_engine("torch", tuned), tuned)
+    stale = open_engine("onnxruntime", base)
+    with pytest.raises(UserError, match="did not take them"):
+        require_likeness(stale, open_engine("torch", tuned), tuned)

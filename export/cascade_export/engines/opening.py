@@ -2,11 +2,14 @@
 
 import threading
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 from typing import Literal
 
 import torch
 
 from cascade_export.engines.base import Engine, EngineKind, EngineOptions, StageFiles
+from cascade_export.engines.likeness import require_likeness
 
 
 def open_engines(
@@ -35,7 +38,7 @@ def open_engines(
 
         options.check(kind)
         shared = TensorRTDevice(kind, place, max_memory=max_memory)
-        return [TensorRTEngine(files, shared) for files in stages]
+        return [TensorRTEngine(files, shared, partial(_check_swap, files)) for files in stages]
     if max_memory is None:
         return [open_engine(kind, files, place, options) for files in stages]
     from cascade_export.engines.resident import ResidentEngine
@@ -73,6 +76,13 @@ def open_engine(
             from cascade_export.engines.openvino import OpenVinoEngine
 
             return OpenVinoEngine(files, place, options)
+
+
+def _check_swap(files: StageFiles, engine: Engine, weights: Path) -> None:
+    """Compare an engine's answer with that of the same graph and weights on the CPU."""
+    tuned = files.with_weights(weights)
+    other = open_engine("torch" if files.precision == "bf16" else "onnxruntime", tuned)
+    require_likeness(engine, other, tuned)
 
 
 def default_device(kind: EngineKind) -> str:
