@@ -32,7 +32,7 @@ $(READY): pyproject.toml $(CONSTRAINTS)
 	  $(addprefix --constraint ,$(CONSTRAINTS))
 	@touch $@
 
-# The compilers are large, and on a CPU nothing but the tests needs them.
+# The compilers are large, and on a CPU nothing but these checks needs them.
 $(TEST_READY): $(READY)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[gpu,export,quantized,tensorrt-rtx]' \
 	  $(addprefix --constraint ,$(CONSTRAINTS))

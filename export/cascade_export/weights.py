@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -18,9 +18,6 @@ from cascade.formats.weights import Header
 from cascade.formats.weights import write_weights as write_safetensors
 from cascade.stage import weight_shapes
 
-if TYPE_CHECKING:
-    from cascade_export.graph import Graph
-
 WEIGHTS = "weights.safetensors"
 """The name of a graph's own weights; what its external data refers to."""
 
@@ -29,6 +26,14 @@ DTYPES = {
     "BF16": torch.bfloat16,
     "F32": torch.float32,
 }
+
+
+class Parametrised(Protocol):
+    """A graph, as far as its weights are concerned."""
+
+    @property
+    def parameters(self) -> Mapping[str, Header]:
+        """Types and shapes of what it reads from a weights file, by name."""
 
 
 class Place(NamedTuple):
@@ -76,7 +81,7 @@ def write_state(state: Mapping[str, Tensor], headers: Mapping[str, Header], path
     return digest(path)
 
 
-def write_weights(state: Mapping[str, Tensor], path: Path, graph: "Graph") -> str:
+def write_weights(state: Mapping[str, Tensor], path: Path, graph: Parametrised) -> str:
     """Write a network's weights for a graph, cast to the graph's types.
 
     Args:
@@ -100,7 +105,7 @@ def write_weights(state: Mapping[str, Tensor], path: Path, graph: "Graph") -> st
     return write_state(state, headers, path)
 
 
-def check_weights(path: Path, graph: "Graph") -> dict[str, Place]:
+def check_weights(path: Path, graph: Parametrised) -> dict[str, Place]:
     """Make sure that a weights file fits a graph, and say where its tensors lie.
 
     Raises:
