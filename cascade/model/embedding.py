@@ -73,9 +73,10 @@ class AttentionPooling(nn.Module):
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """Pool tokens B L D under a mask B L (True = real) into B D."""
-        real = mask[:, :, None].to(tokens.dtype)
-        count = real.sum(dim=1, keepdim=True).clamp(min=1)
-        mean = (tokens * real).sum(dim=1, keepdim=True) / count + self.offset
+        real = mask[:, None, :].to(tokens.dtype)
+        count = real.sum(dim=2, keepdim=True).clamp(min=1)
+        # A product, where ONNX Runtime would take a sum of one row in another order than of many.
+        mean = real @ tokens / count + self.offset
         sequence = torch.cat([mean, tokens], dim=1)
         q, k, v = self.query(mean), self.key(sequence), self.value(sequence)
         # The mean itself is always visible, so a caption without tokens pools to something finite.

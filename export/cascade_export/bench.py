@@ -102,7 +102,7 @@ class FirstPicture(Frozen):
 
     provider: str
     seconds: float
-    peak_mebibytes: float
+    peak_mebibytes: float | None
     device_mebibytes: float | None = None
 
 

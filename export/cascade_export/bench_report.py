@@ -59,7 +59,7 @@ def _calls(result: StageBench) -> list[str]:
 def _first_pictures(result: StageBench) -> list[str]:
     head = ("first picture of a fresh process", "seconds", "peak memory, MiB")
     rows = [
-        (_provider(one.provider, result), f"{one.seconds:.1f}", f"{one.peak_mebibytes:.0f}")
+        (_provider(one.provider, result), f"{one.seconds:.1f}", _memory(one.peak_mebibytes))
         for one in result.first_pictures
     ]
     return _table(head, rows)
@@ -72,3 +72,7 @@ def _provider(name: str, result: StageBench) -> str:
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     lines = [head, ["---"] * len(head), *rows]
     return ["| " + " | ".join(line) + " |" for line in lines]
+
+
+def _memory(mebibytes: float | None) -> str:
+    return "not known" if mebibytes is None else f"{mebibytes:.0f}"

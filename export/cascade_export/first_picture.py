@@ -7,7 +7,6 @@ what is taken of the GPU, by whomever. STEPS of 0 are the checkpoint's own.
 """
 
 import json
-import resource
 import sys
 from pathlib import Path
 from typing import Final
@@ -22,8 +21,6 @@ from cascade_export.manifest import read_manifest
 ENGINE: Final = "engine"
 _PROMPT: Final = "a photo of a dog on the beach"
 _MEBIBYTE: Final = 2**20
-# Linux counts kibibytes, macOS bytes.
-_RSS_UNIT: Final = 1 if sys.platform == "darwin" else 1024
 
 
 def engine_of(provider: str) -> tuple[EngineKind | None, EngineOptions]:
@@ -31,6 +28,17 @@ def engine_of(provider: str) -> tuple[EngineKind | None, EngineOptions]:
     if provider == ENGINE:
         return None, EngineOptions()
     return "torch", EngineOptions(compiled=provider == "compiled")
+
+
+def peak_memory() -> float | None:
+    """The most memory that this process has held, MiB; None where the system does not tell.
+
+    Not `getrusage`: on Linux a new process inherits that of the one which started it.
+    """
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.is_file() else []
+    told = [int(line.split()[1]) for line in lines if line.startswith("VmHWM:")]
+    return told[0] / 1024 if told else None
 
 
 def main(folder: str, provider: str, device: str, steps: str) -> None:
@@ -51,12 +59,11 @@ def main(folder: str, provider: str, device: str, steps: str) -> None:
         for stage in cascade.stages
     }
     cascade.sample(_PROMPT, [0], samplers=samplers)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_UNIT / _MEBIBYTE
     used = None
     if torch.device(device).type == "cuda":
         free, total = torch.cuda.mem_get_info(torch.device(device))
         used = (total - free) / _MEBIBYTE
-    sys.stdout.write(json.dumps({"peak": peak, "device": used}) + "\n")
+    sys.stdout.write(json.dumps({"peak": peak_memory(), "device": used}) + "\n")
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ class OnnxRuntimeEngine:
     """One session of a stage's graph.
 
     A row's answer does not depend on its batch, bit for bit, on a CPU: texts are padded to one
-    length, and a single row is run as two.
+    length.
 
     Args:
         files: the stage.
@@ -84,14 +84,10 @@ class OnnxRuntimeEngine:
         feeds = {"x": x, "t": t, "text": text, "text_mask": text_mask}
         if low_res is not None and aug is not None:
             feeds |= {"low_res": low_res, "aug": aug}
-        rows, channels = len(x), 3 * (1 + config.unet.learned_variance)
-        if rows == 1 and self.device.type == "cpu":
-            # ReduceSum adds a single row's tokens in another order than those of several rows,
-            # which is 2e-6 in the answer; beside a copy of itself a row is summed as in any batch.
-            feeds = {name: torch.cat([value, value]) for name, value in feeds.items()}
-        out = torch.empty((len(feeds["x"]), channels, *x.shape[2:]), device=self.device)
+        channels = 3 * (1 + config.unet.learned_variance)
+        out = torch.empty((len(x), channels, *x.shape[2:]), device=self.device)
         run(session, feeds, out)
-        return out[:rows]
+        return out
 
     def swap(self, weights: Path) -> None:
         """Serve another fine-tune; see `Engine.swap`."""
