@@ -173,7 +173,7 @@ def compare_pictures(
         eager_steps=_worst(steps[1]),
         engine=picture_deviation(drawn.engine, drawn.eager),
         eager=eager,
-        limit=picture_limit(eager, precision, quantisation),
+        limit=picture_limit(eager, precision, quantisation, drawn.eager.numel()),
     )
     return result, drawn
 

@@ -134,13 +134,21 @@ def tensor_limit(
 
 
 def picture_limit(
-    eager: PictureDeviation, precision: Precision, quantisation: Quantisation = "none"
+    eager: PictureDeviation,
+    precision: Precision,
+    quantisation: Quantisation = "none",
+    values: int | None = None,
 ) -> PictureDeviation:
-    """The deviation that an engine's pictures may have where eager's in its precision have this."""
+    """The deviation that an engine's pictures may have where eager's in its precision have this.
+
+    Of few `values` four may differ: where one is expected to, more than four do by chance once in
+    270 times (Poisson).
+    """
     floor = floor_of(precision, quantisation)
+    handful = 4 / values if values else 0.0
     return PictureDeviation(
         rms=max(FACTOR * eager.rms, floor.rms),
-        differing=min(max(FACTOR * eager.differing, floor.rms), 1.0),
+        differing=min(max(FACTOR * eager.differing, floor.rms, handful), 1.0),
         greatest=max(round(FACTOR * eager.greatest), floor.greatest),
     )
 
