@@ -27,8 +27,9 @@ from cascade_export.cache import BuildFacts, BuiltPlan, Fingerprint, PlanCache
 from cascade_export.census import PlannedMemory, WeightsFound
 from cascade_export.engines import tensorrt
 from cascade_export.engines.base import StageFiles
+from cascade_export.engines.residency import Residency
 from cascade_export.engines.tensorrt import TensorRTEngine, refit
-from cascade_export.engines.tensorrt_memory import Residency, Workspace
+from cascade_export.engines.tensorrt_memory import Workspace
 from cascade_export.engines.tensorrt_session import Session, TensorRTDevice, check_validity
 from cascade_export.graph import Graph, TensorSpec
 from cascade_export.targets import Kind

@@ -41,8 +41,8 @@ def open_engines(
         return [TensorRTEngine(files, shared, partial(_check_swap, files)) for files in stages]
     if max_memory is None:
         return [open_engine(kind, files, place, options) for files in stages]
+    from cascade_export.engines.residency import Residency
     from cascade_export.engines.resident import ResidentEngine
-    from cascade_export.engines.tensorrt_memory import Residency
 
     def opened(files: StageFiles) -> Engine:
         return open_engine(kind, files, place, options)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cascade_export.engines.base import Engine, EngineInfo, StageFiles
-from cascade_export.engines.tensorrt_memory import Residency
+from cascade_export.engines.residency import Residency
 
 
 class ResidentEngine:

@@ -1,19 +1,15 @@
-"""What the TensorRT engines of one GPU share: a stream, buffers, and a budget for weights.
+"""What the TensorRT engines of one GPU share: a stream and buffers.
 
 A cascade's stages run one after another, so one set of buffers as large as the largest stage's
-serves all, and the weights of those that wait need not lie on the GPU. Nothing here has been
-executed on a GPU yet; see `tools/gpu_suite.py --part export`.
+serves all. Nothing here has been executed on a GPU yet; see `tools/gpu_suite.py --part export`.
 """
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Protocol
 
 import torch
 from torch import Tensor
-
-from cascade.errors import UserError
 
 
 class Workspace:
@@ -49,64 +45,6 @@ class Workspace:
         if size > self._buffers[name].numel():
             raise ValueError(f"{name} needs {size} bytes and fewer were reserved")
         return self._buffers[name][:size].view(dtype).view(*shape)
-
-
-class Resident(Protocol):
-    """Something whose weights can leave the GPU and come back."""
-
-    @property
-    def weight_bytes(self) -> int:
-        """What its weights take on the GPU."""
-
-    def load(self) -> None:
-        """Bring the weights to the GPU."""
-
-    def unload(self) -> None:
-        """Free what they take."""
-
-
-class Residency:
-    """Keeps the weights on a GPU within a budget; the longest unused leave first.
-
-    Args:
-        budget: bytes for weights; None is no limit.
-    """
-
-    def __init__(self, budget: int | None = None) -> None:
-        self._budget = math.inf if budget is None else budget
-        self._loaded: list[Resident] = []  # the longest unused first
-
-    def check(self, one: Resident) -> None:
-        """Refuse what does not fit even alone.
-
-        Raises:
-            UserError: its weights are larger than the budget.
-        """
-        if one.weight_bytes > self._budget:
-            raise UserError(
-                f"One stage's weights take {one.weight_bytes / 1e6:.0f} MB and the limit is "
-                f"{self._budget / 1e6:.0f} MB; raise the limit or take a smaller precision."
-            )
-
-    def use(self, one: Resident) -> None:
-        """Load weights if they are not there, after unloading others that leave them no room."""
-        if one in self._loaded:
-            self._loaded.remove(one)
-        else:
-            self.check(one)
-            while self._taken() + one.weight_bytes > self._budget:
-                self._loaded.pop(0).unload()
-            one.load()
-        self._loaded.append(one)
-
-    def forget(self, one: Resident) -> None:
-        """Unload what is not to be used again."""
-        if one in self._loaded:
-            self._loaded.remove(one)
-            one.unload()
-
-    def _taken(self) -> int:
-        return sum(each.weight_bytes for each in self._loaded)
 
 
 class Lane:

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from cascade.errors import UserError
 from cascade_export.build import logger
-from cascade_export.engines.tensorrt_memory import Lane, Residency, Workspace
+from cascade_export.engines.residency import Residency
+from cascade_export.engines.tensorrt_memory import Lane, Workspace
 from cascade_export.targets import Kind, gpu_target, load_module
 
 OUTPUT = "out"
