@@ -152,10 +152,16 @@ def test_wheel_holds_the_packages_and_nothing_else(wheel: set[str]) -> None:
 def test_wheel_holds_every_data_file(repository: Path, wheel: set[str]) -> None:
     """Templates, the small cascade and everything else that code reads beside itself."""
     data = {
-        path.relative_to(repository).as_posix()
-        for path in (repository / "cascade").rglob("*")
+        path.relative_to(root).as_posix()
+        for root, name in (
+            (repository, "cascade"),
+            (repository / "kernels", "cascade_kernels"),
+            (repository / "export", "cascade_export"),
+        )
+        for path in (root / name).rglob("*")
         if path.is_file() and path.suffix not in {".py", ".pyc"}
     }
+    assert "cascade_kernels/tables/sm_90.json" in data
     assert data <= wheel
 
 
