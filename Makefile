@@ -66,12 +66,16 @@ demo: setup  ## personalise the small cascade on a CPU and write a page of pictu
 pretrain: setup  ## train `mini` anew from the photo packs; hours on a CPU, resumable
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[pretrain]' \
 	  $(addprefix --constraint ,$(CONSTRAINTS))
-	$(BIN)/python tools/pretrain/prepare.py --output build/pretrain --shared '$(SHARED)'
+	$(BIN)/python tools/pretrain/cutouts.py --output build/pretrain/cutouts --pack tiny64_relevant \
+	  --classes tools/pretrain/narrow.txt --per-class 60 --shared '$(SHARED)'
+	$(BIN)/python tools/pretrain/prepare.py --output build/pretrain --shared '$(SHARED)' \
+	  --classes tools/pretrain/narrow.txt
 	test -f cascade/zoo/mini/text/model.safetensors || $(BIN)/python tools/pretrain/text.py \
 	  --datasets build/pretrain --output cascade/zoo/mini/text --shared '$(SHARED)'
-	$(BIN)/cascade train configs/mini-base32.toml
-	$(BIN)/cascade train configs/mini-sr128.toml
-	$(BIN)/python tools/pretrain/assemble.py runs/pretrain/base32/stage runs/pretrain/sr128/stage
+	$(BIN)/cascade train configs/mini-sr256-cpu.toml
+	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node 2 -m cascade train configs/mini-base64-cpu.toml
+	$(BIN)/python tools/pretrain/assemble.py runs/pretrain/base64-cpu/stage runs/pretrain/sr256-cpu/stage \
+	  --settings configs/mini-base64-cpu.toml --settings configs/mini-sr256-cpu.toml
 
 clean:  ## remove the environment, caches and builds; runs and pictures stay
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis dist

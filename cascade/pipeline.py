@@ -125,6 +125,24 @@ class Cascade:
         known = ", ".join(stage.config.name for stage in self.stages)
         raise UserError(f"The cascade has no stage '{name}'; it has {known}.")
 
+    def enlarged(self, size: int) -> "Cascade":
+        """This cascade with its last stage used again, on its own pictures, up to `size` pixels.
+
+        A super-resolution network without self-attention sees no more than a neighbourhood, at
+        any size: Imagen trains its 256 -> 1024 stage on 64 -> 256 crops (section 2.5), and a
+        64 -> 256 network runs at 256 -> 1024 as it is. Its weights stay those of the smaller scale.
+
+        Raises:
+            UserError: the last stage is no such network, or does not arrive at `size`.
+        """
+        stages = list(self.stages)
+        while stages[-1].config.size < size:
+            stages.append(_next_scale(stages[-1]))
+        if stages[-1].config.size != size:
+            made = ", ".join(str(stage.config.size) for stage in stages)
+            raise UserError(f"This cascade makes pictures of {made} pixels; give one of these.")
+        return Cascade(self.manifest, self.encoder, stages)
+
     def prompts(self, prompts: Sequence[str]) -> PromptTable:
         """Embed a few prompts, and the unconditional text, once."""
         return prompt_table(self.encoder, prompts, self.stages[0].config)
@@ -252,6 +270,21 @@ def _load(folder: Path, device: torch.device | str) -> Stage:
     stage = Stage.load(folder, device)
     stage.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return stage
+
+
+def _next_scale(stage: Stage) -> Stage:
+    """The same super-resolution network, one scale up."""
+    config = stage.config
+    if config.low_res is None or {"self", "joint"} & set(config.unet.attention):
+        raise UserError(
+            f"Stage '{config.name}' cannot be used again at a larger scale: only a "
+            f"super-resolution stage without self-attention can; {config.size} is its size."
+        )
+    size = config.size * config.size // config.low_res.size
+    low_res = config.low_res.model_copy(update={"size": config.size})
+    name = f"{config.name.partition('-at-')[0]}-at-{size}"
+    larger = config.model_copy(update={"name": name, "size": size, "low_res": low_res})
+    return stage.with_network(stage.network, larger)
 
 
 def _pairs(

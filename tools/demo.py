@@ -21,30 +21,37 @@ from PIL import Image
 from rich.console import Console
 
 from cascade.cli.mistakes import answer
+from cascade.cli.sample import usable_device
 from cascade.config.dreambooth import RECIPES, DreamBoothConfig
-from cascade.config.stage import SubjectConfig
+from cascade.config.stage import StageConfig, SubjectConfig
 from cascade.data.images import Photos, read_photos, write_png
 from cascade.dreambooth.personalise import personalise
 from cascade.environment import environment
 from cascade.errors import UserError
-from cascade.evaluate.features import EfficientNetLite0
+from cascade.evaluate.features import EfficientNetLite0, FeatureExtractor
 from cascade.evaluate.subject import (
     Drawn,
-    SubjectScores,
+    Reconstruction,
     ceiling,
     draw_subject,
     reconstruct,
     score_subject,
+    subject_prompts,
 )
-from cascade.pipeline import Cascade, Pictures
+from cascade.pipeline import Cascade, Pictures, cascade_folder, read_manifest
 from cascade.progress import progress_bar, stage_steps
 from cascade.train.report import read_log
-from demo_report import Outcome, demo_report
+from demo_report import KINDS, SHOWN, Outcome, demo_report, write_pictures
+from tuning import draw_class_images, stage_configs, training_seconds
 
 console = Console()
 SEEDS = range(12)
-SCENES = ("{subject} on the beach", "a black and white photo of {subject}", "a red {noun}")
-KINDS = ("before", "without prior preservation", "with prior preservation")
+SCENES = (
+    "{subject} on the beach",
+    "{subject} in the mountains",
+    "{subject} on a blue background",
+    "a black and white photo of {subject}",
+)
 
 
 @dataclass(frozen=True)
@@ -57,16 +64,21 @@ class Work:
     class_noun: str
     cascade: str
 
+    @property
+    def class_images(self) -> Path:
+        """The class images' folder, which subjects share."""
+        return self.folder.parent / "class-images"
+
     def config(self, prior: bool) -> DreamBoothConfig:
         """With prior preservation every stage is tuned; without, for comparison, the base."""
-        recipe = RECIPES["mini"]
-        base = Cascade.load(self.cascade).stages[0].config.name
+        recipe = RECIPES[read_manifest(cascade_folder(self.cascade)).recipe]
+        base = stage_configs(self.cascade)[0].name
         return DreamBoothConfig(
             cascade=self.cascade,
             instance_data_dir=self.folder / "photos",
             output_dir=self.folder / ("with-prior" if prior else "without-prior"),
             class_noun=self.class_noun,
-            class_data_dir=self.folder.parent / "class-images",
+            class_data_dir=self.class_images,
             stages=() if prior else (base,),
             recipe=recipe if prior else recipe.model_copy(update={"prior": None}),
         )
@@ -83,9 +95,9 @@ def main(
         raise UserError("Give both --subject (a folder of photos) and --class (what they show).")
     images = list(crops_of_a_cat()) if subject is None else list(read_photos(subject).images)
     outcome = demonstrate(prepare(images, class_noun or "cat", output, cascade))
-    demo_report(outcome, " ".join(["python", *sys.argv]), environment()).write(
-        output / "report.html"
-    )
+    report = demo_report(outcome, " ".join(["python", *sys.argv]), environment())
+    write_pictures(report, output / "pictures")
+    report.write(output / "report.html")
     console.print(f"Open {output / 'report.html'} in a browser.")
 
 
@@ -109,13 +121,30 @@ def prepare(images: list[Image.Image], class_noun: str, output: Path, cascade: s
 def demonstrate(work: Work) -> Outcome:
     """Tune the cascade with and without prior preservation and compare both with the untouched."""
     times: dict[str, float] = {}
-    with timed(times, "class images; tuning the base and super-resolution"):
-        tuned = Cascade.load(personalise(work.config(prior=True)))
-    with timed(times, "tuning the base without prior preservation"):
-        plain = Cascade.load(personalise(work.config(prior=False)))
+    console.rule("class images")
+    seconds = draw_class_images(work.config(prior=True), console)
+    if seconds is not None:  # else they were there, drawn for another subject of the class
+        times["class images"] = seconds
+    console.rule("tuning every stage")
+    tuned = Cascade.load(personalise(work.config(prior=True)), usable_device(None))
+    console.rule("tuning the base without prior preservation")
+    plain = Cascade.load(personalise(work.config(prior=False)), usable_device(None))
+    logs = dict(run_logs(work))
+    times |= {f"tuning {run}": training_seconds(log) for run, log in logs.items()}
     with timed(times, "drawing and scoring the comparison"):
-        outcome = compare(work, (Cascade.load(work.cascade), plain, tuned), times)
+        outcome = compare(
+            work, (Cascade.load(work.cascade, usable_device(None)), plain, tuned), logs, times
+        )
     return outcome
+
+
+def run_logs(work: Work) -> Iterator[tuple[str, list[dict[str, float]]]]:
+    """The statuses of every training run, by stage."""
+    for name, suffix in (("with-prior", ""), ("without-prior", " without prior preservation")):
+        for stage in stage_configs(work.cascade):
+            log = read_log(work.folder / name / "runs" / stage.name / "log.jsonl")
+            if log:
+                yield f"{stage.name}{suffix}", log
 
 
 def crops_of_a_cat() -> Iterator[Image.Image]:
@@ -123,7 +152,7 @@ def crops_of_a_cat() -> Iterator[Image.Image]:
     from skimage.data import chelsea
 
     photo = Image.fromarray(chelsea())
-    for left, top, side in ((0, 0, 300), (75, 0, 300), (151, 0, 300), (90, 30, 250), (40, 10, 280)):
+    for left, top, side in ((0, 0, 300), (75, 0, 300), (151, 0, 300), (90, 30, 260), (40, 10, 280)):
         yield photo.crop((left, top, left + side, top + side))
 
 
@@ -136,45 +165,57 @@ def timed(times: dict[str, float], name: str) -> Iterator[None]:
     times[name] = time.perf_counter() - start
 
 
-def compare(work: Work, cascades: tuple[Cascade, ...], times: dict[str, float]) -> Outcome:
+def compare(
+    work: Work,
+    cascades: tuple[Cascade, ...],
+    logs: dict[str, list[dict[str, float]]],
+    times: dict[str, float],
+) -> Outcome:
     """Draw the same seeds with every cascade and score them."""
-    subject = cascades[-1].stages[0].config.subject
-    assert subject is not None, "a personalised cascade records its subject"
     frozen, _, tuned = cascades
+    configs = [stage.config for stage in tuned.stages]
+    subject = configs[0].subject
+    assert subject is not None, "a personalised cascade records its subject"
     drawn = dict(zip(KINDS, drawings(cascades, subject), strict=True))
-    extractor = EfficientNetLite0()
+    extractor = EfficientNetLite0(usable_device(None))
     photos = work.photos.images
-    scores: dict[str, dict[str, SubjectScores]] = {}
-    ceilings: dict[str, float] = {}
-    for stage in (stage.config for stage in tuned.stages):
-        ceilings[stage.name] = ceiling(photos, extractor, stage.size)
-        scores[stage.name] = {
-            kind: score_subject(pictures, drawn["before"], photos, extractor, stage.name)
-            for kind, pictures in drawn.items()
-        }
-    prompt = f"a {subject.identifier} {subject.class_noun}"
-    shown = [work.held_out] if work.held_out else list(photos[:1])
-    last = tuned.stages[-1].config.name
     return Outcome(
         subject=subject,
         photos=photos,
         held_out=work.held_out,
         drawn=drawn,
-        scenes=scenes(cascades, subject),
-        reconstructions=(
-            reconstruct(frozen, last, shown, f"a {subject.class_noun}", extractor),
-            reconstruct(tuned, last, shown, prompt, extractor),
-        ),
-        scores=scores,
-        ceilings=ceilings,
-        logs={
-            f"{name}, {stage.config.name}": log
-            for name in ("with-prior", "without-prior")
-            for stage in tuned.stages
-            if (log := read_log(work.folder / name / "runs" / stage.config.name / "log.jsonl"))
+        scenes=scenes(tuned, subject),
+        reconstructions={
+            stage.name: reconstructions(work, (frozen, tuned), stage, extractor)
+            for stage in configs
+            if stage.low_res is not None
         },
+        scores={
+            stage.name: {
+                kind: score_subject(pictures, drawn[KINDS[0]], photos, extractor, stage.name)
+                for kind, pictures in drawn.items()
+            }
+            for stage in configs
+        },
+        ceilings={stage.name: ceiling(photos, extractor, stage.size) for stage in configs},
+        logs=logs,
         times=times,
     )
+
+
+def reconstructions(
+    work: Work, cascades: tuple[Cascade, Cascade], stage: StageConfig, extractor: FeatureExtractor
+) -> tuple[Reconstruction, Reconstruction]:
+    """One photo enlarged by the untuned and by the tuned super-resolution stage."""
+    subject = cascades[1].stages[0].config.subject
+    assert subject is not None, "a personalised cascade records its subject"
+    shown = [work.held_out or work.photos.images[0]]
+    of_subject, of_class = subject_prompts(subject)
+    untuned, tuned = (
+        reconstruct(cascade, stage.name, shown, prompt, extractor)
+        for cascade, prompt in zip(cascades, (of_class, of_subject), strict=True)
+    )
+    return untuned, tuned
 
 
 def drawings(cascades: tuple[Cascade, ...], subject: SubjectConfig) -> Iterator[Drawn]:
@@ -184,11 +225,11 @@ def drawings(cascades: tuple[Cascade, ...], subject: SubjectConfig) -> Iterator[
             yield draw_subject(cascade, subject, SEEDS, stage_steps(bar, f"{kind}: "))
 
 
-def scenes(cascades: tuple[Cascade, ...], subject: SubjectConfig) -> dict[str, Pictures]:
-    """The subject in a few other scenes, by the cascade tuned with prior preservation."""
-    name = f"a {subject.identifier} {subject.class_noun}"
+def scenes(cascade: Cascade, subject: SubjectConfig) -> dict[str, Pictures]:
+    """The subject in a few other scenes."""
+    name, _ = subject_prompts(subject)
     prompts = [scene.format(subject=name, noun=name.removeprefix("a ")) for scene in SCENES]
-    return {prompt: cascades[-1].sample(prompt, range(6)) for prompt in prompts}
+    return {prompt: cascade.sample(prompt, range(SHOWN)) for prompt in prompts}
 
 
 if __name__ == "__main__":

@@ -1,18 +1,33 @@
 """The demonstration's page: what was measured, as pictures, curves and a table."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
 
 from PIL import Image
-from torch import Tensor
 
 from cascade.config.stage import SubjectConfig
 from cascade.evaluate.grid import image_grid
 from cascade.evaluate.report import Figure, Report, Section, Table, loss_curves
-from cascade.evaluate.subject import Drawn, Reconstruction, SubjectScores, photos_at
+from cascade.evaluate.subject import (
+    Drawn,
+    Reconstruction,
+    SubjectScores,
+    of_the_way,
+    photos_at,
+    subject_prompts,
+)
+from cascade.files import write_bytes
 from cascade.pipeline import Pictures
+from tables import percent
 
+KINDS = ("before", "without prior preservation", "with prior preservation")
+BEFORE, AFTER = KINDS[0], KINDS[-1]
 SHOWN = 6
+# A whole multiple of every usual stage's pictures, which are then shown pixel by pixel.
+CELL = 256
 
 
 @dataclass(frozen=True)
@@ -23,12 +38,12 @@ class Outcome:
         subject: identifier and class noun.
         photos: those tuned on.
         held_out: a photo kept out of the tuning, if there were enough.
-        drawn: pictures of the subject's and the class's prompt, by the kind of cascade.
+        drawn: pictures of the subject's and the class's prompt, by the kind of cascade (`KINDS`).
         scenes: pictures of the tuned cascade by prompt.
-        reconstructions: a photo enlarged by the untuned and by the tuned super-resolution stage.
+        reconstructions: by super-resolution stage, a photo enlarged by it untuned and tuned.
         scores: by stage, then by the kind of cascade.
         ceilings: the photos' own similarity, by stage.
-        logs: training logs by run.
+        logs: training logs by run; the runs with prior preservation by their stage's name.
         times: seconds by part.
     """
 
@@ -37,25 +52,40 @@ class Outcome:
     held_out: Image.Image | None
     drawn: Mapping[str, Drawn]
     scenes: Mapping[str, Pictures]
-    reconstructions: tuple[Reconstruction, Reconstruction]
+    reconstructions: Mapping[str, tuple[Reconstruction, Reconstruction]]
     scores: Mapping[str, Mapping[str, SubjectScores]]
     ceilings: Mapping[str, float]
     logs: Mapping[str, Sequence[Mapping[str, float]]]
     times: Mapping[str, float]
+
+    @property
+    def prompts(self) -> tuple[str, str]:
+        """The subject's and the class's."""
+        return subject_prompts(self.subject)
+
+    @property
+    def shown_photo(self) -> Image.Image:
+        """The photo that was enlarged: the one held out, if there is one."""
+        return self.held_out or self.photos[0]
+
+    def of_the_way(self, stage: str, kind: str = AFTER) -> float | None:
+        """How far a cascade's pictures came from the untouched one's to the photos, percent."""
+        floor = self.scores[stage][BEFORE].similarity
+        return of_the_way(self.scores[stage][kind].similarity, floor, self.ceilings[stage])
 
 
 def demo_report(outcome: Outcome, command: str, environment: Mapping[str, str]) -> Report:
     """Lay the outcome out as one page."""
     noun = outcome.subject.class_noun
     last = list(outcome.scores)[-1]
-    before, after = (outcome.scores[last][kind] for kind in (_first(outcome), _final(outcome)))
+    before, after = (outcome.scores[last][kind].similarity for kind in (BEFORE, AFTER))
     return Report(
         title=f"A cascade that knows this {noun}",
         summary=(
             f"{len(outcome.photos)} photos taught the cascade that "
-            f"“{outcome.subject.identifier}” means this {noun}: similarity to the photos rose from "
-            f"{before.similarity:.2f} to {after.similarity:.2f} "
-            f"(photos among themselves: {outcome.ceilings[last]:.2f})."
+            f"“{outcome.subject.identifier}” means this {noun}: similarity to the photos went from "
+            f"{before:.2f} to {after:.2f} (photos among themselves: {outcome.ceilings[last]:.2f}, "
+            f"{percent(outcome.of_the_way(last))} of the way)."
         ),
         command=command,
         environment=environment,
@@ -64,42 +94,46 @@ def demo_report(outcome: Outcome, command: str, environment: Mapping[str, str]) 
             _before_and_after(outcome),
             _class(outcome),
             _scenes(outcome),
-            _super_resolution(outcome),
+            *(_super_resolution(outcome, stage) for stage in outcome.reconstructions),
             _figures(outcome),
             _curves(outcome),
         ],
     )
 
 
-def _first(outcome: Outcome) -> str:
-    return next(iter(outcome.drawn))
-
-
-def _final(outcome: Outcome) -> str:
-    return list(outcome.drawn)[-1]
+def write_pictures(report: Report, folder: Path) -> None:
+    """Write the report's pictures as JPEG files named after their sections."""
+    for section in report.sections:
+        name = re.sub("[^a-z0-9]+", "-", section.title.lower()).strip("-")
+        for figure in section.figures:
+            if isinstance(figure.content, Image.Image):
+                buffer = BytesIO()
+                figure.content.convert("RGB").save(buffer, "JPEG", quality=88, optimize=True)
+                write_bytes(buffer.getvalue(), folder / f"{name}.jpg")
 
 
 def _photos(outcome: Outcome) -> Section:
-    photos = photos_at(outcome.photos, 192)
-    grid = image_grid([list(photos)])
+    grid = image_grid([list(photos_at(outcome.photos, CELL))], cell=CELL)
     return Section("The photos", figures=[Figure(grid, "What the cascade was tuned on.")])
 
 
 def _rows(pictures: Mapping[str, Pictures]) -> Image.Image:
     return image_grid(
-        [list(drawn.tensor[:SHOWN]) for drawn in pictures.values()], row_labels=list(pictures)
+        [list(drawn.tensor[:SHOWN]) for drawn in pictures.values()],
+        row_labels=list(pictures),
+        cell=CELL,
     )
 
 
 def _before_and_after(outcome: Outcome) -> Section:
-    prompt = f"a {outcome.subject.identifier} {outcome.subject.class_noun}"
+    prompt, _ = outcome.prompts
     drawn = {kind: pair.instance for kind, pair in outcome.drawn.items()}
     caption = f"“{prompt}”. Each column is one seed, drawn by three cascades."
     return Section("The subject, before and after", figures=[Figure(_rows(drawn), caption)])
 
 
 def _class(outcome: Outcome) -> Section:
-    prompt = f"a {outcome.subject.class_noun}"
+    _, prompt = outcome.prompts
     drawn = {kind: pair.of_class for kind, pair in outcome.drawn.items()}
     text = (
         f"Tuned on few photos, a network forgets that there are others: “{prompt}” becomes the "
@@ -117,33 +151,43 @@ def _scenes(outcome: Outcome) -> Section:
     return Section("Other prompts", figures=[Figure(_rows(outcome.scenes), caption)])
 
 
-def _super_resolution(outcome: Outcome) -> Section:
-    untuned, tuned = outcome.reconstructions
-    size = tuned.pictures.shape[-1]
-    photo = photos_at([outcome.held_out or outcome.photos[0]], size)[0]
-    final = outcome.drawn[_final(outcome)].instance
-    small = list(final.stages.values())[-2]
-    columns = ["low resolution", "untuned", "tuned", "photo"]
-    low: Tensor = photos_at([outcome.held_out or outcome.photos[0]], small.shape[-1])[0]
+def _super_resolution(outcome: Outcome, stage: str) -> Section:
+    untuned, tuned = outcome.reconstructions[stage]
+    size, low_size = tuned.pictures.shape[-1], tuned.low_res.shape[-1]
+    photo = photos_at([outcome.shown_photo], size)[0]
     grid = image_grid(
-        [[low, untuned.pictures[0], tuned.pictures[0], photo]], column_labels=columns, cell=2 * size
+        [[tuned.low_res[0], untuned.pictures[0], tuned.pictures[0], photo]],
+        column_labels=[f"low resolution, {low_size} px", "untuned", "tuned", f"photo, {size} px"],
+        cell=2 * CELL,  # larger than elsewhere: detail is the point
     )
     which = "a photo kept out of the tuning" if outcome.held_out else "a photo tuned on"
     table = Table(
-        ["super-resolution stage", "PSNR, dB (higher is better)", "feature distance (lower)"],
+        [f"super-resolution {stage}", "PSNR, dB (higher is better)", "feature distance (lower)"],
         [
             ["untuned", untuned.psnr, untuned.feature_distance],
             ["tuned on the photos", tuned.psnr, tuned.feature_distance],
         ],
     )
     caption = f"The same low-resolution picture, made from {which}, enlarged before and after."
-    return Section("Super-resolution, before and after", "", [Figure(grid, caption)], [table])
+    return Section(
+        f"Super-resolution to {size} pixels, before and after",
+        figures=[Figure(grid, caption)],
+        tables=[table],
+    )
 
 
 def _figures(outcome: Outcome) -> Section:
-    head = ["stage", "cascade", "subject similarity", "PRES", "DIV", "prior drift"]
+    head = ["stage", "cascade", "subject similarity", "of the way", "PRES", "DIV", "prior drift"]
     rows: list[list[str | float]] = [
-        [stage, kind, score.similarity, score.prior_similarity, score.diversity, score.drift]
+        [
+            stage,
+            kind,
+            score.similarity,
+            percent(outcome.of_the_way(stage, kind)),
+            score.prior_similarity,
+            score.diversity,
+            score.drift,
+        ]
         for stage, kinds in outcome.scores.items()
         for kind, score in kinds.items()
     ]
@@ -151,9 +195,10 @@ def _figures(outcome: Outcome) -> Section:
     note = (
         "Cosines of EfficientNet-Lite0 features, photos at the pictures' size. Subject similarity "
         "(higher is better): the subject's prompt against the photos; the photos among themselves "
-        f"reach {ceilings}. PRES (lower): the class's prompt against the photos. DIV (higher): "
-        "distance among pictures of the class's prompt. Prior drift (lower): class pictures "
-        "against the untouched cascade's of the same seeds."
+        f"reach {ceilings}, and the way there begins at the untouched cascade's. PRES (lower): "
+        "the class's prompt against the photos. DIV (higher): distance among pictures of the "
+        "class's prompt. Prior drift (lower): class pictures against the untouched cascade's of "
+        "the same seeds."
     )
     seconds = [(name, round(value)) for name, value in outcome.times.items()]
     tables = [Table(head, rows, note), Table(["part", "seconds"], seconds)]

@@ -58,6 +58,10 @@ def sample(
         typer.Option(min=0, max=1, help="Augmentation level of super-resolution, in [0, 1]."),
     ] = None,
     last_stage: Annotated[str | None, typer.Option(help="Stop after this stage.")] = None,
+    size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Use the last stage again until pictures are this wide."),
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures worked on at once.")] = 8,
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda, ...; the GPU if there is one.")
@@ -100,6 +104,8 @@ def sample(
         )
     elif cascade is not None:
         raise UserError("A bundle holds its own cascade; leave --cascade or --bundle out.")
+    elif size is not None:
+        raise UserError("A bundle's engines are built for one size; leave --size or --bundle out.")
     else:
         loaded = load_bundle(
             bundle,
@@ -113,6 +119,8 @@ def sample(
             embeddings=embeddings,
             encoder_mode=encoder_mode,
         )
+    if size is not None:
+        loaded = loaded.enlarged(size)
     if kernels != "auto":
         for stage in loaded.stages:
             stage.set_backend(kernels)

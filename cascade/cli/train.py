@@ -5,12 +5,23 @@ from typing import Annotated
 
 import typer
 
+TIME_IS_UP = 3
+"""The exit status of a run that `--minutes` ended."""
+
 
 def train(
     config: Annotated[Path, typer.Argument(help="A TOML file; see configs/ for examples.")],
     override: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="A.B=C", help="Replace one setting; may be repeated."),
+    ] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Stop after the first step past so many minutes, with a checkpoint and exit "
+            f"status {TIME_IS_UP}; no part of the run's settings.",
+        ),
     ] = None,
 ) -> None:
     """Train one stage from scratch, or on from a stage's weights.
@@ -23,7 +34,16 @@ def train(
     # Before torch is imported: a mistake in the settings is answered at once.
     settings = PretrainConfig.read(config, override or ())
 
+    from cascade.train.interrupt import TimeIsUp
     from cascade.train.pretrain import pretrain
 
-    folder = pretrain(settings)
+    try:
+        folder = pretrain(settings, minutes)
+    except TimeIsUp as stop:
+        typer.echo(
+            f"The time is up after step {stop.step} of {settings.train.steps}; the same command "
+            "goes on from here.",
+            err=True,
+        )
+        raise typer.Exit(TIME_IS_UP) from None
     typer.echo(f"The trained stage is in {folder}.")

@@ -58,6 +58,11 @@ class TrainConfig(Frozen):
     )
     ema_decay: float | None = Field(default=None, gt=0.0, lt=1.0)
     seed: int = 0
+    noise: Literal["cpu", "device"] = Field(
+        default="cpu",
+        description="where a row's noise is drawn: one row after another on the CPU, or a batch at "
+        "once where it is trained; the numbers differ",
+    )
     log_every: int = Field(default=10, gt=0)
     checkpoint_every: int = Field(default=500, gt=0)
     checkpoints_kept: int = Field(default=1, gt=0)
@@ -76,6 +81,10 @@ class DataConfig(Frozen):
     folder: Path
     caption_dropout: float = Field(default=0.1, ge=0.0, le=1.0)
     flip: bool = Field(default=True, description="mirror half of the rows")
+    resident: bool = Field(
+        default=False,
+        description="hold all pictures, and the embeddings of all captions, on the training device",
+    )
 
 
 class ValidationConfig(Frozen):

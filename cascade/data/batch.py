@@ -15,6 +15,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from cascade.diffusion.noise import to_device
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -39,13 +41,12 @@ class Batch:
     positions: int
 
     def to(self, device: torch.device) -> "Batch":
-        """The same rows on another device."""
-        low_res = None if self.low_res is None else self.low_res.to(device, non_blocking=True)
+        """The same rows on another device; see `to_device`."""
         return replace(
             self,
-            images=self.images.to(device, non_blocking=True),
-            low_res=low_res,
-            weights=self.weights.to(device, non_blocking=True),
+            images=to_device(self.images, device),
+            low_res=None if self.low_res is None else to_device(self.low_res, device),
+            weights=to_device(self.weights, device),
         )
 
 
@@ -120,6 +121,17 @@ class Prefetched:
                 batch = pending.result()
                 pending = pool.submit(self.samples.rows, next(places))
                 yield batch
+
+
+@dataclass(frozen=True)
+class Immediate:
+    """A stream over `samples` whose rows are there at once, since a device gathers them."""
+
+    samples: Samples
+
+    def batches(self, start: int, share: Share) -> Iterator[Batch]:
+        """See `Stream.batches`."""
+        return map(self.samples.rows, _places(start, share))
 
 
 def _places(start: int, share: Share) -> Iterator[range]:

@@ -5,23 +5,26 @@ A dataset is a folder:
 * `images.npy`: uint8, N C S S, read through a memory map;
 * `captions.jsonl`: line i holds a JSON list of equally good captions of picture i;
 * `dataset.json`: size, count, resize kernel, sources and licence, for people.
+
+Shapes: `B` rows, `N` pictures of the dataset, `C S S` pixels of one; `h w` low-resolution pixels.
 """
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from cascade.config.stage import StageConfig
 from cascade.data.batch import Batch
 from cascade.data.images import resize, to_tensor
 from cascade.diffusion.noise import derive_seed
+from cascade.diffusion.philox import philox4x32, round_keys
 from cascade.errors import UserError
 
 
@@ -60,6 +63,27 @@ class CaptionedArray:
 
 
 @dataclass(frozen=True)
+class Decisions:
+    """What is random about rows, and nothing of their pixels.
+
+    Attributes:
+        index: B int64, the pictures.
+        mirrored: B bool.
+        top: B int64, where the crop begins, in low-resolution pixels of the mirrored picture.
+        left: B int64.
+        prompts: B captions; None is the unconditional text.
+        seeds: B seeds of each row's timestep and noise.
+    """
+
+    index: np.ndarray
+    mirrored: np.ndarray
+    top: np.ndarray
+    left: np.ndarray
+    prompts: tuple[str | None, ...]
+    seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class CaptionedSamples:
     """Training rows of one stage drawn from a dataset: shuffled, mirrored, captions dropped.
 
@@ -83,35 +107,63 @@ class CaptionedSamples:
 
     def rows(self, positions: Sequence[int]) -> Batch:
         """The rows at these positions; see `cascade.data.batch`."""
-        rows = [self._row(position) for position in positions]
-        pairs = [make_pair(self.stage, picture, rng) for picture, _, rng in rows]
+        chosen = self.decide(positions)
+        pairs = [
+            self._pair(*place)
+            for place in zip(chosen.index, chosen.mirrored, chosen.top, chosen.left, strict=True)
+        ]
         low = [low for _, low in pairs if low is not None]
         return Batch(
             images=torch.stack([high for high, _ in pairs]),
             low_res=torch.stack(low) if low else None,
-            prompts=tuple(caption for _, caption, _ in rows),
-            seeds=tuple(derive_seed(self.seed, "noise", p) for p in positions),
-            weights=torch.ones(len(rows)),
-            terms=("mse",) * len(rows),
-            positions=len(rows),
+            prompts=chosen.prompts,
+            seeds=chosen.seeds,
+            weights=torch.ones(len(pairs)),
+            terms=("mse",) * len(pairs),
+            positions=len(pairs),
         )
 
-    def _row(self, position: int) -> tuple[Image.Image, str | None, np.random.Generator]:
-        count = len(self.data.images)
-        epoch, place = divmod(position, count)
-        index = int(self._order(epoch)[place])
-        rng = np.random.default_rng(derive_seed(self.seed, "row", position))
-        picture = self.data.picture(index)
-        if self.flip and rng.random() < 0.5:
-            picture = ImageOps.mirror(picture)
-        captions = self.data.captions[index]
-        caption: str | None = captions[int(rng.integers(len(captions)))]
-        if rng.random() < self.caption_dropout:
-            caption = None
-        return picture, caption, rng
+    def decide(self, positions: Sequence[int]) -> Decisions:
+        """Draw what is random about the rows at these positions, all at once."""
+        places = np.asarray(positions, dtype=np.int64)
+        index = self._pictures(places)
+        mirror, caption, drop, top, left, low, high, _ = _words(self.seed, places)
+        choices = _below(caption, self._caption_counts[index])
+        dropped = drop < self.caption_dropout * 2**32
+        offsets = crop_places(self.stage)
+        return Decisions(
+            index=index,
+            mirrored=(mirror < 2**31) & self.flip,
+            top=_below(top, offsets),
+            left=_below(left, offsets),
+            prompts=tuple(
+                None if nothing else self.data.captions[picture][choice]
+                for picture, choice, nothing in zip(index, choices, dropped, strict=True)
+            ),
+            seeds=tuple(((high >> 1 << 32) | low).tolist()),
+        )
 
-    def _order(self, epoch: int) -> np.ndarray:
-        return permutation(len(self.data.images), derive_seed(self.seed, "epoch", epoch))
+    @cached_property
+    def _caption_counts(self) -> np.ndarray:
+        return np.array([len(captions) for captions in self.data.captions])
+
+    def _pictures(self, places: np.ndarray) -> np.ndarray:
+        count = len(self.data.images)
+        epochs = places // count
+        index = np.empty_like(places)
+        for epoch in np.unique(epochs):
+            order = permutation(count, derive_seed(self.seed, "epoch", int(epoch)))
+            of_epoch = epochs == epoch
+            index[of_epoch] = order[places[of_epoch] % count]
+        return index
+
+    def _pair(
+        self, index: int, mirrored: bool, top: int, left: int
+    ) -> tuple[Tensor, Tensor | None]:
+        high, low = _whole_pair(self.stage, self.data.picture(index))
+        if mirrored:  # the small one after it was made: a twin made beforehand has the same bits
+            high, low = high.flip(-1), None if low is None else low.flip(-1)
+        return _cropped(self.stage, high, low, top, left)
 
 
 def _open_images(path: Path) -> np.ndarray:
@@ -163,23 +215,67 @@ def make_pair(
     Returns:
         C H W in [-1, 1], and C h w or None for a base stage.
     """
-    high = to_tensor(picture)
+    top, left = (int(offset) for offset in rng.integers(0, crop_places(stage), size=2))
+    return _cropped(stage, *_whole_pair(stage, picture), top, left)
+
+
+def crop_sides(stage: StageConfig) -> tuple[int, int]:
+    """The sides of the pictures that a stage is trained on, high and low resolution, pixels.
+
+    A base stage has no low resolution; its low side is its side.
+    """
     if stage.low_res is None:
-        return high, None
-    low = to_tensor(resize(picture, stage.low_res.size, stage.resize))
-    crop = stage.low_res.crop
-    if crop is None or crop == stage.size:
-        return high, low
-    factor = stage.size // stage.low_res.size
-    side = crop // factor
-    top, left = (int(v) for v in rng.integers(0, stage.low_res.size - side + 1, size=2))
-    return (
-        high[:, top * factor : top * factor + crop, left * factor : left * factor + crop],
-        low[:, top : top + side, left : left + side],
-    )
+        return stage.size, stage.size
+    high = stage.low_res.crop or stage.size
+    return high, high * stage.low_res.size // stage.size
+
+
+def crop_places(stage: StageConfig) -> int:
+    """At how many places a stage's crop may begin, along one side."""
+    whole = stage.size if stage.low_res is None else stage.low_res.size
+    return whole - crop_sides(stage)[1] + 1
 
 
 @lru_cache(maxsize=4)
 def permutation(count: int, seed: int) -> np.ndarray:
     """A permutation of 0..count-1 that depends on nothing but the seed."""
     return np.random.default_rng(seed).permutation(count)
+
+
+def _whole_pair(stage: StageConfig, picture: Image.Image) -> tuple[Tensor, Tensor | None]:
+    if stage.low_res is None:
+        return to_tensor(picture), None
+    return to_tensor(picture), to_tensor(resize(picture, stage.low_res.size, stage.resize))
+
+
+def _cropped(
+    stage: StageConfig, high: Tensor, low: Tensor | None, top: int, left: int
+) -> tuple[Tensor, Tensor | None]:
+    if low is None:
+        return high, None
+    factor = high.shape[-1] // low.shape[-1]
+    crop, side = crop_sides(stage)
+    return (
+        high[:, top * factor : top * factor + crop, left * factor : left * factor + crop],
+        low[:, top : top + side, left : left + side],
+    )
+
+
+def _words(seed: int, places: np.ndarray) -> np.ndarray:
+    """Eight random 32-bit words of every position, 8 x B int64.
+
+    Philox and not a generator of NumPy's per row, of which a thousand take tens of milliseconds.
+    """
+    place, zero = torch.from_numpy(places), torch.zeros((), dtype=torch.int64)
+    keys = round_keys(torch.tensor(derive_seed(seed, "row")))
+    words = [
+        word
+        for block in range(2)
+        for word in philox4x32((place & 0xFFFFFFFF, place >> 32, zero + block, zero), keys)
+    ]
+    return torch.stack(words).numpy()
+
+
+def _below(words: np.ndarray, count: np.ndarray | int) -> np.ndarray:
+    """Turn 32-bit words into integers in [0, count)."""
+    return words * count >> 32

@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -27,11 +27,28 @@ def derive_seed(seed: int, *labels: int | str) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
-class Noise:
+class NoiseSource(Protocol):
     """One stream of random numbers per image of a batch.
 
     An image's numbers depend on its seed and on how many were drawn before, never on the other
     images: a picture is the same alone and in a batch.
+    """
+
+    def __len__(self) -> int:
+        """How many images."""
+        ...
+
+    def normal(self, *shape: int) -> Tensor:
+        """Draw unit normals: B x shape, float32."""
+        ...
+
+    def uniform(self) -> Tensor:
+        """Draw one number in [0, 1) per image: B, float64."""
+        ...
+
+
+class Noise:
+    """A `NoiseSource` of one generator of PyTorch's per image.
 
     Args:
         seeds: one per image.
@@ -82,7 +99,7 @@ class LowResolution:
     align_corners: bool = False
 
     def __call__(
-        self, low_res: Tensor, size: int | tuple[int, int], level: Tensor, noise: Noise
+        self, low_res: Tensor, size: int | tuple[int, int], level: Tensor, noise: NoiseSource
     ) -> tuple[Tensor, Tensor]:
         """Up-sample and noise a batch of small images.
 
@@ -97,7 +114,7 @@ class LowResolution:
             The variance-preserving latent `alpha lr + sigma_vp eps` (B C H W) and its timesteps
             (B float32, 0..1000), the two low-resolution inputs of a `Network`.
         """
-        timestep = self.schedule.draw(level.to(low_res.device))
+        timestep = self.schedule.draw(to_device(level, low_res.device))
         sigma = self.schedule.sigma(timestep)
         if self.noise_at == "low":
             latent = self._resize(_noised(low_res, sigma, noise), size)
@@ -138,9 +155,17 @@ def level_from_variance(schedule: Schedule, variance: float) -> float:
     return timestep / TIMESTEPS
 
 
-def _noised(images: Tensor, sigma: Tensor, noise: Noise) -> Tensor:
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """Return values on another device; the host does not wait for a copy to a GPU."""
+    if values.device.type != "cpu" or device.type != "cuda":
+        return values.to(device)
+    # A copy from pageable memory would wait until the GPU has done all that is queued before it.
+    return values.pin_memory().to(device, non_blocking=True)
+
+
+def _noised(images: Tensor, sigma: Tensor, noise: NoiseSource) -> Tensor:
     """`alpha x + sigma_vp eps` for sigma: B float64."""
-    eps = noise.normal(*images.shape[1:]).to(images)
+    eps = to_device(noise.normal(*images.shape[1:]), images.device).to(images.dtype)
     alpha = torch.rsqrt(1 + sigma**2)
     column = (-1, 1, 1, 1)
     return (

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from cascade.diffusion.denoiser import Conditioning, Denoised, Denoiser, Prediction
-from cascade.diffusion.noise import LowResolution, Noise
+from cascade.diffusion.noise import LowResolution, NoiseSource, to_device
 from cascade.diffusion.schedule import TIMESTEPS, DiscreteSchedule
 
 # "prediction": plain mean squared error of what the network predicts, the papers' loss.
@@ -27,7 +27,7 @@ class Objective(Protocol):
     """Images and their conditions to losses."""
 
     def __call__(
-        self, denoiser: Denoiser, images: Tensor, cond: Conditioning, noise: Noise
+        self, denoiser: Denoiser, images: Tensor, cond: Conditioning, noise: NoiseSource
     ) -> dict[str, Tensor]:
         """Return the terms of the loss by name, each B float32; the loss is their sum."""
 
@@ -48,7 +48,7 @@ class BaseObjective:
     vb_weight: float = 0.0
 
     def __call__(
-        self, denoiser: Denoiser, images: Tensor, cond: Conditioning, noise: Noise
+        self, denoiser: Denoiser, images: Tensor, cond: Conditioning, noise: NoiseSource
     ) -> dict[str, Tensor]:
         """Draw a timestep and noise for each image and score the prediction.
 
@@ -66,9 +66,9 @@ class BaseObjective:
                 not discrete.
         """
         x0 = images.float()
-        timestep = denoiser.schedule.draw(noise.uniform().to(x0.device))
+        timestep = denoiser.schedule.draw(to_device(noise.uniform(), x0.device))
         sigma = denoiser.schedule.sigma(timestep)
-        x = x0 + _column(sigma) * noise.normal(*x0.shape[1:]).to(x0.device)
+        x = x0 + _column(sigma) * to_device(noise.normal(*x0.shape[1:]), x0.device)
         denoised: Denoised = denoiser(x, sigma, cond)
         weight = _root_weight(sigma, denoiser.prediction, self.weighting, self.gamma)
         # The root goes inside the square: ||x0_hat - x0||^2 alone reaches 1e9 at high noise.
@@ -107,7 +107,7 @@ class SuperResObjective:
             raise ValueError(f"augmentation levels are a range within [0, 1], not {self.level}")
 
     def __call__(
-        self, denoiser: Denoiser, images: Tensor, cond: Conditioning, noise: Noise
+        self, denoiser: Denoiser, images: Tensor, cond: Conditioning, noise: NoiseSource
     ) -> dict[str, Tensor]:
         """Noise the small images, then score as `base` does.
 
@@ -152,7 +152,8 @@ def variational_bound(
         B float32, bits per dimension.
     """
     small, log_ratio, mean_scale = (
-        values.to(x0.device)[timestep].float().view(-1, 1, 1, 1) for values in _step_table(schedule)
+        to_device(values, x0.device)[timestep].float().view(-1, 1, 1, 1)
+        for values in _step_table(schedule)
     )
     log_variance = fraction.float() * log_ratio  # relative to the smallest
     error = (x0 - x0_hat).float()

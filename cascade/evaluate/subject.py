@@ -3,13 +3,13 @@
 Shapes: `N` pictures, `C H W` pixels in [-1, 1], `D` features.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from PIL import Image
 from torch import Tensor
 
-from cascade.config.stage import SubjectConfig
+from cascade.config.stage import SamplerConfig, SubjectConfig
 from cascade.data.images import resize, square, to_tensors
 from cascade.evaluate.features import FeatureExtractor
 from cascade.evaluate.metrics import (
@@ -53,16 +53,33 @@ class SubjectScores:
     drift: float
 
 
+def subject_prompts(subject: SubjectConfig) -> tuple[str, str]:
+    """The subject's prompt `a [V] [class noun]` and the class's, `a [class noun]`."""
+    return f"a {subject.identifier} {subject.class_noun}", f"a {subject.class_noun}"
+
+
 def draw_subject(
-    cascade: Cascade, subject: SubjectConfig, seeds: Sequence[int], on_step: OnStep | None = None
+    cascade: Cascade,
+    subject: SubjectConfig,
+    seeds: Sequence[int],
+    on_step: OnStep | None = None,
+    *,
+    samplers: Mapping[str, SamplerConfig] | None = None,
+    last_stage: str | None = None,
 ) -> Drawn:
-    """Draw `a [V] [class noun]` and `a [class noun]`, one picture of each per seed."""
+    """Draw the subject's and the class's prompt, one picture of each per seed.
+
+    Args:
+        cascade: draws.
+        subject: whom the prompts name.
+        seeds: of the pictures.
+        on_step: told about progress, as in `Cascade.sample`.
+        samplers: stage name to sampler settings, where they differ from the checkpoint's.
+        last_stage: stop after this stage.
+    """
     instance, of_class = (
-        cascade.sample(prompt, seeds, on_step=on_step)
-        for prompt in (
-            f"a {subject.identifier} {subject.class_noun}",
-            f"a {subject.class_noun}",
-        )
+        cascade.sample(prompt, seeds, samplers=samplers, last_stage=last_stage, on_step=on_step)
+        for prompt in subject_prompts(subject)
     )
     return Drawn(instance, of_class)
 
@@ -100,6 +117,20 @@ def ceiling(photos: Sequence[Image.Image], extractor: FeatureExtractor, size: in
     return self_similarity(extractor(photos_at(photos, size)))
 
 
+def of_the_way(similarity: float, floor: float, ceiling: float) -> float | None:
+    """How far a similarity is from the untuned cascade's to the photos' own, percent.
+
+    Args:
+        similarity: of the tuned cascade's pictures to the photos.
+        floor: of the untuned cascade's, by the same prompt and seeds: 0 percent.
+        ceiling: of the photos to each other: 100 percent.
+
+    Returns:
+        Percent, below 0 where tuning led away; None where floor and ceiling leave no way to go.
+    """
+    return 100 * (similarity - floor) / (ceiling - floor) if ceiling > floor else None
+
+
 def photos_at(photos: Sequence[Image.Image], size: int) -> Tensor:
     """Photos squared and made as small as a stage's pictures, N C size size."""
     return to_tensors([resize(square(photo), size, "bicubic") for photo in photos])
@@ -110,11 +141,13 @@ class Reconstruction:
     """Photos made small and enlarged again by a super-resolution stage.
 
     Attributes:
+        low_res: what was enlarged, N C h w.
         pictures: N C H W.
         psnr: against the photos, dB; higher is better.
         feature_distance: against the photos, 1 - cosine; lower is better.
     """
 
+    low_res: Tensor
     pictures: Tensor
     psnr: float
     feature_distance: float
@@ -140,6 +173,7 @@ def reconstruct(
     table = prompt_table(cascade.encoder, [prompt], stage.config)
     pictures = sample_stage(stage, table, [prompt] * len(low), range(len(low)), low_res=low)
     return Reconstruction(
+        low_res=low,
         pictures=pictures,
         psnr=psnr(pictures, high),
         feature_distance=feature_distance(extractor(pictures), extractor(high)),

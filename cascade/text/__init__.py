@@ -3,6 +3,7 @@
 from cascade.text.cleaning import Cleaning, clean
 from cascade.text.identifier import check_identifier, find_identifiers, rare_range
 from cascade.text.prompts import Null, OnlinePrompts, PromptSource, PromptTable
+from cascade.text.resident import ResidentPrompts
 from cascade.text.store import EmbeddingStore, StoredPrompts
 from cascade.text.t5 import TextEmbedding, TextEncoder
 from cascade.text.tokenizer import Tokenizer
@@ -14,6 +15,7 @@ __all__ = [
     "OnlinePrompts",
     "PromptSource",
     "PromptTable",
+    "ResidentPrompts",
     "StoredPrompts",
     "TextEmbedding",
     "TextEncoder",

@@ -3,8 +3,8 @@
 A run that knows its prompts beforehand (DreamBooth, sampling) embeds them once and frees the
 encoder: `PromptTable`. Pre-training reads thousands of captions and embeds them as they come:
 `OnlinePrompts`, one at a time, which suits small encoders. A large one runs beforehand, in large
-batches, and training reads its answers from disk: `StoredPrompts` in `store.py`. All answer `rows`
-alike.
+batches, and training reads its answers from disk: `StoredPrompts` in `store.py`. `ResidentPrompts`
+in `resident.py` holds every caption of a dataset on the training device. All answer `rows` alike.
 
 Shapes: `B` prompts, `L` tokens, `D` the encoder's width.
 """
@@ -43,7 +43,7 @@ class PromptSource(Protocol):
     """Something that has the embeddings of prompts."""
 
     def rows(self, prompts: Sequence[str | None]) -> TextEmbedding:
-        """Return the embeddings, B L D, padded to the longest; None is the null condition."""
+        """Return the embeddings, B L D, padded to one length; None is the null condition."""
         ...
 
 
@@ -79,7 +79,7 @@ class PromptTable:
         distinct = list(dict.fromkeys(prompts))
         embedded = _embed(encoder, distinct, max_length, cleaning, masked)
         table = dict(zip(distinct, embedded, strict=True))
-        return cls(table, _null_row(encoder, max_length, cleaning, null, masked))
+        return cls(table, null_row(encoder, max_length, cleaning, null, masked))
 
     def to(self, device: torch.device) -> Self:
         """Return a copy on another device."""
@@ -133,7 +133,7 @@ class OnlinePrompts:
         self._masked = masked
         self._cache_size = cache_size
         self._cache: OrderedDict[str, Tensor] = OrderedDict()
-        self._null = _null_row(encoder, max_length, cleaning, null, masked)
+        self._null = null_row(encoder, max_length, cleaning, null, masked)
 
     def rows(self, prompts: Sequence[str | None]) -> TextEmbedding:
         """Return the embeddings of `prompts`, B L D, padded to the longest."""
@@ -171,9 +171,10 @@ def _embed(
     return rows
 
 
-def _null_row(
+def null_row(
     encoder: PromptEncoder, max_length: int, cleaning: Cleaning, null: Null, masked: bool
 ) -> Tensor:
+    """Return the null condition's embedding, L D; the arguments are as in `PromptTable.build`."""
     empty = _embed(encoder, [""], max_length, cleaning, masked)[0]
     if null == "empty":
         return empty
@@ -190,7 +191,13 @@ def padded(rows: Sequence[Tensor]) -> TextEmbedding:
     """
     if not rows:
         raise ValueError("rows needs at least one prompt.")
-    lengths = torch.tensor([len(row) for row in rows], device=rows[0].device)
+    lengths = integers([len(row) for row in rows], rows[0].device)
     embedding = pad_sequence(list(rows), batch_first=True)
     positions = torch.arange(embedding.shape[1], device=embedding.device)
     return TextEmbedding(embedding, positions < lengths[:, None])
+
+
+def integers(values: Sequence[int], device: torch.device) -> Tensor:
+    """Put integers on a device; the host does not wait for a copy to a GPU."""
+    cuda = device.type == "cuda"  # from pageable memory the copy would wait for the GPU's queue
+    return torch.tensor(values, pin_memory=cuda).to(device, non_blocking=cuda)

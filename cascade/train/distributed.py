@@ -38,13 +38,13 @@ class Processes:
             value = value / self.world
         return value
 
-    def any(self, flag: bool) -> bool:
-        """Whether the flag is set in any process."""
+    def largest(self, value: int) -> int:
+        """The largest of the processes' values; the hosts agree, no device is waited for."""
         if self.world == 1:
-            return flag
-        flags = torch.tensor(int(flag), device=self.device)
-        dist.all_reduce(flags, dist.ReduceOp.MAX)
-        return bool(flags)
+            return value
+        values = torch.tensor(value)
+        dist.all_reduce(values, dist.ReduceOp.MAX)
+        return int(values)
 
     def barrier(self) -> None:
         """Wait until every process is here."""
@@ -62,7 +62,7 @@ def processes() -> Iterator[Processes]:
         torch.cuda.set_device(device)
     joins = world > 1 and not dist.is_initialized()
     if joins:
-        dist.init_process_group("nccl" if cuda else "gloo")
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
     try:
         yield Processes(rank, world, device or torch.device("cpu"))
     finally:

@@ -1,19 +1,42 @@
-"""Ctrl-C and the scheduler's SIGTERM, noticed between steps."""
+"""What ends a run early, noticed between steps: Ctrl-C, the scheduler's SIGTERM, the time given."""
 
 import signal
+import time
+from enum import IntEnum
 from types import FrameType, TracebackType
 from typing import Any, Self
+
+
+class Stop(IntEnum):
+    """Why a run stops before its last step; the larger reason wins among processes."""
+
+    NO = 0
+    TIME = 1
+    SIGNAL = 2
+
+
+class TimeIsUp(Exception):
+    """The time given to a run is over; its state is saved and the same command goes on from it.
+
+    Attributes:
+        step: how many steps are done.
+    """
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"time is up after step {step}")
+        self.step = step
 
 
 class Interrupts:
     """Turns the first SIGINT or SIGTERM into a request; a second SIGINT stops at once.
 
-    Attributes:
-        requested: whether a signal has come.
+    Args:
+        deadline: when the time given is over, by `time.monotonic`; None is never.
     """
 
-    def __init__(self) -> None:
-        self.requested = False
+    def __init__(self, deadline: float | None = None) -> None:
+        self._deadline = deadline
+        self._signalled = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -35,6 +58,13 @@ class Interrupts:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    def wanted(self) -> Stop:
+        """Whether this process was asked to stop."""
+        if self._signalled:
+            return Stop.SIGNAL
+        late = self._deadline is not None and time.monotonic() >= self._deadline
+        return Stop.TIME if late else Stop.NO
+
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
+        self._signalled = True
         signal.signal(signal.SIGINT, signal.default_int_handler)

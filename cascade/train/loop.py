@@ -9,6 +9,7 @@ weights of one that was not, bit for bit, and more processes see the rows that o
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -19,8 +20,9 @@ from torch.optim import Optimizer
 from cascade.config.train import TrainConfig
 from cascade.data.batch import Batch, Share, Stream
 from cascade.diffusion.denoiser import Conditioning, Denoiser
-from cascade.diffusion.noise import Noise, derive_seed
+from cascade.diffusion.noise import Noise, NoiseSource, derive_seed, to_device
 from cascade.diffusion.objective import Objective
+from cascade.diffusion.philox import PhiloxNoise
 from cascade.errors import UserError
 from cascade.model.unet import UNet
 from cascade.stage import Stage
@@ -28,9 +30,10 @@ from cascade.text.prompts import PromptSource
 from cascade.train.checkpoint import load_checkpoint, save_checkpoint
 from cascade.train.distributed import Processes
 from cascade.train.ema import EMA
-from cascade.train.interrupt import Interrupts
+from cascade.train.interrupt import Interrupts, Stop, TimeIsUp
 from cascade.train.optim import learning_rate, make_optimizer, set_learning_rate
 from cascade.train.report import Report
+from cascade.train.throughput import Throughput
 from cascade.train.variance import undecayed
 
 Validate = Callable[[Stage, int], None]
@@ -45,6 +48,7 @@ def train(
     run_dir: Path,
     processes: Processes,
     validate: Validate | None = None,
+    deadline: float | None = None,
 ) -> Stage:
     """Train a stage's network in place, going on from the newest checkpoint in `run_dir`.
 
@@ -57,6 +61,7 @@ def train(
         run_dir: gets `log.jsonl` and `checkpoints/`.
         processes: this process's place in the run.
         validate: called by the first process with the stage (averaged weights) and the step.
+        deadline: by `time.monotonic`; the run stops after the first step that ends later.
 
     Returns:
         The stage with the weights to publish: the average if one is kept, else the trained ones.
@@ -64,6 +69,7 @@ def train(
     Raises:
         UserError: the batch does not divide among the processes, or the loss is not finite.
         KeyboardInterrupt: the run was interrupted, after its state was saved.
+        TimeIsUp: so it was by its deadline.
     """
     # What is trained, and how.
     share = _share(config, processes)
@@ -86,10 +92,10 @@ def train(
     # The network as the processes run it; the weights stay those of `network`.
     wrapped = processes.wrap(network)
     denoiser = stage.with_network(wrapped).denoiser
-    losses = Losses()
+    losses, speed = Losses(), Throughput(stage.config, config, processes)
     log = run_dir / "log.jsonl"
     with (
-        Interrupts() as interrupts,
+        Interrupts(deadline) as interrupts,
         Report(stage.config.name, log, step, config.steps, processes.first) as report,
     ):
         while step < config.steps:
@@ -99,28 +105,34 @@ def train(
             for turn in range(share.accumulation):
                 with _sync_on_last(wrapped, turn, share), _autocast(config, processes):
                     batch = next(batches).to(processes.device)
-                    loss = losses.add(batch, _row_losses(denoiser, objective, batch, prompts))
-                    (loss / share.accumulation).backward()
+                    rows = _row_losses(denoiser, objective, batch, prompts, config)
+                    (losses.add(batch, rows) / share.accumulation).backward()
+                    speed.add(batch)
             losses.norm = _step(optimizer, network, rate, config.optimizer.max_grad_norm)
             if ema:
                 ema.update(network, step)
             step += 1
-            report.advance(config.batch_size)
+            report.advance()
 
             # What is told, kept and looked at.
             if _due(step, config.log_every, config):
                 _refuse_nonfinite(losses.norm, step, checkpoints)
-                report.status(_status(losses, processes, step, config, rate))
+                values = _status(losses, processes, step, config, rate)
+                report.status(values | speed.status())
                 losses.clear()
-            stopped = processes.any(interrupts.requested)
-            if stopped or _due(step, config.checkpoint_every, config):
+            stop = _stop(interrupts, processes, step, config)
+            if stop or _due(step, config.checkpoint_every, config):
                 _refuse_nonfinite(losses.norm, step, checkpoints)
                 kept = config.checkpoints_kept
-                save_checkpoint(checkpoints, step, network, optimizer, averaged, processes, kept)
-            if stopped:
-                raise KeyboardInterrupt
+                with speed.paused():
+                    save_checkpoint(
+                        checkpoints, step, network, optimizer, averaged, processes, kept
+                    )
+            if stop:
+                raise TimeIsUp(step) if stop is Stop.TIME else KeyboardInterrupt
             if validate and config.validate_every and step % config.validate_every == 0:
-                validate(published, step)
+                with speed.paused():
+                    validate(published, step)
     return published
 
 
@@ -136,9 +148,13 @@ class Losses:
         total = torch.stack(list(parts.values())).sum(dim=0)
         loss = (total * batch.weights).sum() / batch.positions
         self._note("loss", loss, 1)
-        for term in sorted(set(batch.terms)):
-            rows = torch.tensor([name == term for name in batch.terms], device=total.device)
-            self._note(f"loss/{term}", (total * rows).sum(), int(rows.sum()))
+        # The rows of a term lie side by side: slices need no mask, which would have to be copied to
+        # the device and counted there.
+        first = 0
+        for term, rows in groupby(batch.terms):
+            last = first + len(list(rows))
+            self._note(f"loss/{term}", total[first:last].sum(), last - first)
+            first = last
         if len(parts) > 1:
             for name, part in parts.items():
                 self._note(f"loss/{name}", part.sum(), len(part))
@@ -159,12 +175,20 @@ class Losses:
 
 
 def _row_losses(
-    denoiser: Denoiser, objective: Objective, batch: Batch, prompts: PromptSource
+    denoiser: Denoiser,
+    objective: Objective,
+    batch: Batch,
+    prompts: PromptSource,
+    config: TrainConfig,
 ) -> dict[str, Tensor]:
     device = batch.images.device
     text = prompts.rows(batch.prompts)
-    cond = Conditioning(text.embedding.to(device), text.mask.to(device), batch.low_res)
-    return objective(denoiser, batch.images, cond, Noise(batch.seeds, device="cpu"))
+    cond = Conditioning(
+        to_device(text.embedding, device), to_device(text.mask, device), batch.low_res
+    )
+    on_device = config.noise == "device"
+    noise: NoiseSource = PhiloxNoise(batch.seeds, device) if on_device else Noise(batch.seeds)
+    return objective(denoiser, batch.images, cond, noise)
 
 
 def _prepared(stage: Stage, config: TrainConfig) -> nn.Module:
@@ -179,6 +203,12 @@ def _prepared(stage: Stage, config: TrainConfig) -> nn.Module:
 
 def _due(step: int, every: int, config: TrainConfig) -> bool:
     return step == config.steps or step % every == 0
+
+
+def _stop(interrupts: Interrupts, processes: Processes, step: int, config: TrainConfig) -> Stop:
+    """What all processes agree on; a run that has ended has had the time it needed."""
+    stop = Stop(processes.largest(interrupts.wanted()))
+    return Stop.NO if stop is Stop.TIME and step == config.steps else stop
 
 
 def _share(config: TrainConfig, processes: Processes) -> Share:

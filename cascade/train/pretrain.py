@@ -1,15 +1,18 @@
 """`cascade train`: one stage from scratch, or on from a stage's weights, on captioned pictures."""
 
+import time
 from itertools import chain
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from cascade.config.stage import TextConfig
 from cascade.config.train import PretrainConfig
-from cascade.data.batch import Prefetched
+from cascade.data.batch import Immediate, Prefetched, Stream
 from cascade.data.captioned import CaptionedArray, CaptionedSamples
 from cascade.data.images import resize, to_tensors
+from cascade.data.resident import ResidentSamples
 from cascade.errors import UserError
 from cascade.sampling import prompt_table
 from cascade.stage import Stage
@@ -18,17 +21,22 @@ from cascade.text.prompts import OnlinePrompts, PromptEncoder, PromptSource
 from cascade.text.source import open_text, ready
 from cascade.text.store import EmbeddingStore, StoredPrompts
 from cascade.text.t5 import TextEncoder
-from cascade.train.distributed import processes
+from cascade.train.distributed import Processes, processes
 from cascade.train.loop import train
 from cascade.train.objective import make_objective
 from cascade.train.optim import check_optimizer
 from cascade.train.output import claim, require_disk
+from cascade.train.resident import require_memory, resident_prompts
 from cascade.train.validation import ValidationGrid
 from cascade.train.variance import check_variance, drop_variance
 
 
-def pretrain(config: PretrainConfig) -> Path:
+def pretrain(config: PretrainConfig, minutes: float | None = None) -> Path:
     """Train a stage and write it to `output/stage`; started again, it goes on where it was.
+
+    Args:
+        config: the run.
+        minutes: after which it stops with a checkpoint, counted from here; None is never.
 
     Returns:
         The stage's folder.
@@ -36,7 +44,9 @@ def pretrain(config: PretrainConfig) -> Path:
     Raises:
         UserError: data, weights or text encoder are missing or do not fit, or the output folder
             holds a run with other settings.
+        TimeIsUp: the minutes are over and the run is not.
     """
+    deadline = None if minutes is None else time.monotonic() + 60 * minutes
     check_variance(config.stage, config.train.objective)
     check_optimizer(config.train.optimizer)
     samples = CaptionedSamples(
@@ -52,18 +62,21 @@ def pretrain(config: PretrainConfig) -> Path:
         stage = drop_variance(stage)
     require_disk(config.output, [(config.stage, config.train)])
     with processes() as here:
+        if config.data.resident:
+            require_memory(config, samples, text, here.device)
         claim(config.output, config.model_dump_json(indent=2), here)
         stage.network.to(here.device)
-        encoder = ready(text, config.encoder_mode, here.device)
+        prompts, validation = _embedded(config, text, samples.data, here)
         trained = train(
             stage,
             make_objective(stage, config.train.objective),
-            Prefetched(samples),
-            _prompts(encoder, config.stage.text),
+            _stream(config, samples, here.device),
+            prompts,
             config.train,
             config.output,
             here,
-            _validation(config, encoder, samples.data) if here.first else None,
+            validation,
+            deadline,
         )
         folder = config.output / "stage"
         if here.first:
@@ -86,6 +99,31 @@ def _open_text(config: PretrainConfig, data: CaptionedArray) -> EncoderFiles | E
         text.check_text(held.max_length, held.cleaning, held.masked)
         text.require(["", *config.validation.prompts, *chain.from_iterable(data.captions)])
     return text
+
+
+def _stream(config: PretrainConfig, samples: CaptionedSamples, device: torch.device) -> Stream:
+    if config.data.resident:
+        return Immediate(ResidentSamples(samples, device))
+    return Prefetched(samples)
+
+
+def _embedded(
+    config: PretrainConfig,
+    opened: EncoderFiles | EmbeddingStore,
+    data: CaptionedArray,
+    here: Processes,
+) -> tuple[PromptSource, ValidationGrid | None]:
+    """Everything that the encoder is needed for; it is freed on return where captions are resident.
+
+    Raises:
+        UserError: the encoder's weights would be read from disk for every caption.
+    """
+    encoder = ready(opened, config.encoder_mode, here.device)
+    if config.data.resident:
+        prompts: PromptSource = resident_prompts(config, opened, encoder, data, here.device)
+    else:
+        prompts = _prompts(encoder, config.stage.text)
+    return prompts, _validation(config, encoder, data) if here.first else None
 
 
 def _prompts(encoder: PromptEncoder, text: TextConfig) -> PromptSource:

@@ -25,7 +25,7 @@ class Report:
     """Shows and writes the statuses of one run; silent where `shown` is false.
 
     A status is the mean since the one before: `step`, `images` (positions of the stream seen),
-    `loss`, one `loss/TERM` per term, `learning_rate`, `grad_norm`, `images_per_second`.
+    `loss`, one `loss/TERM` per term, `learning_rate`, `grad_norm`, and the speed (`Throughput`).
     """
 
     def __init__(self, name: str, path: Path, start: int, steps: int, shown: bool) -> None:
@@ -33,8 +33,6 @@ class Report:
         self._shown = shown
         self._start, self._steps = start, steps
         self._name = name
-        self._clock = time.perf_counter()
-        self._images = 0
         self._progress = progress_bar()
         self._task: TaskID | None = None
 
@@ -60,22 +58,20 @@ class Report:
         if self._shown:
             self._progress.stop()
 
-    def advance(self, images: int) -> None:
-        """Count one optimizer step over `images` positions."""
-        self._images += images
+    def advance(self) -> None:
+        """Count one optimizer step."""
         if self._task is not None:
             self._progress.advance(self._task)
 
     def status(self, values: Mapping[str, float]) -> None:
         """Show and append one status."""
-        now = time.perf_counter()
-        speed = self._images / (now - self._clock)
-        self._clock, self._images = now, 0
         if self._task is None:
             return
-        line = {**values, "images_per_second": speed, "time": time.time()}
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(json.dumps({**values, "time": time.time()}) + "\n")
         terms = {k.removeprefix("loss/"): v for k, v in values.items() if k.startswith("loss")}
         shown = " ".join(f"{name} {value:.4f}" for name, value in terms.items())
-        self._progress.update(self._task, details=f"{shown}  {speed:.1f} images/s")
+        speed = f"{values['images_per_second']:.1f} images/s"
+        if "peak_share" in values:
+            speed += f", {values['peak_share']:.0%} of the peak"
+        self._progress.update(self._task, details=f"{shown}  {speed}")

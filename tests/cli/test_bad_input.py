@@ -18,7 +18,7 @@ from cascade.errors import UserError
 from cascade.stage import read_stage_config
 from cascade.train.output import require_disk
 
-CONFIG = Path(__file__).resolve().parents[2] / "configs" / "mini-base32.toml"
+CONFIG = Path(__file__).resolve().parents[2] / "configs" / "mini-base64-cpu.toml"
 Command = Callable[..., Any]
 Refusal = Callable[..., str]
 
@@ -254,9 +254,9 @@ def test_sampling(refused: Refusal, tiny_cascade: Path, tmp_path: Path) -> None:
 
 @pytest.fixture
 def dataset(tmp_path: Path) -> Path:
-    """A dataset of two pictures of 32 pixels."""
+    """A dataset of two pictures of 64 pixels."""
     folder = fill(tmp_path / "data", captions_jsonl=b'["a dog"]\n["a cat"]\n')
-    np.save(folder / "images.npy", np.zeros((2, 3, 32, 32), dtype=np.uint8))
+    np.save(folder / "images.npy", np.zeros((2, 3, 64, 64), dtype=np.uint8))
     return folder
 
 
@@ -281,7 +281,7 @@ def test_training(
     assert "has no images.npy" in told(**{"data.folder": tmp_path / "gone"})
     assert "no text encoder folder" in told(text_encoder=tmp_path / "gone")
     assert "set unet.text_width to 128" in told(**{"stage.unet.text_width": 64})
-    assert "stage 'base32' makes 64" in told(**{"stage.size": 64})
+    assert "stage 'base64' makes 32" in told(**{"stage.size": 32})
     assert "another shape than [stage.unet]" in told(initial_weights=tiny_cascade / "base16")
     assert "config.json is missing" in told(initial_weights=tmp_path / "gone")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(2**40, 2**40, 1000))

@@ -33,7 +33,7 @@ COMMANDS = (
     "export",
     "export-triton",
 )
-CONFIG = Path(__file__).resolve().parents[2] / "configs" / "mini-base32.toml"
+CONFIG = Path(__file__).resolve().parents[2] / "configs" / "mini-base64-cpu.toml"
 Command = Callable[..., Any]
 
 
@@ -194,7 +194,7 @@ def test_train_writes_a_stage(command: Command, tiny_cascade: Path, tmp_path: Pa
     assert done.status == 0
     assert str(tmp_path / "run" / "stage") in done.out
     stage = Stage.load(tmp_path / "run" / "stage")
-    assert stage.config.name == "base32"
+    assert stage.config.name == "base64"
     assert stage.config.size == 16
     assert stage.fingerprint() != Stage.load(tiny_cascade / "base16").fingerprint()
     with Image.open(tmp_path / "run" / "samples" / "step-000002.png") as grid:

@@ -41,9 +41,9 @@ def test_a_published_stage(command: Command, repository: Path) -> None:
 
 
 def test_a_run_s_file(command: Command, repository: Path) -> None:
-    shown = command("info", repository / "configs" / "mini-sr128.toml", "--memory")
+    shown = command("info", repository / "configs" / "mini-sr256-cpu.toml", "--memory")
     assert shown.status == 0
-    assert "sr128" in shown.out
+    assert "sr256" in shown.out
 
 
 def test_a_size_that_does_not_divide_is_refused(command: Command, tiny_cascade: Path) -> None:

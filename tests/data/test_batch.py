@@ -1,7 +1,7 @@
 """Positions of the stream: each is worked on once, in order, by whoever's turn it is."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cascade.data.batch import Batch, Prefetched, Share, concatenate
+from cascade.data.batch import Batch, Immediate, Prefetched, Samples, Share, Stream, concatenate
 
 
 def batch_of(positions: Sequence[int], term: str = "mse", weight: float = 1.0) -> Batch:
@@ -67,13 +67,14 @@ def test_every_position_is_worked_on_exactly_once(
         assert turns == list(range(start, start + size))
 
 
-def test_prefetching_keeps_the_order_and_starts_anywhere() -> None:
+@pytest.mark.parametrize("kind", [Prefetched, Immediate])
+def test_a_stream_keeps_the_order_and_starts_anywhere(kind: Callable[[Samples], Stream]) -> None:
     samples = Counting()
     share = Share(batch_size=12, accumulation=2, rank=1, world=2)
-    batches = list(islice(Prefetched(samples).batches(24, share), 5))
+    batches = list(islice(kind(samples).batches(24, share), 5))
     seen = [batch.seeds for batch in batches]
     assert seen == [(27, 28, 29), (33, 34, 35), (39, 40, 41), (45, 46, 47), (51, 52, 53)]
-    assert threading.get_ident() not in samples.threads
+    assert (threading.get_ident() in samples.threads) == (kind is Immediate)
 
 
 def test_prefetching_is_one_batch_ahead_and_stops_with_its_reader() -> None:

@@ -203,7 +203,7 @@ def test_what_diffusers_cannot_express(
 
 def test_the_bundled_cascade_cannot_be_exported(tmp_path: Path) -> None:
     folder = cascade_folder("mini")
-    with pytest.raises(UserError, match=r"'base32' has .* cannot express"):
+    with pytest.raises(UserError, match=r"'base64' has .* cannot express"):
         export_cascade(folder, read_manifest(folder), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -41,6 +41,9 @@ CONFIGS = {
             "skip_scale": 2**-0.5,
         }
     ),
+    "efficient base": BASE.model_copy(
+        update={"full_resolution_skip": True, "resample": "convolution", "skip_scale": 2**-0.5}
+    ),
     "efficient, full-resolution skip": BASE.model_copy(
         update={
             "attention": ("none", "cross"),

@@ -133,3 +133,21 @@ def test_a_folder_of_the_same_name_comes_before_a_bundled_cascade(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mini").symlink_to(tiny_cascade)
     assert cascade_folder("mini") == Path("mini")
+
+
+def test_the_last_stage_goes_on_to_larger_sizes(cascade: Cascade) -> None:
+    larger = cascade.enlarged(64)
+    drawn = larger.sample("a dog", [4])
+    assert list(drawn.stages) == ["base16", "sr32", "sr32-at-64"]
+    assert drawn.tensor.shape == (1, 3, 64, 64)
+    # The smaller pictures are those of the cascade itself.
+    assert torch.equal(drawn.stages["sr32"], cascade.sample("a dog", [4]).tensor)
+    assert larger.stages[-1].network is cascade.stages[-1].network
+
+
+def test_only_sizes_that_the_factor_reaches_are_made(cascade: Cascade) -> None:
+    with pytest.raises(UserError, match="makes pictures of 16, 32, 64 pixels"):
+        cascade.enlarged(48)
+    base = Cascade(cascade.manifest, cascade.encoder, cascade.stages[:1])
+    with pytest.raises(UserError, match="'base16' cannot be used again at a larger scale"):
+        base.enlarged(32)

@@ -18,7 +18,7 @@ def pieces(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Module
     """The module as `python tools/gpu_suite.py` sees it."""
     monkeypatch.syspath_prepend(str(repository / "tools"))
     yield importlib.import_module("gpu.pieces")
-    for name in ("gpu.kernel_checks", "gpu.pieces", "gpu"):
+    for name in ("gpu.kernel_checks", "gpu.program", "gpu.pieces", "gpu"):
         sys.modules.pop(name, None)
 
 

@@ -134,12 +134,13 @@ def run(table: PromptTable, samples: Blobs) -> Callable[..., Stage]:
         rows: Samples = samples,
         validate: Validate | None = None,
         processes: Processes = ALONE,
+        deadline: float | None = None,
     ) -> Stage:
         folder.mkdir(parents=True, exist_ok=True)
         built = Stage.build(stage, seed=0)
         objective = make_objective(built, config.objective)
         stream = Prefetched(rows)
-        return train(built, objective, stream, table, config, folder, processes, validate)
+        return train(built, objective, stream, table, config, folder, processes, validate, deadline)
 
     return run
 

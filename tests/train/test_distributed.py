@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -50,20 +51,40 @@ def config(tmp_path: Path, tiny_cascade: Path) -> Path:
     return path
 
 
+def _set(changes: Iterable[str]) -> list[str]:
+    return [argument for change in changes for argument in ("--set", change)]
+
+
 def _toml(value: object) -> str:
     if isinstance(value, dict):
         return "{ " + ", ".join(f"{name} = {_toml(inner)}" for name, inner in value.items()) + " }"
     return json.dumps(value)
 
 
+@pytest.fixture
+def two(config: Path, repository: Path) -> Callable[..., int]:
+    """Train in two processes; returns the exit status of torchrun."""
+
+    def two(*arguments: str) -> int:
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        command = [*torchrun, "--nproc-per-node", "2", "-m", "cascade", "train", str(config)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(repository)}
+        return subprocess.run([*command, *arguments], env=environment, timeout=300).returncode
+
+    return two
+
+
+RESIDENT = ("data.resident=true", "train.noise=device")
+
+
 @pytest.mark.dist
 @pytest.mark.slow
-def test_two_processes_are_one(tmp_path: Path, config: Path, repository: Path) -> None:
-    one = pretrain(PretrainConfig.read(config, [f"output={tmp_path / 'one'}"]))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command = [*torchrun, "--nproc-per-node", "2", "-m", "cascade", "train", str(config)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(repository)}
-    subprocess.run(command, env=environment, check=True, timeout=300)
+@pytest.mark.parametrize("changes", [(), RESIDENT], ids=["streamed", "resident"])
+def test_two_processes_are_one(
+    tmp_path: Path, config: Path, two: Callable[..., int], changes: tuple[str, ...]
+) -> None:
+    one = pretrain(PretrainConfig.read(config, [f"output={tmp_path / 'one'}", *changes]))
+    assert two(*_set(changes)) == 0
 
     logs = [read_log(tmp_path / name / "log.jsonl") for name in ("one", "two")]
     assert [line["step"] for line in logs[1]] == [1, 2, 3, 4]
@@ -78,3 +99,18 @@ def test_two_processes_are_one(tmp_path: Path, config: Path, repository: Path) -
     for name, value in weights[0].items():
         # A step moves a weight by up to 1e-2; the sums differ in their last bits.
         torch.testing.assert_close(weights[1][name], value, rtol=0, atol=2e-5)
+
+
+@pytest.mark.dist
+@pytest.mark.slow
+def test_two_processes_whose_time_is_up_go_on_to_the_bit(
+    tmp_path: Path, two: Callable[..., int]
+) -> None:
+    cut, whole = tmp_path / "cut", tmp_path / "whole"
+    resident = _set(RESIDENT)
+    assert two(*resident, "--set", f"output={whole}") == 0
+    assert two(*resident, "--set", f"output={cut}", "--minutes", "0") != 0
+    assert [path.name for path in (cut / "checkpoints").iterdir()] == ["step-1"]
+    assert two(*resident, "--set", f"output={cut}") == 0
+    weights = [(folder / "stage" / "model.safetensors").read_bytes() for folder in (cut, whole)]
+    assert weights[0] == weights[1]

@@ -7,12 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from cascade.config.train import PretrainConfig
 from cascade.data.batch import Batch
 from cascade.data.captioned import CaptionedSamples
 from cascade.errors import UserError
 from cascade.stage import Stage, read_stage_config
+from cascade.text.embed import Share, fill
+from cascade.train.interrupt import TimeIsUp
 from cascade.train.pretrain import pretrain
 from cascade.train.report import read_log
 
@@ -57,6 +60,73 @@ def _weights(folder: Path) -> bytes:
 
 class Killed(Exception):
     """Stands for the end of the process."""
+
+
+@pytest.mark.parametrize("stage", ["base16", "sr32"])
+def test_resident_data_train_the_same_stage_and_go_on_to_the_bit(
+    settings: Settings, datasets: Path, stage: str
+) -> None:
+    train = {"steps": 4, "batch_size": 2, "log_every": 1, "noise": "device"}
+    train["optimizer"] = {"learning_rate": 1e-2, "eps": 1e-2}
+    data = {"folder": datasets / stage[-2:], "resident": True}
+    streamed = pretrain(settings("streamed", stage, train=train))
+    whole = pretrain(settings("whole", stage, train=train, data=data))
+    # The same rows; captions embedded in another batch and padded further: last bits, four steps.
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (whole, streamed))
+    for name, value in ours.items():
+        torch.testing.assert_close(value, theirs[name], rtol=0, atol=2e-5, msg=name)
+    cut = settings("cut", stage, train=train, data=data)
+    for step in (1, 2, 3):
+        with pytest.raises(TimeIsUp, match=f"after step {step}"):
+            pretrain(cut, minutes=0)
+        assert not (cut.output / "stage").exists()
+    assert _weights(pretrain(cut, minutes=60)) == _weights(whole)
+    assert [line["step"] for line in read_log(cut.output / "log.jsonl")] == [1, 2, 3, 4]
+
+
+def test_resident_captions_come_from_a_store(
+    settings: Settings, datasets: Path, tiny_cascade: Path, tmp_path: Path
+) -> None:
+    fill(
+        tmp_path / "store",
+        tiny_cascade / "text",
+        [f"{start}{noun}" for start in ("a red ", "") for noun in ("dog", "cat")],
+        max_length=16,
+        cleaning="lower",
+        masked=True,
+        mode="float32",
+        device="cpu",
+        batch_size=4,
+        share=Share(),
+        shard_bytes=10**6,
+    )
+    changes = {"text_encoder": None, "embeddings": tmp_path / "store"}
+    data = {"folder": datasets / "16", "resident": True}
+    streamed, resident = (
+        pretrain(settings("streamed", **changes)),
+        pretrain(settings("resident", data=data, **changes)),
+    )
+    losses = [
+        [line["loss"] for line in read_log(folder.parent / "log.jsonl")]
+        for folder in (streamed, resident)
+    ]
+    # The very embeddings of the store, padded further.
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+def test_resident_data_that_do_not_fit_are_refused_before_the_output_is_taken(
+    settings: Settings, datasets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings("run", data={"folder": datasets / "16", "resident": True})
+    # Ten pictures of 768 bytes; four captions and the null condition, 16 tokens of 128 floats.
+    needed = 10 * 3 * 16 * 16 + 5 * 16 * 128 * 4
+    with monkeypatch.context() as patch:
+        patch.setattr("cascade.train.resident.free_memory", lambda device: needed - 1)
+        with pytest.raises(UserError, match=r"10 pictures take 0\.0 GiB.* data\.resident = false"):
+            pretrain(config)
+        assert not config.output.exists()
+        patch.setattr("cascade.train.resident.free_memory", lambda device: needed)
+        assert pretrain(config).is_dir()
 
 
 @pytest.mark.parametrize("stage", ["base16", "sr32"])

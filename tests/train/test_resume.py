@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from cascade.config.stage import DiffusionConfig, StageConfig
 from cascade.config.train import TrainConfig
 from cascade.data.batch import Samples
 from cascade.stage import Stage, skeleton
+from cascade.train.interrupt import TimeIsUp
 from cascade.train.report import read_log
 
 Run = Callable[..., Stage]
@@ -22,6 +24,7 @@ WAYS: dict[str, dict[str, object]] = {
     "average": {"ema_decay": 0.9},
     "accumulated": {"gradient_accumulation_steps": 2},
     "bf16": {"precision": "bf16"},
+    "noise of the device": {"noise": "device"},
     "falling": {"optimizer": {"learning_rate": 1e-2, "schedule": "cosine", "warmup_steps": 2}},
 }
 
@@ -125,6 +128,29 @@ def test_a_signal_saves_the_state_and_the_next_run_goes_on(
     assert same(run(tmp_path / "cut", config), whole)
     log = read_log(tmp_path / "cut" / "log.jsonl")
     assert [line["step"] for line in log] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_run_whose_time_is_up_saves_its_state_and_the_next_goes_on(
+    tmp_path: Path, run: Run, same: Same, train_config: TrainConfig
+) -> None:
+    config = _config(train_config, {"checkpoint_every": 5})
+    whole = run(tmp_path / "whole", config)
+    for step in range(1, 6):
+        with pytest.raises(TimeIsUp, match=f"after step {step}"):
+            run(tmp_path / "cut", config, deadline=time.monotonic())
+        folders = [path.name for path in (tmp_path / "cut" / "checkpoints").iterdir()]
+        assert folders == [f"step-{step}"]
+    # The last step ends the run, however late.
+    assert same(run(tmp_path / "cut", config, deadline=time.monotonic()), whole)
+    log = read_log(tmp_path / "cut" / "log.jsonl")
+    assert [line["step"] for line in log] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_run_within_its_time_is_not_stopped(
+    tmp_path: Path, run: Run, same: Same, train_config: TrainConfig
+) -> None:
+    timed = run(tmp_path / "timed", train_config, deadline=time.monotonic() + 3600)
+    assert same(timed, run(tmp_path / "whole", train_config))
 
 
 def test_a_second_ctrl_c_stops_at_once(tmp_path: Path, run: Run, train_config: TrainConfig) -> None:

@@ -2,9 +2,8 @@
 
 import importlib.util
 import shutil
-import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -37,8 +36,8 @@ from gpu.pieces import (
     Piece,
     pieces_that,
 )
+from gpu.program import ROOT, run_program, tail
 
-ROOT = Path(__file__).resolve().parents[2]
 TESTS = ROOT / "tests" / "kernels"
 KERNELS = "kernels"
 """The part whose pieces decide whether a table may call itself measured."""
@@ -47,7 +46,6 @@ TABLE = "table"
 _NUMERICS = "tests"
 _NO_TESTS = 5  # pytest's exit status when its selection is empty
 _FAULTY = 99  # the exit status that the memory checker is told to give
-_LINES = 12  # of a failed program's output that a piece repeats
 
 
 def kernel_pieces(context: Context) -> list[Piece]:
@@ -93,9 +91,9 @@ def _of(
 def _tests(path: Path) -> Piece:
     def run(context: Context) -> str:
         command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", str(path)]
-        done = _program(command, context)
+        done = run_program(command, context)
         if done.returncode not in (0, _NO_TESTS):
-            raise FailedError(_tail(done))
+            raise FailedError(tail(done))
         summary = done.stdout.strip().rpartition("\n")[2]
         if " passed" not in summary:
             raise NotCheckedError(summary)
@@ -115,9 +113,9 @@ def _memory(operation: Operation[Any], context: Context) -> str:
         raise NotCheckedError("compute-sanitizer is not installed")
     command = [checker, "--tool", "memcheck", "--error-exitcode", str(_FAULTY), sys.executable]
     script = Path(__file__).with_name("once.py")
-    done = _program([*command, str(script), operation.name], context)
+    done = run_program([*command, str(script), operation.name], context)
     if done.returncode != 0:
-        raise FailedError(_tail(done))
+        raise FailedError(tail(done))
     return "no faulty access"
 
 
@@ -228,22 +226,3 @@ def _table_path(context: Context) -> Path:
 
 def _several(found: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return found if isinstance(found, tuple) else (found,)
-
-
-def _program(command: Sequence[str], context: Context) -> subprocess.CompletedProcess[str]:
-    try:
-        return subprocess.run(
-            command,
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=60 * context.left,
-        )
-    except subprocess.TimeoutExpired:
-        raise IncompleteError("no time was left; give it more --minutes") from None
-
-
-def _tail(done: subprocess.CompletedProcess[str]) -> str:
-    lines = (done.stdout + done.stderr).strip().splitlines()[-_LINES:]
-    return f"exit status {done.returncode}: " + " | ".join(lines)

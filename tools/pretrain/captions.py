@@ -16,8 +16,9 @@ from typing import Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from boxes import Box, area
+
 Pixels: TypeAlias = NDArray[np.uint8]
-Box: TypeAlias = tuple[int, int, int, int]
 
 VARIANTS: Final = 4
 FIRST_NAME: Final = 0.7  # share of captions that use the class's first name rather than a synonym
@@ -118,7 +119,12 @@ def coarse_noun(wnid: str) -> tuple[str, ...]:
 
 
 def captions_of(
-    subject: Subject, pixels: Pixels, box: Box, index: int, count: int = VARIANTS
+    subject: Subject,
+    pixels: Pixels,
+    box: Box,
+    index: int,
+    place: str = "",
+    count: int = VARIANTS,
 ) -> list[str]:
     """Return `count` captions of one photo; a pure function of its arguments.
 
@@ -127,20 +133,22 @@ def captions_of(
         pixels: H W 3, uint8.
         box: the object's box in pixels.
         index: the photo's place in its dataset; seeds the wording.
+        place: where a composed picture shows its subject ("on the beach"); always said.
         count: how many variants.
     """
     random_ = random.Random(index)
     view = view_of(pixels, box)
-    return [_caption(subject, view, random_) for _ in range(count)]
+    captions = [_caption(subject, view, random_, bool(place)) for _ in range(count)]
+    return [f"{caption} {place}" for caption in captions] if place else captions
 
 
 def view_of(pixels: Pixels, box: Box) -> View:
     """Measure how a photo shows the object inside `box`."""
     height, width = pixels.shape[:2]
     left, top, right, bottom = box
-    area = (right - left + 1) * (bottom - top + 1) / (height * width)
+    covered = area(box) / (height * width)
     centre = (left + right + 1) / 2 / width
-    size = "close-up" if area > 0.60 else "small" if area < 0.15 else None
+    size = "close-up" if covered > 0.60 else "small" if covered < 0.15 else None
     side = "left" if centre < 1 / 3 else "right" if centre > 2 / 3 else None
     grey = is_grey(pixels)
     inside = pixels[top : bottom + 1, left : right + 1]
@@ -213,7 +221,7 @@ def _name(subject: Subject, random_: random.Random) -> str:
     return f"{name} {noun}" if breed and random_.random() < 1 / 3 else noun
 
 
-def _caption(subject: Subject, view: View, random_: random.Random) -> str:
+def _caption(subject: Subject, view: View, random_: random.Random, placed: bool) -> str:
     noun = _name(subject, random_)
     said = [random_.random() < QUALIFIER for _ in range(4)]
     about_size = said[0] and not subject.scenery
@@ -230,6 +238,6 @@ def _caption(subject: Subject, view: View, random_: random.Random) -> str:
         phrase = f"a close-up of {phrase}"
     elif said[2]:
         phrase = f"a photo of {phrase}"
-    if said[3] and view.side and not subject.scenery:
+    if said[3] and view.side and not subject.scenery and not placed:
         phrase = f"{phrase} on the {view.side}"
     return phrase

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from captions import Box, Subject, coarse_noun, subject_of
+from boxes import Box
+from captions import Subject, coarse_noun, subject_of
 from cascade.errors import UserError
 
 
@@ -54,6 +55,15 @@ class TinyPack:
     def __len__(self) -> int:
         return len(self._offsets) - 1
 
+    def members(self, kept: frozenset[str] | None = None) -> dict[str, list[int]]:
+        """The photos' places by WordNet id, of all classes or of those `kept`."""
+        places: dict[str, list[int]] = {}
+        for index, label in enumerate(self._label):
+            wnid = self._wnids[label]
+            if kept is None or wnid in kept:
+                places.setdefault(wnid, []).append(index)
+        return places
+
     def __getitem__(self, index: int) -> Photo:
         scan = self._blob[self._offsets[index] : self._offsets[index + 1]]
         image = Image.open(BytesIO(self._headers[int(self._gray[index])] + scan)).convert("RGB")
@@ -88,6 +98,21 @@ class PhotoPack:
         width, height = image.size
         box = (width // 6, height // 6, width - 1 - width // 6, height - 1 - height // 6)
         return Photo(image, subject, box)
+
+
+def class_filter(path: Path | None) -> frozenset[str] | None:
+    """Read the WordNet ids of a file, one at the start of each line; None keeps every class.
+
+    Raises:
+        UserError: there is no such file, or it names no class.
+    """
+    if path is None:
+        return None
+    lines = existing(path).read_text(encoding="utf-8").splitlines()
+    found = frozenset(line.split()[0] for line in lines if re.match(r"n\d{8}\b", line))
+    if not found:
+        raise UserError(f"{path} names no class; begin lines with WordNet ids such as n02123045.")
+    return found
 
 
 def existing(path: Path) -> Path:

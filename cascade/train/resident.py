@@ -1,0 +1,76 @@
+"""What `data.resident` asks for: a run's pictures and captions on its training device."""
+
+from itertools import chain
+
+import torch
+
+from cascade.config.train import PretrainConfig
+from cascade.data.captioned import CaptionedArray, CaptionedSamples
+from cascade.data.resident import resident_bytes
+from cascade.errors import UserError
+from cascade.text.files import EncoderFiles
+from cascade.text.modes import device_memory
+from cascade.text.prompts import PromptEncoder
+from cascade.text.resident import ResidentPrompts, table_bytes
+from cascade.text.store import EmbeddingStore
+
+
+def require_memory(
+    config: PretrainConfig,
+    samples: CaptionedSamples,
+    text: EncoderFiles | EmbeddingStore,
+    device: torch.device,
+) -> None:
+    """Refuse data that does not fit the free memory of a GPU, or the whole one of a machine.
+
+    The network, its gradients and its activations come on top of it.
+
+    Raises:
+        UserError: it does not fit.
+    """
+    captions = chain.from_iterable(samples.data.captions)
+    length, dtype = config.stage.text.max_length, _table_type(config, text)
+    table = table_bytes(captions, length, text.width, dtype)
+    pictures = resident_bytes(samples)
+    free = free_memory(device)
+    if pictures + table > free:
+        raise UserError(
+            f"With data.resident {len(samples.data.images)} pictures take "
+            f"{pictures / 2**30:.1f} GiB and their captions {table / 2**30:.1f} GiB of the memory "
+            f"of {device}, where {free / 2**30:.1f} GiB are free; set data.resident = false, or "
+            "train on fewer pictures."
+        )
+
+
+def free_memory(device: torch.device) -> int:
+    """Free memory of a GPU in bytes; of a CPU all there is, since its caches give way."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return device_memory(device)
+
+
+def resident_prompts(
+    config: PretrainConfig,
+    opened: EncoderFiles | EmbeddingStore,
+    encoder: PromptEncoder,
+    data: CaptionedArray,
+    device: torch.device,
+) -> ResidentPrompts:
+    """Embed every caption of the data with the encoder, or the store, that was opened."""
+    text = config.stage.text
+    return ResidentPrompts.build(
+        encoder,
+        chain.from_iterable(data.captions),
+        text.max_length,
+        text.cleaning,
+        text.null,
+        masked=text.masked,
+        dtype=_table_type(config, opened),
+        device=device,
+    )
+
+
+def _table_type(config: PretrainConfig, text: EncoderFiles | EmbeddingStore) -> torch.dtype:
+    """The type that holds the captions' embeddings: bfloat16 where they are known to be in it."""
+    bf16 = isinstance(text, EmbeddingStore) or config.encoder_mode in ("bfloat16", "int8")
+    return torch.bfloat16 if bf16 else torch.float32

@@ -1,0 +1,37 @@
+"""`cascade train`: what stops it, and what is no part of its settings."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cascade.cli.train import TIME_IS_UP
+from cascade.config.train import PretrainConfig
+from cascade.train.interrupt import TimeIsUp
+
+Command = Callable[..., Any]
+CONFIG = "configs/mini-base64-cpu.toml"
+
+
+def test_a_run_whose_time_is_up_has_a_status_of_its_own_and_says_how_to_go_on(
+    command: Command, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    received: list[tuple[PretrainConfig, float | None]] = []
+
+    def pretrain(config: PretrainConfig, minutes: float | None) -> Path:
+        received.append((config, minutes))
+        if minutes is not None:
+            raise TimeIsUp(step=7)
+        return Path("some/stage")
+
+    monkeypatch.setattr("cascade.train.pretrain.pretrain", pretrain)
+    stopped = command("train", repository / CONFIG, "--set", "train.steps=9", "--minutes", "1.5")
+    assert stopped.status == TIME_IS_UP == 3
+    assert "up after step 7 of 9; the same command goes on from here" in stopped.err
+    ended = command("train", repository / CONFIG, "--set", "train.steps=9")
+    assert (ended.status, ended.out) == (0, "The trained stage is in some/stage.\n")
+    (first, minutes), (second, none) = received
+    assert (minutes, none) == (1.5, None)
+    assert first == second  # so that the same output folder takes both
+    assert command("train", repository / CONFIG, "--minutes", "-1").status == 2

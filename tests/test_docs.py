@@ -1,0 +1,115 @@
+"""What the documentation promises: files behind its links, commands with their flags, settings."""
+
+import ast
+import importlib
+import re
+import shlex
+import tomllib
+from collections.abc import Iterator
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+import typer
+from typer.core import TyperGroup
+
+from cascade.cli import app
+from cascade.config.base import apply_override
+from cascade.config.dreambooth import RECIPES, Recipe
+from cascade.config.train import PretrainConfig
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    ROOT / "kernels" / "README.md",
+    ROOT / "export" / "README.md",
+    *sorted((ROOT / "cascade" / "zoo").glob("*/README.md")),
+]
+FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+by_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+
+
+def _blocks(page: Path, language: str) -> list[str]:
+    return [text for name, text in FENCE.findall(page.read_text("utf-8")) if name == language]
+
+
+def _anchors(page: Path) -> set[str]:
+    titles = re.findall(r"^#+ (.+)$", FENCE.sub("", page.read_text("utf-8")), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@by_page
+def test_relative_links_lead_somewhere(page: Path) -> None:
+    broken = []
+    for target in LINK.findall(FENCE.sub("", page.read_text("utf-8"))):
+        name, _, anchor = target.partition("#")
+        file = page.parent / name if name else page
+        if not re.match(r"[a-z]+:", target) and (
+            not file.exists() or (anchor and anchor not in _anchors(file))
+        ):
+            broken.append(target)
+    assert broken == []
+
+
+def _calls(page: Path) -> Iterator[list[str]]:
+    """The words after `cascade` of every call in the page's plain blocks."""
+    for block in _blocks(page, "") + _blocks(page, "bash"):
+        for line in block.replace("\\\n", " ").splitlines():
+            call = re.match(r"(?:torchrun .* -m )?cascade (.*)", line)
+            if call:
+                yield shlex.split(call.group(1), comments=True)
+
+
+@by_page
+def test_commands_and_their_flags_exist(page: Path) -> None:
+    for words in _calls(page):
+        command, rest = typer.main.get_command(app), list(words)
+        while isinstance(command, TyperGroup):
+            command = command.commands[rest.pop(0)]
+        known = {name for each in command.params for name in (*each.opts, *each.secondary_opts)}
+        assert {word for word in rest if word.startswith("-")} <= known, words
+
+
+def test_the_training_page_has_a_file_that_works() -> None:
+    page = ROOT / "docs" / "train.md"
+    (text,) = _blocks(page, "toml")
+    values = tomllib.loads(text)
+    PretrainConfig.parse(values, "docs/train.md")
+    settings = re.findall(r"^\| `([a-z_.]+ = [^`]+)`", page.read_text("utf-8"), re.MULTILINE)
+    assert settings
+    for setting in settings:
+        apply_override(values, setting.replace(" = ", "=", 1))
+    PretrainConfig.parse(values, "the settings named in docs/train.md")
+
+
+@by_page
+def test_python_in_the_pages_imports_what_there_is(page: Path) -> None:
+    for block in _blocks(page, "python"):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom):
+                module = importlib.import_module(node.module or "")
+                assert all(hasattr(module, alias.name) for alias in node.names), block
+
+
+def test_the_table_of_recipes_is_current() -> None:
+    text = (ROOT / "docs" / "personalise.md").read_text("utf-8")
+    columns = [
+        {"recipe": f"`{name}`", **dict(_figures(recipe))} for name, recipe in RECIPES.items()
+    ]
+    for row in columns[0]:
+        cells = " | ".join(column[row] for column in columns)
+        assert f"| {row} | {cells} |" in text
+
+
+def _figures(recipe: Recipe) -> Iterator[tuple[str, str]]:
+    for part, run in (("base", recipe.base), ("super-resolution", recipe.super_resolution)):
+        rate = Decimal(str(run.optimizer.learning_rate)).normalize()
+        yield f"{part}: steps", str(run.steps)
+        yield f"{part}: learning rate", f"{rate:e}"
+        yield f"{part}: photos a step", str(run.batch_size)
+    assert recipe.prior is not None
+    yield "class images", str(recipe.prior.images)
+    yield "class images without their prompt", f"{recipe.prior.caption_dropout:g}"

@@ -1,0 +1,135 @@
+"""The tables of `tools/subjects.py` and the demonstration's page, for cascades of any length."""
+
+import importlib
+import json
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from cascade.config.dreambooth import PriorConfig, Recipe
+from cascade.config.stage import SamplerConfig, SubjectConfig
+from cascade.config.train import TrainConfig
+from cascade.evaluate.subject import Drawn, Reconstruction, SubjectScores
+from cascade.pipeline import Pictures
+
+SIZES = {"base64": 64, "sr256": 256, "sr1024": 1024}
+
+
+@pytest.fixture
+def subjects(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """The module as `python tools/subjects.py` sees it."""
+    monkeypatch.syspath_prepend(str(repository / "tools"))
+    yield importlib.import_module("subjects")
+    for name in ("demo", "demo_report", "subjects", "tables", "tuning"):
+        sys.modules.pop(name, None)
+
+
+def _scores(similarity: float, drift: float) -> SubjectScores:
+    return SubjectScores(similarity, 0.2, 0.5, 0.4, drift)
+
+
+def _outcome(stages: Sequence[str], after: float, times: dict[str, float]) -> Any:
+    report = sys.modules["demo_report"]
+    pictures = Pictures({name: torch.zeros(6, 3, SIZES[name], SIZES[name]) for name in stages})
+    kinds = report.KINDS
+    low, high = torch.zeros(1, 3, 64, 64), torch.zeros(1, 3, 256, 256)
+    pair = tuple(Reconstruction(low, high, psnr, 0.5) for psnr in (20.0, 22.0))
+    log = [{"images": 8.0, "images_per_second": 4.0, "loss": 0.1}] * 2
+    return report.Outcome(
+        subject=SubjectConfig(identifier="xyz", class_noun="dog"),
+        photos=(Image.new("RGB", (300, 280)),) * 3,
+        held_out=Image.new("RGB", (300, 300)),
+        drawn={kind: Drawn(pictures, pictures) for kind in kinds},
+        scenes={"a red xyz dog": pictures},
+        reconstructions=dict.fromkeys(stages[1:], pair),
+        scores={
+            name: {
+                kind: _scores(value, drift)
+                for kind, value, drift in zip(
+                    kinds, (0.4, 0.5, after), (0.0, 0.6, 0.3), strict=True
+                )
+            }
+            for name in stages
+        },
+        ceilings=dict.fromkeys(stages, 0.6),
+        logs=dict.fromkeys(stages, log),
+        times=times,
+    )
+
+
+def test_the_goal_is_told_per_subject_and_in_the_mean(subjects: ModuleType) -> None:
+    stages = ("base64", "sr256")
+    near = {"class images": 30.0, "tuning base64": 200.0, "tuning sr256": 60.0}
+    slow = {"tuning base64": 250.0, "tuning sr256": 90.0}
+    outcomes = {"rex": _outcome(stages, 0.55, near), "tom": _outcome(stages, 0.45, slow)}
+    lines = subjects.goal(outcomes).splitlines()
+    assert lines[2] == "| rex | 75 % | 0.300 | 75 % | 0.300 | 30 | 200 | 60 | 290 |"
+    assert lines[3] == "| tom | 25 % | 0.300 | 25 % | 0.300 | – | 250 | 90 | 340 |"
+    assert lines[4] == "| mean | 50 % | 0.300 | 50 % | 0.300 | 30 | 225 | 75 | 315 |"
+    assert "1 of 2 subjects came 60 % of the way or more at sr256; 1 took 300 s" in lines[-1]
+    shares = subjects.row(outcomes["rex"])["percent_of_the_way"]["sr256"]
+    assert shares == pytest.approx(
+        {"without prior preservation": 50.0, "with prior preservation": 75.0}
+    )
+
+
+@pytest.mark.parametrize("stages", [("base64",), ("base64", "sr256", "sr1024")])
+def test_cascades_of_any_length_are_reported(subjects: ModuleType, stages: tuple[str, ...]) -> None:
+    pytest.importorskip("matplotlib", reason="extra 'evaluate' not installed")
+    outcome = _outcome(stages, 0.55, {"tuning base64": 200.0})
+    text = subjects.tables({"rex": outcome})
+    assert text.count("held-out photo at") == len(stages) - 1
+    assert subjects.sheet({"rex": outcome}).width > 8 * 192
+    page = sys.modules["demo_report"].demo_report(outcome, "python tools/demo.py", {}).render()
+    assert "75 % of the way" in page
+    assert page.count("before and after</h2>") == len(stages)  # the subject's and each enlarging's
+
+
+def test_training_seconds_are_those_of_the_loop(subjects: ModuleType) -> None:
+    seconds = sys.modules["tuning"].training_seconds
+    log = [
+        {"images": 40.0, "images_per_second": 4.0},
+        {"images": 60.0, "images_per_second": 2.0},  # slower, perhaps after a restart
+    ]
+    assert seconds(log) == 20.0
+    assert seconds([]) == 0.0
+
+
+@pytest.mark.slow
+def test_a_subject_is_tuned_once_and_its_seconds_stay(
+    subjects: ModuleType,
+    photos: Path,
+    tiny_cascade: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("efficientnet_lite_pytorch", reason="extra 'evaluate' not installed")
+    steps = TrainConfig(steps=2, batch_size=2, log_every=1)
+    prior = PriorConfig(images=2, batch_size=2, sampler=SamplerConfig(steps=2, guidance=1.0))
+    recipe = Recipe(prior=prior, base=steps, super_resolution=steps)
+    monkeypatch.setattr(sys.modules["demo"], "RECIPES", {"mini": recipe})
+    shutil.copytree(photos, tmp_path / "data" / "rex")
+    (tmp_path / "data" / "prompts_and_classes.txt").write_text("subject_name,class\nrex,dog\n")
+
+    def run() -> dict[str, Any]:
+        subjects.main(tmp_path / "data", ["rex"], tmp_path / "out", str(tiny_cascade))
+        found = json.loads((tmp_path / "out" / "subjects.json").read_text())
+        return found["subjects"]["rex"]  # type: ignore[no-any-return]
+
+    first, again = run(), run()
+    tuning = ("tuning base16", "tuning sr32", "tuning base16 without prior preservation")
+    assert set(first["seconds"]) > {"class images", *tuning}
+    assert "class images" not in again["seconds"]  # they were there
+    assert [first["seconds"][part] for part in tuning] == [
+        again["seconds"][part] for part in tuning
+    ]
+    assert first["scores"] == again["scores"]
+    assert set(first["reconstructions"]) == {"sr32"}
+    assert "1 took 300 s or less" in (tmp_path / "out" / "subjects.md").read_text()

@@ -1,0 +1,109 @@
+"""What a run's speed is reckoned from."""
+
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+
+from cascade.config.stage import LowResConfig, StageConfig
+from cascade.config.train import TrainConfig
+from cascade.config.unet import UNetConfig
+from cascade.data.batch import Samples
+from cascade.train import throughput
+from cascade.train.distributed import Processes
+from cascade.train.throughput import Throughput, forward_flops, peak_rate
+
+CPU = torch.device("cpu")
+TWO = Processes(0, 2, CPU)
+
+
+class Clock:
+    """A clock that goes when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """Stands in for the clock that speeds are measured by."""
+    clock = Clock()
+    monkeypatch.setattr(time, "perf_counter", clock)
+    return clock
+
+
+def test_images_a_second_leave_out_the_pauses(
+    clock: Clock, samples: Samples, stage_config: StageConfig, train_config: TrainConfig
+) -> None:
+    speed = Throughput(stage_config, train_config, TWO)
+    two_kinds = replace(samples.rows(range(6)), positions=3)  # DreamBooth: two rows a position
+    for _ in range(4):
+        speed.add(two_kinds)
+        clock.now += 0.5
+    with speed.paused():
+        clock.now += 1000
+    clock.now += 1
+    assert speed.status() == {"images_per_second": 3 * 4 * 2 / 3.0}
+    clock.now += 2
+    speed.add(two_kinds)
+    assert speed.status() == {"images_per_second": 3 * 2 / 2.0}  # since the last one
+
+
+def test_the_share_of_the_peak_is_that_of_one_device(
+    clock: Clock,
+    samples: Samples,
+    stage_config: StageConfig,
+    train_config: TrainConfig,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    row = 3 * forward_flops(stage_config)
+    monkeypatch.setattr(throughput, "peak_rate", lambda device, bf16: 8.0 * row)
+    speed = Throughput(stage_config, train_config, TWO)
+    speed.add(samples.rows(range(4)))
+    clock.now += 2
+    assert speed.status()["peak_share"] == pytest.approx(4 / 2 / 8)
+
+
+def test_no_peak_is_known_of_a_cpu_of_float32_and_of_unknown_gpus(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cuda = torch.device("cuda", 0)
+    assert peak_rate(CPU, bf16=True) is None
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    assert peak_rate(cuda, bf16=True) == 989e12
+    assert peak_rate(cuda, bf16=False) is None
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200 MIG 1g.18gb")
+    assert peak_rate(cuda, bf16=True) is None
+
+
+def test_operations_of_a_network_counted_by_hand() -> None:
+    unet = UNetConfig(
+        channels=(8, 16),
+        blocks=(1, 1),
+        attention=("none", "none"),
+        resample="convolution",
+        text_width=8,
+        context_width=8,
+        time_width=8,
+        pool_heads=4,
+        norm_groups=4,
+        low_res=True,
+    )
+    low_res = LowResConfig(size=8, crop=16)
+    whole = StageConfig(
+        name="sr", size=32, unet=unet, low_res=low_res.model_copy(update={"crop": None})
+    )
+    cropped = whole.model_copy(update={"low_res": low_res})
+    # All but the text and the embeddings are convolutions: a quarter of the pixels, a quarter of
+    # their operations.
+    still = (4 * forward_flops(cropped) - forward_flops(whole)) / 3
+    convolutions = forward_flops(whole) - still
+    assert 0 < still < forward_flops(cropped)
+    assert convolutions % (32 * 32 * 2 / 4 / 4) == 0  # the coarsest level's pixels, multiply-add
+    first = 2 * 32 * 32 * 9 * 6 * 8  # the input convolution: 3x3, both pictures to 8 channels
+    last = 2 * 32 * 32 * 9 * 8 * 3
+    assert convolutions > first + last

@@ -1,0 +1,76 @@
+"""Between two statuses the host runs ahead of the GPU and never waits for it."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cascade.config.stage import StageConfig
+from cascade.config.train import TrainConfig
+from cascade.data.batch import Batch, Immediate, Samples
+from cascade.data.captioned import CaptionedArray, CaptionedSamples
+from cascade.data.resident import ResidentSamples
+from cascade.stage import Stage
+from cascade.text.prompts import PromptSource, PromptTable
+from cascade.text.resident import ResidentPrompts
+from cascade.train.distributed import Processes
+from cascade.train.loop import train
+from cascade.train.objective import make_objective
+
+
+@dataclass(frozen=True)
+class Watched:
+    """Rows of four a step; from the second step to the fourth, waiting for the GPU is an error."""
+
+    samples: Samples
+
+    def rows(self, positions: Sequence[int]) -> Batch:
+        torch.cuda.set_sync_debug_mode("error" if 4 <= positions[0] < 16 else "default")
+        return self.samples.rows(positions)
+
+
+@pytest.fixture(autouse=True)
+def _unwatched() -> Iterator[None]:
+    yield
+    if torch.cuda.is_available():
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("resident", [True, False], ids=["resident", "streamed"])
+def test_no_step_waits_for_the_gpu(
+    tmp_path: Path,
+    samples: Samples,
+    table: PromptTable,
+    stage_config: StageConfig,
+    train_config: TrainConfig,
+    resident: bool,
+) -> None:
+    device = torch.device("cuda", 0)
+    noise = "device" if resident else "cpu"
+    changes = {"log_every": 100, "checkpoint_every": 100, "precision": "bf16", "noise": noise}
+    config = TrainConfig.model_validate({**train_config.model_dump(), **changes})
+    stage = Stage.build(stage_config, seed=0)
+    stage.network.to(device)
+    rows: Samples = samples
+    prompts: PromptSource = table
+    if resident:
+        rows, prompts = _resident(stage_config, table, device)
+    objective = make_objective(stage, config.objective)
+    stream = Immediate(Watched(rows))
+    train(stage, objective, stream, prompts, config, tmp_path, Processes(0, 1, device))
+
+
+def _resident(
+    stage: StageConfig, table: PromptTable, device: torch.device
+) -> tuple[Samples, PromptSource]:
+    images = np.random.default_rng(0).integers(0, 256, (30, 3, 8, 8), dtype=np.uint8)
+    data = CaptionedArray(images, (("a dog",),) * 30)
+    text = table.rows([None, "a dog"])
+    held = ResidentPrompts(
+        text.embedding.to(device), text.mask.sum(dim=1).to(device), {None: 0, "a dog": 1}
+    )
+    return ResidentSamples(CaptionedSamples(data, stage, 0, 0.1, True), device), held
