@@ -110,6 +110,8 @@ def _figures(recipe: Recipe) -> Iterator[tuple[str, str]]:
         yield f"{part}: steps", str(run.steps)
         yield f"{part}: learning rate", f"{rate:e}"
         yield f"{part}: photos a step", str(run.batch_size)
+    schedules = {run.optimizer.schedule for run in (recipe.base, recipe.super_resolution)}
+    yield "learning-rate schedule of both", " and ".join(sorted(schedules))
     assert recipe.prior is not None
     yield "class images", str(recipe.prior.images)
     yield "class images without their prompt", f"{recipe.prior.caption_dropout:g}"

@@ -74,13 +74,18 @@ class Recipe(Frozen):
 
 
 def _tuning(
-    learning_rate: float, steps: int, batch_size: int, accumulation: int = 1
+    learning_rate: float,
+    steps: int,
+    batch_size: int,
+    accumulation: int = 1,
+    schedule: Literal["constant", "linear"] = "constant",
 ) -> TrainConfig:
+    optimizer = OptimizerConfig(learning_rate=learning_rate, weight_decay=1e-2, schedule=schedule)
     return TrainConfig(
         steps=steps,
         batch_size=batch_size,
         gradient_accumulation_steps=accumulation,
-        optimizer=OptimizerConfig(learning_rate=learning_rate, weight_decay=1e-2),
+        optimizer=optimizer,
     )
 
 
@@ -97,8 +102,8 @@ RECIPES: dict[RecipeName, Recipe] = {
             caption_dropout=0.25,
             sampler=SamplerConfig(steps=32, guidance=1.0),
         ),
-        base=_tuning(2e-4, 300, 4),
-        super_resolution=_tuning(2e-4, 300, 4),
+        base=_tuning(1e-3, 600, 4, schedule="linear"),
+        super_resolution=_tuning(5e-4, 400, 4, schedule="linear"),
     ),
     # DeepFloyd IF, all weights of both stages, after diffusers' examples/dreambooth/README.md,
     # section "IF": stage I at 1e-7, batch 4, 150 steps; stage II at 5e-6, batch 2 x 6 accumulated,
