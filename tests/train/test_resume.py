@@ -1,6 +1,5 @@
 """A run that is stopped and started again ends with the weights of one that was not."""
 
-import os
 import signal
 import time
 from collections.abc import Callable
@@ -115,7 +114,7 @@ def test_a_signal_saves_the_state_and_the_next_run_goes_on(
 ) -> None:
     def send(stage: Stage, step: int) -> None:
         if step == 2:
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)  # to this thread, at once
 
     config = _config(train_config, {"validate_every": 1, "checkpoint_every": 5})
     whole = run(tmp_path / "whole", config)
