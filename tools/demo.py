@@ -228,7 +228,7 @@ def drawings(cascades: tuple[Cascade, ...], subject: SubjectConfig) -> Iterator[
 def scenes(cascade: Cascade, subject: SubjectConfig) -> dict[str, Pictures]:
     """The subject in a few other scenes."""
     name, _ = subject_prompts(subject)
-    prompts = [scene.format(subject=name, noun=name.removeprefix("a ")) for scene in SCENES]
+    prompts = [scene.format(subject=name) for scene in SCENES]
     return {prompt: cascade.sample(prompt, range(SHOWN)) for prompt in prompts}
 
 

@@ -93,12 +93,11 @@ def main(
             for members in photos.members(class_filter(classes)).values()
             for index in members[:per_class]
         ]
-        found = {
-            index: mask
-            for index in track(looked, description=f"objects of {name}")
-            if not photos[index].subject.scenery
-            and usable(mask := segment(photos[index].image), photos[index])
-        }
+        found = {}
+        for index in track(looked, description=f"objects of {name}"):
+            photo = photos[index]
+            if not photo.subject.scenery and usable(mask := segment(photo.image), photo):
+                found[index] = mask
         if not found:
             raise UserError(f"No photo of {name} has a usable mask; look at more per class.")
         buffer = BytesIO()

@@ -19,8 +19,7 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._text = path.read_text(encoding="utf-8") if path.is_file() else ""
-        lines = [json.loads(line) for line in self._text.splitlines()]
+        lines = [json.loads(line) for line in self._text().splitlines()]
         self.found: dict[str, Figures] = {line["key"]: line["found"] for line in lines}
 
     def add(self, key: str, about: Mapping[str, Any], found: Figures) -> None:
@@ -31,6 +30,10 @@ class Ledger:
             about: what a reader of the file wants to know of it.
             found: its figures.
         """
-        self._text += json.dumps({"key": key, **about, "found": found}) + "\n"
-        write_bytes(self._text.encode(), self._path)
+        # Read anew: another sweep into the same folder may have added lines of its own.
+        text = self._text() + json.dumps({"key": key, **about, "found": found}) + "\n"
+        write_bytes(text.encode(), self._path)
         self.found[key] = found
+
+    def _text(self) -> str:
+        return self._path.read_text(encoding="utf-8") if self._path.is_file() else ""

@@ -71,7 +71,13 @@ class Bench:
         self._console = console
         self._device = usable_device(None)
         self._untouched = Cascade.load(cascade, self._device)
-        self._weights = key_of([stage.fingerprint() for stage in self._untouched.stages])
+        # With their settings: how a stage samples shows in every picture, and in its file's hash.
+        self._weights = key_of(
+            [
+                [stage.fingerprint(), stage.config.model_dump(mode="json")]
+                for stage in self._untouched.stages
+            ]
+        )
         self._extractor = EfficientNetLite0(self._device)
 
     def key(self, work: Work, settings: Settings) -> str:
