@@ -13,6 +13,7 @@ from rich.text import Text
 from cascade.config.base import read_toml
 from cascade.config.stage import (
     AugmentationLevel,
+    Precision,
     SamplerConfig,
     StageConfig,
     noise_in_grey_levels,
@@ -23,7 +24,6 @@ from cascade.formats.deepfloyd import is_pipeline, read_stage
 from cascade.model.memory import (
     FLOAT32,
     OptimizerName,
-    Precision,
     optimizer_bytes,
     sampling_bytes,
     training_bytes,

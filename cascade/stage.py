@@ -179,14 +179,16 @@ class Stage:
         )
         steps = self._sigmas(sampler)
         x = initial(noise, (3, height, width), float(steps[0])).to(self.device)
-        if sampler.name == "ancestral":
-            x = ancestral(denoise, x, steps, noise, sampler.variance, on_step)
-        elif sampler.name == "ddim":
-            x = ddim(denoise, x, steps, noise, sampler.eta, on_step)
-        elif sampler.name == "dpmpp_2m":
-            x = dpmpp_2m(denoise, x, steps, on_step)
-        else:
-            x = heun(denoise, x, steps, on_step)
+        bf16 = sampler.precision == "bf16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+            if sampler.name == "ancestral":
+                x = ancestral(denoise, x, steps, noise, sampler.variance, on_step)
+            elif sampler.name == "ddim":
+                x = ddim(denoise, x, steps, noise, sampler.eta, on_step)
+            elif sampler.name == "dpmpp_2m":
+                x = dpmpp_2m(denoise, x, steps, on_step)
+            else:
+                x = heun(denoise, x, steps, on_step)
         return x.clamp(-1.0, 1.0)
 
     def low_resolution(self) -> LowResolution:

@@ -35,7 +35,9 @@ def draw_class_images(config: DreamBoothConfig, console: Console) -> float | Non
     plan = make_plan(config)
     folder, base = next(iter(plan.stages.items()))
     prompt = plan.subject.class_prompt
-    table = prompt_table(ready(plan.text, config.encoder_mode), [prompt], base)
+    table = prompt_table(
+        ready(plan.text, config.encoder_mode), config.recipe.prior.prompts(prompt), base
+    )
     stage = Stage.load(plan.source / folder, usable_device(None))
     prior = Prior((stage,), prompt, config.recipe.prior, config.seed)
     place = (config.class_data_dir or default_folder()) / prior.key()

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from cascade.cli.recipe import recipe_from_flags
+from cascade.cli.recipe import comma_separated, recipe_from_flags
 from cascade.cli.text import Embeddings, EncoderMode
 from cascade.config.dreambooth import RECIPES, AugmentationName, DreamBoothConfig
 from cascade.config.stage import RecipeName
@@ -74,6 +74,14 @@ def dreambooth(
     class_prompt: Annotated[
         str, typer.Option(help="Names the class.", rich_help_panel=PRIOR)
     ] = "a {class_noun}",
+    class_scenes: Annotated[
+        str | None,
+        typer.Option(
+            help="Comma-separated, each said after the class prompt for its share of the class "
+            "images: 'on the beach, in the snow'. Empty for none.",
+            rich_help_panel=PRIOR,
+        ),
+    ] = None,
     class_data_dir: Annotated[
         Path | None,
         typer.Option(
@@ -227,7 +235,7 @@ def dreambooth(
         class_data_dir=class_data_dir,
         embeddings=embeddings,
         encoder_mode=encoder_mode,
-        stages=tuple(name.strip() for name in stages.split(",")) if stages else (),
+        stages=comma_separated(stages or ""),
         validation_prompts=tuple(validation_prompt or ()),
         validation_images=num_validation_images,
         seed=seed,

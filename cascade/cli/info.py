@@ -4,7 +4,8 @@ from typing import Annotated, Literal
 
 import typer
 
-PrecisionName = Literal["fp32", "bf16"]
+from cascade.config.stage import Precision
+
 OptimizerName = Literal["adamw", "adamw8bit", "adafactor"]
 _PANEL = "With --memory"
 
@@ -29,7 +30,7 @@ def info(
         ),
     ] = None,
     precision: Annotated[
-        PrecisionName,
+        Precision,
         typer.Option(help="Of the arithmetic; weights stay in float32.", rich_help_panel=_PANEL),
     ] = "fp32",
     optimizer: Annotated[

@@ -65,12 +65,19 @@ def recipe_from_flags(start: Recipe, flags: Mapping[str, Any], world: int) -> Re
         if flag in flags:
             for path in paths:
                 _set(values, path, flags[flag])
+    if "class_scenes" in flags:
+        _set(values, "prior.scenes", comma_separated(flags["class_scenes"]))
     for run in (values["base"], values["super_resolution"]):
         _set_derived(run, flags)
         run["batch_size"] *= run["gradient_accumulation_steps"] * world
         if flags.get("scale_lr"):
             run["optimizer"]["learning_rate"] *= run["batch_size"]
     return Recipe.parse(values, "the command's flags")
+
+
+def comma_separated(text: str) -> tuple[str, ...]:
+    """The parts of a flag's value; none of an empty one."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def _set_derived(run: dict[str, Any], flags: Mapping[str, Any]) -> None:

@@ -18,7 +18,7 @@ from cascade.cli.bundle import (
     refuse_without_bundle,
 )
 from cascade.cli.text import Embeddings, EncoderMode
-from cascade.config.stage import AugmentationLevel, SamplerConfig
+from cascade.config.stage import AugmentationLevel, Precision, SamplerConfig
 from cascade.errors import UserError
 
 SamplerName = Literal["ancestral", "ddim", "dpmpp_2m", "heun"]
@@ -52,6 +52,10 @@ def sample(
     ] = None,
     guidance: Annotated[
         float | None, typer.Option(min=0, help="Replace its guidance weight.")
+    ] = None,
+    precision: Annotated[
+        Precision | None,
+        typer.Option(help="Of the networks' arithmetic; bf16 needs a device that is fast at it."),
     ] = None,
     noise_level: Annotated[
         float | None,
@@ -104,6 +108,11 @@ def sample(
         )
     elif cascade is not None:
         raise UserError("A bundle holds its own cascade; leave --cascade or --bundle out.")
+    elif precision is not None:
+        raise UserError(
+            "A bundle's engines keep the precision they were exported in; leave --precision or "
+            "--bundle out."
+        )
     elif size is not None:
         raise UserError("A bundle's engines are built for one size; leave --size or --bundle out.")
     else:
@@ -126,7 +135,7 @@ def sample(
             stage.set_backend(kernels)
     samplers: dict[str, SamplerConfig] = {}
     levels: dict[str, AugmentationLevel] = {}
-    changes = {"name": sampler, "steps": steps, "guidance": guidance}
+    changes = {"name": sampler, "steps": steps, "guidance": guidance, "precision": precision}
     given: dict[str, object] = {key: value for key, value in changes.items() if value is not None}
     if steps is not None:
         given["timesteps"] = None

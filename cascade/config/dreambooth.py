@@ -50,6 +50,11 @@ class PriorConfig(Frozen):
         default=SamplerConfig(name="ancestral", steps=100, guidance=1.0),
         description="how the base draws them; None is the checkpoint's own way, guidance off",
     )
+    scenes: tuple[str, ...] = Field(
+        default=(),
+        description="what is said after the class prompt, by turns with nothing, so that the words "
+        "keep their meaning: 'on the beach'. The paper has none",
+    )
     caption_dropout: float = Field(
         default=0.0,
         ge=0.0,
@@ -60,6 +65,10 @@ class PriorConfig(Frozen):
     super_resolution: bool = Field(
         default=False, description="preserve the prior of super-resolution stages too"
     )
+
+    def prompts(self, of_class: str) -> tuple[str, ...]:
+        """What the class images show, by turns: the class, and the class in every scene."""
+        return (of_class, *(f"{of_class} {scene}" for scene in self.scenes))
 
 
 class Recipe(Frozen):

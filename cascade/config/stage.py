@@ -12,6 +12,7 @@ from cascade.config.unet import UNetConfig
 
 ScheduleName = Literal["cosine", "squared_cosine", "linear"]
 RecipeName = Literal["paper", "mini", "deepfloyd"]
+Precision = Literal["fp32", "bf16"]
 ResizeKernel = Literal["bicubic", "bilinear", "lanczos", "box"]
 
 
@@ -74,6 +75,11 @@ class SamplerConfig(Frozen):
     variance: Literal["learned", "fixed_small", "fixed_large"] = "fixed_small"
     guidance: float = Field(default=5.0, ge=0.0, description="w of Imagen eq. 2; 1 is off")
     threshold: ThresholdConfig = ThresholdConfig()
+    precision: Precision = Field(
+        default="fp32",
+        description="of the network's arithmetic: bf16 is autocast; weights and the sampler's own "
+        "sums stay in fp32. An engine keeps the precision that it was exported in",
+    )
 
     @field_validator("timesteps", mode="before")
     @classmethod

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from cascade.config.base import Frozen
 from cascade.config.encoder import EncoderMode
-from cascade.config.stage import StageConfig
+from cascade.config.stage import Precision, StageConfig
 
 Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 
@@ -50,7 +50,7 @@ class TrainConfig(Frozen):
     gradient_accumulation_steps: int = Field(default=1, gt=0)
     optimizer: OptimizerConfig = OptimizerConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
     gradient_checkpointing: bool = False
     compile: bool = False
     kernels: Literal["auto", "triton", "reference"] = Field(

@@ -24,7 +24,7 @@ class Kind:
     Attributes:
         term: the loss term's name in the report, "instance" or "prior".
         images: the pictures, of any size.
-        prompt: what all of them show.
+        prompts: what they show, by turns: picture i shows number i modulo their count.
         weight: 1 for the subject, lambda for the prior (DreamBooth eq. 2).
         flip: mirror half of the rows.
         center_crop: take the centred square, else a random one.
@@ -33,7 +33,7 @@ class Kind:
 
     term: str
     images: tuple[Image.Image, ...]
-    prompt: str
+    prompts: tuple[str, ...]
     weight: float = 1.0
     flip: bool = False
     center_crop: bool = True
@@ -59,29 +59,38 @@ class DreamBoothSamples:
         return batch
 
     def _rows(self, kind: Kind, positions: Sequence[int]) -> Batch:
+        numbers = [self._number(kind, position) for position in positions]
         pairs = []
-        for position in positions:
+        for position, number in zip(positions, numbers, strict=True):
             rng = np.random.default_rng(derive_seed(self.seed, kind.term, "row", position))
-            pairs.append(make_pair(self.stage, self._picture(kind, position, rng), rng))
+            pairs.append(make_pair(self.stage, self._picture(kind, number, rng), rng))
         low = [low for _, low in pairs if low is not None]
         return Batch(
             images=torch.stack([high for high, _ in pairs]),
             low_res=torch.stack(low) if low else None,
-            prompts=tuple(self._prompt(kind, position) for position in positions),
+            prompts=tuple(
+                self._prompt(kind, position, number)
+                for position, number in zip(positions, numbers, strict=True)
+            ),
             seeds=tuple(derive_seed(self.seed, kind.term, "noise", p) for p in positions),
             weights=torch.full((len(pairs),), kind.weight),
             terms=(kind.term,) * len(pairs),
             positions=len(pairs),
         )
 
-    def _prompt(self, kind: Kind, position: int) -> str | None:
-        rng = np.random.default_rng(derive_seed(self.seed, kind.term, "caption", position))
-        return None if rng.random() < kind.caption_dropout else kind.prompt
-
-    def _picture(self, kind: Kind, position: int, rng: np.random.Generator) -> Image.Image:
+    def _number(self, kind: Kind, position: int) -> int:
+        """Which picture of its kind stands at a position."""
         epoch, place = divmod(position, len(kind.images))
         order = permutation(len(kind.images), derive_seed(self.seed, kind.term, "epoch", epoch))
-        image = kind.images[int(order[place])]
+        return int(order[place])
+
+    def _prompt(self, kind: Kind, position: int, number: int) -> str | None:
+        rng = np.random.default_rng(derive_seed(self.seed, kind.term, "caption", position))
+        dropped = rng.random() < kind.caption_dropout
+        return None if dropped else kind.prompts[number % len(kind.prompts)]
+
+    def _picture(self, kind: Kind, number: int, rng: np.random.Generator) -> Image.Image:
+        image = kind.images[number]
         image = square(image) if kind.center_crop else _random_square(image, rng)
         image = resize(image, self.stage.size, self.stage.resize)
         return ImageOps.mirror(image) if kind.flip and rng.random() < 0.5 else image

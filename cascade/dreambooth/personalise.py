@@ -21,7 +21,7 @@ from cascade.data.images import resize, square, to_tensors
 from cascade.diffusion.noise import derive_seed
 from cascade.dreambooth.batches import DreamBoothSamples, Kind
 from cascade.dreambooth.plan import Plan, make_plan, photo_prompt, run_of, tuned_config
-from cascade.dreambooth.prior import Prior, class_images, read_class_images
+from cascade.dreambooth.prior import Prior, class_images, given_class_images, read_class_images
 from cascade.files import write_bytes
 from cascade.pipeline import print_licence
 from cascade.progress import progress_bar
@@ -127,20 +127,34 @@ def _kinds(plan: Plan, folder: str, table: PromptTable, here: Processes) -> tupl
     instance = Kind(
         term="instance",
         images=subject.images,
-        prompt=photo_prompt(plan, plan.stages[folder]),
+        prompts=(photo_prompt(plan, plan.stages[folder]),),
         flip=recipe.flip,
         center_crop=recipe.center_crop,
     )
     is_base = plan.stages[folder].low_res is None
     if recipe.prior is None or not (is_base or recipe.prior.super_resolution):
         return (instance,)
-    names = list(plan.stages)
+    own = given_class_images(plan.config.class_data_dir)
+    of_class = Kind(
+        term="prior",
+        images=read_class_images(own or _draw_class_images(plan, folder, table, here)),
+        prompts=recipe.prior.prompts(subject.class_prompt)[: 1 if own else None],
+        weight=recipe.prior.weight,
+        caption_dropout=recipe.prior.caption_dropout,
+    )
+    return instance, of_class
+
+
+def _draw_class_images(plan: Plan, folder: str, table: PromptTable, here: Processes) -> list[Path]:
+    """Draw what is missing of a stage's class images, all processes together."""
+    config, names = plan.config.recipe.prior, list(plan.stages)
+    assert config is not None, "without prior preservation nothing is drawn"
     frozen = [
         Stage.load(plan.source / name, here.device) for name in names[: names.index(folder) + 1]
     ]
-    prior = Prior(tuple(frozen), subject.class_prompt, recipe.prior, plan.config.seed)
+    prior = Prior(tuple(frozen), plan.subject.class_prompt, config, plan.config.seed)
     with progress_bar(console, here.first) as bar:
-        task = bar.add_task("class images", total=recipe.prior.images, details="")
+        task = bar.add_task("class images", total=config.images, details="")
         paths = class_images(
             prior,
             table,
@@ -149,26 +163,17 @@ def _kinds(plan: Plan, folder: str, table: PromptTable, here: Processes) -> tupl
             here.world,
             lambda done, total: bar.update(task, completed=done, total=total),
         )
-        bar.update(task, completed=len(paths), total=len(paths))
     here.barrier()
-    images = read_class_images(paths)
-    of_class = Kind(
-        term="prior",
-        images=images,
-        prompt=subject.class_prompt,
-        weight=recipe.prior.weight,
-        caption_dropout=recipe.prior.caption_dropout,
-    )
-    return instance, of_class
+    return paths
 
 
 def _embed(plan: Plan, shown: bool) -> PromptTable:
     """Embed the few prompts of the run once; the encoder is freed on return."""
-    subject = plan.subject
+    subject, prior = plan.subject, plan.config.recipe.prior
     prompts = {
         subject.instance_prompt,
         subject.sr_prompt,
-        subject.class_prompt,
+        *(prior.prompts(subject.class_prompt) if prior else ()),
         *plan.config.validation_prompts,
     }
     encoder = ready(plan.text, plan.config.encoder_mode)

@@ -44,6 +44,11 @@ class Prior:
     config: PriorConfig
     seed: int
 
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """What the class images show, by turns."""
+        return self.config.prompts(self.prompt)
+
     def samplers(self) -> list[SamplerConfig]:
         """The base's by the recipe; super-resolution samples by the checkpoint's own settings."""
         own = [stage.config.sampler for stage in self.stages]
@@ -51,10 +56,10 @@ class Prior:
         return [base, *own[1:]]
 
     def key(self) -> str:
-        """A hash of the weights, the prompt, the samplers and the seed."""
+        """A hash of the weights, the prompts, the samplers and the seed."""
         parts = {
             "weights": [stage.fingerprint() for stage in self.stages],
-            "prompt": self.prompt,
+            "prompts": self.prompts,
             "samplers": [sampler.model_dump(mode="json") for sampler in self.samplers()],
             "seed": self.seed,
         }
@@ -63,12 +68,13 @@ class Prior:
     def draw(self, table: PromptSource, indices: Sequence[int]) -> list[Image.Image]:
         """Draw the class images of these indices; each is a function of its index alone."""
         seeds = [derive_seed(self.seed, "class image", index) for index in indices]
+        prompts = [self.prompts[index % len(self.prompts)] for index in indices]
         low_res: Tensor | None = None
         for stage, sampler in zip(self.stages, self.samplers(), strict=True):
             low_res = sample_stage(
                 stage,
                 table,
-                [self.prompt] * len(seeds),
+                prompts,
                 seeds,
                 low_res=low_res,
                 sampler=sampler,
@@ -90,20 +96,16 @@ def class_images(
 
     Args:
         prior: what they depend on.
-        table: holds the prompt's embedding.
-        folder: where sets are kept, each under its key; a folder with pictures directly inside is
-            taken as the class set itself. None is the user's cache.
+        table: holds the prompts' embeddings.
+        folder: where sets are kept, each under its key. None is the user's cache.
         rank: this process's number; each makes its batches and none waits here for the others.
         world: how many processes there are.
         on_images: told about progress.
     """
-    own = given_class_images(folder)
-    if own:
-        return own
     place = (folder or default_folder()) / prior.key()
     paths = [place / f"{index:06d}.png" for index in range(prior.config.images)]
     if rank == 0 and not all(path.is_file() for path in paths):
-        note = {"prompt": prior.prompt, "stages": [stage.config.name for stage in prior.stages]}
+        note = {"prompts": prior.prompts, "stages": [stage.config.name for stage in prior.stages]}
         write_bytes((json.dumps(note) + "\n").encode(), place / "about.json")
     size = prior.config.batch_size
     for first in range(rank * size, len(paths), world * size):
@@ -120,7 +122,7 @@ def class_images(
 
 
 def given_class_images(folder: Path | None) -> list[Path]:
-    """The person's own class pictures, where the folder holds any; each is checked.
+    """The person's own class pictures, directly inside the folder, if any; each is checked.
 
     Raises:
         UserError: a picture is corrupt.

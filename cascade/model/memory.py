@@ -19,10 +19,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from cascade.config.stage import Precision
 from cascade.config.unet import UNetConfig
 from cascade.model.unet import IMAGE_CHANNELS, UNet
 
-Precision = Literal["fp32", "bf16"]
 OptimizerName = Literal["adamw", "adamw8bit", "adafactor"]
 
 FLOAT32: Final = 4  # bytes; weights, gradients and averages are held so in every precision

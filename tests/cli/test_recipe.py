@@ -109,6 +109,12 @@ def test_derived_flags() -> None:
         assert run.precision == "bf16"
         assert run.objective.weighting == "min_snr"
         assert run.optimizer.betas == (0.5, 0.6)
+    scenes = recipe_from_flags(START, {"class_scenes": "on the beach, in  snow ,"}, world=1)
+    assert scenes.prior is not None
+    assert scenes.prior.scenes == ("on the beach", "in  snow")
+    none = recipe_from_flags(scenes, {"class_scenes": ""}, world=1)
+    assert none.prior is not None
+    assert none.prior.scenes == ()
     small = recipe_from_flags(START, {"use_8bit_adam": True}, world=1)
     assert [run.optimizer.name for run in (small.base, small.super_resolution)] == ["adamw8bit"] * 2
     full = recipe_from_flags(START, {"mixed_precision": "no"}, world=1)

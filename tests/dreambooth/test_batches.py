@@ -22,8 +22,8 @@ def _picture(seed: int, width: int = 48, height: int = 40) -> Image.Image:
 
 PHOTOS = tuple(_picture(seed) for seed in range(4))
 CLASS = tuple(_picture(seed) for seed in range(10, 17))
-INSTANCE = Kind("instance", PHOTOS, "a zug dog")
-PRIOR = Kind("prior", CLASS, "a dog", weight=0.5)
+INSTANCE = Kind("instance", PHOTOS, ("a zug dog",))
+PRIOR = Kind("prior", CLASS, ("a dog",), weight=0.5)
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def test_every_picture_is_seen_once_an_epoch(base: StageConfig) -> None:
 
 
 def test_a_row_is_a_function_of_seed_and_position(super_resolution: StageConfig) -> None:
-    instance = Kind("instance", PHOTOS, "a zug dog", flip=True, center_crop=False)
+    instance = Kind("instance", PHOTOS, ("a zug dog",), flip=True, center_crop=False)
     samples = DreamBoothSamples(super_resolution, (instance, PRIOR), seed=0)
     together, alone = samples.rows(range(4, 8)), samples.rows([6])
     assert together.low_res is not None
@@ -113,7 +113,7 @@ def test_super_resolution_sees_true_pairs_by_the_checkpoints_kernel(
 
 
 def test_crops_of_a_pair_are_aligned(super_resolution: StageConfig) -> None:
-    one = Kind("instance", PHOTOS[:1], "a zug dog")
+    one = Kind("instance", PHOTOS[:1], ("a zug dog",))
     batch = DreamBoothSamples(super_resolution, (one,), seed=0).rows(range(6))
     picture = resize(square(PHOTOS[0]), 32, super_resolution.resize)
     high, low = to_tensor(picture), to_tensor(resize(picture, 16, super_resolution.resize))
@@ -133,7 +133,7 @@ def test_crops_of_a_pair_are_aligned(super_resolution: StageConfig) -> None:
 
 
 def test_flip_mirrors_about_half_of_the_rows(base: StageConfig) -> None:
-    one = Kind("instance", PHOTOS[:1], "a zug dog", flip=True)
+    one = Kind("instance", PHOTOS[:1], ("a zug dog",), flip=True)
     batch = DreamBoothSamples(base, (one,), seed=0).rows(range(40))
     plain = resize(square(PHOTOS[0]), 16, "bicubic")
     mirrored = [torch.equal(row, to_tensor(ImageOps.mirror(plain))) for row in batch.images]
@@ -144,7 +144,7 @@ def test_flip_mirrors_about_half_of_the_rows(base: StageConfig) -> None:
 
 def test_random_squares_move_over_the_photo(base: StageConfig) -> None:
     ramp = np.tile(np.arange(96, dtype=np.uint8)[None, :, None], (32, 1, 3))
-    one = Kind("instance", (Image.fromarray(ramp),), "a zug dog", center_crop=False)
+    one = Kind("instance", (Image.fromarray(ramp),), ("a zug dog",), center_crop=False)
     batch = DreamBoothSamples(base, (one,), seed=0).rows(range(12))
     # A square 32 wide at `left` of the ramp has the mean grey left + 15.5.
     lefts = (batch.images.mean(dim=(1, 2, 3)) + 1) * 127.5 - 15.5
@@ -153,11 +153,19 @@ def test_random_squares_move_over_the_photo(base: StageConfig) -> None:
     assert len(lefts.round().unique()) > 6
 
 
+def test_a_class_image_keeps_its_prompt_wherever_it_stands(base: StageConfig) -> None:
+    kind = replace(PRIOR, prompts=("a dog", "a dog on the beach", "a dog in the snow"))
+    batch = DreamBoothSamples(base, (kind,), seed=0).rows(range(3 * len(CLASS)))
+    shown = _indices(batch.images, CLASS, 16)
+    assert shown != sorted(shown)  # they are shuffled
+    assert batch.prompts == tuple(kind.prompts[number % 3] for number in shown)
+
+
 def test_class_images_lose_their_prompt_at_the_given_rate(base: StageConfig) -> None:
     kinds = (INSTANCE, replace(PRIOR, caption_dropout=0.25))
     samples = DreamBoothSamples(base, kinds, seed=0)
     batch = samples.rows(range(400))
-    assert batch.prompts[:400] == (INSTANCE.prompt,) * 400  # the subject is always named
+    assert batch.prompts[:400] == INSTANCE.prompts * 400  # the subject is always named
     # A binomial of 400 draws at 0.25 has a deviation of 0.022; four of them.
     assert abs(batch.prompts[400:].count(None) / 400 - 0.25) < 0.09
     assert samples.rows([7]).prompts[1] == batch.prompts[407]  # a function of the position

@@ -34,8 +34,8 @@ def _samples(stage: Stage, photos: Path) -> DreamBoothSamples:
 
     images = read_photos(photos).images
     kinds = (
-        Kind("instance", images[:2], "a zug dog"),
-        Kind("prior", images[2:], "a dog", weight=LAMBDA),
+        Kind("instance", images[:2], ("a zug dog",)),
+        Kind("prior", images[2:], ("a dog",), weight=LAMBDA),
     )
     return DreamBoothSamples(stage.config, kinds, seed=5)
 

@@ -137,12 +137,23 @@ def test_the_next_run_uses_the_same_class_images(
 
 
 def test_class_pictures_of_ones_own(
-    tmp_path: Path, photos: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    photos: Path,
+    settings: Settings,
+    recipe: Recipe,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    drawn: list[object] = []
-    monkeypatch.setattr(Prior, "draw", lambda *arguments: drawn.append(arguments))
-    personalise(settings(tmp_path / "mine", class_data_dir=photos, stages=("base16",)))
-    assert drawn == []
+    def refuse(*arguments: object) -> None:
+        raise AssertionError("there are class pictures already")
+
+    monkeypatch.setattr(Prior, "draw", refuse)
+    assert recipe.prior is not None
+    prior = {**recipe.prior.model_dump(), "scenes": ("in the snow",)}  # of drawn ones only
+    own = {"class_data_dir": photos, "stages": ("base16",)}
+    personalise(settings(tmp_path / "mine", **own))
+    personalise(settings(tmp_path / "scenes", _changed(recipe, prior=prior), **own))
+    tuned = [tmp_path / name / "base16" / "model.safetensors" for name in ("mine", "scenes")]
+    assert tuned[0].read_bytes() == tuned[1].read_bytes()
     log = read_log(tmp_path / "mine" / "runs" / "base16" / "log.jsonl")
     assert log[0]["loss/prior"] > 0
 

@@ -148,13 +148,27 @@ def test_the_key_names_everything_they_depend_on(prior: Prior, stages: tuple[Sta
         replace(prior, stages=stages),
         replace(prior, prompt="a cat"),
         replace(prior, config=CONFIG.model_copy(update={"sampler": guided})),
+        replace(prior, config=CONFIG.model_copy(update={"scenes": ("in snow",)})),
         replace(prior, seed=4),
     ]
     keys = {prior.key(), *(other.key() for other in others)}
-    assert len(keys) == 6
+    assert len(keys) == 7
     # How many there are, how many at once, and their weight change no picture.
     same = CONFIG.model_copy(update={"images": 7, "batch_size": 3, "weight": 0.5})
     assert replace(prior, config=same).key() == prior.key()
+
+
+def test_scenes_take_turns_with_the_class_alone(
+    tmp_path: Path, tiny_cascade: Path, prior: Prior
+) -> None:
+    in_scenes = replace(prior, config=CONFIG.model_copy(update={"scenes": ("in snow",)}))
+    assert in_scenes.prompts == ("a dog", "a dog in snow")
+    cascade = Cascade.load(tiny_cascade)
+    table = cascade.prompts(["a dog", "a dog in snow"])
+    alone = read_class_images(class_images(prior, table, tmp_path))
+    mixed = read_class_images(class_images(in_scenes, table, tmp_path))
+    same = [one == other for one, other in zip(_pixels(alone), _pixels(mixed), strict=True)]
+    assert same == [True, False, True, False, True]
 
 
 def test_super_resolution_enlarges_by_its_own_sampler(
@@ -170,12 +184,9 @@ def test_super_resolution_enlarges_by_its_own_sampler(
     assert _pixels(read_class_images(paths)) == _pixels(to_pil(pictures.tensor))
 
 
-def test_pictures_of_ones_own_are_taken_as_they_are(
-    tmp_path: Path, photos: Path, prior: Prior, table: PromptTable, drawn: list[int]
-) -> None:
-    paths = class_images(prior, table, photos)
+def test_pictures_of_ones_own_are_found_and_nothing_else_is(tmp_path: Path, photos: Path) -> None:
+    paths = given_class_images(photos)
     assert [path.name for path in paths] == ["0.png", "1.png", "2.png", "3.png"]
-    assert drawn == []
     assert given_class_images(None) == []
     assert given_class_images(tmp_path / "missing") == []
     assert given_class_images(tmp_path) == []

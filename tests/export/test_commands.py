@@ -49,6 +49,7 @@ def test_a_subject_under_every_flag(command: Command, bundle: Bundle, tmp_path: 
         (("--max-memory", 5), "--max-memory belongs to a bundle"),
         (("--no-spinning",), "--no-spinning belongs to a bundle"),
         (("--bundle", "B", "--cascade", "mini"), "leave --cascade or --bundle out"),
+        (("--bundle", "B", "--precision", "bf16"), "leave --precision or --bundle out"),
         (("--bundle", "nowhere"), "There is no bundle at nowhere"),
     ],
 )

@@ -194,6 +194,21 @@ def test_thresholds_are_applied(base: Stage, table: PromptTable) -> None:
     assert not torch.equal(x0[2], x0[4])
 
 
+def test_sampling_in_bf16_is_the_networks_alone(base: Stage, table: PromptTable) -> None:
+    answers: list[torch.dtype] = []
+    network = base.network
+    hook = network.register_forward_hook(lambda *call: answers.append(call[-1].dtype))
+    full = SamplerConfig(name="ddim", steps=4, guidance=2.0)
+    exact = draw(base, table, [DOG], [0], full)
+    half = draw(base, table, [DOG], [0], full.model_copy(update={"precision": "bf16"}))
+    hook.remove()
+    assert answers == [torch.float32] * 4 + [torch.bfloat16] * 4
+    assert half.dtype == torch.float32
+    apart = (half - exact).abs().mean()
+    # bfloat16 keeps 8 bits: an answer is off by some 1/256, which four guided steps add up.
+    assert 0 < apart < 4 / 256 * 3
+
+
 def test_what_a_stage_cannot_do(base: Stage, super_resolution: Stage, table: PromptTable) -> None:
     with pytest.raises(ValueError, match="'sr32' needs a low-resolution picture"):
         draw(super_resolution, table, [DOG], [0])

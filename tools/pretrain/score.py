@@ -29,7 +29,7 @@ from rich.console import Console
 
 from cascade.cli.mistakes import answer
 from cascade.cli.sample import SamplerName, usable_device
-from cascade.config.stage import SamplerConfig
+from cascade.config.stage import Precision, SamplerConfig
 from cascade.data.images import write_png
 from cascade.environment import environment
 from cascade.errors import UserError
@@ -76,6 +76,7 @@ def main(
     sampler: Annotated[SamplerName | None, typer.Option(help="Replace the base's.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, max=1000, help="Replace the base's.")] = None,
     guidance: Annotated[float | None, typer.Option(min=0, help="Replace the base's.")] = None,
+    precision: Annotated[Precision | None, typer.Option(help="Replace the base's.")] = None,
     super_resolution: Annotated[
         str | None, typer.Option(help="A super-resolution stage, given like the base.")
     ] = None,
@@ -104,7 +105,7 @@ def main(
     base = enlarger = None
     if stage is not None:
         model = open_model(stage, False, stage_name, text, where)
-        given = {"name": sampler, "steps": steps, "guidance": guidance}
+        given = {"name": sampler, "steps": steps, "guidance": guidance, "precision": precision}
         names = classes(shared / "data" / "packs")
         base = BaseRequest(
             model=model,
