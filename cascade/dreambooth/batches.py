@@ -4,7 +4,7 @@ Shapes: `B` rows, `C H W` pixels; pictures in [-1, 1].
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -38,6 +38,18 @@ class Kind:
     flip: bool = False
     center_crop: bool = True
     caption_dropout: float = 0.0
+
+
+def in_size(kind: Kind, stage: StageConfig) -> Kind:
+    """The kind with its pictures as small as the stage's, where every row takes the same square.
+
+    A photo has some hundred times the pixels; made small in every row anew it takes as long as a
+    small network's step.
+    """
+    if not kind.center_crop:
+        return kind
+    small = (resize(square(image), stage.size, stage.resize) for image in kind.images)
+    return replace(kind, images=tuple(small))
 
 
 @dataclass(frozen=True)

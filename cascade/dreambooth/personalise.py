@@ -19,7 +19,7 @@ from cascade.config.train import TrainConfig
 from cascade.data.batch import Prefetched
 from cascade.data.images import resize, square, to_tensors
 from cascade.diffusion.noise import derive_seed
-from cascade.dreambooth.batches import DreamBoothSamples, Kind
+from cascade.dreambooth.batches import DreamBoothSamples, Kind, in_size
 from cascade.dreambooth.plan import Plan, make_plan, photo_prompt, run_of, tuned_config
 from cascade.dreambooth.prior import Prior, class_images, given_class_images, read_class_images
 from cascade.files import write_bytes
@@ -100,7 +100,7 @@ def _tune(plan: Plan, folder: str, table: PromptTable, here: Processes) -> None:
     """Tune one stage and publish it."""
     config = plan.config
     run = run_of(config, plan.stages[folder])
-    kinds = _kinds(plan, folder, table, here)
+    kinds = [in_size(kind, plan.stages[folder]) for kind in _kinds(plan, folder, table, here)]
     stage = Stage.load(plan.source / folder, here.device)  # those that drew class images are freed
     if run.objective.variance == "drop":
         stage = drop_variance(stage)
@@ -110,7 +110,7 @@ def _tune(plan: Plan, folder: str, table: PromptTable, here: Processes) -> None:
     tuned = train(
         stage,
         make_objective(stage, run.objective),
-        Prefetched(DreamBoothSamples(stage.config, kinds, derive_seed(config.seed, folder))),
+        Prefetched(DreamBoothSamples(stage.config, tuple(kinds), derive_seed(config.seed, folder))),
         table,
         run,
         run_dir,

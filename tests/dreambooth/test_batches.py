@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 
 from cascade.config.stage import StageConfig
 from cascade.data.images import resize, square, to_tensor
-from cascade.dreambooth.batches import DreamBoothSamples, Kind
+from cascade.dreambooth.batches import DreamBoothSamples, Kind, in_size
 from cascade.stage import read_stage_config
 
 
@@ -151,6 +151,21 @@ def test_random_squares_move_over_the_photo(base: StageConfig) -> None:
     assert lefts.min() >= -1
     assert lefts.max() <= 65
     assert len(lefts.round().unique()) > 6
+
+
+@pytest.mark.parametrize("center_crop", [True, False])
+def test_pictures_made_small_beforehand_give_the_same_rows(
+    super_resolution: StageConfig, center_crop: bool
+) -> None:
+    stage = _whole(super_resolution)
+    kind = replace(INSTANCE, center_crop=center_crop, flip=True)
+    small = in_size(kind, stage)
+    assert all(image.size == (32, 32) for image in small.images) is center_crop
+    rows = [DreamBoothSamples(stage, (one,), seed=0).rows(range(8)) for one in (kind, small)]
+    assert torch.equal(rows[0].images, rows[1].images)
+    assert rows[0].low_res is not None
+    assert rows[1].low_res is not None
+    assert torch.equal(rows[0].low_res, rows[1].low_res)
 
 
 def test_a_class_image_keeps_its_prompt_wherever_it_stands(base: StageConfig) -> None:
