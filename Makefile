@@ -74,7 +74,11 @@ pretrain: setup  ## train `mini` anew from the photo packs; hours on a CPU, resu
 	  --datasets build/pretrain --output cascade/zoo/mini/text --shared '$(SHARED)'
 	$(BIN)/cascade train configs/mini-sr256-cpu.toml
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node 2 -m cascade train configs/mini-base64-cpu.toml
-	$(BIN)/python tools/pretrain/assemble.py runs/pretrain/base64-cpu/stage runs/pretrain/sr256-cpu/stage \
+	@# Once more from there, at half the rate, as `mini` was trained.
+	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node 2 -m cascade train configs/mini-base64-cpu.toml \
+	  --set initial_weights=runs/pretrain/base64-cpu/stage --set output=runs/pretrain/base64-cpu-2 \
+	  --set train.steps=7000 --set train.optimizer.learning_rate=5e-4 --set train.seed=1
+	$(BIN)/python tools/pretrain/assemble.py runs/pretrain/base64-cpu-2/stage runs/pretrain/sr256-cpu/stage \
 	  --settings configs/mini-base64-cpu.toml --settings configs/mini-sr256-cpu.toml
 
 clean:  ## remove the environment, caches and builds; runs and pictures stay

@@ -111,7 +111,7 @@ RECIPES: dict[RecipeName, Recipe] = {
             caption_dropout=0.25,
             sampler=SamplerConfig(steps=32, guidance=1.0),
         ),
-        base=_tuning(1e-3, 600, 4, schedule="linear"),
+        base=_tuning(1e-3, 800, 4, schedule="linear"),
         super_resolution=_tuning(5e-4, 400, 4, schedule="linear"),
     ),
     # DeepFloyd IF, all weights of both stages, after diffusers' examples/dreambooth/README.md,

