@@ -43,8 +43,8 @@ class Kind:
 def in_size(kind: Kind, stage: StageConfig) -> Kind:
     """The kind with its pictures as small as the stage's, where every row takes the same square.
 
-    A photo has some hundred times the pixels; made small in every row anew it takes as long as a
-    small network's step.
+    Rows made of it are the same; a photo has some hundred times the pixels, and each row would
+    read them all again.
     """
     if not kind.center_crop:
         return kind

@@ -163,6 +163,7 @@ def _draw_class_images(plan: Plan, folder: str, table: PromptTable, here: Proces
             here.world,
             lambda done, total: bar.update(task, completed=done, total=total),
         )
+        bar.update(task, completed=len(paths))
     here.barrier()
     return paths
 
