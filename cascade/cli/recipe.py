@@ -77,7 +77,7 @@ def recipe_from_flags(start: Recipe, flags: Mapping[str, Any], world: int) -> Re
 
 def comma_separated(text: str) -> tuple[str, ...]:
     """The parts of a flag's value; none of an empty one."""
-    return tuple(part.strip() for part in text.split(",") if part.strip())
+    return tuple(part.strip() for part in text.split(",")) if text else ()
 
 
 def _set_derived(run: dict[str, Any], flags: Mapping[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """Settings of DreamBooth (Ruiz et al. 2022), and the recipes known to work."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -50,7 +50,7 @@ class PriorConfig(Frozen):
         default=SamplerConfig(name="ancestral", steps=100, guidance=1.0),
         description="how the base draws them; None is the checkpoint's own way, guidance off",
     )
-    scenes: tuple[str, ...] = Field(
+    scenes: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
         default=(),
         description="what is said after the class prompt, by turns with nothing, so that the words "
         "keep their meaning: 'on the beach'. The paper has none",

@@ -109,9 +109,11 @@ def test_derived_flags() -> None:
         assert run.precision == "bf16"
         assert run.objective.weighting == "min_snr"
         assert run.optimizer.betas == (0.5, 0.6)
-    scenes = recipe_from_flags(START, {"class_scenes": "on the beach, in  snow ,"}, world=1)
+    scenes = recipe_from_flags(START, {"class_scenes": "on the beach, in  snow "}, world=1)
     assert scenes.prior is not None
     assert scenes.prior.scenes == ("on the beach", "in  snow")
+    with pytest.raises(UserError, match=r"prior\.scenes"):
+        recipe_from_flags(START, {"class_scenes": "on the beach,"}, world=1)
     none = recipe_from_flags(scenes, {"class_scenes": ""}, world=1)
     assert none.prior is not None
     assert none.prior.scenes == ()
