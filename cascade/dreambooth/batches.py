@@ -40,7 +40,7 @@ class Kind:
     caption_dropout: float = 0.0
 
 
-def in_size(kind: Kind, stage: StageConfig) -> Kind:
+def made_small(kind: Kind, stage: StageConfig) -> Kind:
     """The kind with its pictures as small as the stage's, where every row takes the same square.
 
     Rows made of it are the same; a photo has some hundred times the pixels, and each row would

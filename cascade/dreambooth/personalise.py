@@ -19,7 +19,7 @@ from cascade.config.train import TrainConfig
 from cascade.data.batch import Prefetched
 from cascade.data.images import resize, square, to_tensors
 from cascade.diffusion.noise import derive_seed
-from cascade.dreambooth.batches import DreamBoothSamples, Kind, in_size
+from cascade.dreambooth.batches import DreamBoothSamples, Kind, made_small
 from cascade.dreambooth.plan import Plan, make_plan, photo_prompt, run_of, tuned_config
 from cascade.dreambooth.prior import Prior, class_images, given_class_images, read_class_images
 from cascade.files import write_bytes
@@ -100,7 +100,8 @@ def _tune(plan: Plan, folder: str, table: PromptTable, here: Processes) -> None:
     """Tune one stage and publish it."""
     config = plan.config
     run = run_of(config, plan.stages[folder])
-    kinds = [in_size(kind, plan.stages[folder]) for kind in _kinds(plan, folder, table, here)]
+    found = _kinds(plan, folder, table, here)
+    kinds = tuple(made_small(kind, plan.stages[folder]) for kind in found)
     stage = Stage.load(plan.source / folder, here.device)  # those that drew class images are freed
     if run.objective.variance == "drop":
         stage = drop_variance(stage)
@@ -110,7 +111,7 @@ def _tune(plan: Plan, folder: str, table: PromptTable, here: Processes) -> None:
     tuned = train(
         stage,
         make_objective(stage, run.objective),
-        Prefetched(DreamBoothSamples(stage.config, tuple(kinds), derive_seed(config.seed, folder))),
+        Prefetched(DreamBoothSamples(stage.config, kinds, derive_seed(config.seed, folder))),
         table,
         run,
         run_dir,
@@ -138,7 +139,8 @@ def _kinds(plan: Plan, folder: str, table: PromptTable, here: Processes) -> tupl
     of_class = Kind(
         term="prior",
         images=read_class_images(own or _draw_class_images(plan, folder, table, here)),
-        prompts=recipe.prior.prompts(subject.class_prompt)[: 1 if own else None],
+        # Of a person's own pictures nobody knows the scenes.
+        prompts=(subject.class_prompt,) if own else recipe.prior.prompts(subject.class_prompt),
         weight=recipe.prior.weight,
         caption_dropout=recipe.prior.caption_dropout,
     )

@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 
 from cascade.config.stage import StageConfig
 from cascade.data.images import resize, square, to_tensor
-from cascade.dreambooth.batches import DreamBoothSamples, Kind, in_size
+from cascade.dreambooth.batches import DreamBoothSamples, Kind, made_small
 from cascade.stage import read_stage_config
 
 
@@ -159,7 +159,7 @@ def test_pictures_made_small_beforehand_give_the_same_rows(
 ) -> None:
     stage = _whole(super_resolution)
     kind = replace(INSTANCE, center_crop=center_crop, flip=True)
-    small = in_size(kind, stage)
+    small = made_small(kind, stage)
     assert all(image.size == (32, 32) for image in small.images) is center_crop
     rows = [DreamBoothSamples(stage, (one,), seed=0).rows(range(8)) for one in (kind, small)]
     assert torch.equal(rows[0].images, rows[1].images)
