@@ -9,7 +9,19 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-SCRIPTS = ("scenes", "land", "rooms", "town", "water", "woods", "stencils", "texture")
+SCRIPTS = (
+    "scenes",
+    "boards",
+    "heights",
+    "land",
+    "rooms",
+    "skies",
+    "town",
+    "water",
+    "woods",
+    "stencils",
+    "texture",
+)
 SIDE = 64
 
 

@@ -9,13 +9,17 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from land import beach, desert, meadow, mountains, snow, sunset
 from numpy.typing import NDArray
 from PIL import Image
-from rooms import living_room, pink_fabric, table, wooden_floor
+
+from boards import pink_fabric, table, wooden_floor
+from heights import mountains, snow
+from land import desert, meadow
+from rooms import living_room
+from skies import space, sunset
 from texture import Colour, coloured, mixed, noise
 from town import city, cobbles, night_city
-from water import on_water, space, under_water
+from water import beach, on_water, under_water
 from woods import autumn, forest, jungle
 
 Pixels = NDArray[np.uint8]  # H W 3

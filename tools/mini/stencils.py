@@ -1,142 +1,149 @@
-"""Things cut out and pressed on a picture with smooth edges: discs, leaves, trees, clouds.
+"""Outlines cut as stencils and pressed on a picture: discs, boxes, leaves, trees.
 
-A polygon is a list of (x, y) in pixels, y downwards.
+Outlines are `N K 2` float32: N polygons of K points (x, y) in pixels, y downwards. Coordinates
+that are handed in are numbers, or arrays of N of them.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw
-from texture import Colour, Field, as_mask, below, coloured, contour, down, mixed, noise
 
-Polygon = list[tuple[float, float]]
+from texture import Colour, Field
 
-_FINE: Final = 3  # a stencil is drawn this many times as large, for its edges
+Outlines = NDArray[np.float32]  # N K 2
+Area = tuple[float, float, float, float]  # left, top, right, bottom
+
+_WIDE: Final = 16384.0  # pixels: stencils over a larger area are cut less finely
 
 
 def stamp(
-    picture: Image.Image,
-    polygons: Sequence[Polygon],
-    fill: Colour | Image.Image,
-    strength: int = 255,
+    picture: Image.Image, fill: Colour | Image.Image, *stencils: Outlines, strength: int = 255
 ) -> None:
-    """Press polygons on a picture, in a colour or showing another picture of the same size."""
-    points = np.array([point for polygon in polygons for point in polygon], np.float32)
-    if not len(points):
+    """Press stencils on a picture, in a colour or showing another picture of the same size."""
+    stencils = tuple(outlines for outlines in stencils if len(outlines))
+    if not stencils:
         return
-    left, top = np.maximum(np.floor(points.min(axis=0)), 0).astype(int)
-    right, bottom = np.minimum(np.ceil(points.max(axis=0)) + 1, picture.size).astype(int)
+    first = np.min([outlines.min(axis=(0, 1)) for outlines in stencils], axis=0)
+    last = np.max([outlines.max(axis=(0, 1)) for outlines in stencils], axis=0)
+    left, top = (max(0, int(value)) for value in np.floor(first))
+    right, bottom = (
+        min(length, int(value) + 1)
+        for value, length in zip(np.ceil(last), picture.size, strict=True)
+    )
     if left >= right or top >= bottom:
         return
-    large = Image.new("L", (int(right - left) * _FINE, int(bottom - top) * _FINE))
-    pen = ImageDraw.Draw(large)
-    for polygon in polygons:
-        pen.polygon([((x - left) * _FINE, (y - top) * _FINE) for x, y in polygon], fill=strength)
-    mask, box = large.reduce(_FINE), (int(left), int(top), int(right), int(bottom))
-    picture.paste(fill.crop(box) if isinstance(fill, Image.Image) else fill, box, mask)
+    fine = 3 if (right - left) * (bottom - top) < _WIDE else 2
+    cut = Image.new("L", ((right - left) * fine, (bottom - top) * fine))
+    pen = ImageDraw.Draw(cut)
+    for outlines in stencils:
+        placed = (outlines - np.float32((left, top))) * fine
+        for points in placed.reshape(len(outlines), -1).tolist():
+            pen.polygon(points, fill=strength)
+    box = left, top, right, bottom
+    shown = fill.crop(box) if isinstance(fill, Image.Image) else fill
+    picture.paste(shown, box, cut.reduce(fine))
 
 
-def disc(x: float, y: float, radius: float, flat: float = 1.0) -> Polygon:
-    """Outline a disc, `flat` times as high as wide."""
-    angles = np.linspace(0, 2 * np.pi, max(8, min(48, int(radius * 2) + 8)), endpoint=False)
-    return [
-        (x + radius * c, y + radius * flat * s)
-        for c, s in zip(np.cos(angles), np.sin(angles), strict=True)
-    ]
+def block(picture: Image.Image, fill: Colour | Image.Image, area: Area) -> None:
+    """Fill an upright rectangle, to whole pixels."""
+    left, top, right, bottom = (round(value) for value in area)
+    box = max(left, 0), max(top, 0), min(right, picture.width), min(bottom, picture.height)
+    if box[0] < box[2] and box[1] < box[3]:
+        picture.paste(fill.crop(box) if isinstance(fill, Image.Image) else fill, box)
 
 
-def box(left: float, top: float, right: float, bottom: float) -> Polygon:
-    """Outline an upright rectangle."""
-    return [(left, top), (right, top), (right, bottom), (left, bottom)]
+def polygon(points: Sequence[tuple[float, float]]) -> Outlines:
+    """Take one polygon from its points: `1 K 2`."""
+    return np.array([points], np.float32)
 
 
-def leaf(
-    x: float, y: float, length: float, angle: float, slim: float, bend: float = 0.0
-) -> tuple[Polygon, Polygon]:
-    """Outline both halves of a leaf that starts at (x, y); `bend` lets its tip hang, in radians."""
-    along = np.linspace(0, 1, 7)
+def discs(x: ArrayLike, y: ArrayLike, radius: ArrayLike, flat: float = 1.0) -> Outlines:
+    """Outline discs, `flat` times as high as wide."""
+    centre_x, centre_y, wide = np.broadcast_arrays(*(np.atleast_1d(v) for v in (x, y, radius)))
+    corners = int(np.clip(8 + wide.max(initial=0), 8, 40))
+    angles = np.arange(corners) * (2 * np.pi / corners)
+    across = centre_x[:, None] + wide[:, None] * np.cos(angles)
+    down = centre_y[:, None] + wide[:, None] * (flat * np.sin(angles))
+    return np.stack((across, down), axis=-1).astype(np.float32)
+
+
+def leaves(
+    x: ArrayLike,
+    y: ArrayLike,
+    length: ArrayLike,
+    angle: ArrayLike,
+    slim: ArrayLike,
+    bend: ArrayLike = 0.0,
+) -> tuple[Outlines, Outlines]:
+    """Outline both halves of leaves that start at (x, y).
+
+    `angle` is their direction (0: to the right), `bend` how far they have turned at the tip, in
+    radians, and `slim` the width of a half over the length.
+    """
+    values = (np.atleast_1d(v)[:, None] for v in (x, y, length, angle, slim, bend))
+    start_x, start_y, long, turn, thin, bent = np.broadcast_arrays(*values)
+    along = np.linspace(0, 1, 6)
+    turned = turn + bent * along
+    step = long / 5 * (along > 0)
+    spine = np.stack(
+        (
+            start_x + np.cumsum(np.cos(turned) * step, axis=1),
+            start_y + np.cumsum(np.sin(turned) * step, axis=1),
+        ),
+        axis=-1,
+    )
+    aside = np.stack((-np.sin(turned), np.cos(turned)), axis=-1)
+    aside *= (long * thin * np.sin(np.pi * along**0.8))[..., None]
+    first, second = (
+        np.concatenate((spine, (spine + edge)[:, ::-1]), axis=1).astype(np.float32)
+        for edge in (aside, -aside)
+    )
+    return first, second
+
+
+def fronds(
+    x: float, y: float, length: float, angle: float, bend: float
+) -> tuple[Outlines, Outlines]:
+    """Outline the leaflets of a palm's or a fern's leaf, and with them its rib, in two tones."""
+    along = np.linspace(0.12, 1, 11)
     turned = angle + bend * along
-    step = np.diff(along, prepend=0) * length
-    spine_x, spine_y = x + np.cumsum(np.cos(turned) * step), y + np.cumsum(np.sin(turned) * step)
-    wide = length * slim * np.sin(np.pi * along**0.8)
-    spine = list(zip(spine_x.tolist(), spine_y.tolist(), strict=True))
-    halves = []
-    for sign in (-1, 1):
-        edge_x, edge_y = (
-            spine_x - sign * np.sin(turned) * wide,
-            spine_y + sign * np.cos(turned) * wide,
-        )
-        halves.append(spine + list(zip(edge_x[::-1].tolist(), edge_y[::-1].tolist(), strict=True)))
-    return halves[0], halves[1]
+    rib_x = x + np.cumsum(np.cos(turned)) * length / 11
+    rib_y = y + np.cumsum(np.sin(turned)) * length / 11
+    wide = length * 0.36 * np.sin(np.pi * (0.12 + 0.8 * along)) + length * 0.05
+    first = leaves(rib_x, rib_y, wide, turned - 0.8, 0.13, bend)[0]
+    second = leaves(rib_x, rib_y, wide, turned + 0.8, 0.13, bend)[1]
+    return first, second
 
 
-def fir(x: float, foot: float, height: float, tiers: int = 5) -> Polygon:
-    """Outline a fir of some tiers."""
+def fir(x: float, foot: float, height: float) -> Outlines:
+    """Outline a fir."""
+    tiers = 5
     half = height * 0.26
-    right: Polygon = [(x, foot - height)]
+    right = [(x, foot - height)]
     for tier in range(1, tiers + 1):
         y = foot - height * (1 - tier / tiers * 0.94)
         wide = half * tier / tiers
         right += [(x + wide, y), (x + wide * 0.55, y - height * 0.02)]
     left = [(2 * x - px, py) for px, py in reversed(right[1:])]
-    return [*right, (x + half * 0.12, foot), (x - half * 0.12, foot), *left]
+    return polygon([*right, (x + half * 0.12, foot), (x - half * 0.12, foot), *left])
 
 
-def blades(
-    rng: np.random.Generator, count: int, area: tuple[float, float, float, float], length: float
-) -> list[Polygon]:
-    """Outline blades of grass that stand in an area (left, top, right, bottom), the nearer the longer."""
+def blades(rng: np.random.Generator, count: int, area: Area, length: float) -> Outlines:
+    """Outline blades of grass that stand in an area, the nearer (lower) the longer."""
     left, top, right, bottom = area
-    made = []
-    for x, near, lean, tall in rng.random((count, 4)).tolist():
-        y = top + (bottom - top) * near
-        high = length * (0.4 + 0.6 * near) * (0.6 + 0.8 * tall)
-        wide, tip = high * 0.06 + 0.4, (lean - 0.5) * high
-        x = left + (right - left) * x
-        made.append([(x - wide, y), (x + tip, y - high), (x + wide, y)])
-    return made
+    at, near, lean, tall = rng.random((4, count), np.float32)
+    x, y = left + (right - left) * at, top + (bottom - top) * near
+    high = length * (0.4 + 0.6 * near) * (0.6 + 0.8 * tall)
+    wide = high * 0.06 + 0.4
+    tips = (x - wide, y), (x + (lean - 0.5) * high, y - high), (x + wide, y)
+    return np.stack([np.stack(point, axis=-1) for point in tips], axis=1).astype(np.float32)
 
 
-def sky(
-    rng: np.random.Generator,
-    side: int,
-    stops: Sequence[Colour],
-    horizon: float,
-    clouds: float = 0.5,
-) -> Image.Image:
-    """Paint a sky that pales towards the horizon (a row), with `clouds` of it covered, in 0..1."""
-    rows = max(2, round(horizon) + 2)
-    picture = coloured(np.broadcast_to((down(side) * np.float32(side / rows)), (side, side)), stops)
-    if clouds > 0:
-        white = mixed(stops[-1], (255, 255, 255), 0.75)
-        puffs = noise(rng, (rows, side), (3, 2), 5, 0.6)
-        light = as_mask((puffs + np.float32(clouds - 0.55)) * 3)
-        picture.paste(white, (0, 0, side, rows), light)
-    return picture
-
-
-def ridge(
-    rng: np.random.Generator, side: int, level: float, swing: float, cells: int, octaves: int = 3
-) -> Field:
-    """Draw the top of a hill or a wood: one row for each column, around `level`."""
-    return np.float32(level) + contour(rng, side, cells, octaves) * np.float32(swing)
-
-
-def land(
-    picture: Image.Image, heights: Field, ground: Image.Image | Colour, soft: float = 1.2
-) -> None:
-    """Cover what lies below a ridge with ground."""
-    mask = below(heights, picture.height, soft)
-    picture.paste(ground, (0, 0, *picture.size), mask)
-
-
-def scattered(
-    rng: np.random.Generator, count: int, area: tuple[float, float, float, float]
-) -> Iterable[tuple[float, float, float]]:
-    """Draw places in an area and a value of 0..1 with each, the far (upper) ones first."""
+def scattered(rng: np.random.Generator, count: int, area: Area) -> tuple[Field, Field, Field]:
+    """Draw places in an area, the far (upper) ones first: their x, their y, a value in 0..1."""
     left, top, right, bottom = area
-    places = rng.random((count, 3))
-    places = places[np.argsort(places[:, 1])]
-    for x, y, value in places.tolist():
-        yield left + (right - left) * x, top + (bottom - top) * y, value
+    x, y, value = rng.random((3, count), np.float32)
+    return left + (right - left) * x, np.sort(top + (bottom - top) * y), value

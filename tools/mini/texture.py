@@ -22,17 +22,21 @@ def noise(
     rng: np.random.Generator, size: Size, cells: Size, octaves: int = 1, fade: float = 0.5
 ) -> Field:
     """Draw smooth noise in about -1..1: each octave has twice the cells and `fade` the weight."""
-    rows, columns = size
-    field = np.zeros(size, np.float32)
+    field = np.zeros((1, 1), np.float32)
     for octave in range(octaves):
-        down = min(rows, cells[0] << octave)
-        across = min(columns, cells[1] << octave)
-        small = rng.random((down, across), np.float32) * 2 - 1
-        weight = np.float32(fade**octave)
-        large = Image.fromarray(small).resize((columns, rows), Image.Resampling.BICUBIC)
-        field += np.asarray(large) * weight
-    total = sum(fade**octave for octave in range(octaves))
-    return field * np.float32(1.3 / total)
+        cell = min(size[0], cells[0] << octave), min(size[1], cells[1] << octave)
+        field = _enlarged(field, cell)
+        field += (rng.random(cell, np.float32) * 2 - 1) * np.float32(fade**octave)
+    field *= np.float32(1.3 / sum(fade**octave for octave in range(octaves)))
+    return _enlarged(field, size)
+
+
+def _enlarged(field: Field, size: Size) -> Field:
+    if field.shape == size:
+        return field
+    rows, columns = size
+    picture = Image.fromarray(field).resize((columns, rows), Image.Resampling.BICUBIC)
+    return np.array(picture)
 
 
 def grain(rng: np.random.Generator, size: Size) -> Field:
