@@ -63,23 +63,16 @@ test-fast: setup $(TEST_READY)  ## the tests that take no more than a few second
 demo: setup  ## personalise the small cascade on a CPU and write a page of pictures
 	$(BIN)/python tools/demo.py $(if $(SUBJECT),--subject '$(SUBJECT)') $(if $(CLASS),--class '$(CLASS)')
 
-pretrain: setup  ## train `mini` anew from the photo packs; hours on a CPU, resumable
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[pretrain]' \
+pretrain: setup  ## train `mini` anew from its world; a day on two CPU cores, half an hour on a GPU
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[pretrain]' \
 	  $(addprefix --constraint ,$(CONSTRAINTS))
-	$(BIN)/python tools/pretrain/cutouts.py --output build/pretrain/cutouts --pack tiny64_relevant \
-	  --classes tools/pretrain/narrow.txt --per-class 60 --shared '$(SHARED)'
-	$(BIN)/python tools/pretrain/prepare.py --output build/pretrain --shared '$(SHARED)' \
-	  --classes tools/pretrain/narrow.txt
-	test -f cascade/zoo/mini/text/model.safetensors || $(BIN)/python tools/pretrain/text.py \
-	  --datasets build/pretrain --output cascade/zoo/mini/text --shared '$(SHARED)'
-	$(BIN)/cascade train configs/mini-sr256-cpu.toml
-	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node 2 -m cascade train configs/mini-base64-cpu.toml
-	@# Once more from there, at half the rate, as `mini` was trained.
-	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node 2 -m cascade train configs/mini-base64-cpu.toml \
-	  --set initial_weights=runs/pretrain/base64-cpu/stage --set output=runs/pretrain/base64-cpu-2 \
-	  --set train.steps=7000 --set train.optimizer.learning_rate=5e-4 --set train.seed=1
-	$(BIN)/python tools/pretrain/assemble.py runs/pretrain/base64-cpu-2/stage runs/pretrain/sr256-cpu/stage \
-	  --settings configs/mini-base64-cpu.toml --settings configs/mini-sr256-cpu.toml
+	$(BIN)/python tools/mini/make_sprites.py --output build/mini/sprites --packs '$(SHARED)/data/packs'
+	$(BIN)/python tools/mini/prepare.py --output build/mini --photos '$(SHARED)/data/packs'
+	test -f cascade/zoo/mini/text/model.safetensors || \
+	  $(BIN)/python tools/mini/text.py --output cascade/zoo/mini/text --shared '$(SHARED)'
+	$(BIN)/cascade train configs/mini-base64.toml $(addprefix --set ,$(BASE))
+	$(BIN)/cascade train configs/mini-sr256.toml $(addprefix --set ,$(LARGE))
+	$(BIN)/python tools/mini/assemble.py runs/pretrain/base64/stage runs/pretrain/sr256/stage
 
 clean:  ## remove the environment, caches and builds; runs and pictures stay
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis dist

@@ -10,11 +10,11 @@ CPU with tiny shapes and Triton's interpreter; its times mean nothing and are ma
     tuning     launch configurations by kernel and shape; run it ahead of `kernels`, whose
                benchmark then takes them
     peers      sampling and training steps of DeepFloyd IF's shapes beside diffusers' networks
-    network    a training and a sampling step of an IF-I-M-shaped U-Net with and without kernels
+    network    a training and a sampling step of our small base and of an IF-I-M-shaped U-Net, with
+               and without kernels, compiled and eager
     export     TensorRT for RTX, ONNX Runtime and compiled PyTorch: parity, swaps, and the latency
                of IF-I-M- and IF-II-M-shaped U-Nets against diffusers
     tensorrt   the same of full TensorRT, where it is installed
-    pretrain   train the small cascade, score it and hand it back; `gpu/pretrain.py` tells how
 """
 
 import os
@@ -29,7 +29,7 @@ from cascade.cli.mistakes import answer
 from cascade.errors import UserError
 
 if TYPE_CHECKING:
-    from gpu.pieces import Context, Piece, Status
+    from gpu.pieces import Context, Piece
 
 INCOMPLETE = 3
 """Exit status when the time was up; the same command goes on from there."""
@@ -44,7 +44,6 @@ class Part(StrEnum):
     export = "export"
     tensorrt = "tensorrt"
     peers = "peers"
-    pretrain = "pretrain"
 
 
 def main(
@@ -53,22 +52,12 @@ def main(
     minutes: Annotated[float, typer.Option(min=0, help="Begin no piece after this time.")] = 8.0,
     shapes: Annotated[
         list[str] | None,
-        typer.Option(help="A part of the names of the shapes benched or tuned; may be repeated."),
+        typer.Option(help="A part of the names of the shapes or networks; may be repeated."),
     ] = None,
     commit: Annotated[
         str | None, typer.Option(help="The code's commit, for a copy without its history.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Tiny shapes on a CPU.")] = False,
-    store: Annotated[
-        Path | None, typer.Option(help="pretrain: folder on a disk that lasts between calls.")
-    ] = None,
-    data: Annotated[
-        Path | None, typer.Option(help="pretrain: folder with photo packs, or a share of them.")
-    ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="A.B=C", help="pretrain: as for `cascade train`."),
-    ] = None,
 ) -> None:
     """Run the pieces of a part that are not done yet, and print what is known of all of them."""
     if dry_run:
@@ -81,23 +70,8 @@ def main(
     if not dry_run and not torch.cuda.is_available():
         raise UserError("The suite needs a CUDA device and finds none; --dry-run works without.")
     context = Context(output, minutes, tuple(shapes or ()), commit, dry_run)
-    if part is Part.pretrain:
-        status = _pretrain(context, store, data, tuple(settings or ()))
-    elif store or data or settings:
-        raise UserError("--store, --data and --set belong to --part pretrain; leave them out.")
-    else:
-        status = run_pieces(part, _pieces(part, context), context)
+    status = run_pieces(part, _pieces(part, context), context)
     sys.exit({"passed": 0, "failed": 1, "incomplete": INCOMPLETE}[status])
-
-
-def _pretrain(
-    context: "Context", store: Path | None, data: Path | None, settings: tuple[str, ...]
-) -> "Status":
-    # The scripts there import each other as neighbours.
-    sys.path.insert(0, str(Path(__file__).parent / "pretrain"))
-    from gpu.pretrain import pretrain
-
-    return pretrain(context, store, data, settings)
 
 
 def _pieces(part: Part, context: "Context") -> "list[Piece]":
@@ -127,8 +101,6 @@ def _pieces(part: Part, context: "Context") -> "list[Piece]":
             from gpu.tensorrt import tensorrt_pieces
 
             return tensorrt_pieces(context)
-        case Part.pretrain:
-            raise ValueError("its pieces need more than a context")
 
 
 if __name__ == "__main__":

@@ -63,6 +63,11 @@ class TrainConfig(Frozen):
         description="where a row's noise is drawn: one row after another on the CPU, or a batch at "
         "once where it is trained; the numbers differ",
     )
+    stratified: bool = Field(
+        default=False,
+        description="spread the timesteps evenly over each batch instead of drawing every row's "
+        "alone; the mean gradient is the same and varies less",
+    )
     log_every: int = Field(default=10, gt=0)
     checkpoint_every: int = Field(default=500, gt=0)
     checkpoints_kept: int = Field(default=1, gt=0)

@@ -78,6 +78,40 @@ class Noise:
         return torch.stack(draws)
 
 
+class Stratified:
+    """A `NoiseSource` whose uniforms are spread evenly over the rows of a batch.
+
+    Row i of n draws from the i-th n-th of [0, 1), so that no batch has chance heaps of timesteps
+    and its gradient varies less; each row alone is as uniform as before. Later draws take the
+    strata in another order, that of a rank-1 lattice (Korobov 1959), so that two uniforms of a row
+    (level and timestep) are spread evenly over the square too.
+
+    Args:
+        source: what is spread; its normals stay.
+        strata: B int64 in [0, count), each row's place in the batch.
+        count: rows that are spread together.
+    """
+
+    def __init__(self, source: NoiseSource, strata: Tensor, count: int) -> None:
+        self._source, self._strata, self._count = source, strata, count
+        self._step = _lattice_step(count)
+        self._factor = 1
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def normal(self, *shape: int) -> Tensor:
+        """Draw unit normals: B x shape, float32."""
+        return self._source.normal(*shape)
+
+    def uniform(self) -> Tensor:
+        """Draw one number in [0, 1) per image, each from its stratum: B, float64."""
+        within = self._source.uniform()
+        strata = to_device(self._strata * self._factor % self._count, within.device)
+        self._factor = self._factor * self._step % self._count
+        return (strata + within) / self._count
+
+
 @dataclass(frozen=True)
 class LowResolution:
     """Noise conditioning augmentation (Imagen, section 2.4): how a stage sees its smaller image.
@@ -161,6 +195,15 @@ def to_device(values: Tensor, device: torch.device) -> Tensor:
         return values.to(device)
     # A copy from pageable memory would wait until the GPU has done all that is queued before it.
     return values.pin_memory().to(device, non_blocking=True)
+
+
+def _lattice_step(count: int) -> int:
+    """The number nearest to the golden section of `count` that has no divisor in common with it."""
+    wanted = round(count * (math.sqrt(5) - 1) / 2)
+    return min(
+        (step for step in range(1, count + 1) if math.gcd(step, count) == 1),
+        key=lambda step: abs(step - wanted),
+    )
 
 
 def _noised(images: Tensor, sigma: Tensor, noise: NoiseSource) -> Tensor:

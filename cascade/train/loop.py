@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from cascade.config.train import TrainConfig
 from cascade.data.batch import Batch, Share, Stream
 from cascade.diffusion.denoiser import Conditioning, Denoiser
-from cascade.diffusion.noise import Noise, NoiseSource, derive_seed, to_device
+from cascade.diffusion.noise import Noise, NoiseSource, Stratified, derive_seed, to_device
 from cascade.diffusion.objective import Objective
 from cascade.diffusion.philox import PhiloxNoise
 from cascade.errors import UserError
@@ -105,7 +105,8 @@ def train(
             for turn in range(share.accumulation):
                 with _sync_on_last(wrapped, turn, share), _autocast(config, processes):
                     batch = next(batches).to(processes.device)
-                    rows = _row_losses(denoiser, objective, batch, prompts, config)
+                    noise = _noise(batch, share.positions(0, turn).start, config)
+                    rows = _row_losses(denoiser, objective, batch, prompts, noise)
                     (losses.add(batch, rows) / share.accumulation).backward()
                     speed.add(batch)
             losses.norm = _step(optimizer, network, rate, config.optimizer.max_grad_norm)
@@ -179,16 +180,27 @@ def _row_losses(
     objective: Objective,
     batch: Batch,
     prompts: PromptSource,
-    config: TrainConfig,
+    noise: NoiseSource,
 ) -> dict[str, Tensor]:
     device = batch.images.device
     text = prompts.rows(batch.prompts)
     cond = Conditioning(
         to_device(text.embedding, device), to_device(text.mask, device), batch.low_res
     )
-    on_device = config.noise == "device"
-    noise: NoiseSource = PhiloxNoise(batch.seeds, device) if on_device else Noise(batch.seeds)
     return objective(denoiser, batch.images, cond, noise)
+
+
+def _noise(batch: Batch, first: int, config: TrainConfig) -> NoiseSource:
+    """The rows' streams; `first` is the micro-batch's place in its global batch."""
+    on_device = config.noise == "device"
+    noise: NoiseSource = (
+        PhiloxNoise(batch.seeds, batch.images.device) if on_device else Noise(batch.seeds)
+    )
+    if not config.stratified:
+        return noise
+    # Every kind of rows has one at each position; each kind is spread for itself.
+    places = first + torch.arange(len(batch.seeds)) % batch.positions
+    return Stratified(noise, places, config.batch_size)
 
 
 def _prepared(stage: Stage, config: TrainConfig) -> nn.Module:

@@ -18,7 +18,7 @@ from cascade.errors import UserError
 from cascade.stage import read_stage_config
 from cascade.train.output import require_disk
 
-CONFIG = Path(__file__).resolve().parents[2] / "configs" / "mini-base64-cpu.toml"
+CONFIG = Path(__file__).resolve().parents[2] / "configs" / "mini-base64.toml"
 Command = Callable[..., Any]
 Refusal = Callable[..., str]
 

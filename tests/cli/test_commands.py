@@ -33,7 +33,7 @@ COMMANDS = (
     "export",
     "export-triton",
 )
-CONFIG = Path(__file__).resolve().parents[2] / "configs" / "mini-base64-cpu.toml"
+CONFIG = Path(__file__).resolve().parents[2] / "configs" / "mini-base64.toml"
 Command = Callable[..., Any]
 
 

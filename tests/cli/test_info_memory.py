@@ -41,7 +41,7 @@ def test_a_published_stage(command: Command, repository: Path) -> None:
 
 
 def test_a_run_s_file(command: Command, repository: Path) -> None:
-    shown = command("info", repository / "configs" / "mini-sr256-cpu.toml", "--memory")
+    shown = command("info", repository / "configs" / "mini-sr256.toml", "--memory")
     assert shown.status == 0
     assert "sr256" in shown.out
 

@@ -11,7 +11,7 @@ from cascade.config.train import PretrainConfig
 from cascade.train.interrupt import TimeIsUp
 
 Command = Callable[..., Any]
-CONFIG = "configs/mini-base64-cpu.toml"
+CONFIG = "configs/mini-base64.toml"
 
 
 def test_a_run_whose_time_is_up_has_a_status_of_its_own_and_says_how_to_go_on(

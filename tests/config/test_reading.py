@@ -12,7 +12,7 @@ from cascade.config.train import OptimizerConfig, PretrainConfig
 from cascade.errors import UserError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-MINI = CONFIGS / "mini-sr256-cpu.toml"
+MINI = CONFIGS / "mini-sr256.toml"
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda path: path.stem)

@@ -5,7 +5,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from cascade.diffusion.noise import LowResolution, Noise, derive_seed, level_from_variance
+from cascade.diffusion.noise import (
+    LowResolution,
+    Noise,
+    Stratified,
+    derive_seed,
+    level_from_variance,
+)
 from cascade.diffusion.schedule import make_schedule
 
 
@@ -99,3 +105,29 @@ def test_variances_beyond_the_schedule() -> None:
     assert linear.draw(level) == 0  # beta_0 = 1e-4 is the least there is
     with pytest.raises(ValueError, match="variance"):
         level_from_variance(linear, 1.0)
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 7, 32])
+def test_stratified_draws_fill_every_stratum_once(count: int) -> None:
+    noise = Stratified(Noise(range(count)), torch.arange(count), count)
+    for _ in range(3):
+        drawn = noise.uniform()
+        assert sorted((drawn * count).floor().int().tolist()) == list(range(count))
+
+
+def test_two_stratified_draws_of_a_row_are_spread_over_the_square() -> None:
+    count = 64
+    noise = Stratified(Noise(range(count)), torch.arange(count), count)
+    first, second = noise.uniform(), noise.uniform()
+    cells = {(int(a * 8), int(b * 8)) for a, b in zip(first, second, strict=True)}
+    # A draw of chance leaves a third of the cells empty: (1 - 1/64)^64 = 0.36.
+    assert len(cells) > 0.75 * count
+
+
+def test_a_row_stratified_alone_is_that_of_its_batch() -> None:
+    strata = torch.arange(8)
+    together = Stratified(Noise(range(8)), strata, 8)
+    alone = Stratified(Noise([5]), strata[5:6], 8)
+    for _ in range(2):
+        assert torch.equal(together.uniform()[5:6], alone.uniform())
+    assert torch.equal(together.normal(3)[5:6], alone.normal(3))

@@ -1,6 +1,6 @@
-"""Train the small cascade's own text encoder: a vocabulary and a T5 v1.1 encoder of 0.8M weights.
+"""Train the small cascade's own text encoder: a vocabulary and a T5 v1.1 of a million weights.
 
-    python tools/pretrain/text.py --datasets build/pretrain --output cascade/zoo/mini/text
+    python tools/mini/text.py --output cascade/zoo/mini/text
 
 The encoder is distilled from a MiniLM sentence encoder: its mean-pooled output, through a linear
 head that is thrown away, points where MiniLM's embedding of the same caption points. Each token's
@@ -15,10 +15,11 @@ import json
 import random
 import re
 from collections.abc import Iterator, Sequence
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 from typing import Annotated, Final
 
+import numpy as np
 import sentencepiece
 import torch
 import typer
@@ -28,32 +29,44 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, cross_entropy, normalize
 from transformers import T5Config, T5EncoderModel
 
+from captions import View, captions
 from cascade.cli.mistakes import answer
 from cascade.errors import UserError
-from packs import classes, existing
-from vocabulary import append_rare, rare_candidates, train_vocabulary
+from vocabulary import append_rare, everyday_words, rare_candidates, train_vocabulary
+from world import World
 
-PIECES: Final = 2048
+PIECES: Final = 4096
 RARE: Final = 200
+WORDS: Final = 3000  # everyday words beside the world's own
 IDENTIFIED: Final = 0.3  # share of captions that carry a rare piece while training
 SEED: Final = 0
 
 
 def main(
-    datasets: Annotated[Path, typer.Option(help="What prepare.py wrote.")],
     output: Annotated[Path, typer.Option(help="Folder for the encoder.")],
+    sprites: Annotated[Path, typer.Option(help="What make_sprites.py wrote.")] = Path(
+        "build/mini/sprites"
+    ),
     shared: Annotated[
         Path, typer.Option(envvar="DREAMCASCADE_SHARED", help="The shared data folder.")
     ] = Path("../shared"),
-    steps: Annotated[int, typer.Option(min=1)] = 1500,
+    of_world: Annotated[int, typer.Option(min=1, help="Captions of the world.")] = 24_000,
+    of_dreambooth: Annotated[int, typer.Option(min=1, help="Of DreamBooth's wording.")] = 6_000,
+    steps: Annotated[int, typer.Option(min=1)] = 2500,
     batch: Annotated[int, typer.Option(min=2)] = 128,
 ) -> None:
     """Build the vocabulary, train the encoder and write both with a few figures."""
-    sentences = sorted(set(captions(datasets)) | set(compositions(shared, 6000)))
-    genuine = existing(shared / "data" / "t5" / "spiece.model")
+    genuine = _existing(shared / "data" / "t5" / "spiece.model")
+    wording = _existing(shared / "data" / "subjects" / "prompts_and_classes.txt")
+    t5 = sentencepiece.SentencePieceProcessor(model_file=str(genuine))
+    world = World.open(sprites)
+    sentences = sorted(
+        set(world_captions(world, of_world))
+        | set(compositions(wording.read_text("utf-8"), world, of_dreambooth))
+        | {f"a {word}" for word in everyday_words(t5, WORDS)}
+    )
     torch.manual_seed(SEED)
     learned = train_vocabulary(sentences, PIECES)
-    t5 = sentencepiece.SentencePieceProcessor(model_file=str(genuine))
     spiece = append_rare(learned, rare_candidates(t5), sentences, RARE)
     vocabulary = sentencepiece.SentencePieceProcessor(model_proto=spiece)
     common = sentencepiece.SentencePieceProcessor(model_proto=learned)
@@ -66,37 +79,45 @@ def main(
     nn.Module.to(encoder, torch.bfloat16)
     encoder.save_pretrained(output)
     weights = sum(weight.numel() for weight in encoder.parameters())
-    figures |= {"pieces": len(vocabulary), "rare": len(rare), "weights": weights}
-    Console().print_json(json.dumps(figures))
+    figures |= {"sentences": len(sentences), "pieces": len(vocabulary), "rare": len(rare)}
+    Console().print_json(json.dumps(figures | {"weights": weights}))
 
 
-def captions(datasets: Path) -> Iterator[str]:
-    """Yield every caption of the prepared datasets."""
-    files = sorted(datasets.glob("*/captions.jsonl"))
-    if not files:
-        raise UserError(
-            f"There are no datasets in {datasets}; run tools/pretrain/prepare.py first."
-        )
-    for path in files:
-        with path.open(encoding="utf-8") as lines:
-            for line in lines:
-                yield from json.loads(line)
+def world_captions(world: World, count: int) -> Iterator[str]:
+    """Yield wordings of random pictures of the world, and every name in it alone."""
+    rng = np.random.default_rng(SEED)
+    concepts = {concept.name: concept for concept in world.concepts}
+    for _, labels in islice(world.prompts("training", SEED), count // 3):
+        view = View(rng.choice([None, "small", "close-up"]), rng.choice([None, "left", "right"]))
+        assert labels.concept is not None, "a prompt names a thing"
+        yield from captions(labels, view, concepts[labels.concept], rng)
+    for concept in world.concepts:
+        yield from (f"a {name}" for name in (concept.name, *concept.nouns))
 
 
-def compositions(shared: Path, count: int) -> Iterator[str]:
-    """Yield captions of DreamBooth's evaluation wording about every class the data names."""
-    text = existing(shared / "data" / "subjects" / "prompts_and_classes.txt").read_text("utf-8")
-    wording = list(dict.fromkeys(re.findall(r"'(.*?)'\.format", text)))
-    nouns = set(re.findall(r"^\w+,([a-z ]+)$", text, flags=re.MULTILINE)) - {"class"}
-    names = set(nouns)
-    for subject in classes(shared / "data" / "packs").values():
-        names |= {subject.name, *subject.synonyms, *subject.nouns}
-    pairs = sorted(product(wording, names))
+def compositions(wording: str, world: World, count: int) -> Iterator[str]:
+    """Yield captions of DreamBooth's evaluation wording about everything that has a name.
+
+    Args:
+        wording: the text of the data set's `prompts_and_classes.txt`.
+        world: names of things.
+        count: how many.
+    """
+    prompts = list(dict.fromkeys(re.findall(r"'(.*?)'\.format", wording)))
+    nouns = set(re.findall(r"^\w+,([a-z ]+)$", wording, flags=re.MULTILINE)) - {"class"}
+    names = nouns.union(*((concept.name, *concept.nouns) for concept in world.concepts))
+    pairs = sorted(product(prompts, names))
     random.Random(SEED).shuffle(pairs)
     yield from sorted(names)
     # Every wording and every DreamBooth noun first, so that none depends on the draw.
-    for prompt, noun in [*product(wording, sorted(nouns)), *pairs][:count]:
+    for prompt, noun in [*product(prompts, sorted(nouns)), *pairs][:count]:
         yield prompt.replace("{0} {1}", noun)
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise UserError(f"There is no {path}; give the shared data folder with --shared.")
+    return path
 
 
 def encoder_config(vocabulary: int) -> T5Config:

