@@ -295,9 +295,17 @@ def check_weights(folder: Path, config: StageConfig) -> None:
     Raises:
         UserError: the file is missing, truncated, or holds other tensors than the network's.
     """
-    path = folder / "model.safetensors"
+    check_tensors(folder / "model.safetensors", skeleton(config))
+
+
+def check_tensors(path: Path, network: torch.nn.Module) -> None:
+    """Compare a file's tensors with a network's, by name and shape.
+
+    Raises:
+        UserError: the file is missing, truncated, or holds other tensors.
+    """
     held = weight_shapes(path)
-    wanted = {name: tuple(value.shape) for name, value in skeleton(config).state_dict().items()}
+    wanted = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     names = sorted(held.keys() | wanted.keys())
     differing = [name for name in names if held.get(name) != wanted.get(name)]
     if differing:

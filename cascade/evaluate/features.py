@@ -64,7 +64,7 @@ class EfficientNetLite0:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return pooled features `B 1280` of images `B 3 H W` in [-1, 1]."""
-        return _extract(self._pooled, images, self.size, self._device, self._batch)
+        return extract(self._pooled, images, self.size, self._device, self._batch)
 
     def _pooled(self, images: Tensor) -> Tensor:
         # The Lite networks were trained on (byte - 127) / 128, half a grey level off [-1, 1].
@@ -101,7 +101,7 @@ class InceptionFID:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return pooled features `B 2048` of images `B 3 H W` in [-1, 1]."""
-        return _extract(self._pooled, images, self.size, self._device, self._batch)
+        return extract(self._pooled, images, self.size, self._device, self._batch)
 
     def _pooled(self, images: Tensor) -> Tensor:
         # The TensorFlow graph's input is (byte - 128) / 128.
@@ -129,14 +129,22 @@ def imagenet_columns(wnids: Sequence[str]) -> Tensor:
     return torch.tensor([columns[wnid] for wnid in wnids])
 
 
-def _extract(
+def extract(
     network: Callable[[Tensor], Tensor],
     images: Tensor,
     size: int,
     device: torch.device | str,
     batch: int,
 ) -> Tensor:
-    """Resize `B 3 H W` to `size` squared and run the network in batches; float32 on the CPU."""
+    """Resize `B 3 H W` to `size` squared and run a network in batches; float32 on the CPU.
+
+    Args:
+        network: what is to be run, of pictures in [-1, 1].
+        images: B 3 H W in [-1, 1].
+        size: side that the network takes, pixels.
+        device: where it computes.
+        batch: pictures at once.
+    """
     if images.ndim != 4 or images.shape[1] != 3 or images.shape[0] == 0:
         raise ValueError(f"images must be B 3 H W with B >= 1, not {tuple(images.shape)}")
     with torch.no_grad():

@@ -1,0 +1,126 @@
+"""A judge that tells what a picture of the small world shows: whether a prompt was followed.
+
+It errs on true pictures too; a share of right answers is told beside its share on those.
+
+Shapes: `B` pictures, `H W` rows and columns, `K` answers; pixels in [-1, 1].
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Self
+
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from cascade.errors import UserError
+from cascade.evaluate.features import extract
+from cascade.evaluate.judge_config import AttributeName, JudgeConfig, Stated
+from cascade.evaluate.judge_network import SIDE, JudgeNetwork
+from cascade.files import write_bytes
+from cascade.stage import check_tensors, read_json
+
+FOLDER: Final = "judge"
+"""Where a cascade's folder keeps its judge."""
+
+_BATCH: Final = 256
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A trained network with the words of what it answers."""
+
+    config: JudgeConfig
+    network: JudgeNetwork
+
+    @classmethod
+    def load(cls, folder: Path, device: torch.device | str = "cpu") -> Self:
+        """Load `config.json` and `model.safetensors` of a judge's folder, in float32.
+
+        Raises:
+            UserError: there is none, or its files are damaged or do not belong together.
+        """
+        if not folder.is_dir():
+            raise UserError(
+                f"There is no judge in {folder}; give the folder of one, or of a cascade that has "
+                "one."
+            )
+        path = folder / "config.json"
+        config = JudgeConfig.parse(read_json(path), str(path))
+        with torch.device("meta"):
+            network = JudgeNetwork(config.widths, list(config.counts.values()))
+        weights = folder / "model.safetensors"
+        check_tensors(weights, network)
+        tensors = load_file(weights, str(device))
+        network.load_state_dict({name: v.float() for name, v in tensors.items()}, assign=True)
+        return cls(config, network.eval().requires_grad_(False))
+
+    def save(self, folder: Path) -> None:
+        """Write the judge as a folder, its weights in bfloat16; they come last."""
+        text = self.config.model_dump_json(indent=2)
+        tensors = {
+            name: value.detach().to(torch.bfloat16).contiguous()
+            for name, value in self.network.folded().state_dict().items()
+        }
+        write_bytes((text + "\n").encode(), folder / "config.json")
+        write_bytes(save(tensors), folder / "model.safetensors")
+
+    def stated(self, prompt: str) -> Stated:
+        """Return what a prompt states, by words that the judge knows."""
+        return self.config.stated(prompt)
+
+    @torch.no_grad()
+    def probabilities(self, images: Tensor) -> dict[AttributeName, Tensor]:
+        """Return every attribute's probabilities `B K`, in the order of its answers.
+
+        Args:
+            images: `B 3 H W`; pictures that are not of 64 pixels are made so, antialiased.
+        """
+        device = next(self.network.parameters()).device
+        logits = extract(self.network, images, SIDE, device, _BATCH)
+        parts = logits.split(list(self.config.counts.values()), 1)
+        return {
+            name: part.softmax(1) for name, part in zip(self.config.attributes, parts, strict=True)
+        }
+
+    def accuracy(self, images: Tensor, stated: Sequence[Stated]) -> dict[AttributeName, float]:
+        """Return the share of right answers of every attribute that is stated of some picture.
+
+        Args:
+            images: `B 3 H W`.
+            stated: of each picture, as `stated` returns it; what is not stated is not counted.
+        """
+        if len(images) != len(stated):
+            raise ValueError(f"{len(images)} pictures but statements about {len(stated)}")
+        found: dict[AttributeName, float] = {}
+        for name, probabilities in self.probabilities(images).items():
+            answers = self.config.attributes[name].answers
+            chosen = probabilities.argmax(1).tolist()
+            hits = [
+                answers[answer] == wanted[name]
+                for answer, wanted in zip(chosen, stated, strict=True)
+                if name in wanted
+            ]
+            if hits:
+                found[name] = sum(hits) / len(hits)
+        return found
+
+    def scene_accuracy(self, images: Tensor, prompts: Sequence[str]) -> float:
+        """Return the share of pictures, `B 3 H W`, in the place that their prompts end with.
+
+        Raises:
+            UserError: a prompt names no place that the judge knows.
+        """
+        stated = [self.stated(prompt) for prompt in prompts]
+        for prompt, found in zip(prompts, stated, strict=True):
+            if "scene" not in found:
+                raise UserError(
+                    f"The judge knows no place in '{prompt}'; end it with one of: "
+                    f"{', '.join(said[0] for said in self._places())}."
+                )
+        return self.accuracy(images, stated)["scene"]
+
+    def _places(self) -> list[tuple[str, ...]]:
+        scenes = self.config.attributes.get("scene")
+        return list(scenes.words.values()) if scenes else []
