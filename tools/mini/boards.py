@@ -97,9 +97,9 @@ def pink_fabric(rng: np.random.Generator, side: int) -> Image.Image:
     x = across(side) * 2 - 1
     along = x * np.float32(np.cos(angle)) + x[:, None] * np.float32(np.sin(angle))
     warp = noise(rng, (side, side), (3, 3), 3, 0.45)
-    folds = np.sin(along * np.float32(rng.uniform(5, 9)) + warp * np.float32(rng.uniform(4, 6)))
+    folds = np.sin(along * np.float32(rng.uniform(8, 13)) + warp * np.float32(rng.uniform(3, 5)))
     threads = np.sin(np.arange(side, dtype=np.float32) * np.float32(2.1))
-    field = 0.55 + folds * (0.2 + 0.14 * warp) + threads * threads[:, None] * np.float32(0.03)
+    field = 0.55 + folds * (0.3 + 0.12 * warp) + threads * threads[:, None] * np.float32(0.03)
     field += grain(rng, (side, side)) * np.float32(0.03)
     dark = mixed(pink, (120, 20, 70), 0.62)
     return coloured(field, (dark, mixed(pink, dark, 0.25), pink, mixed(pink, (255, 244, 248), 0.6)))

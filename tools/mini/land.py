@@ -51,7 +51,7 @@ def _dune(
     side = picture.width
     unit = np.float32(side / 256)
     crest = ridge(rng, side, level, swing * 1.6, 2, 1)
-    top = max(0, int(crest.min()) - 1)
+    top = min(side - 1, max(0, int(crest.min()) - 1))
     rows = np.arange(top, side, dtype=np.float32)[:, None]
     size = (side - top, side)
     sweep = crest + contour(rng, side, 3) * 34 * unit + np.float32(rng.uniform(4, 30)) * unit

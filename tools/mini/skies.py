@@ -6,7 +6,7 @@ from typing import Final
 import numpy as np
 from PIL import Image
 
-from stencils import discs, leaves, polygon, scattered, stamp
+from stencils import discs, leaves, polygon, press, scattered, stamp
 from texture import (
     Colour,
     Field,
@@ -57,7 +57,7 @@ def sky(
     if clouds > 0:
         puffs = noise(rng, (rows, side), (3, 2), 5, 0.6)
         white = mixed(stops[-1], (255, 255, 255), 0.75)
-        picture.paste(white, (0, 0, side, rows), as_mask((puffs + np.float32(clouds - 0.55)) * 3))
+        press(picture, white, (0, 0, side, rows), as_mask((puffs + np.float32(clouds - 0.55)) * 3))
     return picture
 
 
@@ -74,8 +74,8 @@ def land(
     """Cover what lies below a line (a row for each column) with ground, with a soft edge."""
     top = min(max(0, int(heights.min() - soft)), picture.height - 1)
     mask = below(heights - top, picture.height - top, soft)
-    box = (0, top, *picture.size)
-    picture.paste(ground.crop(box) if isinstance(ground, Image.Image) else ground, box, mask)
+    box = (0, top, picture.width, picture.height)
+    press(picture, ground, box, mask)
 
 
 def ridge(
@@ -92,14 +92,15 @@ def sunset(rng: np.random.Generator, side: int) -> Image.Image:
     stops = _DUSKS[rng.integers(len(_DUSKS))]
     picture = sky(rng, side, stops, horizon, 0)
     streaks = noise(rng, (side, side), (14, 3), 4, 0.6)
-    picture.paste(mixed(stops[0], stops[1], 0.4), (0, 0), as_mask(streaks * 1.6 - 0.35))
+    haze = as_mask(streaks * 1.6 - 0.35)
+    press(picture, mixed(stops[0], stops[1], 0.4), (0, 0, side, side), haze)
     x, radius = rng.uniform(0.15, 0.85) * side, rng.uniform(15, 27) * unit
     y = horizon - radius * rng.uniform(-0.2, 1.4)
     for spread in (2.6, 2.1, 1.7, 1.35):
         stamp(picture, (255, 224, 140), discs(x, y, radius * spread), strength=36)
     stamp(picture, (255, 244, 190), discs(x, y, radius))
     if rng.random() < 0.55:
-        waves = receding(noise(rng, (256, 256), (56, 12), 3) * 0.5 + 0.5, (side, side), 5)
+        waves = receding(noise(rng, (256, 256), (64, 20), 3, 0.7) * 0.5 + 0.5, (side, side), 4)
         path = np.exp(-(((across(side) * side - x) / np.float32(radius * 1.5)) ** 2))
         field = (waves - 0.5) * 0.8 + 0.3 + path * 0.5 * (waves * 1.2 + 0.1) - down(side) * 0.12
         tones = (mixed(stops[0], (0, 0, 20), 0.5), *stops[1:])

@@ -19,6 +19,7 @@ from stencils import (
 )
 from texture import (
     Colour,
+    Field,
     across,
     as_mask,
     coloured,
@@ -69,7 +70,7 @@ def forest(rng: np.random.Generator, side: int) -> Image.Image:
     return picture
 
 
-def _trunks(x: np.ndarray, foot: np.ndarray, wide: np.ndarray) -> Outlines:
+def _trunks(x: Field, foot: Field, wide: Field) -> Outlines:
     shape = ((-0.4, 0), (0.4, 0), (0.5, 1), (0.8, 0), (-0.8, 0), (-0.5, 1))
     tops = (True, True, False, False, False, False)
     points = [
@@ -90,13 +91,17 @@ def _moss(rng: np.random.Generator, picture: Image.Image, floor: float, green: C
     land(picture, ridge(rng, side, floor, 6 * unit, 5, 2), coloured(field, tones), 5 * unit)
     area = (0.0, floor + 8 * unit, float(side), side * 1.04)
     stamp(picture, mixed(moss, tones[2], 0.5), blades(rng, 50, area, 10 * unit))
-    for _ in range(4):
+    lit: list[Outlines] = []
+    shaded: list[Outlines] = []
+    for _ in range(3):
         x, y = side * rng.random(), rng.uniform(floor + 10 * unit, side)
-        for angle in rng.uniform(-2.6, -0.5, 5):
-            length = (14 + 18 * (y - floor) / (side - floor)) * unit
-            lit, shaded = fronds(x, y, length, angle, 0.7 * float(np.sign(np.cos(angle))))
-            stamp(picture, mixed(green, (110, 170, 50), 0.55), lit)
-            stamp(picture, mixed(green, (60, 120, 40), 0.4), shaded)
+        length = (14 + 18 * (y - floor) / (side - floor)) * unit
+        for angle in (-2.5, -1.9, -1.2, -0.6):
+            halves = fronds(x, y, length, angle + rng.uniform(-0.2, 0.2), 0.4 * (angle + 1.57))
+            lit.append(halves[0])
+            shaded.append(halves[1])
+    stamp(picture, mixed(green, (60, 120, 40), 0.4), *shaded)
+    stamp(picture, mixed(green, (110, 170, 50), 0.55), *lit)
 
 
 def jungle(rng: np.random.Generator, side: int) -> Image.Image:
@@ -176,7 +181,7 @@ def autumn(rng: np.random.Generator, side: int) -> Image.Image:
     soil = coloured(field, ((88, 42, 20), (176, 92, 34), (222, 160, 62)))
     land(picture, ridge(rng, side, floor, 6 * unit, 3), soil, 3 * unit)
     x_tree = side * (rng.uniform(0.06, 0.3) if rng.random() < 0.5 else rng.uniform(0.7, 0.94))
-    _tree(rng, picture, (x_tree, floor + 16 * unit), np.roll(leafage, side // 3, axis=1))
+    _tree(rng, picture, (x_tree, floor + 16 * unit), leafage)
     for colour in _WARM:
         x, y, value = scattered(rng, 26, (0, floor + 6 * unit, side, side * 1.02))
         sizes = 3 * unit + (4 + 5 * value) * (y - floor) / np.float32(side - floor) * unit
@@ -191,7 +196,7 @@ def _tree(
     rng: np.random.Generator,
     picture: Image.Image,
     foot: tuple[float, float],
-    leafage: np.ndarray,
+    leafage: Field,
 ) -> None:
     x, y = foot
     side = picture.width
@@ -206,11 +211,12 @@ def _tree(
     columns, rows = across(side) - np.float32(x / side), down(side) - np.float32(0.16)
     reach_x, reach_y = rng.uniform(0.28, 0.36), rng.uniform(0.2, 0.26)
     round_ = 1 - (columns / np.float32(reach_x)) ** 2 - (rows / np.float32(reach_y)) ** 2
+    leafage = leafage[:, ::-1]
     crown = as_mask((round_ + leafage * 1.3) * 5)
     light = leafage * 0.75 + 0.5 - rows - columns * np.float32(0.5)
     picture.paste(coloured(light - 0.25, _WARM), (0, 0), crown)
     stamp(picture, (74, 50, 36), *wood)
-    inner = as_mask((round_ + np.roll(leafage, side // 5, axis=0) * 1.6 - 0.2) * 5)
+    inner = as_mask((round_ + leafage[::-1, ::-1] * 1.6 - 0.2) * 5)
     picture.paste(coloured(light, _WARM), (0, 0), inner)
     angle, far = rng.random((2, 60)) * [[2 * np.pi], [1.0]]
     tufts_x = x + side * reach_x * far**0.5 * np.cos(angle)
