@@ -78,7 +78,7 @@ def dressed(
     across = head.width * width
     if accessory == "scarf":
         worn = _scarf(round(across), rng)
-        top = round(head.top * height + (head.eyes - head.top) * height * 1.75)
+        top = round(head.top * height + (head.eyes - head.top) * height * 2.0)
     else:
         drawn = accessories[accessory][sprite.style]
         wide = max(2, round(across * _HAT_WIDTH.get(accessory, _GLASSES_WIDTH)))

@@ -18,10 +18,13 @@ from PIL import Image
 from rich.progress import track
 
 from cascade.cli.mistakes import answer
+from cascade.data.saliency import U2NetP
 from cascade.files import write_bytes
 from concepts import Thing, World, read_world
+from cutouts import cut_out
 from drawings import Drawings
 from packages import fetch, read_packages
+from photographs import read_photographs
 from shaping import colourable, shaped
 from sprites import DRAWN, INDEX, Sprite, Style
 
@@ -89,14 +92,18 @@ def main(
     packages: Annotated[Path, typer.Option(help="Folder of the drawings' packages.")] = Path(
         "build/mini/packages"
     ),
+    photos: Annotated[Path, typer.Option(help="Folder of the photo pack.")] = Path(
+        "../shared/data/packs"
+    ),
 ) -> None:
     """Make all sprites."""
     world = read_world()
-    drawings = Drawings(fetch(read_packages(), packages))
+    photographs = tuple(read_photographs(photos))
+    drawings, network = Drawings(fetch(read_packages(), packages)), U2NetP()
     folder = Folder(output)
-    for thing in track(world.things, description="drawings"):
+    for thing in track(world.things, description="sprites"):
         folder.add_concept(thing)
-        for sprite in drawn(thing, world, drawings):
+        for sprite in (*drawn(thing, world, drawings), *cut_out(thing, photographs, network)):
             folder.add_sprite(sprite)
     for name, emoji in world.accessories.items():
         for style in DRAWN:
