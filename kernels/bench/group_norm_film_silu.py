@@ -75,7 +75,14 @@ def cases() -> tuple[Case, ...]:
     Batches are those of training on one GPU; 1024-pixel pictures are sampled, one with its null
     text.
     """
-    batches = {"if-i-m": 64, "if-i-xl": 16, "if-ii-l": 16, "imagen-sr256": 16, "imagen-sr1024": 2}
+    batches = {
+        "if-i-m": 64,
+        "if-i-xl": 16,
+        "if-ii-l": 16,
+        "imagen-sr256": 16,
+        "imagen-sr1024": 2,
+        "mini-base64": 512,
+    }
     return tuple(case for network, batch in batches.items() for case in _of(network, batch))
 
 
@@ -122,7 +129,7 @@ def _of(network: str, batch: int) -> Iterator[Case]:
             groups=level.groups,
         )
         yield case
-        if network in ("if-i-m", "imagen-sr1024"):
+        if network in ("if-i-m", "imagen-sr1024", "mini-base64"):
             yield Case(
                 name=f"{level.name} skip",
                 batch=batch,

@@ -43,7 +43,7 @@ class Case:
         head: d.
         text: L, padded.
         kind: whether the image attends to the text alone or to both.
-        ragged: 10 to 40 tokens of each text are real instead of all L.
+        ragged: 10 to 40 tokens of each text, or to L, are real instead of all L.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Case:
     def description(self) -> str:
         """The sizes, for tables."""
         image = f"{self.queries} + " if self.kind == "joint" else ""
-        text = "10..40" if self.ragged else str(self.text)
+        text = f"{min(10, self.text)}..{min(40, self.text)}" if self.ragged else str(self.text)
         return f"B{self.batch} {self.queries} q, {image}{text} k, {self.heads}x{self.head}"
 
 
@@ -74,7 +74,7 @@ class Sources(NamedTuple):
 
 
 def cases() -> tuple[Case, ...]:
-    """The nine shapes of the papers' networks, then the largest published ones; each also ragged.
+    """The papers' networks, the largest published ones and our own small base; each also ragged.
 
     "lucidrains" are the widths of that implementation of Imagen: eight heads at every level and up
     to 256 tokens. Batches are those of training on one GPU; 1024-pixel pictures are sampled, one
@@ -90,6 +90,7 @@ def cases() -> tuple[Case, ...]:
         *_of("if-ii-l", 16),
         *_of("imagen-sr256", 16),
         *_of("imagen-sr1024", 2),
+        *_of("mini-base64", 512),
     ]
     return tuple(whole) + tuple(_ragged(case) for case in whole)
 

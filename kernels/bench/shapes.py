@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from cascade.config.base import read_toml
 from cascade.config.stage import StageConfig
 from cascade.config.unet import Activation, LevelAttention
 
-VERSION = 1
+VERSION = 2
 """Of the list of shapes: a geometric mean is comparable to those over the same list only."""
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -46,9 +47,16 @@ class Level:
         return f"{self.network} {self.side}x{self.side}"
 
 
+def stage_of(network: str) -> StageConfig:
+    """Read a configuration in `configs`; one that trains a stage holds it under that name."""
+    path = CONFIGS / f"{network}.toml"
+    held = read_toml(path)
+    return StageConfig.parse(held.get("stage", held), str(path))
+
+
 def levels(network: str) -> Iterator[Level]:
     """Iterate over the levels of a configuration in `configs`, the finest first."""
-    config = StageConfig.read(CONFIGS / f"{network}.toml")
+    config = stage_of(network)
     unet = config.unet
     # The Efficient U-Net halves the picture ahead of its first level, ADM behind it.
     side = config.size // (2 if unet.resample == "convolution" else 1)

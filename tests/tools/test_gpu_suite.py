@@ -132,6 +132,6 @@ def test_a_dry_run_of_the_network_goes_through(repository: Path, tmp_path: Path)
     done = _suite(repository, "--part", "network", "--output", tmp_path, "--dry-run")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "This was a dry run" in done.stdout
-    record = json.loads((tmp_path / "network-training-step.json").read_text())
+    record = json.loads((tmp_path / "network-tiny-training-step.json").read_text())
     assert record["dry_run"] is True
     assert set(record["timings"]) == {"triton", "reference"}

@@ -1,4 +1,4 @@
-"""Whole steps of an IF-I-M-shaped U-Net, with the kernels and without, both compiled.
+"""Whole steps of U-Nets, with the kernels and without, compiled and eager.
 
 Weights are random; every parameter is drawn, since a network of zeros draws less power and runs
 faster than any trained one.
@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bench.device import described, state
-from bench.shapes import CONFIGS
+from bench.shapes import stage_of
 from bench.timing import (
     EventStopwatch,
     Run,
@@ -28,7 +29,6 @@ from bench.timing import (
     side_stream,
     stopwatch,
 )
-from cascade.config.stage import StageConfig
 from cascade.config.unet import UNetConfig
 from cascade.files import write_bytes
 from cascade.model.backend import set_backend
@@ -40,7 +40,6 @@ from gpu.pieces import Context, FailedError, IncompleteError, Piece
 Backend = Literal["triton", "reference"]
 Step = Callable[[nn.Module, Backend], Run]
 BACKENDS: tuple[Backend, Backend] = ("triton", "reference")
-TRAINING_BATCH, SAMPLING_BATCH = 32, 8
 _TINY = UNetConfig(
     channels=(16,),
     blocks=(1,),
@@ -53,11 +52,31 @@ _TINY = UNetConfig(
     norm_groups=4,
     learned_variance=True,
 )
-_MINUTES = 5  # to compile a step twice and to time it; it cannot go on where it stopped
-
-
 _ROUNDS, _REPEATS = 5, 4
 _DRIFT = 0.02
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network and how it is run.
+
+    Attributes:
+        name: of its configuration.
+        unet: its shape.
+        side: of its pictures, pixels.
+        tokens: padded length of its text.
+        training: pictures in a training step.
+        sampling: pictures in a sampling step; the network sees each with and without text.
+        minutes: to compile a step twice and to time it; it cannot go on where it stopped.
+    """
+
+    name: str
+    unet: UNetConfig
+    side: int
+    tokens: int
+    training: int
+    sampling: int
+    minutes: float
 
 
 @dataclass(frozen=True)
@@ -78,13 +97,33 @@ class Inputs:
 
 
 def network_pieces(context: Context) -> list[Piece]:
-    """A training step and a sampling step."""
-    return [Piece("training step", _training), Piece("sampling step", _sampling)]
+    """A training step and a sampling step of every network."""
+    kinds = {"training": _training, "sampling": _sampling}
+    return [
+        Piece(f"{subject.name} {kind} step", partial(step, subject))
+        for subject in _subjects(context)
+        for kind, step in kinds.items()
+    ]
 
 
-def _training(context: Context) -> str:
+def _subjects(context: Context) -> list[Subject]:
+    """Our own small base, which takes little time to compile, and IF-I-M."""
+    if context.dry_run:
+        return [Subject("tiny", _TINY, 4, 4, training=2, sampling=1, minutes=0)]
+    wanted = (("mini-base64", 512, 64, 1.5), ("if-i-m", 32, 8, 5))
+    found = []
+    for name, training, sampling, minutes in wanted:
+        if context.shapes and not any(part in name for part in context.shapes):
+            continue
+        config = stage_of(name)
+        tokens = config.text.max_length
+        found.append(Subject(name, config.unet, config.size, tokens, training, sampling, minutes))
+    return found
+
+
+def _training(subject: Subject, context: Context) -> str:
     """Forward, loss, backward and the optimizer, in bfloat16 under autocast."""
-    inputs = _inputs(TRAINING_BATCH, context)
+    inputs = _inputs(subject, subject.training, context)
     target = torch.randn_like(inputs.x)
 
     def step(network: nn.Module, _: Backend) -> Run:
@@ -99,15 +138,16 @@ def _training(context: Context) -> str:
 
         return run
 
-    return _compared("training step", step, inputs, context)
+    return _compared("training step", step, subject, inputs, context)
 
 
-def _sampling(context: Context) -> str:
-    """The network on the pictures with and without text, and the ancestral sampler's update."""
-    inputs = _inputs(2 * SAMPLING_BATCH, context)
+def _sampling(subject: Subject, context: Context) -> str:
+    """The network on the pictures with and without text, and a sampler's update."""
+    inputs = _inputs(subject, 2 * subject.sampling, context)
     x = inputs.x.chunk(2)[0].contiguous()
     noise = torch.randn_like(x)
-    update = Update(keep=0.8, pull=0.2, log_variance=(-4.0, -2.0))
+    learned = subject.unet.learned_variance
+    update = Update(keep=0.8, pull=0.2, log_variance=(-4.0, -2.0)) if learned else Update(0.8, 0.2)
 
     def step(network: nn.Module, backend: Backend) -> Run:
         network.eval()
@@ -124,47 +164,61 @@ def _sampling(context: Context) -> str:
 
         return run
 
-    return _compared("sampling step", step, inputs, context)
+    return _compared("sampling step", step, subject, inputs, context)
 
 
-def _compared(name: str, step: Step, inputs: Inputs, context: Context) -> str:
-    """Time a step on both backends in turn; write all samples and return the ratio."""
-    if not context.dry_run and context.left < _MINUTES:
-        raise IncompleteError(f"it needs {_MINUTES} minutes; give it more --minutes")
+def _compared(name: str, step: Step, subject: Subject, inputs: Inputs, context: Context) -> str:
+    """Time a step on both backends in turn; write all samples and return the ratios."""
+    if context.left < subject.minutes:
+        raise IncompleteError(f"it needs {subject.minutes} minutes; give it more --minutes")
     before = state(context.device)
-    watches: dict[str, Stopwatch] = {}
     with side_stream(context.device):
-        _check(inputs, context)
-        for backend in BACKENDS:
-            network = _network(context, backend)
-            if not context.dry_run:
-                network.compile(fullgraph=True)
-            watches[backend] = _watch(step(network, backend), name, context)
+        _check(subject, inputs, context)
+        watches = _watches(name, step, subject, context)
         rounds, repeats = (2, 1) if context.dry_run else (_ROUNDS, _REPEATS)
         timings, drift = measure(watches, "reference", rounds, repeats)
-    ratio = timings["reference"].median / timings["triton"].median
+    medians = {key: timing.median for key, timing in timings.items()}
+    ratios = {
+        key: medians[key.replace("triton", "reference")] / median
+        for key, median in medians.items()
+        if "triton" in key
+    }
     record = {
+        "network": subject.name,
         "step": name,
         "dry_run": context.dry_run,
         "batch": len(inputs.x),
-        "ratio": ratio,
+        "ratios": ratios,
         "drift": drift,
         "state": [before, state(context.device)],
         "timings": {key: timing.model_dump() for key, timing in timings.items()},
         "environment": described(context.device, context.commit),
     }
-    path = context.output / f"network-{name.replace(' ', '-')}.json"
+    path = context.output / f"network-{subject.name}-{name.replace(' ', '-')}.json"
     write_bytes((json.dumps(record, indent=1) + "\n").encode(), path)
     if drift >= _DRIFT and not context.dry_run:
         raise FailedError(f"invalid: the device drifted by {drift:.1%}")
-    times = ", ".join(f"{key} {timing.median / 1000:.2f} ms" for key, timing in timings.items())
-    return f"{times}: {ratio:.2f}x"
+    times = ", ".join(f"{key} {median / 1000:.2f} ms" for key, median in medians.items())
+    return f"{times}: {', '.join(f'{key} {ratio:.2f}x' for key, ratio in ratios.items())}"
 
 
-def _check(inputs: Inputs, context: Context) -> None:
+def _watches(name: str, step: Step, subject: Subject, context: Context) -> dict[str, Stopwatch]:
+    """Both backends compiled, which a dry run leaves out, and both eager."""
+    watches: dict[str, Stopwatch] = {}
+    for compiled in (False,) if context.dry_run else (True, False):
+        for backend in BACKENDS:
+            network = _network(subject, context, backend)
+            if compiled:
+                network.compile(fullgraph=True)
+            key = f"{backend}, compiled" if compiled else backend
+            watches[key] = _watch(step(network, backend), name, context, compiled=compiled)
+    return watches
+
+
+def _check(subject: Subject, inputs: Inputs, context: Context) -> None:
     """The kernels' error to float64 is at most twice that of the reference, over two rows."""
     few = Inputs(inputs.x[:2], inputs.t[:2], inputs.text[:2], inputs.mask[:2])
-    network = _network(context, "reference").eval()
+    network = _network(subject, context, "reference").eval()
     with torch.no_grad():
         exact = copy.deepcopy(network).double()(
             few.x.double(), few.t.double(), few.text.double(), few.mask
@@ -180,20 +234,23 @@ def _check(inputs: Inputs, context: Context) -> None:
         raise FailedError(f"the kernels' error is {errors['triton']:.3g}, above {limit:.3g}")
 
 
-def _watch(run: Run, name: str, context: Context) -> Stopwatch:
-    """Graphs where the step is captured whole: an optimizer's state is not, and would be copied."""
+def _watch(run: Run, name: str, context: Context, *, compiled: bool) -> Stopwatch:
+    """Graphs where a compiled step is captured whole.
+
+    An optimizer's state is not and would be copied, and what an eager step costs is its launches.
+    """
     if context.dry_run:
         return WallStopwatch(run)
-    if name == "sampling step":
+    if compiled and name == "sampling step":
         return stopwatch(run, context.device)
     for _ in range(3):
         run()
     return EventStopwatch(run, flush=lambda: None)
 
 
-def _network(context: Context, backend: Backend) -> UNet:
+def _network(subject: Subject, context: Context, backend: Backend) -> UNet:
     torch.manual_seed(0)
-    network = UNet(_config(context))
+    network = UNet(subject.unet)
     with torch.no_grad():
         for parameter in network.parameters():
             if parameter.dim() > 1:
@@ -202,19 +259,14 @@ def _network(context: Context, backend: Backend) -> UNet:
     return network.to(context.device)
 
 
-def _config(context: Context) -> UNetConfig:
-    return _TINY if context.dry_run else StageConfig.read(CONFIGS / "if-i-m.toml").unet
-
-
-def _inputs(batch: int, context: Context) -> Inputs:
-    """N(0, 1) pictures and text; 10 to 40 tokens of each row are real."""
-    config, device = _config(context), context.device
-    rows, side, tokens = (2, 4, 4) if context.dry_run else (batch, 64, 77)
+def _inputs(subject: Subject, rows: int, context: Context) -> Inputs:
+    """N(0, 1) pictures and text; 10 to 40 tokens of each row are real, if it has so many."""
+    device, side, tokens = context.device, subject.side, subject.tokens
     lengths = torch.randint(min(10, tokens), min(40, tokens) + 1, (rows, 1), device=device)
     return Inputs(
         x=torch.randn(rows, 3, side, side, device=device),
         t=1000 * torch.rand(rows, device=device),
-        text=torch.randn(rows, tokens, config.text_width, device=device),
+        text=torch.randn(rows, tokens, subject.unet.text_width, device=device),
         mask=torch.arange(tokens, device=device) < lengths,
     )
 

@@ -64,7 +64,7 @@ def _dq_source(
     return dq
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("heads", "queries", "tokens"))
 def joint_attention_backward_q(
     Q: tl.tensor, K: tl.tensor, V: tl.tensor, TEXT_K: tl.tensor, TEXT_V: tl.tensor,
     TEXT_LENGTH: tl.tensor, OUT: tl.tensor, GRAD: tl.tensor, LSE: tl.tensor,
@@ -130,7 +130,7 @@ def _dkv_tile(
     return tl.dot(ds.to(q.dtype), q, dk, input_precision="ieee"), dv
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("heads", "queries", "keys"))
 def joint_attention_backward_kv(
     Q: tl.tensor, K: tl.tensor, V: tl.tensor, LENGTH: tl.tensor, GRAD: tl.tensor,
     LSE: tl.tensor, DELTA: tl.tensor,

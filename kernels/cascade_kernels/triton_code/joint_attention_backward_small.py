@@ -43,7 +43,7 @@ def _source(
     return dq
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("heads", "queries", "tokens"))
 def joint_attention_backward_small(
     Q: tl.tensor, K: tl.tensor, V: tl.tensor, TEXT_K: tl.tensor, TEXT_V: tl.tensor,
     TEXT_LENGTH: tl.tensor, OUT: tl.tensor, GRAD: tl.tensor, LSE: tl.tensor,

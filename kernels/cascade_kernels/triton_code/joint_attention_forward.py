@@ -5,6 +5,9 @@ up to the image's own text length, with the softmax taken online (Milakov & Gime
 2023, algorithm 1). Only the last tile of a source can be ragged, so only that one is masked. Logits
 are kept in base 2: `exp2` is what the hardware has.
 
+Numbers of heads, queries and tokens are not specialised: it would gain nothing, compile every tile
+anew for 16 of them, and the assembler of triton 3.6 crashes where one of them is the constant 1.
+
 Inside a kernel: `Q K V TEXT_K TEXT_V` B H N d of any strides with `d` contiguous (`x_b x_h x_n`),
 absent sources None; `OUT` B N H d and `LSE` B H N contiguous; `rows` positions of one tile.
 """
@@ -49,10 +52,12 @@ def store_rows(
 @triton.jit
 def visible_tokens(TEXT_LENGTH: tl.tensor, image: tl.tensor, tokens: tl.tensor) -> tl.tensor:
     """Return how many text tokens `image` of the batch sees: all of them without lengths."""
-    if TEXT_LENGTH is None:
-        return tokens
-    length = tl.load(TEXT_LENGTH + image).to(tl.int32)
-    return tl.minimum(tl.maximum(length, 0), tokens)
+    visible = tokens
+    # No early return: triton 3.6 compiles what follows one, even where the condition is static.
+    if TEXT_LENGTH is not None:
+        length = tl.load(TEXT_LENGTH + image).to(tl.int32)
+        visible = tl.minimum(tl.maximum(length, 0), tokens)
+    return visible
 
 
 @triton.jit
@@ -98,7 +103,7 @@ def _attend_source(
     return acc, total, peak
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("heads", "queries", "tokens"))
 def joint_attention_forward(
     Q: tl.tensor, K: tl.tensor, V: tl.tensor, TEXT_K: tl.tensor, TEXT_V: tl.tensor,
     TEXT_LENGTH: tl.tensor,
