@@ -84,6 +84,13 @@ class Judge:
             name: part.softmax(1) for name, part in zip(self.config.attributes, parts, strict=True)
         }
 
+    def answers(self, images: Tensor) -> dict[AttributeName, list[str]]:
+        """Return the likeliest answer about every picture, `B 3 H W`, for each attribute."""
+        return {
+            name: [self.config.attributes[name].answers[k] for k in found.argmax(1).tolist()]
+            for name, found in self.probabilities(images).items()
+        }
+
     def accuracy(self, images: Tensor, stated: Sequence[Stated]) -> dict[AttributeName, float]:
         """Return the share of right answers of every attribute that is stated of some picture.
 
@@ -94,12 +101,10 @@ class Judge:
         if len(images) != len(stated):
             raise ValueError(f"{len(images)} pictures but statements about {len(stated)}")
         found: dict[AttributeName, float] = {}
-        for name, probabilities in self.probabilities(images).items():
-            answers = self.config.attributes[name].answers
-            chosen = probabilities.argmax(1).tolist()
+        for name, answers in self.answers(images).items():
             hits = [
-                answers[answer] == wanted[name]
-                for answer, wanted in zip(chosen, stated, strict=True)
+                answer == wanted[name]
+                for answer, wanted in zip(answers, stated, strict=True)
                 if name in wanted
             ]
             if hits:

@@ -15,8 +15,11 @@ Stated: TypeAlias = Mapping[AttributeName, str]
 """What a picture should show: values of the attributes that are stated, and of no others."""
 
 # Phrases before words: "on a blue background" names a place and no colour. The thing before the
-# colour: it is the last noun that is left, so that "a red orange" is an orange, and red.
+# colour, so that "a red orange" is an orange, and red.
 _READING: Final[tuple[AttributeName, ...]] = ("scene", "accessory", "style", "concept", "colour")
+
+# A thing is the last noun: "an orange toy" is no orange, and "a dog house" no dog.
+_NOUN_ENDS: Final = re.compile(r"\s*(?:$|,|(?:on|in|at|with|by|under|near|and|\w+ing)\b)")
 
 
 class Attribute(Frozen):
@@ -81,6 +84,8 @@ class JudgeConfig(Frozen):
         for name in _READING:
             attribute = self.attributes.get(name)
             matches = list(attribute.pattern.finditer(text)) if attribute else []
+            if name == "concept":
+                matches = [match for match in matches if _NOUN_ENDS.match(text, match.end())]
             if attribute and matches:
                 last = matches[-1]
                 found[name] = attribute.value(last.group())

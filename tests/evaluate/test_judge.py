@@ -94,6 +94,8 @@ def test_pictures_of_any_size_are_judged(folder: Path, side: int) -> None:
         ("a top hat on a blue background", {"concept": "top hat", "scene": "blue background"}),
         ("an orange dog", {"concept": "dog", "colour": "orange"}),
         ("a red orange", {"concept": "orange", "colour": "red"}),
+        ("an orange dog toy at the beach", {"colour": "orange", "scene": "beach"}),
+        ("a dog sitting on the left", {"concept": "dog"}),
         ("a black and white photo of a bear", {"concept": "bear", "style": "photo"}),
         ("a bored hotdog in oranges", {}),
         ("", {}),

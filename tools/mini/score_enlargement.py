@@ -6,21 +6,21 @@ Shapes: `N` pictures, `C H W` pixels in [-1, 1].
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
 from PIL import Image
 
+from captions import with_article
 from cascade.config.stage import SamplerConfig, StageConfig
+from cascade.data.captioned import CaptionedArray
 from cascade.data.images import read_photos
 from cascade.errors import UserError
 from cascade.evaluate.enlargement import Fidelity, fidelity, make_pairs
 from cascade.evaluate.features import EfficientNetLite0
 from cascade.evaluate.grid import image_grid
 from cascade.evaluate.stored import evenly, to_floats
-from packs import existing
-from scoring import Context, Dataset, Model, Scored, markdown, noun_phrase
+from scoring import Context, Model, Scored, markdown
 
 ROWS: Final = 6
 
@@ -40,12 +40,8 @@ class EnlargementRequest:
     """What to score, and on what."""
 
     model: Model
+    sampler: SamplerConfig
     sets: Sequence[Photos]
-
-    @property
-    def sampler(self) -> SamplerConfig:
-        """The checkpoint's own."""
-        return self.model.stage.config.sampler
 
 
 @dataclass(frozen=True)
@@ -61,33 +57,39 @@ class Enlarged:
 
 
 def photo_sets(
-    dataset: Dataset, subjects: Path, count: int, config: StageConfig
+    dataset: Path | None, subjects: Path, count: int, config: StageConfig
 ) -> tuple[Photos, ...]:
     """What to enlarge: whether one network serves both sizes is told by the same photos at both.
 
     Args:
-        dataset: photos of the size that the stage makes.
+        dataset: of pictures of the size that the stage makes; None is none.
         subjects: the DreamBooth data set's folder; photos for that size and for twice that.
-        count: at most so many photos of each.
+        count: at most so many pictures of each.
         config: the stage's.
 
     Raises:
-        UserError: the dataset's photos are of another size, or the subjects' missing or too small.
+        UserError: the dataset's pictures are of another size, or the photos missing or too small.
     """
-    side, data = config.size, dataset.data
-    if dataset.side != side:
+    side = config.size
+    sets = (subject_photos(subjects, side, count), subject_photos(subjects, 2 * side, count))
+    return sets if dataset is None else (dataset_pictures(dataset, side, count), *sets)
+
+
+def dataset_pictures(folder: Path, side: int, count: int) -> Photos:
+    """At most `count` pictures of a dataset, evenly chosen.
+
+    Raises:
+        UserError: there is no such dataset, or its pictures are of another size.
+    """
+    data = CaptionedArray.open(folder)
+    if data.images.shape[-1] != side:
         raise UserError(
-            f"The photos of {dataset.folder} are {dataset.side} pixels wide but stage "
-            f"'{config.name}' makes {side}; give a dataset of that size."
+            f"The pictures of {folder} are {data.images.shape[-1]} pixels wide but the stage makes "
+            f"{side}; give a dataset of that size."
         )
     rows = [int(row) for row in evenly(len(data.images), count)]
-    pictures = [data.picture(row) for row in rows]
     captions = [data.captions[row][0] for row in rows]
-    return (
-        Photos(dataset.folder.name, side, pictures, captions),
-        subject_photos(subjects, side, count),
-        subject_photos(subjects, 2 * side, count),
-    )
+    return Photos(folder.name, side, [data.picture(row) for row in rows], captions)
 
 
 def score_enlargement(request: EnlargementRequest, context: Context) -> Scored:
@@ -96,7 +98,6 @@ def score_enlargement(request: EnlargementRequest, context: Context) -> Scored:
     stage = request.model.stage
     found: list[Enlarged] = []
     sheets: dict[str, Image.Image] = {}
-    names: list[str] = []
     for number, photos in enumerate(request.sets):
         side = photos.side
         pairs = make_pairs(photos.images, stage.config, side)
@@ -117,7 +118,6 @@ def score_enlargement(request: EnlargementRequest, context: Context) -> Scored:
         columns = ["small", "bicubic", stage.config.name, "photo"]
         rows = list(zip(pairs.low, bicubic, enlarged, pairs.high, strict=True))[:ROWS]
         sheets[f"-{number}-{side}px"] = image_grid(rows, column_labels=columns, cell=side)
-        names.append(drawing.name)
     record = {
         "stage": request.model.described(),
         "sampler": request.sampler.model_dump(mode="json"),
@@ -125,8 +125,7 @@ def score_enlargement(request: EnlargementRequest, context: Context) -> Scored:
         "features": extractor.name,
         "enlarged": [asdict(one) for one in found],
     }
-    name = f"{stage.config.name}-{sha256(' '.join(names).encode()).hexdigest()[:12]}"
-    return Scored(name, record, _table(stage.config.name, found), sheets)
+    return Scored(record, _table(stage.config.name, found), sheets)
 
 
 def subject_photos(folder: Path, side: int, count: int) -> Photos:
@@ -135,13 +134,16 @@ def subject_photos(folder: Path, side: int, count: int) -> Photos:
     Raises:
         UserError: the data set is not there, or a photo is smaller than `side`.
     """
-    text = existing(folder / "prompts_and_classes.txt").read_text(encoding="utf-8")
+    table = folder / "prompts_and_classes.txt"
+    if not table.is_file():
+        raise UserError(f"There is no {table}; give the DreamBooth data set with --subjects.")
+    text = table.read_text(encoding="utf-8")
     nouns = dict(re.findall(r"^(\w+),([a-z ]+)$", text, flags=re.MULTILINE))
     names = sorted(name for name in nouns if (folder / name).is_dir())[:count]
     if not names:
-        raise UserError(f"{folder} has no subject's folder; give the data set with --shared.")
+        raise UserError(f"{folder} has no subject's folder; give the data set with --subjects.")
     images = [read_photos(folder / name, side).images[0] for name in names]
-    captions = [f"a photo of {noun_phrase(nouns[name])}" for name in names]
+    captions = [f"a photo of {with_article(nouns[name])}" for name in names]
     return Photos("DreamBooth's subjects", side, images, captions)
 
 

@@ -1,27 +1,19 @@
-"""What the scores of a base and of a super-resolution stage have in common.
-
-Shapes: `N` pictures, `C H W` pixels.
-"""
+"""What the scores of a base and of a super-resolution stage have in common."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from captions import Subject, is_plural, with_article
 from cascade.config.stage import SamplerConfig
-from cascade.data.captioned import CaptionedArray
 from cascade.errors import UserError
 from cascade.evaluate.stored import OnDone, PictureSet
 from cascade.pipeline import cascade_folder, read_manifest
 from cascade.sampling import prompt_table
-from cascade.stage import Stage, read_json, read_stage_config
+from cascade.stage import Stage, read_stage_config
 from cascade.text.files import EncoderFiles
 from cascade.text.prompts import PromptEncoder
 from cascade.text.source import ready
@@ -32,13 +24,13 @@ class Context:
     """Where and how to work.
 
     Attributes:
-        output: folder for pictures, features and scores.
+        work: folder for what was drawn and computed, so that an interrupted score goes on.
         device: where networks compute.
         batch_size: pictures worked on at once.
         pieces: what to call after every piece of a piece of work, by that work's name.
     """
 
-    output: Path
+    work: Path
     device: str
     batch_size: int
     pieces: Callable[[str], OnDone]
@@ -46,12 +38,12 @@ class Context:
     @property
     def pictures(self) -> Path:
         """Folder for what stages draw."""
-        return self.output / "pictures"
+        return self.work / "pictures"
 
     @property
     def features(self) -> Path:
         """Folder for what networks make of pictures."""
-        return self.output / "features"
+        return self.work / "features"
 
 
 @dataclass(frozen=True)
@@ -59,51 +51,14 @@ class Scored:
     """A stage's score.
 
     Attributes:
-        name: what its files are called.
         record: settings and figures, ready for JSON.
         table: the figures as Markdown.
         sheets: pictures to look at, by what comes behind their files' names.
     """
 
-    name: str
     record: Mapping[str, object]
     table: str
     sheets: Mapping[str, Image.Image]
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """A dataset of `prepare.py` with the digest of its pictures."""
-
-    folder: Path
-    data: CaptionedArray
-    digest: str
-
-    @classmethod
-    def open(cls, folder: Path) -> Self:
-        """Open a dataset folder.
-
-        Raises:
-            UserError: it is none, or `dataset.json` does not tell the pictures' digest.
-        """
-        data = CaptionedArray.open(folder)
-        digests = read_json(folder / "dataset.json").get("sha256")
-        if not isinstance(digests, dict) or "images.npy" not in digests:
-            raise UserError(
-                f"{folder / 'dataset.json'} does not tell the sha256 of images.npy; make the "
-                "dataset with tools/pretrain/prepare.py."
-            )
-        return cls(folder, data, str(digests["images.npy"]))
-
-    @property
-    def images(self) -> NDArray[np.uint8]:
-        """The pictures, N 3 S S."""
-        return self.data.images
-
-    @property
-    def side(self) -> int:
-        """Side of the pictures, pixels."""
-        return int(self.images.shape[-1])
 
 
 @dataclass(frozen=True)
@@ -175,10 +130,10 @@ def open_model(
         encoder = text or whole / manifest.text_encoder
     config = read_stage_config(folder)
     if enlarges and config.low_res is None:
-        raise UserError(f"Stage '{config.name}' is a base; give it as the argument.")
+        raise UserError(f"Stage '{config.name}' is a base; score it with the command `base`.")
     if not enlarges and config.low_res is not None:
         raise UserError(
-            f"Stage '{config.name}' enlarges pictures; give it with --super-resolution."
+            f"Stage '{config.name}' enlarges pictures; score it with the command `enlargement`."
         )
     files = EncoderFiles.open(encoder)
     if config.unet.text_width != files.width:
@@ -199,16 +154,6 @@ def _first(cascade: Path, names: Sequence[str], enlarges: bool) -> str:
         if (read_stage_config(cascade / name).low_res is not None) == enlarges:
             return name
     raise UserError(f"{cascade} has no {'super-resolution' if enlarges else 'base'} stage.")
-
-
-def caption(subject: Subject) -> str:
-    """The plainest caption: a photo of the class by its first name."""
-    return f"a photo of {noun_phrase(subject.name)}"
-
-
-def noun_phrase(noun: str) -> str:
-    """The noun with the article that it takes."""
-    return noun if is_plural(noun) else with_article([noun])
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
