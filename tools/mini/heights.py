@@ -5,9 +5,21 @@ from typing import Final
 import numpy as np
 from PIL import Image
 
-from skies import blue_sky, land, ridge, sky
+from skies import blue_sky, land, ridge, rows_below, sky
 from stencils import blades, discs, fir, scattered, stamp
-from texture import Colour, as_mask, coloured, contour, down, grain, mixed, noise, receding, varied
+from texture import (
+    Colour,
+    as_mask,
+    below,
+    coloured,
+    contour,
+    down,
+    grain,
+    mixed,
+    noise,
+    receding,
+    varied,
+)
 
 _WINTER: Final[tuple[tuple[Colour, Colour], ...]] = (
     ((150, 168, 192), (214, 222, 232)),
@@ -27,10 +39,12 @@ def snow(rng: np.random.Generator, side: int) -> Image.Image:
     land(picture, hill, (176, 190, 206), 2)
     teeth = np.abs(contour(rng, side, 60)) * np.float32(16 * unit)
     land(picture, hill + np.float32(10 * unit) - teeth, (112, 132, 148), 2)
-    drifts = receding(noise(rng, (256, 256), (9, 4), 4) * 0.5 + 0.5, (side, side), 3)
-    field = drifts * 0.9 + 0.18 + grain(rng, (side, side)) * np.float32(0.05)
+    edge = ridge(rng, side, horizon, 8 * unit, 3, 1)
+    size = rows_below(edge, side), side
+    drifts = receding(noise(rng, (256, 256), (9, 4), 4) * 0.5 + 0.5, size, 3)
+    field = drifts * 0.9 + 0.18 + grain(rng, size) * np.float32(0.05)
     ground = coloured(field, ((168, 188, 216), (226, 234, 246), (252, 253, 255)))
-    land(picture, ridge(rng, side, horizon, 8 * unit, 3, 1), ground)
+    land(picture, edge, ground)
     green = varied(rng, (34, 72, 58), 0.2)
     area = (0.0, horizon, float(side), horizon + side * 0.12)
     for x, y, value in zip(*scattered(rng, int(rng.integers(4, 9)), area), strict=True):
@@ -62,11 +76,13 @@ def mountains(rng: np.random.Generator, side: int) -> Image.Image:
     tips = np.abs(contour(rng, side, 70)) * 9
     wood = foot + (contour(rng, side, 4, 2) * 8 - 6 - tips) * unit
     land(picture, wood, varied(rng, (44, 82, 58), 0.15))
-    turf = receding(noise(rng, (256, 256), (80, 60), 2, 0.9) * 0.5 + 0.5, (side, side), 3)
-    field = turf * 0.6 + 0.08 + down(side) * 0.15 + grain(rng, (side, side)) * np.float32(0.1)
+    edge = foot + contour(rng, side, 3) * 5 * unit
+    size = rows_below(edge, side), side
+    turf = receding(noise(rng, (256, 256), (80, 60), 2, 0.9) * 0.5 + 0.5, size, 3)
+    field = turf * 0.6 + 0.18 + down(size[0]) * 0.05 + grain(rng, size) * np.float32(0.1)
     green = varied(rng, (104, 148, 62), 0.12)
     tones = mixed(green, (24, 50, 24), 0.6), green, mixed(green, (226, 222, 120), 0.5)
-    land(picture, foot + contour(rng, side, 3) * 5 * unit, coloured(field, tones))
+    land(picture, edge, coloured(field, tones))
     area = (0.0, float(foot) + 10 * float(unit), float(side), side * 1.04)
     for tone in (mixed(tones[0], green, 0.3), mixed(green, tones[2], 0.6)):
         stamp(picture, tone, blades(rng, 45, area, 11 * float(unit)))
@@ -96,6 +112,4 @@ def _range(rng: np.random.Generator, picture: Image.Image, foot: float, far: flo
     line = np.float32(foot - top) - np.float32(rng.uniform(38, 62)) * unit
     rows = np.arange(bottom - top, dtype=np.float32)[:, None]
     stone.paste(white, (0, 0), as_mask((line - rows) / (16 * unit) + relief * 2.4))
-    ground = Image.new("RGB", (side, side), dark)
-    ground.paste(stone, (0, top))
-    land(picture, heights, ground)
+    picture.paste(stone, (0, top), below(heights - top, bottom - top))

@@ -5,7 +5,7 @@ from typing import Final
 import numpy as np
 from PIL import Image
 
-from skies import blue_sky, land, ridge, sky
+from skies import blue_sky, land, ridge, rows_below, sky
 from stencils import Area, Outlines, blades, discs, polygon, scattered, stamp
 from texture import Colour, coloured, contour, down, grain, mixed, noise, receding, varied
 
@@ -51,17 +51,14 @@ def _dune(
     side = picture.width
     unit = np.float32(side / 256)
     crest = ridge(rng, side, level, swing * 1.6, 2, 1)
-    top = min(side - 1, max(0, int(crest.min()) - 1))
-    rows = np.arange(top, side, dtype=np.float32)[:, None]
-    size = (side - top, side)
+    size = rows_below(crest, side), side
+    rows = np.arange(side - size[0], side, dtype=np.float32)[:, None]
     sweep = crest + contour(rng, side, 3) * 34 * unit + np.float32(rng.uniform(4, 30)) * unit
     ripples = np.sin(rows * (0.75 / unit) + noise(rng, size, (5, 3)) * 16) * np.float32(0.07)
     shaded = np.clip((sweep - rows) / (3 * unit), 0, 1)
     field = 0.82 - shaded * 0.52 - (rows - crest) * np.float32(0.25 / side)
     field += ripples + grain(rng, size) * np.float32(0.05)
-    ground = Image.new("RGB", (side, side))
-    ground.paste(coloured(field, tones), (0, top))
-    land(picture, crest, ground)
+    land(picture, crest, coloured(field, tones))
 
 
 def _cactus(picture: Image.Image, foot: tuple[float, float], height: float, green: Colour) -> None:

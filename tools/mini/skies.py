@@ -68,14 +68,25 @@ def blue_sky(rng: np.random.Generator, side: int, horizon: float) -> Image.Image
     return sky(rng, side, stops, horizon, rng.uniform(0.15, 0.65))
 
 
+def rows_below(heights: Field, side: int, soft: float = 1.2) -> int:
+    """Count the rows that ground below a line may cover, of a picture's `side`."""
+    return side - min(max(0, int(heights.min() - soft)), side - 1)
+
+
 def land(
     picture: Image.Image, heights: Field, ground: Image.Image | Colour, soft: float = 1.2
 ) -> None:
-    """Cover what lies below a line (a row for each column) with ground, with a soft edge."""
-    top = min(max(0, int(heights.min() - soft)), picture.height - 1)
-    mask = below(heights - top, picture.height - top, soft)
-    box = (0, top, picture.width, picture.height)
-    press(picture, ground, box, mask)
+    """Cover what lies below a line (a row for each column) with ground, with a soft edge.
+
+    A ground that is a picture lies at the bottom; it has at least `rows_below` rows.
+    """
+    rows = rows_below(heights, picture.height, soft)
+    top = picture.height - rows
+    if isinstance(ground, Image.Image):
+        ground = ground.crop((0, ground.height - rows, ground.width, ground.height))
+    else:
+        ground = Image.new("RGB", (picture.width, rows), ground)
+    picture.paste(ground, (0, top), below(heights - top, rows, soft))
 
 
 def ridge(
@@ -100,9 +111,10 @@ def sunset(rng: np.random.Generator, side: int) -> Image.Image:
         stamp(picture, (255, 224, 140), discs(x, y, radius * spread), strength=36)
     stamp(picture, (255, 244, 190), discs(x, y, radius))
     if rng.random() < 0.55:
-        waves = receding(noise(rng, (256, 256), (64, 20), 3, 0.7) * 0.5 + 0.5, (side, side), 4)
+        size = side - int(horizon) + 2, side
+        waves = receding(noise(rng, (256, 256), (64, 20), 3, 0.7) * 0.5 + 0.5, size, 3)
         path = np.exp(-(((across(side) * side - x) / np.float32(radius * 1.5)) ** 2))
-        field = (waves - 0.5) * 0.8 + 0.3 + path * 0.5 * (waves * 1.2 + 0.1) - down(side) * 0.12
+        field = (waves - 0.5) * 0.8 + 0.3 + path * 0.5 * (waves * 1.2 + 0.1) - down(size[0]) * 0.06
         tones = (mixed(stops[0], (0, 0, 20), 0.5), *stops[1:])
         land(picture, np.full(side, horizon, np.float32), coloured(field, tones))
         return picture

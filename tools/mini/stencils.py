@@ -116,16 +116,20 @@ def leaves(
 
 
 def fronds(
-    x: float, y: float, length: float, angle: float, bend: float
+    x: ArrayLike, y: ArrayLike, length: ArrayLike, angle: ArrayLike, bend: ArrayLike
 ) -> tuple[Outlines, Outlines]:
-    """Outline the leaflets of a palm's or a fern's leaf, and with them its rib, in two tones."""
+    """Outline the leaflets on both sides of the leaves of palms or ferns, as `leaves` does."""
+    values = (np.atleast_1d(v)[:, None] for v in (x, y, length, angle, bend))
+    start_x, start_y, long, turn, bent = np.broadcast_arrays(*values)
     along = np.linspace(0.12, 1, 11)
-    turned = angle + bend * along
-    rib_x = x + np.cumsum(np.cos(turned)) * length / 11
-    rib_y = y + np.cumsum(np.sin(turned)) * length / 11
-    wide = length * 0.36 * np.sin(np.pi * (0.12 + 0.8 * along)) + length * 0.05
-    first = leaves(rib_x, rib_y, wide, turned - 0.8, 0.13, bend)[0]
-    second = leaves(rib_x, rib_y, wide, turned + 0.8, 0.13, bend)[1]
+    turned = turn + bent * along
+    rib_x = start_x + np.cumsum(np.cos(turned), axis=1) * long / 11
+    rib_y = start_y + np.cumsum(np.sin(turned), axis=1) * long / 11
+    reach = long * (0.36 * np.sin(np.pi * (0.12 + 0.8 * along)) + 0.05)
+    at = rib_x.ravel(), rib_y.ravel(), reach.ravel()
+    bends = np.repeat(bent[:, 0], 11)
+    first = leaves(*at, turned.ravel() - 0.8, 0.13, bends)[0]
+    second = leaves(*at, turned.ravel() + 0.8, 0.13, bends)[1]
     return first, second
 
 

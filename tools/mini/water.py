@@ -5,7 +5,7 @@ from typing import Final
 import numpy as np
 from PIL import Image
 
-from skies import blue_sky, land, ridge
+from skies import blue_sky, land, ridge, rows_below
 from stencils import discs, leaves, polygon, scattered, stamp
 from texture import (
     Colour,
@@ -38,8 +38,9 @@ def beach(rng: np.random.Generator, side: int) -> Image.Image:
     shore = horizon + side * np.float32(rng.uniform(0.12, 0.24))
     line = shore + (slant + contour(rng, side, 4, 3) * 7) * unit
     pale = varied(rng, (240, 216, 166), 0.06)
-    ripples = receding(noise(rng, (256, 256), (22, 8), 4, 0.7) * 0.5 + 0.5, (side, side), 4)
-    field = ripples * 0.8 + 0.1 + grain(rng, (side, side)) * np.float32(0.12)
+    size = rows_below(line, side), side
+    ripples = receding(noise(rng, (256, 256), (22, 8), 4, 0.7) * 0.5 + 0.5, size, 3)
+    field = ripples * 0.8 + 0.1 + grain(rng, size) * np.float32(0.12)
     tones = mixed(pale, (120, 84, 46), 0.45), pale, mixed(pale, (255, 255, 240), 0.6)
     land(picture, line - 5 * unit, (248, 252, 252), 4 * float(unit))
     land(picture, line, mixed(pale, (96, 78, 60), 0.45), 3 * float(unit))
@@ -115,14 +116,13 @@ def under_water(rng: np.random.Generator, side: int) -> Image.Image:
     rocks = mixed(blue, (0, 24, 60), 0.55)
     land(picture, ridge(rng, side, bottom - 12 * unit, 26 * unit, 5, 4), rocks, 4 * unit)
     net = 1 - np.abs(noise(rng, (256, 256), (26, 22), 2)) * 3
-    size = side - int(bottom - 12 * unit), side
+    edge = ridge(rng, side, bottom, 6 * unit, 3)
+    size = rows_below(edge, side, 4 * unit), side
     lit = receding(np.clip(net, 0, 1), size, 3)
     bed = lit * 0.4 + 0.3 + grain(rng, size) * np.float32(0.06) + down(size[0]) * np.float32(0.15)
     sand = mixed((214, 206, 160), blue, 0.42)
     tones = mixed(sand, (0, 50, 90), 0.6), sand, mixed(sand, (240, 255, 230), 0.6)
-    ground = Image.new("RGB", (side, side))
-    ground.paste(coloured(bed, tones), (0, side - size[0]))
-    land(picture, ridge(rng, side, bottom, 6 * unit, 3), ground, 4 * unit)
+    land(picture, edge, coloured(bed, tones), 4 * unit)
     _reef(rng, picture, bottom)
     x, y, value = scattered(rng, int(rng.integers(10, 26)), (0, 0, side, side * 0.8))
     radius = (1.4 + 4.6 * value**2) * np.float32(unit)

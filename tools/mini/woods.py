@@ -6,7 +6,7 @@ from typing import Final
 import numpy as np
 from PIL import Image
 
-from skies import land, ridge
+from skies import land, ridge, rows_below
 from stencils import (
     Outlines,
     blades,
@@ -83,25 +83,23 @@ def _trunks(x: Field, foot: Field, wide: Field) -> Outlines:
 def _moss(rng: np.random.Generator, picture: Image.Image, floor: float, green: Colour) -> None:
     side = picture.width
     unit = side / 256
-    turf = receding(noise(rng, (256, 256), (60, 50), 2, 0.9) * 0.5 + 0.5, (side, side), 3)
+    edge = ridge(rng, side, floor, 6 * unit, 5, 2)
+    size = rows_below(edge, side, 5 * unit), side
+    turf = receding(noise(rng, (256, 256), (60, 50), 2, 0.9) * 0.5 + 0.5, size, 3)
     moss = mixed(green, (124, 132, 48), 0.4)
-    field = turf * 0.7 + 0.25 - (down(side) - 0.7) * 0.5
-    field += grain(rng, (side, side)) * np.float32(0.1)
+    field = turf * 0.7 + 0.3 - down(size[0]) * np.float32(0.15)
+    field += grain(rng, size) * np.float32(0.1)
     tones = mixed(moss, (30, 18, 6), 0.7), moss, mixed(moss, (228, 226, 130), 0.45)
-    land(picture, ridge(rng, side, floor, 6 * unit, 5, 2), coloured(field, tones), 5 * unit)
+    land(picture, edge, coloured(field, tones), 5 * unit)
     area = (0.0, floor + 8 * unit, float(side), side * 1.04)
     stamp(picture, mixed(moss, tones[2], 0.5), blades(rng, 50, area, 10 * unit))
-    lit: list[Outlines] = []
-    shaded: list[Outlines] = []
-    for _ in range(3):
-        x, y = side * rng.random(), rng.uniform(floor + 10 * unit, side)
-        length = (14 + 18 * (y - floor) / (side - floor)) * unit
-        for angle in (-2.5, -1.9, -1.2, -0.6):
-            halves = fronds(x, y, length, angle + rng.uniform(-0.2, 0.2), 0.4 * (angle + 1.57))
-            lit.append(halves[0])
-            shaded.append(halves[1])
-    stamp(picture, mixed(green, (60, 120, 40), 0.4), *shaded)
-    stamp(picture, mixed(green, (110, 170, 50), 0.55), *lit)
+    x, y, _ = scattered(rng, 3, (0, floor + 10 * unit, side, side))
+    length = (14 + 18 * (y - floor) / np.float32(side - floor)) * unit
+    angles = np.tile((-2.5, -1.9, -1.2, -0.6), 3) + rng.uniform(-0.2, 0.2, 12)
+    ferns = (np.repeat(values, 4) for values in (x, y, length))
+    lit, shaded = fronds(*ferns, angles, 0.4 * (angles + np.pi / 2))
+    stamp(picture, mixed(green, (60, 120, 40), 0.4), shaded)
+    stamp(picture, mixed(green, (110, 170, 50), 0.55), lit)
 
 
 def jungle(rng: np.random.Generator, side: int) -> Image.Image:
@@ -120,9 +118,11 @@ def jungle(rng: np.random.Generator, side: int) -> Image.Image:
     stamp(picture, (52, 60, 28), vines)
     for layer, dark in enumerate((0.55, 0.25, 0.0)):
         _foliage(rng, picture, mixed(varied(rng, green, 0.14), (0, 24, 16), dark), layer)
-    floor = noise(rng, (side, side), (40, 26), 2, 0.8) * 0.5 + 0.45
+    edge = ridge(rng, side, side * rng.uniform(0.8, 0.88), 5 * unit, 6, 2)
+    size = rows_below(edge, side, 6 * unit), side
+    floor = noise(rng, size, (8, 26), 2, 0.8) * 0.5 + 0.45
     soil = coloured(floor, ((34, 38, 16), (86, 92, 38), (138, 138, 62)))
-    land(picture, ridge(rng, side, side * rng.uniform(0.8, 0.88), 5 * unit, 6, 2), soil, 6 * unit)
+    land(picture, edge, soil, 6 * unit)
     area = (0.0, side * 0.84, float(side), side * 1.06)
     stamp(picture, mixed(green, (170, 220, 70), 0.3), blades(rng, 50, area, 26 * unit))
     return picture
@@ -175,20 +175,21 @@ def autumn(rng: np.random.Generator, side: int) -> Image.Image:
     far = _trunks(x, np.full_like(x, floor + 2 * unit), (2 + 3 * value) * unit)
     far[:, :2, 1] = side * 0.36
     stamp(picture, mixed((74, 50, 36), stops[1], 0.3), far, strength=170)
-    litter = receding(noise(rng, (256, 256), (70, 60), 2, 0.9) * 0.5 + 0.5, (side, side), 3)
-    field = litter * 0.8 + 0.15 - (down(side) - 0.75) * 0.4
-    field += grain(rng, (side, side)) * np.float32(0.12)
+    edge = ridge(rng, side, floor, 6 * unit, 3)
+    size = rows_below(edge, side, 3 * unit), side
+    litter = receding(noise(rng, (256, 256), (70, 60), 2, 0.9) * 0.5 + 0.5, size, 3)
+    field = litter * 0.8 + 0.2 - down(size[0]) * np.float32(0.15)
+    field += grain(rng, size) * np.float32(0.12)
     soil = coloured(field, ((88, 42, 20), (176, 92, 34), (222, 160, 62)))
-    land(picture, ridge(rng, side, floor, 6 * unit, 3), soil, 3 * unit)
+    land(picture, edge, soil, 3 * unit)
     x_tree = side * (rng.uniform(0.06, 0.3) if rng.random() < 0.5 else rng.uniform(0.7, 0.94))
     _tree(rng, picture, (x_tree, floor + 16 * unit), leafage)
-    for colour in _WARM:
-        x, y, value = scattered(rng, 26, (0, floor + 6 * unit, side, side * 1.02))
-        sizes = 3 * unit + (4 + 5 * value) * (y - floor) / np.float32(side - floor) * unit
+    for colour in _WARM[1:]:
+        x, y, value = scattered(rng, 36, (0, floor + 6 * unit, side, side * 1.02))
+        y[:4] = floor * value[:4]  # some still fall
+        near = np.clip((y - floor) / np.float32(side - floor), 0, 1)
+        sizes = (4 + (3 + 5 * value) * near) * np.float32(unit)
         stamp(picture, varied(rng, colour, 0.1), *leaves(x, y, sizes, value * 40, 0.3))
-    for colour in _WARM[1:4]:
-        x, y, value = scattered(rng, 4, (0, 0, side, floor))
-        stamp(picture, colour, leaves(x, y, (5 + 5 * value) * unit, value * 40, 0.32)[0])
     return picture
 
 
@@ -221,6 +222,5 @@ def _tree(
     angle, far = rng.random((2, 60)) * [[2 * np.pi], [1.0]]
     tufts_x = x + side * reach_x * far**0.5 * np.cos(angle)
     tufts_y = side * 0.16 + side * reach_y * far**0.5 * np.sin(angle)
-    for number, colour in enumerate(_WARM[1:]):
-        at = slice(number * 15, number * 15 + 15)
-        stamp(picture, colour, discs(tufts_x[at], tufts_y[at], side * 0.011, 0.8))
+    for number, colour in enumerate(_WARM[1::2]):
+        stamp(picture, colour, discs(tufts_x[number::2], tufts_y[number::2], side * 0.011, 0.8))
