@@ -10,12 +10,13 @@ and writes `report.html`, one page that needs no server. Started again it goes o
 import hashlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 from PIL import Image
 from rich.console import Console
@@ -29,6 +30,7 @@ from cascade.dreambooth.personalise import personalise
 from cascade.environment import environment
 from cascade.errors import UserError
 from cascade.evaluate.features import EfficientNetLite0, FeatureExtractor
+from cascade.evaluate.judge import FOLDER, Judge
 from cascade.evaluate.subject import (
     Drawn,
     Reconstruction,
@@ -179,12 +181,14 @@ def compare(
     drawn = dict(zip(KINDS, drawings(cascades, subject), strict=True))
     extractor = EfficientNetLite0(usable_device(None))
     photos = work.photos.images
+    in_scenes = scenes(tuned, subject)
     return Outcome(
         subject=subject,
         photos=photos,
         held_out=work.held_out,
         drawn=drawn,
-        scenes=scenes(tuned, subject),
+        scenes=in_scenes,
+        scene_accuracy=scene_accuracy(work.cascade, in_scenes),
         reconstructions={
             stage.name: reconstructions(work, (frozen, tuned), stage, extractor)
             for stage in configs
@@ -230,6 +234,17 @@ def scenes(cascade: Cascade, subject: SubjectConfig) -> dict[str, Pictures]:
     name, _ = subject_prompts(subject)
     prompts = [scene.format(subject=name) for scene in SCENES]
     return {prompt: cascade.sample(prompt, range(SHOWN)) for prompt in prompts}
+
+
+def scene_accuracy(cascade: str, drawn: Mapping[str, Pictures]) -> float | None:
+    """The share of the scenes' pictures that show their place; None without a judge to tell."""
+    folder = cascade_folder(cascade) / FOLDER
+    if not folder.is_dir():
+        return None
+    judge = Judge.load(folder, usable_device(None))
+    placed = {prompt: some for prompt, some in drawn.items() if "scene" in judge.stated(prompt)}
+    prompts = [prompt for prompt, some in placed.items() for _ in some.tensor]
+    return judge.scene_accuracy(torch.cat([some.tensor for some in placed.values()]), prompts)
 
 
 if __name__ == "__main__":

@@ -40,6 +40,8 @@ class Outcome:
         held_out: a photo kept out of the tuning, if there were enough.
         drawn: pictures of the subject's and the class's prompt, by the kind of cascade (`KINDS`).
         scenes: pictures of the tuned cascade by prompt.
+        scene_accuracy: share of those that show the place of their prompt; None where no judge
+            tells.
         reconstructions: by super-resolution stage, a photo enlarged by it untuned and tuned.
         scores: by stage, then by the kind of cascade.
         ceilings: the photos' own similarity, by stage.
@@ -52,6 +54,7 @@ class Outcome:
     held_out: Image.Image | None
     drawn: Mapping[str, Drawn]
     scenes: Mapping[str, Pictures]
+    scene_accuracy: float | None
     reconstructions: Mapping[str, tuple[Reconstruction, Reconstruction]]
     scores: Mapping[str, Mapping[str, SubjectScores]]
     ceilings: Mapping[str, float]

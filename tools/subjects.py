@@ -100,6 +100,7 @@ def row(outcome: Outcome) -> dict[str, object]:
             stage: {kind: asdict(score) for kind, score in kinds.items()}
             for stage, kinds in outcome.scores.items()
         },
+        "scene_accuracy": outcome.scene_accuracy,
         "reconstruction_of_a_held_out_photo": outcome.held_out is not None,
         "reconstructions": {
             stage: {
@@ -128,10 +129,11 @@ def goal(outcomes: dict[str, Outcome]) -> str:
     far = sum((outcome.of_the_way(stages[-1]) or 0) >= GOAL_PERCENT for outcome in everything)
     soon = sum(spent(outcome) <= GOAL_SECONDS for outcome in everything)
     return (
-        f"{markdown(['subject', *head, *times], rows)}\n\n"
+        f"{markdown(['subject', *head, 'in the scene', *times], rows)}\n\n"
         f"{far} of {len(everything)} subjects came {GOAL_PERCENT} % of the way or more at "
-        f"{stages[-1]}; {soon} took {GOAL_SECONDS} s or less. A dash among the seconds: the class "
-        "images were there, drawn for another subject of the class."
+        f"{stages[-1]}; {soon} took {GOAL_SECONDS} s or less. In the scene: the share of pictures "
+        "in which the judge finds the place that the prompt names. A dash among the seconds: the "
+        "class images were there, drawn for another subject of the class."
     )
 
 
@@ -143,6 +145,8 @@ def goal_row(name: str, outcomes: Sequence[Outcome]) -> list[str]:
         share = mean(outcome.of_the_way(stage) for outcome in outcomes)
         drift = fmean(outcome.scores[stage][AFTER].drift for outcome in outcomes)
         figures += [percent(share), f"{drift:.3f}"]
+    followed = mean(outcome.scene_accuracy for outcome in outcomes)
+    figures.append(percent(None if followed is None else 100 * followed))
     for part in parts(stages):
         figures.append(whole(mean(outcome.times.get(part) for outcome in outcomes)))
     return [name, *figures, f"{fmean(spent(outcome) for outcome in outcomes):.0f}"]

@@ -16,6 +16,9 @@ from PIL import Image
 from cascade.config.dreambooth import PriorConfig, Recipe
 from cascade.config.stage import SamplerConfig, SubjectConfig
 from cascade.config.train import TrainConfig
+from cascade.evaluate.judge import FOLDER, Judge
+from cascade.evaluate.judge_config import Attribute, JudgeConfig
+from cascade.evaluate.judge_network import JudgeNetwork
 from cascade.evaluate.subject import Drawn, Reconstruction, SubjectScores
 from cascade.pipeline import Pictures
 
@@ -35,7 +38,12 @@ def _scores(similarity: float, drift: float) -> SubjectScores:
     return SubjectScores(similarity, 0.2, 0.5, 0.4, drift)
 
 
-def _outcome(stages: Sequence[str], after: float, times: dict[str, float]) -> Any:
+def _outcome(
+    stages: Sequence[str],
+    after: float,
+    times: dict[str, float],
+    scene_accuracy: float | None = None,
+) -> Any:
     report = sys.modules["demo_report"]
     pictures = Pictures({name: torch.zeros(6, 3, SIZES[name], SIZES[name]) for name in stages})
     kinds = report.KINDS
@@ -48,6 +56,7 @@ def _outcome(stages: Sequence[str], after: float, times: dict[str, float]) -> An
         held_out=Image.new("RGB", (300, 300)),
         drawn={kind: Drawn(pictures, pictures) for kind in kinds},
         scenes={"a red xyz dog": pictures},
+        scene_accuracy=scene_accuracy,
         reconstructions=dict.fromkeys(stages[1:], pair),
         scores={
             name: {
@@ -68,11 +77,11 @@ def test_the_goal_is_told_per_subject_and_in_the_mean(subjects: ModuleType) -> N
     stages = ("base64", "sr256")
     near = {"class images": 30.0, "tuning base64": 200.0, "tuning sr256": 60.0}
     slow = {"tuning base64": 250.0, "tuning sr256": 90.0}
-    outcomes = {"rex": _outcome(stages, 0.55, near), "tom": _outcome(stages, 0.45, slow)}
+    outcomes = {"rex": _outcome(stages, 0.55, near, 0.9), "tom": _outcome(stages, 0.45, slow)}
     lines = subjects.goal(outcomes).splitlines()
-    assert lines[2] == "| rex | 75 % | 0.300 | 75 % | 0.300 | 30 | 200 | 60 | 290 |"
-    assert lines[3] == "| tom | 25 % | 0.300 | 25 % | 0.300 | – | 250 | 90 | 340 |"
-    assert lines[4] == "| mean | 50 % | 0.300 | 50 % | 0.300 | 30 | 225 | 75 | 315 |"
+    assert lines[2] == "| rex | 75 % | 0.300 | 75 % | 0.300 | 90 % | 30 | 200 | 60 | 290 |"
+    assert lines[3] == "| tom | 25 % | 0.300 | 25 % | 0.300 | – | – | 250 | 90 | 340 |"
+    assert lines[4] == "| mean | 50 % | 0.300 | 50 % | 0.300 | 90 % | 30 | 225 | 75 | 315 |"
     assert "1 of 2 subjects came 60 % of the way or more at sr256; 1 took 300 s" in lines[-1]
     shares = subjects.row(outcomes["rex"])["percent_of_the_way"]["sr256"]
     assert shares == pytest.approx(
@@ -90,6 +99,22 @@ def test_cascades_of_any_length_are_reported(subjects: ModuleType, stages: tuple
     page = sys.modules["demo_report"].demo_report(outcome, "python tools/demo.py", {}).render()
     assert "75 % of the way" in page
     assert page.count("before and after</h2>") == len(stages)  # the subject's and each enlarging's
+
+
+def test_the_place_of_scenes_is_judged_where_there_is_a_judge(
+    subjects: ModuleType, tiny_cascade: Path, tmp_path: Path
+) -> None:
+    scene_accuracy = sys.modules["demo"].scene_accuracy
+    pictures = {
+        prompt: Pictures({"base16": torch.zeros(2, 3, 16, 16)})
+        for prompt in ("a xyz dog on the beach", "a xyz dog in the snow", "a red xyz dog")
+    }
+    assert scene_accuracy(str(tiny_cascade), pictures) is None
+    places = {"beach": ("on the beach",), "snow": ("in the snow",)}
+    config = JudgeConfig(attributes={"scene": Attribute(words=places)}, widths=(8, 8, 8, 8))
+    Judge(config, JudgeNetwork(config.widths, [2])).save(tmp_path / FOLDER)
+    # Whatever random weights answer, pictures that are all the same get the same answer.
+    assert scene_accuracy(str(tmp_path), pictures) == 0.5
 
 
 def test_training_seconds_are_those_of_the_loop(subjects: ModuleType) -> None:
