@@ -28,6 +28,7 @@ from cascade.model.memory import (
     sampling_bytes,
     training_bytes,
 )
+from cascade.model.precision import convolves_bf16
 from cascade.pipeline import cascade_folder, read_manifest
 from cascade.stage import read_stage_config, skeleton, weight_shapes
 from cascade.text.files import EncoderFiles
@@ -104,7 +105,8 @@ def describe_memory(path: str, plan: Plan) -> RenderableType:
 _NOT_COUNTED = (
     "Weights and gradients are float32. Activations are at their peak, as a CPU and the kernels "
     "keep them: without kernels a GPU keeps about half as much again in fine-tuning, whose totals "
-    "are upper bounds. Not counted: workspaces of convolutions, what allocators lose to fragments, "
+    "are upper bounds. Where this is a CPU without bf16, what its convolutions write out in bf16 "
+    "is counted. Not counted: other workspaces of convolutions, what allocators lose to fragments, "
     "CUDA's own context, the few pictures of a sampler."
 )
 
@@ -134,13 +136,22 @@ def _memory(config: StageConfig, plan: Plan) -> Iterator[tuple[str, int]]:
     shapes = [parameter.shape for parameter in skeleton(config).parameters()]
     weights = FLOAT32 * sum(shape.numel() for shape in shapes)
     rows = plan.batch_size * (1 if config.sampler.guidance == 1 else 2)
-    sampled = sampling_bytes(unet, rows, plan.size or config.size, tokens, plan.precision)
+    unrolled = not torch.cuda.is_available() and not convolves_bf16()
+    sampled = sampling_bytes(
+        unet, rows, plan.size or config.size, tokens, plan.precision, unrolled=unrolled
+    )
     crop = config.low_res.crop if config.low_res else None
     size = plan.size or crop or config.size
     optimizer = optimizer_bytes(shapes, plan.optimizer)
     kept, again = (
         training_bytes(
-            unet, plan.batch_size, size, tokens, plan.precision, checkpointing=checkpointing
+            unet,
+            plan.batch_size,
+            size,
+            tokens,
+            plan.precision,
+            unrolled=unrolled,
+            checkpointing=checkpointing,
         )
         for checkpointing in (False, True)
     )

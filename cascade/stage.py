@@ -23,6 +23,7 @@ from cascade.diffusion.schedule import make_schedule, sigmas
 from cascade.errors import UserError
 from cascade.files import write_bytes
 from cascade.model.backend import set_backend
+from cascade.model.precision import autocast, tell_if_slow
 from cascade.model.unet import UNet
 from cascade.text.t5 import TextEmbedding
 from cascade_kernels.dispatch import Backend, obstacle
@@ -179,8 +180,8 @@ class Stage:
         )
         steps = self._sigmas(sampler)
         x = initial(noise, (3, height, width), float(steps[0])).to(self.device)
-        bf16 = sampler.precision == "bf16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+        tell_if_slow(sampler.precision, self.device)
+        with autocast(sampler.precision, self.device):
             if sampler.name == "ancestral":
                 x = ancestral(denoise, x, steps, noise, sampler.variance, on_step)
             elif sampler.name == "ddim":

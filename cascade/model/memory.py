@@ -5,8 +5,9 @@ network of any size runs so in seconds, forward and backward; the bytes that are
 as tensors come and go. The tensors pretend to lie on a CPU, whose path keeps for the backward pass
 what the kernels keep; PyTorch's own path on a GPU keeps more.
 
-Not counted: what an operation takes and gives back inside (workspaces of convolutions), what an
-allocator loses to fragments, and the few images that a sampler or an objective holds.
+Not counted: what an operation takes and gives back inside (workspaces of convolutions, except those
+of a CPU without bf16), what an allocator loses to fragments, and the few images that a sampler or
+an objective holds.
 """
 
 import weakref
@@ -21,27 +22,34 @@ from torch.utils._pytree import tree_leaves
 
 from cascade.config.stage import Precision
 from cascade.config.unet import UNetConfig
+from cascade.model.precision import autocast
 from cascade.model.unet import IMAGE_CHANNELS, UNet
 
 OptimizerName = Literal["adamw", "adamw8bit", "adafactor"]
 
 FLOAT32: Final = 4  # bytes; weights, gradients and averages are held so in every precision
 _BLOCK: Final = 256  # values that share a scale in 8-bit AdamW
+_CPU: Final = torch.device("cpu")
 _QUANTISED: Final = 4096  # values from which on a tensor's moments are quantised
 
 
 class LiveBytes(TorchDispatchMode):
     """While entered, counts the bytes of all storages that operations made and that are alive.
 
+    Args:
+        unrolled: whether convolutions in bf16 write out all windows of their input, as PyTorch's
+            own do where oneDNN has none; see `cascade.model.precision.convolves_bf16`.
+
     Attributes:
         now: alive at the moment.
         peak: the most there were at any moment.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, unrolled: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.now = 0
         self.peak = 0
+        self._unrolled = unrolled
         self._alive: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
 
     def __torch_dispatch__(
@@ -58,6 +66,8 @@ class LiveBytes(TorchDispatchMode):
             # A view or a result in place lives in a storage that was counted, or never shall be.
             if _is_tensor(tensor) and id(tensor.untyped_storage()) not in known:
                 self._note(tensor.untyped_storage())
+        if self._unrolled:
+            self.peak = max(self.peak, self.now + _window_bytes(func, args, out))
         return out
 
     def _note(self, storage: torch.UntypedStorage) -> None:
@@ -74,7 +84,13 @@ class LiveBytes(TorchDispatchMode):
 
 
 def sampling_bytes(
-    config: UNetConfig, rows: int, size: int, tokens: int, precision: Precision
+    config: UNetConfig,
+    rows: int,
+    size: int,
+    tokens: int,
+    precision: Precision,
+    *,
+    unrolled: bool,
 ) -> int:
     """Return what one call without gradients takes beside the weights, at its peak.
 
@@ -84,11 +100,12 @@ def sampling_bytes(
         size: side of the pictures, pixels.
         tokens: of the text.
         precision: "bf16" is autocast, weights stay in float32.
+        unrolled: see `LiveBytes`.
     """
     with FakeTensorMode():
         network = UNet(config).eval()
         inputs = _inputs(config, rows, size, tokens)
-        with LiveBytes() as live, torch.no_grad(), _autocast(precision):
+        with LiveBytes(unrolled=unrolled) as live, torch.no_grad(), autocast(precision, _CPU):
             network(**inputs)
     return int(live.peak)
 
@@ -100,6 +117,7 @@ def training_bytes(
     tokens: int,
     precision: Precision,
     *,
+    unrolled: bool,
     checkpointing: bool,
 ) -> int:
     """Return what a call and its backward pass take beside weights and their gradients.
@@ -110,6 +128,7 @@ def training_bytes(
         size: side of the pictures, pixels.
         tokens: of the text.
         precision: "bf16" is autocast, weights stay in float32.
+        unrolled: see `LiveBytes`.
         checkpointing: whether blocks are computed again instead of kept.
     """
     with FakeTensorMode():
@@ -118,8 +137,8 @@ def training_bytes(
             # Gradients are counted whole by who asks; here they go as they come.
             parameter.register_post_accumulate_grad_hook(_drop)
         inputs = _inputs(config, rows, size, tokens)
-        with LiveBytes() as live:
-            with _autocast(precision):
+        with LiveBytes(unrolled=unrolled) as live:
+            with autocast(precision, _CPU):
                 loss = network(**inputs).float().square().mean()
             loss.backward()
     return int(live.peak)
@@ -162,8 +181,22 @@ def _inputs(config: UNetConfig, rows: int, size: int, tokens: int) -> dict[str, 
     return inputs | ({"low_res": image, "aug": torch.empty(rows)} if config.low_res else {})
 
 
-def _autocast(precision: Precision) -> torch.autocast:
-    return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")
+def _window_bytes(func: object, args: Sequence[Any], out: Any) -> int:
+    """Return what a convolution in bf16 writes out beside its results: 0 of all else.
+
+    One pixel of the result takes a window of the input, as large as one filter; filters of one
+    pixel read the input as it lies. Backward takes (gradient of the result, input, weight, ...).
+    """
+    if func is torch.ops.aten.convolution.default:
+        image, weight = out, args[1]
+    elif func is torch.ops.aten.convolution_backward.default:
+        image, weight = args[0], args[2]
+    else:
+        return 0
+    if weight.dtype != torch.bfloat16 or weight.shape[2:].numel() == 1:
+        return 0
+    pixels = image.shape[0] * image.shape[2:].numel()
+    return int(pixels * weight[0].numel() * weight.itemsize)
 
 
 def _drop(parameter: Tensor) -> None:

@@ -24,6 +24,7 @@ from cascade.diffusion.noise import Noise, NoiseSource, Stratified, derive_seed,
 from cascade.diffusion.objective import Objective
 from cascade.diffusion.philox import PhiloxNoise
 from cascade.errors import UserError
+from cascade.model.precision import autocast, tell_if_slow
 from cascade.model.unet import UNet
 from cascade.stage import Stage
 from cascade.text.prompts import PromptSource
@@ -73,6 +74,8 @@ def train(
     """
     # What is trained, and how.
     share = _share(config, processes)
+    if processes.first:
+        tell_if_slow(config.precision, processes.device)
     network = _prepared(stage, config)
     optimizer = make_optimizer(
         config.optimizer,
@@ -103,7 +106,8 @@ def train(
             torch.manual_seed(derive_seed(config.seed, "dropout", processes.rank, step))
             rate = learning_rate(config.optimizer, step, config.steps)
             for turn in range(share.accumulation):
-                with _sync_on_last(wrapped, turn, share), _autocast(config, processes):
+                arithmetic = autocast(config.precision, processes.device)
+                with _sync_on_last(wrapped, turn, share), arithmetic:
                     batch = next(batches).to(processes.device)
                     noise = _noise(batch, share.positions(0, turn).start, config)
                     rows = _row_losses(denoiser, objective, batch, prompts, noise)
@@ -257,11 +261,6 @@ def _refuse_nonfinite(norm: Tensor | None, step: int, checkpoints: Path) -> None
             f"The gradient is not finite at step {step}; lower the learning rate or train in fp32. "
             f"The last good state is kept in {checkpoints}."
         )
-
-
-def _autocast(config: TrainConfig, processes: Processes) -> torch.autocast:
-    bf16 = config.precision == "bf16"
-    return torch.autocast(processes.device.type, torch.bfloat16, enabled=bf16)
 
 
 def _sync_on_last(wrapped: nn.Module, turn: int, share: Share) -> AbstractContextManager[None]:

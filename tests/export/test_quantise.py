@@ -7,11 +7,15 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import external_data_helper
 from onnxruntime import InferenceSession
+from safetensors.torch import save_file
 from torch import Tensor
 
 from cascade.errors import UserError
 from cascade.pipeline import Cascade
+from cascade_export.engines.base import EngineOptions
+from cascade_export.engines.onnxruntime import open_session
 from cascade_export.graph import Graph, export_stage
 from cascade_export.quantise import Inputs, calibration_inputs, quantise
 
@@ -87,6 +91,51 @@ def test_int8_is_near_fp32(calibrated: Calibrated, quantised: Graph) -> None:
     assert 1e-4 < error < 0.08
 
 
+def test_no_two_products_overflow_16_bits(quantised: Graph) -> None:
+    """The sum that kernels without VNNI make of unsigned activations and signed weights."""
+    model = onnx.load(quantised.path)
+    held = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
+    largest = 0.0
+    for node in model.graph.node:
+        if node.op_type == "QuantizeLinear" and node.input[0] in held:
+            weight, scale = held[node.input[0]], held[node.input[1]]
+            largest = max(largest, np.abs(np.rint(weight / scale[:, None, None, None])).max())
+    assert largest == 64  # no bit is given away
+    assert 2 * np.iinfo(np.uint8).max * largest <= np.iinfo(np.int16).max
+
+
+def test_weights_that_outgrow_the_range_are_exact(tmp_path: Path) -> None:
+    """A fine-tune's may; where the CPU has VNNI this holds by itself."""
+    save_file({"weight": torch.ones(8, 16, 1, 1)}, tmp_path / "weights.safetensors")
+    onnx.save(one_convolution(), tmp_path / "graph.onnx")
+    given = (tmp_path / "graph.onnx", tmp_path / "weights.safetensors", torch.device("cpu"))
+    ones = np.ones((1, 16, 4, 4), dtype=np.float32)
+    (answer,) = open_session(*given, EngineOptions()).run(None, {"x": ones})
+    np.testing.assert_allclose(answer, np.full((1, 8, 4, 4), 16.0), rtol=1e-6)
+
+
+def one_convolution() -> onnx.ModelProto:
+    """Sums 16 channels of ones with weights of ones, each the largest that int8 holds."""
+    make, kind = onnx.helper, onnx.TensorProto
+    nodes = []
+    for name, scale in (("x", "one"), ("weight", "one"), ("sum", "sixteen")):
+        nodes.append(make.make_node("QuantizeLinear", [name, scale, "zero"], [f"{name}_8"]))
+        nodes.append(make.make_node("DequantizeLinear", [f"{name}_8", scale, "zero"], [f"{name}_"]))
+    nodes.insert(4, make.make_node("Conv", ["x_", "weight_"], ["sum"]))
+    weight = onnx.numpy_helper.from_array(np.zeros((8, 16, 1, 1), dtype=np.float32), "weight")
+    external_data_helper.set_external_data(weight, "weights.safetensors")
+    weight.ClearField("raw_data")
+    constants = {"one": np.float32(1 / 127), "sixteen": np.float32(16 / 127), "zero": np.int8(0)}
+    graph = make.make_graph(
+        nodes,
+        "sum",
+        [make.make_tensor_value_info("x", kind.FLOAT, (1, 16, 4, 4))],
+        [make.make_tensor_value_info("sum_", kind.FLOAT, (1, 8, 4, 4))],
+        [weight, *(onnx.numpy_helper.from_array(v, k) for k, v in constants.items())],
+    )
+    return make.make_model(graph, opset_imports=[make.make_opsetid("", 20)], ir_version=10)
+
+
 def test_fp8_has_the_same_magnitudes_on_its_own_range(
     calibrated: Calibrated, quantised: Graph, tmp_path: Path
 ) -> None:
@@ -100,7 +149,8 @@ def test_fp8_has_the_same_magnitudes_on_its_own_range(
     for node in pairs:
         assert held[1][node.input[2]].data_type == kind
         narrow, wide = (onnx.numpy_helper.to_array(h[node.input[1]]) for h in held)
-        np.testing.assert_allclose(wide * 448, narrow * 127, rtol=1e-6)
+        of_weight = node.input[0] in held[1]
+        np.testing.assert_allclose(wide * 448, narrow * (64 if of_weight else 127), rtol=1e-6)
 
 
 def test_nothing_to_calibrate_with_is_refused(calibrated: Calibrated, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 from cascade.config.train import OptimizerConfig
 from cascade.config.unet import UNetConfig
 from cascade.model.memory import optimizer_bytes, sampling_bytes, training_bytes
+from cascade.model.precision import convolves_bf16
 from cascade.model.unet import UNet
 from cascade.train.optim import make_optimizer
 
@@ -63,7 +64,14 @@ def test_sampling_takes_what_was_counted(
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             return network(**inputs)  # type: ignore[no-any-return]
 
-    counted = sampling_bytes(wide, ROWS, SIZE, TOKENS, precision)  # type: ignore[arg-type]
+    counted = sampling_bytes(
+        wide,
+        ROWS,
+        SIZE,
+        TOKENS,
+        precision,  # type: ignore[arg-type]
+        unrolled=not convolves_bf16(),
+    )
     # A CPU's attention allocates tiles for itself, 0.4 MB for each thread at these sizes.
     assert counted <= allocated(run) < counted + torch.get_num_threads() * 2**19
 
@@ -95,6 +103,7 @@ def test_training_takes_what_was_counted(
         SIZE,
         TOKENS,
         precision,  # type: ignore[arg-type]
+        unrolled=not convolves_bf16(),
         checkpointing=checkpointing,
     )
     # The backward pass of one convolution or attention may hold another image inside, of the some
@@ -104,10 +113,27 @@ def test_training_takes_what_was_counted(
 
 def test_recomputing_takes_less(configs: dict[str, UNetConfig]) -> None:
     kept, again = (
-        training_bytes(configs["base"], 2, 32, 7, "fp32", checkpointing=value)
+        training_bytes(configs["base"], 2, 32, 7, "fp32", unrolled=False, checkpointing=value)
         for value in (False, True)
     )
     assert again < 0.7 * kept
+
+
+def test_unrolled_windows_count_in_bf16_alone(configs: dict[str, UNetConfig]) -> None:
+    counted = {
+        (precision, unrolled): sampling_bytes(
+            configs["base"],
+            2,
+            32,
+            7,
+            precision,  # type: ignore[arg-type]
+            unrolled=unrolled,
+        )
+        for precision in ("fp32", "bf16")
+        for unrolled in (False, True)
+    }
+    assert counted["fp32", True] == counted["fp32", False]
+    assert counted["bf16", True] > counted["bf16", False]
 
 
 @pytest.mark.parametrize("name", ["adamw", "adamw8bit", "adafactor"])

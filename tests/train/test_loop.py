@@ -14,6 +14,7 @@ from cascade.data.batch import Batch, Samples
 from cascade.diffusion.denoiser import Conditioning
 from cascade.diffusion.noise import Noise
 from cascade.errors import UserError
+from cascade.model.precision import _tell
 from cascade.stage import Stage
 from cascade.text.prompts import PromptTable
 from cascade.train.checkpoint import load_checkpoint
@@ -171,6 +172,22 @@ def test_bf16_trains_float32_weights_close_to_float32(
     ]
     # bfloat16 has 8 bits: 2^-9 per operation, some thirty of them in a row.
     assert losses[1] == pytest.approx(losses[0], rel=0.05)
+
+
+@pytest.mark.parametrize(("precision", "said"), [("fp32", False), ("bf16", True)])
+def test_a_run_in_emulated_bf16_is_told(
+    tmp_path: Path,
+    run: Run,
+    train_config: TrainConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    precision: str,
+    said: bool,
+) -> None:
+    monkeypatch.setattr("cascade.model.precision.computes_bf16", lambda device: False)
+    _tell.cache_clear()
+    run(tmp_path, _changed(train_config, precision=precision, steps=1))
+    assert ("emulates it" in capsys.readouterr().err) == said
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ Shapes: `B` rows, `L` text tokens, `D` width of the text encoder, `H W` pixels.
 import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from cascade_export.precision import Precision
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
+EXACT_INT8: Final = "session.x64quantprecision"
 _BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16; NumPy has no such type
 _NUMPY = {
     torch.float32: np.float32,
@@ -137,6 +138,9 @@ def open_session(
     settings.add_session_config_entry(
         "session.intra_op.allow_spinning", "1" if options.spinning else "0"
     )
+    # A fine-tune's weights may outgrow the range in which int8 kernels cannot overflow (see
+    # `cascade_export.quantise`): those run on exact kernels then, where the CPU has no VNNI.
+    settings.add_session_config_entry(EXACT_INT8, "1")
     tensors = load_file(weights)
     values = [_ort_value(onnxruntime, tensor) for tensor in tensors.values()]
     settings.add_external_initializers(list(tensors), values)
