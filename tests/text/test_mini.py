@@ -32,11 +32,12 @@ def test_elements_have_unit_variance(mini: TextEncoder) -> None:
 @pytest.mark.parametrize(
     ("prompt", "near", "far"),
     [
-        ("a dog", "a golden retriever", "a teapot"),
-        ("a cat", "a tabby", "a sports car"),
-        ("a sports car", "a convertible", "a dog"),
+        ("a dog", "an animal", "a teapot"),
+        ("a car", "a vehicle", "an apple"),
+        ("a sneaker", "a shoe", "a bear"),
         ("a photo of a dog", "a dog", "a photo of a cat"),
-        ("a toy", "a stuffed animal", "a suspension bridge"),
+        ("a teddy bear", "a stuffed animal", "a house"),
+        ("a dog on the beach", "a dog at the beach", "a dog in space"),
     ],
 )
 def test_meaning(mini: TextEncoder, prompt: str, near: str, far: str) -> None:
