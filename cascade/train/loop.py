@@ -188,7 +188,7 @@ def _row_losses(
     )
     on_device = config.noise == "device"
     noise: NoiseSource = PhiloxNoise(batch.seeds, device) if on_device else Noise(batch.seeds)
-    return objective(denoiser, batch.images, cond, noise)
+    return objective(denoiser, batch.images, cond, noise, batch.pixel_weights)
 
 
 def _prepared(stage: Stage, config: TrainConfig) -> nn.Module:

