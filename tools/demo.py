@@ -44,7 +44,7 @@ from cascade.pipeline import Cascade, Pictures, cascade_folder, read_manifest
 from cascade.progress import progress_bar, stage_steps
 from cascade.train.report import read_log
 from demo_report import KINDS, SHOWN, Outcome, demo_report, write_pictures
-from tuning import draw_class_images, stage_configs, training_seconds
+from tuning import draw_in_advance, stage_configs, training_seconds
 
 console = Console()
 SEEDS = range(12)
@@ -122,11 +122,9 @@ def prepare(images: list[Image.Image], class_noun: str, output: Path, cascade: s
 
 def demonstrate(work: Work) -> Outcome:
     """Tune the cascade with and without prior preservation and compare both with the untouched."""
-    times: dict[str, float] = {}
-    console.rule("class images")
-    seconds = draw_class_images(work.config(prior=True), console)
-    if seconds is not None:  # else they were there, drawn for another subject of the class
-        times["class images"] = seconds
+    console.rule("class images and scenes")
+    # Those that are there were drawn for another subject of the class.
+    times = draw_in_advance(work.config(prior=True))
     console.rule("tuning every stage")
     tuned = Cascade.load(personalise(work.config(prior=True)), usable_device(None))
     console.rule("tuning the base without prior preservation")

@@ -14,7 +14,8 @@ from cascade.cli.text import Embeddings, EncoderMode
 from cascade.config.dreambooth import RECIPES, AugmentationName, DreamBoothConfig
 from cascade.config.stage import RecipeName
 
-PRIOR, TRAINING, SR, REPORT = "Prior preservation", "Training", "Super-resolution", "Validation"
+PRIOR, MASKS, TRAINING = "Prior preservation", "Masks and scenes", "Training"
+SR, REPORT = "Super-resolution", "Validation"
 
 
 def dreambooth(
@@ -75,17 +76,18 @@ def dreambooth(
         str, typer.Option(help="Names the class.", rich_help_panel=PRIOR)
     ] = "a {class_noun}",
     class_scenes: Annotated[
-        str | None,
+        bool | None,
         typer.Option(
-            help="Comma-separated, each said after the class prompt for its share of the class "
-            "images: 'on the beach, in the snow'. Empty for none.",
+            "--class-scenes/--no-class-scenes",
+            help="Draw the class in the scenes too, by turns with the class alone.",
             rich_help_panel=PRIOR,
         ),
     ] = None,
     class_data_dir: Annotated[
         Path | None,
         typer.Option(
-            help="Where class images are kept; pictures of your own in it are used instead.",
+            help="Where class images and scenes are kept; pictures of your own in it are used as "
+            "class images.",
             rich_help_panel=PRIOR,
         ),
     ] = None,
@@ -100,7 +102,7 @@ def dreambooth(
     ] = None,
     sample_batch_size: Annotated[
         int | None,
-        typer.Option(min=1, help="Class images drawn at once.", rich_help_panel=PRIOR),
+        typer.Option(min=1, help="Class images or scenes drawn at once.", rich_help_panel=PRIOR),
     ] = None,
     sr_prior_preservation: Annotated[
         bool | None,
@@ -108,6 +110,57 @@ def dreambooth(
             "--sr-prior-preservation/--no-sr-prior-preservation",
             help="Preserve the prior of super-resolution stages too.",
             rich_help_panel=PRIOR,
+        ),
+    ] = None,
+    masks: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|alpha|DIR|none",
+            help="Where the subject is in the photos: their alpha channel, mask files in a folder "
+            "(white on the subject), or, of each photo, NAME-masklabel.png beside it, its alpha "
+            "channel, else found. 'none' is plain DreamBooth.",
+            rich_help_panel=MASKS,
+        ),
+    ] = None,
+    unmasked_weight: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, help="How much the background counts in the loss.", rich_help_panel=MASKS
+        ),
+    ] = None,
+    unmasked_probability: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, help="Share of photos' rows without their mask.", rich_help_panel=MASKS
+        ),
+    ] = None,
+    scene_share: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Share of the photos' rows that show the cut-out subject in scenes which the "
+            "frozen cascade draws.",
+            rich_help_panel=MASKS,
+        ),
+    ] = None,
+    scenes: Annotated[
+        str | None,
+        typer.Option(
+            help="What is said after the subject or its class, and what draws the place empty: "
+            "'on the beach = a beach, in the snow = a snowy landscape'.",
+            rich_help_panel=MASKS,
+        ),
+    ] = None,
+    num_scene_images: Annotated[
+        int | None, typer.Option(min=1, help="How many scenes.", rich_help_panel=MASKS)
+    ] = None,
+    sr_scenes: Annotated[
+        bool | None,
+        typer.Option(
+            "--sr-scenes/--no-sr-scenes",
+            help="Draw scenes for super-resolution stages too.",
+            rich_help_panel=MASKS,
         ),
     ] = None,
     max_train_steps: Annotated[

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from cascade.config.dreambooth import PriorConfig, Recipe
+from cascade.config.dreambooth import MaskConfig, PriorConfig, Recipe
 
 
 def _both(path: str) -> tuple[str, str]:
@@ -17,8 +17,14 @@ PATHS: dict[str, tuple[str, ...]] = {
     "prior_loss_weight": ("prior.weight",),
     "num_class_images": ("prior.images",),
     "prior_caption_dropout": ("prior.caption_dropout",),
-    "sample_batch_size": ("prior.batch_size",),
+    "sample_batch_size": ("prior.batch_size", "masks.scenes.batch_size"),
     "sr_prior_preservation": ("prior.super_resolution",),
+    "class_scenes": ("prior.in_scenes",),
+    "unmasked_weight": ("masks.unmasked_weight",),
+    "unmasked_probability": ("masks.unmasked_probability",),
+    "scene_share": ("masks.scenes.share",),
+    "num_scene_images": ("masks.scenes.images",),
+    "sr_scenes": ("masks.scenes.super_resolution",),
     "max_train_steps": ("base.steps",),
     "learning_rate": ("base.optimizer.learning_rate",),
     "train_batch_size": ("base.batch_size",),
@@ -59,14 +65,20 @@ def recipe_from_flags(start: Recipe, flags: Mapping[str, Any], world: int) -> Re
         values["prior"] = None
     elif values["prior"] is None and flags.get("prior_preservation"):
         values["prior"] = PriorConfig().model_dump()
+    if flags.get("masks") == "none":
+        values["masks"] = None
+    elif "masks" in flags:
+        values["masks"] = (values["masks"] or MaskConfig().model_dump()) | {
+            "source": flags["masks"]
+        }
     for run in (values["base"], values["super_resolution"]):
         run["batch_size"] //= run["gradient_accumulation_steps"]
     for flag, paths in PATHS.items():
         if flag in flags:
             for path in paths:
                 _set(values, path, flags[flag])
-    if "class_scenes" in flags:
-        _set(values, "prior.scenes", comma_separated(flags["class_scenes"]))
+    if "scenes" in flags:
+        values["scenes"] = _scenes(flags["scenes"])
     for run in (values["base"], values["super_resolution"]):
         _set_derived(run, flags)
         run["batch_size"] *= run["gradient_accumulation_steps"] * world
@@ -78,6 +90,12 @@ def recipe_from_flags(start: Recipe, flags: Mapping[str, Any], world: int) -> Re
 def comma_separated(text: str) -> tuple[str, ...]:
     """The parts of a flag's value; none of an empty one."""
     return tuple(part.strip() for part in text.split(",")) if text else ()
+
+
+def _scenes(text: str) -> list[dict[str, str]]:
+    """The scenes of 'on the beach = a beach, in the snow = a snowy landscape'."""
+    pairs = (part.partition("=") for part in comma_separated(text))
+    return [{"phrase": phrase.strip(), "prompt": prompt.strip()} for phrase, _, prompt in pairs]
 
 
 def _set_derived(run: dict[str, Any], flags: Mapping[str, Any]) -> None:
@@ -95,7 +113,7 @@ def _set_derived(run: dict[str, Any], flags: Mapping[str, Any]) -> None:
 def _set(values: dict[str, Any], path: str, value: object) -> None:
     *outer, last = path.split(".")
     for name in outer:
-        if values[name] is None:  # prior preservation is off: its numbers have no place
+        if values[name] is None:  # prior preservation or masks are off: no place for their numbers
             return
         values = values[name]
     values[last] = value

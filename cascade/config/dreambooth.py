@@ -1,9 +1,9 @@
 """Settings of DreamBooth (Ruiz et al. 2022), and the recipes known to work."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cascade.config.base import Frozen
 from cascade.config.encoder import EncoderMode
@@ -38,22 +38,30 @@ AUGMENTATIONS: dict[AugmentationName, Augmentation] = {
 }
 
 
-class PriorConfig(Frozen):
-    """Class-specific prior preservation (DreamBooth section 3.3)."""
+class DrawnConfig(Frozen):
+    """Pictures that the frozen cascade draws before it is tuned: how many, and how."""
 
-    weight: float = Field(default=1.0, ge=0.0, description="lambda of eq. 2")
     images: int = Field(default=1000, gt=0)
     batch_size: int = Field(default=16, gt=0)
     sampler: SamplerConfig | None = Field(
-        # Guidance off: eq. 2 samples from the model itself, and class images sharpened by guidance
-        # would be sharpened again whenever the tuned model samples the class.
+        # Guidance off: eq. 2 samples from the model itself, and pictures sharpened by guidance
+        # would be sharpened again whenever the tuned model samples what they show.
         default=SamplerConfig(name="ancestral", steps=100, guidance=1.0),
         description="how the base draws them; None is the checkpoint's own way, guidance off",
     )
-    scenes: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
-        default=(),
-        description="what is said after the class prompt, by turns with nothing, so that the words "
-        "keep their meaning: 'on the beach'. The paper has none",
+    super_resolution: bool = Field(
+        default=False, description="drawn and used for super-resolution stages too"
+    )
+
+
+class PriorConfig(DrawnConfig):
+    """Class-specific prior preservation (DreamBooth section 3.3)."""
+
+    weight: float = Field(default=1.0, ge=0.0, description="lambda of eq. 2")
+    in_scenes: bool = Field(
+        default=False,
+        description="the class is drawn in the recipe's scenes too, by turns with the class alone, "
+        "so that the words keep their meaning. The paper has none",
     )
     caption_dropout: float = Field(
         default=0.0,
@@ -62,24 +70,91 @@ class PriorConfig(Frozen):
         description="share of class images trained on without their prompt; guidance subtracts the "
         "unconditional branch, which otherwise drifts to the subject. The paper states none",
     )
-    super_resolution: bool = Field(
-        default=False, description="preserve the prior of super-resolution stages too"
-    )
 
-    def prompts(self, of_class: str) -> tuple[str, ...]:
-        """What the class images show, by turns: the class, and the class in every scene."""
-        return (of_class, *(f"{of_class} {scene}" for scene in self.scenes))
+
+class Scene(Frozen):
+    """A place where the subject or its class may stand."""
+
+    phrase: str = Field(min_length=1, description="said after either: 'on the beach'")
+    prompt: str = Field(min_length=1, description="what draws the place empty: 'a beach'")
+
+
+class SceneRowsConfig(DrawnConfig):
+    """Rows in which the cut-out subject stands in scenes that the frozen cascade draws."""
+
+    share: float = Field(default=0.0, ge=0.0, le=1.0, description="of the photos' rows; 0 is off")
+    least_size: float = Field(
+        default=0.45, gt=0.0, le=1.0, description="longer side of the subject, of the picture's"
+    )
+    largest_size: float = Field(default=0.95, gt=0.0, le=1.0)
+
+    @model_validator(mode="after")
+    def _sizes_in_order(self) -> Self:
+        if self.least_size > self.largest_size:
+            raise ValueError("the subject's least size is above its largest")
+        return self
+
+
+class MaskConfig(Frozen):
+    """Learning the subject and not its background, by masks of the photos. The paper has none."""
+
+    source: Literal["auto", "alpha"] | Path = Field(
+        default="auto",
+        description="a folder of mask files, the photos' alpha channel, or what there is of each "
+        "photo: a mask file beside it, its alpha channel, else a mask found by U2-Net-p",
+    )
+    unmasked_weight: float = Field(
+        default=0.1,
+        gt=0.0,
+        le=1.0,
+        description="least weight of a pixel in the loss, beside 1 on the subject; the little that "
+        "is left outside keeps halos away",
+    )
+    unmasked_probability: float = Field(
+        default=0.1,
+        ge=0.0,
+        le=1.0,
+        description="share of the photos' rows whose pixels count alike",
+    )
+    scenes: SceneRowsConfig = SceneRowsConfig()
 
 
 class Recipe(Frozen):
     """How long and how hard a cascade is tuned on a subject."""
 
     prior: PriorConfig | None = PriorConfig()
+    masks: MaskConfig | None = None
+    scenes: tuple[Scene, ...] = Field(
+        default=(), description="for class images in scenes, and for the cut-out subject"
+    )
     base: TrainConfig
     super_resolution: TrainConfig
     augmentation: AugmentationName = "dreambooth"
     flip: bool = Field(default=False, description="mirror half of the photos' rows")
     center_crop: bool = Field(default=True, description="else a random square of each photo")
+
+    @model_validator(mode="after")
+    def _scenes_are_named(self) -> Self:
+        wanted = self.scene_rows or (self.prior and self.prior.in_scenes)
+        if wanted and not self.scenes:
+            raise ValueError(
+                "class images or the subject in scenes need a list of scenes; name some"
+            )
+        return self
+
+    @property
+    def scene_rows(self) -> SceneRowsConfig | None:
+        """How rows with the subject in scenes are made; None where there are none."""
+        return self.masks.scenes if self.masks and self.masks.scenes.share > 0 else None
+
+    def in_scenes(self, name: str) -> tuple[str, ...]:
+        """What names a thing in each of the scenes."""
+        return tuple(f"{name} {scene.phrase}" for scene in self.scenes)
+
+    def class_prompts(self, of_class: str) -> tuple[str, ...]:
+        """What the class images show, by turns: the class, and where wanted it in every scene."""
+        in_scenes = self.prior is not None and self.prior.in_scenes
+        return (of_class, *(self.in_scenes(of_class) if in_scenes else ()))
 
 
 def _tuning(
@@ -98,6 +173,36 @@ def _tuning(
     )
 
 
+# Places that `mini` can draw, as its captions call them.
+MINI_SCENES = tuple(
+    Scene(phrase=phrase, prompt=prompt)
+    for phrase, prompt in (
+        ("on the beach", "a beach"),
+        ("in the snow", "snow"),
+        ("with a mountain in the background", "mountains"),
+        ("in the forest", "a forest"),
+        ("in the jungle", "a jungle"),
+        ("in the desert", "a desert"),
+        ("on the grass", "a meadow"),
+        ("in space", "space"),
+        ("with a city in the background", "a city"),
+        ("in the city at night", "a city at night"),
+        ("on a cobblestone street", "a cobblestone street"),
+        ("on a wooden table", "a wooden table"),
+        ("on top of a wooden floor", "a wooden floor"),
+        ("in a living room", "a living room"),
+        ("on top of pink fabric", "pink fabric"),
+        ("under water", "the bottom of the sea"),
+        ("floating on top of water", "water"),
+        ("at sunset", "a sunset"),
+        ("with a tree and autumn leaves in the background", "autumn leaves"),
+        *(
+            (f"on a {colour} background", f"a {colour} background")
+            for colour in ("blue", "green", "red", "yellow", "white")
+        ),
+    )
+)
+
 RECIPES: dict[RecipeName, Recipe] = {
     # DreamBooth section 3.3: rate 1e-5, 1000 steps, lambda 1, about 1000 class images. One photo
     # and one class image a step is the reading under which the numbers of both versions of the
@@ -111,6 +216,16 @@ RECIPES: dict[RecipeName, Recipe] = {
             caption_dropout=0.25,
             sampler=SamplerConfig(steps=32, guidance=1.0),
         ),
+        masks=MaskConfig(
+            scenes=SceneRowsConfig(
+                share=0.6,
+                images=3 * len(MINI_SCENES),
+                batch_size=36,
+                sampler=SamplerConfig(steps=32, guidance=1.0),
+                super_resolution=True,
+            ),
+        ),
+        scenes=MINI_SCENES,
         base=_tuning(1e-3, 800, 4, schedule="linear"),
         super_resolution=_tuning(5e-4, 400, 4, schedule="linear"),
     ),
@@ -151,7 +266,8 @@ class DreamBoothConfig(Frozen):
         default=None, description="a store made by `cascade embed`, used instead of the encoder"
     )
     class_data_dir: Path | None = Field(
-        default=None, description="where class images are kept; None is the user's cache"
+        default=None,
+        description="where what the frozen cascade draws is kept; None is the user's cache",
     )
     stages: tuple[str, ...] = Field(default=(), description="which are tuned; none named is all")
     validation_prompts: tuple[str, ...] = ()

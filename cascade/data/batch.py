@@ -30,6 +30,7 @@ class Batch:
         weights: B, the factor of each row's loss; prior preservation is a weight.
         terms: B names of the loss term a row belongs to, for the report.
         positions: how many positions of the stream the rows stand for.
+        pixel_weights: B 1 H W, the factor of each pixel's loss, about 1 on average; None is 1.
     """
 
     images: Tensor
@@ -39,6 +40,7 @@ class Batch:
     weights: Tensor
     terms: tuple[str, ...]
     positions: int
+    pixel_weights: Tensor | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """The same rows on another device; see `to_device`."""
@@ -47,6 +49,9 @@ class Batch:
             images=to_device(self.images, device),
             low_res=None if self.low_res is None else to_device(self.low_res, device),
             weights=to_device(self.weights, device),
+            pixel_weights=(
+                None if self.pixel_weights is None else to_device(self.pixel_weights, device)
+            ),
         )
 
 
@@ -63,7 +68,18 @@ def concatenate(first: Batch, second: Batch) -> Batch:
         weights=torch.cat([first.weights, second.weights]),
         terms=first.terms + second.terms,
         positions=first.positions,
+        pixel_weights=_both_weights(first, second),
     )
+
+
+def _both_weights(first: Batch, second: Batch) -> Tensor | None:
+    if first.pixel_weights is None and second.pixel_weights is None:
+        return None
+    parts = [
+        torch.ones_like(batch.images[:, :1]) if batch.pixel_weights is None else batch.pixel_weights
+        for batch in (first, second)
+    ]
+    return torch.cat(parts)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from cascade.config.stage import StageConfig
 from cascade.data.batch import Batch
-from cascade.data.images import resize, to_tensor
+from cascade.data.pairs import crop_pair, crop_places, whole_pair
 from cascade.diffusion.noise import derive_seed
 from cascade.diffusion.philox import philox4x32, round_keys
 from cascade.errors import UserError
@@ -160,10 +160,10 @@ class CaptionedSamples:
     def _pair(
         self, index: int, mirrored: bool, top: int, left: int
     ) -> tuple[Tensor, Tensor | None]:
-        high, low = _whole_pair(self.stage, self.data.picture(index))
+        high, low = whole_pair(self.stage, self.data.picture(index))
         if mirrored:  # the small one after it was made: a twin made beforehand has the same bits
             high, low = high.flip(-1), None if low is None else low.flip(-1)
-        return _cropped(self.stage, high, low, top, left)
+        return crop_pair(self.stage, high, low, (top, left))
 
 
 def _open_images(path: Path) -> np.ndarray:
@@ -203,62 +203,10 @@ def _parse_captions(path: Path, number: int, line: str) -> tuple[str, ...]:
     return tuple(captions)
 
 
-def make_pair(
-    stage: StageConfig, picture: Image.Image, rng: np.random.Generator
-) -> tuple[Tensor, Tensor | None]:
-    """The high-resolution picture and its low-resolution twin, cropped as the stage trains.
-
-    The twin is made from the whole picture with the checkpoint's own resize kernel and cropped at
-    the same place (Imagen section 2.5), so that a crop has the low-resolution pixels that the
-    whole picture has there.
-
-    Returns:
-        C H W in [-1, 1], and C h w or None for a base stage.
-    """
-    top, left = (int(offset) for offset in rng.integers(0, crop_places(stage), size=2))
-    return _cropped(stage, *_whole_pair(stage, picture), top, left)
-
-
-def crop_sides(stage: StageConfig) -> tuple[int, int]:
-    """The sides of the pictures that a stage is trained on, high and low resolution, pixels.
-
-    A base stage has no low resolution; its low side is its side.
-    """
-    if stage.low_res is None:
-        return stage.size, stage.size
-    high = stage.low_res.crop or stage.size
-    return high, high * stage.low_res.size // stage.size
-
-
-def crop_places(stage: StageConfig) -> int:
-    """At how many places a stage's crop may begin, along one side."""
-    whole = stage.size if stage.low_res is None else stage.low_res.size
-    return whole - crop_sides(stage)[1] + 1
-
-
 @lru_cache(maxsize=4)
 def permutation(count: int, seed: int) -> np.ndarray:
     """A permutation of 0..count-1 that depends on nothing but the seed."""
     return np.random.default_rng(seed).permutation(count)
-
-
-def _whole_pair(stage: StageConfig, picture: Image.Image) -> tuple[Tensor, Tensor | None]:
-    if stage.low_res is None:
-        return to_tensor(picture), None
-    return to_tensor(picture), to_tensor(resize(picture, stage.low_res.size, stage.resize))
-
-
-def _cropped(
-    stage: StageConfig, high: Tensor, low: Tensor | None, top: int, left: int
-) -> tuple[Tensor, Tensor | None]:
-    if low is None:
-        return high, None
-    factor = high.shape[-1] // low.shape[-1]
-    crop, side = crop_sides(stage)
-    return (
-        high[:, top * factor : top * factor + crop, left * factor : left * factor + crop],
-        low[:, top : top + side, left : left + side],
-    )
 
 
 def _words(seed: int, places: np.ndarray) -> np.ndarray:

@@ -18,6 +18,7 @@ from cascade.errors import UserError
 from cascade.files import write_bytes
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
+MASK_SUFFIX = "-masklabel.png"  # OneTrainer's name for a mask beside its photo
 # Everything that Pillow's decoders raise for a damaged or an absurdly large file.
 UNREADABLE = (
     UnidentifiedImageError,
@@ -33,6 +34,9 @@ KERNELS = {
     "box": Image.Resampling.BOX,
 }
 
+Box = tuple[int, int, int, int]
+"""Left, top, right and lower edge, in pixels."""
+
 
 @dataclass(frozen=True)
 class Photos:
@@ -46,6 +50,8 @@ class Photos:
 def read_photos(folder: Path, least_side: int = 1) -> Photos:
     """Decode every picture directly inside a folder, in the order of their names.
 
+    Masks beside photos (`NAME-masklabel.png`) are left out.
+
     Args:
         folder: where they are.
         least_side: the shorter side that each must have, pixels.
@@ -55,7 +61,11 @@ def read_photos(folder: Path, least_side: int = 1) -> Photos:
     """
     if not folder.is_dir():
         raise UserError(f"There is no folder {folder}; give a folder of 3 to 5 photos.")
-    files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
+    files = sorted(
+        p
+        for p in folder.iterdir()
+        if p.is_file() and not p.name.startswith(".") and not p.name.endswith(MASK_SUFFIX)
+    )
     paths = [p for p in files if p.suffix.lower() in SUFFIXES]
     skipped = tuple(p.name for p in files if p.suffix.lower() not in SUFFIXES)
     if not paths:
@@ -83,28 +93,60 @@ def read_image(path: Path) -> Image.Image:
     Raises:
         UserError: the file is missing or corrupt.
     """
+    return _on_ground(_read_upright(path), "white")
+
+
+def read_alpha(path: Path) -> Image.Image | None:
+    """Decode a picture's alpha channel upright, in grey; None where it has none.
+
+    Raises:
+        UserError: the file is missing or corrupt.
+    """
+    upright = _read_upright(path)
+    return upright.getchannel("A") if upright.mode == "RGBA" else None
+
+
+def read_mask(path: Path) -> Image.Image:
+    """Decode a mask file upright and in grey; what is transparent in it is black.
+
+    Raises:
+        UserError: the file is missing or corrupt.
+    """
+    return _on_ground(_read_upright(path), "black").convert("L")
+
+
+def _read_upright(path: Path) -> Image.Image:
+    """Decode a picture upright, in RGBA where it has transparency, else in RGB."""
     try:
         with Image.open(path) as file:
             upright = ImageOps.exif_transpose(file)
             if upright.mode.startswith("I;16"):
                 # Pillow would clip 16-bit grey at 255 and return an all but white picture.
                 upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
-            if upright.mode in ("RGBA", "LA", "P", "PA"):
-                layer = upright.convert("RGBA")
-                white = Image.new("RGBA", layer.size, "white")
-                return Image.alpha_composite(white, layer).convert("RGB")
-            return upright.convert("RGB")
+            layered = upright.mode in ("RGBA", "LA", "P", "PA") and upright.has_transparency_data
+            return upright.convert("RGBA" if layered else "RGB")
     except UNREADABLE as error:
         raise UserError(
             f"{path} cannot be read as a picture ({error}); replace or remove it."
         ) from None
 
 
+def _on_ground(image: Image.Image, colour: str) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    return Image.alpha_composite(Image.new("RGBA", image.size, colour), image).convert("RGB")
+
+
 def square(image: Image.Image) -> Image.Image:
     """Cut the largest centred square."""
+    return image.crop(centred_square(image))
+
+
+def centred_square(image: Image.Image) -> Box:
+    """Where the largest centred square is."""
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
-    return image.crop((left, top, left + side, top + side))
+    return left, top, left + side, top + side
 
 
 def resize(image: Image.Image, size: int, kernel: str) -> Image.Image:

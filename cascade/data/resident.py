@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from cascade.data.batch import Batch
-from cascade.data.captioned import CaptionedArray, CaptionedSamples, crop_sides
+from cascade.data.captioned import CaptionedArray, CaptionedSamples
 from cascade.data.images import resize
+from cascade.data.pairs import crop_sides
 from cascade.diffusion.noise import to_device
 
 _CHUNK: Final = 256  # pictures on their way to the device at once

@@ -27,7 +27,12 @@ class Objective(Protocol):
     """Images and their conditions to losses."""
 
     def __call__(
-        self, denoiser: Denoiser, images: Tensor, cond: Conditioning, noise: NoiseSource
+        self,
+        denoiser: Denoiser,
+        images: Tensor,
+        cond: Conditioning,
+        noise: NoiseSource,
+        pixel_weights: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Return the terms of the loss by name, each B float32; the loss is their sum."""
 
@@ -48,7 +53,12 @@ class BaseObjective:
     vb_weight: float = 0.0
 
     def __call__(
-        self, denoiser: Denoiser, images: Tensor, cond: Conditioning, noise: NoiseSource
+        self,
+        denoiser: Denoiser,
+        images: Tensor,
+        cond: Conditioning,
+        noise: NoiseSource,
+        pixel_weights: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Draw a timestep and noise for each image and score the prediction.
 
@@ -57,6 +67,7 @@ class BaseObjective:
             images: B C H W in [-1, 1], x0.
             cond: B rows.
             noise: B streams; each gives a uniform (the timestep), then eps (C H W).
+            pixel_weights: B 1 H W, factors of each pixel's part in both terms; None is 1.
 
         Returns:
             "mse", and "vb" (bits per dimension) where `vb_weight` is not 0; each B float32.
@@ -72,13 +83,19 @@ class BaseObjective:
         denoised: Denoised = denoiser(x, sigma, cond)
         weight = _root_weight(sigma, denoiser.prediction, self.weighting, self.gamma)
         # The root goes inside the square: ||x0_hat - x0||^2 alone reaches 1e9 at high noise.
-        terms = {"mse": _mean((_column(weight) * (denoised.x0 - x0)).square())}
+        squares = (_column(weight) * (denoised.x0 - x0)).square()
+        terms = {"mse": _mean(squares, pixel_weights)}
         if self.vb_weight != 0:
             schedule = denoiser.schedule
             if not isinstance(schedule, DiscreteSchedule) or denoised.variance is None:
                 raise ValueError("the bound needs a discrete schedule and a learned variance")
             bound = variational_bound(
-                schedule, timestep.long(), x0, denoised.x0.detach(), denoised.variance
+                schedule,
+                timestep.long(),
+                x0,
+                denoised.x0.detach(),
+                denoised.variance,
+                pixel_weights,
             )
             terms["vb"] = self.vb_weight * schedule.num_timesteps / TIMESTEPS * bound
         return terms
@@ -107,7 +124,12 @@ class SuperResObjective:
             raise ValueError(f"augmentation levels are a range within [0, 1], not {self.level}")
 
     def __call__(
-        self, denoiser: Denoiser, images: Tensor, cond: Conditioning, noise: NoiseSource
+        self,
+        denoiser: Denoiser,
+        images: Tensor,
+        cond: Conditioning,
+        noise: NoiseSource,
+        pixel_weights: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Noise the small images, then score as `base` does.
 
@@ -117,6 +139,7 @@ class SuperResObjective:
             cond: B rows; `low_res` holds the clean small images, B C h w in [-1, 1].
             noise: B streams; each gives a uniform (the level, drawn also where it is fixed), the
                 low-resolution noise, then the draws of `base`.
+            pixel_weights: as of `base`.
 
         Returns:
             As `base`.
@@ -130,11 +153,17 @@ class SuperResObjective:
         level = low + (high - low) * noise.uniform()
         size = (images.shape[-2], images.shape[-1])
         low_res, aug = self.low_resolution(cond.low_res.float(), size, level, noise)
-        return self.base(denoiser, images, replace(cond, low_res=low_res, aug=aug), noise)
+        cond = replace(cond, low_res=low_res, aug=aug)
+        return self.base(denoiser, images, cond, noise, pixel_weights)
 
 
 def variational_bound(
-    schedule: DiscreteSchedule, timestep: Tensor, x0: Tensor, x0_hat: Tensor, fraction: Tensor
+    schedule: DiscreteSchedule,
+    timestep: Tensor,
+    x0: Tensor,
+    x0_hat: Tensor,
+    fraction: Tensor,
+    pixel_weights: Tensor | None = None,
 ) -> Tensor:
     """One term of the variational bound, L_{t-1} or at t = 0 L_0 (Nichol & Dhariwal 2021, 3.1).
 
@@ -147,6 +176,7 @@ def variational_bound(
         x0: B C H W, the 8-bit image in [-1, 1].
         x0_hat: B C H W, its prediction; detach it to train the variance alone.
         fraction: B C H W, f.
+        pixel_weights: B 1 H W, factors of each pixel's part; None is 1.
 
     Returns:
         B float32, bits per dimension.
@@ -162,7 +192,7 @@ def variational_bound(
     kl = (log_variance + torch.expm1(-log_variance) + distance * torch.exp(-log_variance)) / 2
     nll = _discretised_nll(error, x0, small.sqrt() * torch.exp(log_variance / 2))
     first = (timestep == 0).view(-1, 1, 1, 1)
-    return _mean(torch.where(first, nll, kl)) / math.log(2)
+    return _mean(torch.where(first, nll, kl), pixel_weights) / math.log(2)
 
 
 def _step_table(schedule: DiscreteSchedule) -> tuple[Tensor, Tensor, Tensor]:
@@ -207,5 +237,6 @@ def _column(values: Tensor) -> Tensor:
     return values.float().view(-1, 1, 1, 1)
 
 
-def _mean(values: Tensor) -> Tensor:
-    return values.flatten(1).mean(dim=1)
+def _mean(values: Tensor, pixel_weights: Tensor | None) -> Tensor:
+    weighted = values if pixel_weights is None else values * pixel_weights
+    return weighted.flatten(1).mean(dim=1)

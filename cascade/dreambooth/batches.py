@@ -9,12 +9,30 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from PIL import Image, ImageOps
+from torch import Tensor
 
 from cascade.config.stage import StageConfig
 from cascade.data.batch import Batch, concatenate
-from cascade.data.captioned import make_pair, permutation
-from cascade.data.images import resize, square
+from cascade.data.captioned import permutation
+from cascade.data.images import Box, centred_square, resize
+from cascade.data.pairs import crop_high, draw_place, make_pair
 from cascade.diffusion.noise import derive_seed
+from cascade.dreambooth.compose import InScenes
+
+
+@dataclass(frozen=True)
+class PixelWeighting:
+    """How much each pixel of a picture counts.
+
+    Attributes:
+        masks: of the pictures, grey, of their sizes; 255 where a pixel counts fully.
+        least: the least weight.
+        unmasked: share of the rows whose pixels count alike.
+    """
+
+    masks: tuple[Image.Image, ...]
+    least: float
+    unmasked: float
 
 
 @dataclass(frozen=True)
@@ -29,6 +47,8 @@ class Kind:
         flip: mirror half of the rows.
         center_crop: take the centred square, else a random one.
         caption_dropout: share of rows that are given the unconditional text instead.
+        pixels: None where all pixels count alike.
+        in_scenes: a share of the rows shows what is cut out of the pictures instead.
     """
 
     term: str
@@ -38,6 +58,8 @@ class Kind:
     flip: bool = False
     center_crop: bool = True
     caption_dropout: float = 0.0
+    pixels: PixelWeighting | None = None
+    in_scenes: InScenes | None = None
 
 
 def made_small(kind: Kind, stage: StageConfig) -> Kind:
@@ -48,15 +70,34 @@ def made_small(kind: Kind, stage: StageConfig) -> Kind:
     """
     if not kind.center_crop:
         return kind
-    small = (resize(square(image), stage.size, stage.resize) for image in kind.images)
-    return replace(kind, images=tuple(small))
+    boxes = [centred_square(image) for image in kind.images]
+    small = [
+        resize(image.crop(box), stage.size, stage.resize)
+        for image, box in zip(kind.images, boxes, strict=True)
+    ]
+    if kind.pixels is None:
+        return replace(kind, images=tuple(small))
+    masks = [
+        resize(mask.crop(box), stage.size, "box")
+        for mask, box in zip(kind.pixels.masks, boxes, strict=True)
+    ]
+    pixels = replace(kind.pixels, masks=tuple(masks))
+    return replace(kind, images=tuple(small), pixels=pixels)
+
+
+@dataclass(frozen=True)
+class _Row:
+    high: Tensor
+    low: Tensor | None
+    weights: Tensor | None
+    prompt: str | None
 
 
 @dataclass(frozen=True)
 class DreamBoothSamples:
     """Rows of one stage: at each position one row of every kind, each with its own noise.
 
-    Every picture of a kind is seen once before one is seen again.
+    Every picture of a kind is seen once before one is seen again, as it is or cut out.
     """
 
     stage: StageConfig
@@ -71,45 +112,85 @@ class DreamBoothSamples:
         return batch
 
     def _rows(self, kind: Kind, positions: Sequence[int]) -> Batch:
-        numbers = [self._number(kind, position) for position in positions]
-        pairs = []
-        for position, number in zip(positions, numbers, strict=True):
-            rng = np.random.default_rng(derive_seed(self.seed, kind.term, "row", position))
-            pairs.append(make_pair(self.stage, self._picture(kind, number, rng), rng))
-        low = [low for _, low in pairs if low is not None]
+        rows = [self._row(kind, position) for position in positions]
+        low = [row.low for row in rows if row.low is not None]
+        weights = [row.weights for row in rows if row.weights is not None]
         return Batch(
-            images=torch.stack([high for high, _ in pairs]),
+            images=torch.stack([row.high for row in rows]),
             low_res=torch.stack(low) if low else None,
-            prompts=tuple(
-                self._prompt(kind, position, number)
-                for position, number in zip(positions, numbers, strict=True)
-            ),
+            prompts=tuple(row.prompt for row in rows),
             seeds=tuple(derive_seed(self.seed, kind.term, "noise", p) for p in positions),
-            weights=torch.full((len(pairs),), kind.weight),
-            terms=(kind.term,) * len(pairs),
-            positions=len(pairs),
+            weights=torch.full((len(rows),), kind.weight),
+            terms=(kind.term,) * len(rows),
+            positions=len(rows),
+            pixel_weights=torch.stack(weights) if weights else None,
         )
 
-    def _number(self, kind: Kind, position: int) -> int:
-        """Which picture of its kind stands at a position."""
-        epoch, place = divmod(position, len(kind.images))
-        order = permutation(len(kind.images), derive_seed(self.seed, kind.term, "epoch", epoch))
-        return int(order[place])
+    def _row(self, kind: Kind, position: int) -> _Row:
+        """One row; what chooses and makes its picture draws from streams of its own.
 
-    def _prompt(self, kind: Kind, position: int, number: int) -> str | None:
-        rng = np.random.default_rng(derive_seed(self.seed, kind.term, "caption", position))
-        dropped = rng.random() < kind.caption_dropout
-        return None if dropped else kind.prompts[number % len(kind.prompts)]
-
-    def _picture(self, kind: Kind, number: int, rng: np.random.Generator) -> Image.Image:
+        So a photo's row is the same whether others show the subject in scenes or not.
+        """
+        number = self._shuffled(kind, "epoch", len(kind.images), position)
+        scenes = kind.in_scenes
+        share = scenes.config.share if scenes is not None else 0.0
+        if scenes is not None and self._rng(kind, "in scene", position).random() < share:
+            return self._scene_row(kind, scenes, number, position)
+        rng = self._rng(kind, "row", position)
         image = kind.images[number]
-        image = square(image) if kind.center_crop else _random_square(image, rng)
-        image = resize(image, self.stage.size, self.stage.resize)
-        return ImageOps.mirror(image) if kind.flip and rng.random() < 0.5 else image
+        box = centred_square(image) if kind.center_crop else _random_square(image, rng)
+        mirrored = kind.flip and rng.random() < 0.5
+        picture = resize(image.crop(box), self.stage.size, self.stage.resize)
+        place = draw_place(self.stage, rng)
+        weights: Tensor | None = None
+        if kind.pixels is not None:
+            mask = resize(kind.pixels.masks[number].crop(box), self.stage.size, "box")
+            if self._rng(kind, "unmasked", position).random() < kind.pixels.unmasked:
+                mask = Image.new("L", mask.size, 255)
+            whole = pixel_weights(_mirrored(mask, mirrored), kind.pixels.least)
+            weights = crop_high(self.stage, whole, place)
+        dropped = self._rng(kind, "caption", position).random() < kind.caption_dropout
+        prompt = None if dropped else kind.prompts[number % len(kind.prompts)]
+        return _Row(*make_pair(self.stage, _mirrored(picture, mirrored), place), weights, prompt)
+
+    def _scene_row(self, kind: Kind, scenes: InScenes, number: int, position: int) -> _Row:
+        """The subject of a photo in a scene; all its pixels are what the caption says."""
+        rng = self._rng(kind, "scene", position)
+        scene = self._shuffled(kind, "scenes", len(scenes.scenes), position)
+        picture = scenes.compose(number, scene, rng)
+        mirrored = kind.flip and rng.random() < 0.5
+        high, low = make_pair(self.stage, _mirrored(picture, mirrored), draw_place(self.stage, rng))
+        weights = None if kind.pixels is None else torch.ones(1, *high.shape[1:])
+        return _Row(high, low, weights, scenes.prompts[scene % len(scenes.prompts)])
+
+    def _shuffled(self, kind: Kind, name: str, count: int, position: int) -> int:
+        """Which of a number of pictures stands at a position; all do before one does again."""
+        epoch, place = divmod(position, count)
+        return int(permutation(count, derive_seed(self.seed, kind.term, name, epoch))[place])
+
+    def _rng(self, kind: Kind, purpose: str, position: int) -> np.random.Generator:
+        return np.random.default_rng(derive_seed(self.seed, kind.term, purpose, position))
 
 
-def _random_square(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+def pixel_weights(mask: Image.Image, least: float) -> Tensor:
+    """Weights of a picture's pixels, 1 H W: max(mask, least), divided by their mean.
+
+    The mean over the picture is 1: where the squared error does not depend on the mask, the loss of
+    the row keeps its expected size, and with it the learning rate and lambda keep their meaning.
+    A row's loss is sum(w e^2) / sum(w) of the whole picture; of a crop that shows little of the
+    subject it is less, and of one that shows much of it more.
+    """
+    share = torch.from_numpy(np.array(mask, np.float32))[None] / 255
+    weights = share.clamp(min=least)
+    return weights / weights.mean()
+
+
+def _mirrored(image: Image.Image, mirrored: bool) -> Image.Image:
+    return ImageOps.mirror(image) if mirrored else image
+
+
+def _random_square(image: Image.Image, rng: np.random.Generator) -> Box:
     side = min(image.size)
     left = int(rng.integers(0, image.width - side + 1))
     top = int(rng.integers(0, image.height - side + 1))
-    return image.crop((left, top, left + side, top + side))
+    return left, top, left + side, top + side

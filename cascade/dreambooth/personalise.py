@@ -19,12 +19,19 @@ from cascade.config.train import TrainConfig
 from cascade.data.batch import Prefetched
 from cascade.data.images import resize, square, to_tensors
 from cascade.diffusion.noise import derive_seed
-from cascade.dreambooth.batches import DreamBoothSamples, Kind, made_small
-from cascade.dreambooth.plan import Plan, make_plan, photo_prompt, run_of, tuned_config
-from cascade.dreambooth.prior import Prior, class_images, given_class_images, read_class_images
+from cascade.dreambooth.batches import DreamBoothSamples
+from cascade.dreambooth.kinds import kinds
+from cascade.dreambooth.masks import write_sheet
+from cascade.dreambooth.plan import (
+    Plan,
+    all_prompts,
+    make_plan,
+    photo_prompt,
+    run_of,
+    tuned_config,
+)
 from cascade.files import write_bytes
 from cascade.pipeline import print_licence
-from cascade.progress import progress_bar
 from cascade.sampling import prompt_table
 from cascade.stage import Stage
 from cascade.text.prompts import PromptTable
@@ -44,7 +51,7 @@ def personalise(config: DreamBoothConfig) -> Path:
     """Tune a cascade on a subject and write the complete personalised cascade.
 
     Started again with the same settings it goes on where it was: finished stages are kept, an
-    unfinished one resumes from its checkpoint, class images that exist are not drawn again.
+    unfinished one resumes from its checkpoint, pictures that exist are not drawn again.
 
     Returns:
         The folder of the new cascade, `config.output_dir`.
@@ -58,6 +65,7 @@ def personalise(config: DreamBoothConfig) -> Path:
         if here.first:
             print_licence(plan.manifest)
             _say_what(plan)
+            _show_masks(plan)
             if (plan.source / plan.manifest.text_encoder).is_dir():  # else there is a store
                 _copy(plan.source, config.output_dir, plan.manifest.text_encoder)
         table = _embed(plan, here.first)
@@ -81,11 +89,13 @@ def personalise(config: DreamBoothConfig) -> Path:
 
 
 def _identity(plan: Plan) -> str:
-    """What makes a run this run: its settings, the very photos and the very weights."""
+    """What makes a run this run: its settings, the very photos, masks and weights."""
     weights = [plan.source / folder / "model.safetensors" for folder in plan.stages]
+    photos, masks = plan.subject.photos.paths, plan.subject.masks
     identity = {
         "settings": plan.config.model_dump(mode="json"),
-        "photos": {path.name: _digest(path) for path in plan.subject.photos.paths},
+        "photos": {path.name: _digest(path) for path in photos},
+        "masks": {path.name: mask.origin for path, mask in zip(photos, masks, strict=False)},
         "weights": {path.parent.name: _digest(path) for path in weights},
     }
     return json.dumps(identity, indent=2) + "\n"
@@ -100,9 +110,8 @@ def _tune(plan: Plan, folder: str, table: PromptTable, here: Processes) -> None:
     """Tune one stage and publish it."""
     config = plan.config
     run = run_of(config, plan.stages[folder])
-    found = _kinds(plan, folder, table, here)
-    kinds = tuple(made_small(kind, plan.stages[folder]) for kind in found)
-    stage = Stage.load(plan.source / folder, here.device)  # those that drew class images are freed
+    rows = kinds(plan, folder, table, here)
+    stage = Stage.load(plan.source / folder, here.device)  # those that drew pictures are freed
     if run.objective.variance == "drop":
         stage = drop_variance(stage)
     stage = stage.with_network(stage.network, tuned_config(plan, stage.config))
@@ -111,7 +120,7 @@ def _tune(plan: Plan, folder: str, table: PromptTable, here: Processes) -> None:
     tuned = train(
         stage,
         make_objective(stage, run.objective),
-        Prefetched(DreamBoothSamples(stage.config, kinds, derive_seed(config.seed, folder))),
+        Prefetched(DreamBoothSamples(stage.config, rows, derive_seed(config.seed, folder))),
         table,
         run,
         run_dir,
@@ -122,65 +131,10 @@ def _tune(plan: Plan, folder: str, table: PromptTable, here: Processes) -> None:
         tuned.save(config.output_dir / folder)
 
 
-def _kinds(plan: Plan, folder: str, table: PromptTable, here: Processes) -> tuple[Kind, ...]:
-    """The photos, and the class images where the prior of this stage is preserved."""
-    recipe, subject = plan.config.recipe, plan.subject
-    instance = Kind(
-        term="instance",
-        images=subject.images,
-        prompts=(photo_prompt(plan, plan.stages[folder]),),
-        flip=recipe.flip,
-        center_crop=recipe.center_crop,
-    )
-    is_base = plan.stages[folder].low_res is None
-    if recipe.prior is None or not (is_base or recipe.prior.super_resolution):
-        return (instance,)
-    own = given_class_images(plan.config.class_data_dir)
-    of_class = Kind(
-        term="prior",
-        images=read_class_images(own or _draw_class_images(plan, folder, table, here)),
-        # Of a person's own pictures nobody knows the scenes.
-        prompts=(subject.class_prompt,) if own else recipe.prior.prompts(subject.class_prompt),
-        weight=recipe.prior.weight,
-        caption_dropout=recipe.prior.caption_dropout,
-    )
-    return instance, of_class
-
-
-def _draw_class_images(plan: Plan, folder: str, table: PromptTable, here: Processes) -> list[Path]:
-    """Draw what is missing of a stage's class images, all processes together."""
-    config, names = plan.config.recipe.prior, list(plan.stages)
-    assert config is not None, "without prior preservation nothing is drawn"
-    frozen = [
-        Stage.load(plan.source / name, here.device) for name in names[: names.index(folder) + 1]
-    ]
-    prior = Prior(tuple(frozen), plan.subject.class_prompt, config, plan.config.seed)
-    with progress_bar(console, here.first) as bar:
-        task = bar.add_task("class images", total=config.images, details="")
-        paths = class_images(
-            prior,
-            table,
-            plan.config.class_data_dir,
-            here.rank,
-            here.world,
-            lambda done, total: bar.update(task, completed=done, total=total),
-        )
-        bar.update(task, completed=len(paths))
-    here.barrier()
-    return paths
-
-
 def _embed(plan: Plan, shown: bool) -> PromptTable:
     """Embed the few prompts of the run once; the encoder is freed on return."""
-    subject, prior = plan.subject, plan.config.recipe.prior
-    prompts = {
-        subject.instance_prompt,
-        subject.sr_prompt,
-        *(prior.prompts(subject.class_prompt) if prior else ()),
-        *plan.config.validation_prompts,
-    }
     encoder = ready(plan.text, plan.config.encoder_mode)
-    table = prompt_table(encoder, sorted(prompts), next(iter(plan.stages.values())))
+    table = prompt_table(encoder, sorted(all_prompts(plan)), next(iter(plan.stages.values())))
     if shown and isinstance(encoder, TextEncoder):
         console.print(f"The text encoder ({encoder.mode}) has read the prompts and is freed.")
     return table
@@ -221,3 +175,12 @@ def _say_what(plan: Plan) -> None:
         f"(identifier '{subject.config.identifier}'); tuning {', '.join(plan.tuned)}.",
         markup=False,  # "[v]" is an identifier
     )
+
+
+def _show_masks(plan: Plan) -> None:
+    """Write the masks' contact sheet and say where, before the long work begins."""
+    if not plan.subject.masks:
+        return
+    sheet = plan.config.output_dir / "masks.png"
+    write_sheet(plan.subject.photos, plan.subject.masks, sheet)
+    console.print(f"The photos' masks are shown in {sheet}; have a look.", markup=False)

@@ -94,6 +94,19 @@ def tuned_config(plan: Plan, stage: StageConfig) -> StageConfig:
     return stage.model_copy(update=changes)
 
 
+def all_prompts(plan: Plan) -> set[str]:
+    """Every prompt that the run needs embedded."""
+    recipe, subject = plan.config.recipe, plan.subject
+    prompts = {subject.instance_prompt, subject.sr_prompt, *plan.config.validation_prompts}
+    if recipe.prior is not None:
+        prompts.update(recipe.class_prompts(subject.class_prompt))
+    if recipe.scene_rows is not None:
+        prompts.update(scene.prompt for scene in recipe.scenes)
+        prompts.update(recipe.in_scenes(subject.instance_prompt))
+        prompts.update(recipe.in_scenes(subject.sr_prompt))
+    return prompts
+
+
 def photo_prompt(plan: Plan, stage: StageConfig) -> str:
     """What a stage is told of the photos."""
     subject = plan.subject

@@ -7,6 +7,7 @@ from PIL import Image
 from cascade.config.dreambooth import DreamBoothConfig
 from cascade.config.stage import StageConfig, SubjectConfig
 from cascade.data.images import Photos, read_photos
+from cascade.dreambooth.masks import Mask, read_masks
 from cascade.errors import UserError
 from cascade.text.identifier import check_identifier, find_identifiers
 from cascade.text.tokenizer import Tokenizer
@@ -18,6 +19,7 @@ class Subject:
 
     Attributes:
         photos: the 3 to 5 pictures of the subject.
+        masks: where it is in each; empty where masks are not used.
         config: the identifier and the class noun, as the checkpoints record them.
         instance_prompt: names the subject, `a [V] [class noun]`.
         sr_prompt: what super-resolution stages are told of the photos; need not name the subject.
@@ -25,6 +27,7 @@ class Subject:
     """
 
     photos: Photos
+    masks: tuple[Mask, ...]
     config: SubjectConfig
     instance_prompt: str
     sr_prompt: str
@@ -47,7 +50,8 @@ def read_subject(
         tokenizer: the cascade's, which the identifier must survive.
 
     Raises:
-        UserError: there are no usable photos, or the identifier or the prompts cannot work.
+        UserError: there are no usable photos or masks, or the identifier or the prompts cannot
+            work.
     """
     photos = read_photos(config.instance_data_dir, max(stage.size for stage in stages))
     noun = config.class_noun.strip()
@@ -60,8 +64,10 @@ def read_subject(
         identifier = config.identifier.strip()
     check_identifier(tokenizer, cleaning, identifier, noun)
     instance_prompt = _fill(config.instance_prompt, identifier, noun, needs="{identifier}")
+    masked = config.recipe.masks
     return Subject(
         photos=photos,
+        masks=() if masked is None else read_masks(photos, masked.source),
         config=SubjectConfig(identifier=identifier, class_noun=noun),
         instance_prompt=instance_prompt,
         sr_prompt=(

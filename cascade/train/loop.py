@@ -191,7 +191,7 @@ def _row_losses(
     cond = Conditioning(
         to_device(text.embedding, device), to_device(text.mask, device), batch.low_res
     )
-    return objective(denoiser, batch.images, cond, noise)
+    return objective(denoiser, batch.images, cond, noise, batch.pixel_weights)
 
 
 def _noise(batch: Batch, first: int, config: TrainConfig) -> NoiseSource:

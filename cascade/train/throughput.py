@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from cascade.config.stage import StageConfig
 from cascade.config.train import TrainConfig
 from cascade.data.batch import Batch
-from cascade.data.captioned import crop_sides
+from cascade.data.pairs import crop_sides
 from cascade.model.backend import set_backend
 from cascade.stage import skeleton
 from cascade.train.distributed import Processes

@@ -48,7 +48,7 @@ def refused(
     def work(*_: object, **__: object) -> None:
         raise AssertionError("work was begun")
 
-    for place in ("dreambooth.personalise.train", "dreambooth.personalise.class_images"):
+    for place in ("dreambooth.personalise.train", "dreambooth.kinds.make_pictures"):
         monkeypatch.setattr(f"cascade.{place}", work)
     monkeypatch.setattr("cascade.train.pretrain.train", work)
     monkeypatch.setattr("cascade.pipeline.sample_stage", work)
@@ -78,6 +78,7 @@ def dreambooth(refused: Refusal, tiny_cascade: Path, photos: Path, tmp_path: Pat
             "instance_data_dir": photos,
             "class_noun": "dog",
             "output_dir": tmp_path / "new",
+            "masks": "none",
         } | changes
         arguments = [part for name, value in flags.items() for part in (f"--{name}", value)]
         sentence = refused("dreambooth", *arguments)
@@ -322,7 +323,7 @@ def test_files_that_are_no_pictures_are_skipped_and_said(
     for name in ("_embed", "_tune"):  # what is said comes before the work, which is not of interest
         monkeypatch.setattr(f"cascade.dreambooth.personalise.{name}", lambda *_: None)
     folder = fill(tmp_path / "mixed", a_png=photo(), notes_txt=b"the dog", clip_mov=b"\0")
-    places = ("--instance_data_dir", folder, "--output_dir", tmp_path / "new")
+    places = ("--instance_data_dir", folder, "--output_dir", tmp_path / "new", "--masks", "none")
     done = command("dreambooth", "--cascade", tiny_cascade, *places, "--class_noun", "[toy] dog")
     assert done.status == 0
     assert "Skipped, no pictures: clip.mov, notes.txt" in done.out

@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator
 from inspect import signature
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cascade.cli.dreambooth import dreambooth
 from cascade.cli.recipe import PATHS, recipe_from_flags
-from cascade.config.dreambooth import RECIPES, Recipe
+from cascade.config.dreambooth import RECIPES, MaskConfig, Recipe
 from cascade.config.stage import RecipeName
 from cascade.errors import UserError
 
@@ -22,6 +23,12 @@ VALUES: dict[str, Any] = {
     "prior_caption_dropout": 0.125,
     "sample_batch_size": 5,
     "sr_prior_preservation": True,
+    "class_scenes": True,
+    "unmasked_weight": 0.3,
+    "unmasked_probability": 0.75,
+    "scene_share": 0.5,
+    "num_scene_images": 13,
+    "sr_scenes": False,
     "max_train_steps": 123,
     "learning_rate": 3e-6,
     "train_batch_size": 6,
@@ -90,6 +97,7 @@ def test_a_flag_lands_where_it_should_and_nowhere_else(flag: str) -> None:
         ("seed", {"base", "super_resolution"}),
         ("num_class_images", {"prior"}),
         ("sr_prior_preservation", {"prior"}),
+        ("scene_share", {"masks"}),
     ],
 )
 def test_a_flag_belongs_to_its_stages(flag: str, stages: set[str]) -> None:
@@ -109,14 +117,6 @@ def test_derived_flags() -> None:
         assert run.precision == "bf16"
         assert run.objective.weighting == "min_snr"
         assert run.optimizer.betas == (0.5, 0.6)
-    scenes = recipe_from_flags(START, {"class_scenes": "on the beach, in  snow "}, world=1)
-    assert scenes.prior is not None
-    assert scenes.prior.scenes == ("on the beach", "in  snow")
-    with pytest.raises(UserError, match=r"prior\.scenes"):
-        recipe_from_flags(START, {"class_scenes": "on the beach,"}, world=1)
-    none = recipe_from_flags(scenes, {"class_scenes": ""}, world=1)
-    assert none.prior is not None
-    assert none.prior.scenes == ()
     small = recipe_from_flags(START, {"use_8bit_adam": True}, world=1)
     assert [run.optimizer.name for run in (small.base, small.super_resolution)] == ["adamw8bit"] * 2
     full = recipe_from_flags(START, {"mixed_precision": "no"}, world=1)
@@ -162,6 +162,34 @@ def test_prior_preservation_is_switched_off_and_on() -> None:
     assert on.prior.images == 3
     kept = recipe_from_flags(START, {"prior_preservation": True}, world=1)
     assert kept.prior == START.prior
+
+
+def test_masks_are_switched_off_and_on() -> None:
+    off = recipe_from_flags(START, {"masks": "none", "unmasked_weight": 0.5}, world=1)
+    assert off.masks is None
+    assert off.scene_rows is None
+    on = recipe_from_flags(off, {"masks": "alpha", "unmasked_weight": 0.5}, world=1)
+    assert on.masks == MaskConfig(source="alpha", unmasked_weight=0.5)
+    assert START.masks is not None
+    kept = recipe_from_flags(START, {"masks": "some/masks"}, world=1)
+    assert kept.masks == START.masks.model_copy(update={"source": Path("some/masks")})
+    assert Recipe.model_validate(kept.model_dump(mode="json")) == kept
+
+
+def test_scenes_are_a_phrase_and_what_draws_it_empty() -> None:
+    text = "on the beach = a beach, in  snow=snow "
+    scenes = recipe_from_flags(START, {"scenes": text}, world=1).scenes
+    assert [(one.phrase, one.prompt) for one in scenes] == [
+        ("on the beach", "a beach"),
+        ("in  snow", "snow"),
+    ]
+    for text in ("on the beach", "on the beach = a beach,", "= a beach"):
+        with pytest.raises(UserError, match=r"scenes\.\d\.(prompt|phrase)"):
+            recipe_from_flags(START, {"scenes": text}, world=1)
+    with pytest.raises(UserError, match="need a list of scenes"):
+        recipe_from_flags(START, {"scenes": ""}, world=1)
+    none = recipe_from_flags(START, {"scenes": "", "scene_share": 0.0}, world=1)
+    assert none.scenes == ()
 
 
 def test_values_that_do_not_work_are_named() -> None:

@@ -1,11 +1,20 @@
 """Settings of a personalisation that takes a second or two, and one such run that has ended."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image, ImageDraw
 
-from cascade.config.dreambooth import DreamBoothConfig, PriorConfig, Recipe
+from cascade.config.dreambooth import (
+    DreamBoothConfig,
+    MaskConfig,
+    PriorConfig,
+    Recipe,
+    Scene,
+    SceneRowsConfig,
+)
 from cascade.config.stage import SamplerConfig
 from cascade.config.train import OptimizerConfig, TrainConfig
 from cascade.dreambooth.personalise import personalise
@@ -37,6 +46,41 @@ RECIPE = Recipe(
 def recipe() -> Recipe:
     """Five class images, five steps of the base, three of super-resolution."""
     return RECIPE
+
+
+@pytest.fixture(scope="session")
+def photos_with_masks(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The photos, each with a mask beside it; read it only."""
+    folder = tmp_path_factory.mktemp("masked") / "photos"
+    shutil.copytree(photos, folder)
+    for path in list(folder.iterdir()):
+        mask = Image.new("L", (64, 64))
+        ImageDraw.Draw(mask).ellipse((16, 16, 48, 40), fill=255)
+        mask.save(folder / f"{path.stem}-masklabel.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def masked(recipe: Recipe) -> Recipe:
+    """The recipe with masks, scenes in half of the photos' rows, and the class in scenes too."""
+    rows = SceneRowsConfig(
+        share=0.5,
+        images=4,
+        batch_size=2,
+        sampler=SamplerConfig(steps=2, guidance=1.0),
+        super_resolution=True,
+    )
+    assert recipe.prior is not None
+    return recipe.model_copy(
+        update={
+            "masks": MaskConfig(scenes=rows),
+            "scenes": (
+                Scene(phrase="on the beach", prompt="a beach"),
+                Scene(phrase="in the snow", prompt="snow"),
+            ),
+            "prior": recipe.prior.model_copy(update={"in_scenes": True}),
+        }
+    )
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ from PIL import Image, ImageOps
 
 from cascade.config.stage import StageConfig
 from cascade.data.images import resize, square, to_tensor
+from cascade.diffusion.noise import derive_seed
 from cascade.dreambooth.batches import DreamBoothSamples, Kind, made_small
 from cascade.stage import read_stage_config
 
@@ -91,6 +92,30 @@ def test_a_row_is_a_function_of_seed_and_position(super_resolution: StageConfig)
     other = DreamBoothSamples(super_resolution, (instance, PRIOR), seed=1).rows([6])
     assert not torch.equal(other.images, alone.images)
     assert set(other.seeds).isdisjoint(alone.seeds)
+
+
+def test_what_is_random_comes_from_streams_that_stay(super_resolution: StageConfig) -> None:
+    """A run that began before an update goes on with the same rows after it."""
+    kind = replace(INSTANCE, flip=True, center_crop=False, caption_dropout=0.5)
+    batch = DreamBoothSamples(super_resolution, (kind,), seed=3).rows(range(8, 16))
+    assert batch.pixel_weights is None
+
+    def rng(purpose: str, position: int) -> np.random.Generator:
+        return np.random.default_rng(derive_seed(3, "instance", purpose, position))
+
+    for row, position in enumerate(range(8, 16)):
+        epoch, place = divmod(position, 4)
+        order = np.random.default_rng(derive_seed(3, "instance", "epoch", epoch)).permutation(4)
+        photo, draws = PHOTOS[order[place]], rng("row", position)  # 48 x 40
+        left, top = draws.integers(0, 9), draws.integers(0, 1)
+        picture = resize(photo.crop((left, top, left + 40, top + 40)), 32, "bicubic")
+        picture = ImageOps.mirror(picture) if draws.random() < 0.5 else picture
+        top, left = 2 * draws.integers(0, 9, size=2)
+        crop = to_tensor(picture)[:, top : top + 16, left : left + 16]
+        assert torch.equal(batch.images[row], crop)
+        dropped = rng("caption", position).random() < 0.5
+        assert batch.prompts[row] == (None if dropped else "a zug dog")
+        assert batch.seeds[row] == derive_seed(3, "instance", "noise", position)
 
 
 @pytest.mark.parametrize("kernel", ["bicubic", "box"])

@@ -23,8 +23,8 @@ from cascade.config.stage import (
 )
 from cascade.config.unet import UNetConfig
 from cascade.dreambooth import personalise as module
+from cascade.dreambooth.drawn import Drawing
 from cascade.dreambooth.personalise import personalise
-from cascade.dreambooth.prior import Prior
 from cascade.errors import UserError
 from cascade.model.unet import UNet
 from cascade.pipeline import Cascade
@@ -140,13 +140,13 @@ def test_class_images_are_drawn_the_checkpoint_s_way_without_guidance(
     tmp_path: Path, tuning: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     used: list[SamplerConfig] = []
-    samplers = Prior.samplers
+    samplers = Drawing.samplers
 
-    def noted(prior: Prior) -> list[SamplerConfig]:
-        used.extend(samplers(prior))
-        return samplers(prior)
+    def noted(drawing: Drawing) -> list[SamplerConfig]:
+        used.extend(samplers(drawing))
+        return samplers(drawing)
 
-    monkeypatch.setattr(Prior, "samplers", noted)
+    monkeypatch.setattr(Drawing, "samplers", noted)
     personalise(tuning(tmp_path / "mine", prior=True, stages=("base16",)))
     assert set(used) == {BASE.sampler.model_copy(update={"guidance": 1.0})}
 

@@ -29,6 +29,7 @@ def test_two_processes_are_one(
         "class-data-dir": tmp_path / "class-two",
         "num-class-images": 6,
         "sample-batch-size": 2,
+        "masks": "none",
         "stages": "sr32",
         "sr-max-train-steps": 4,
         "sr-train-batch-size": 2,

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from cascade.config.train import ObjectiveConfig, TrainConfig
 from cascade.data.batch import Batch, Prefetched
+from cascade.diffusion.denoiser import Conditioning
+from cascade.diffusion.noise import Noise
 from cascade.dreambooth.batches import DreamBoothSamples, Kind
 from cascade.sampling import prompt_table
 from cascade.stage import Stage
@@ -90,6 +92,31 @@ def test_the_loss_is_mean_instance_plus_lambda_mean_prior(
     assert status["loss/instance"] == pytest.approx(instance, rel=1e-4)
     assert status["loss/prior"] == pytest.approx(prior, rel=1e-4)
     assert status["loss"] == pytest.approx(instance + LAMBDA * prior, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["base16", "sr32"])
+def test_a_masked_row_is_the_weighted_mean_of_its_pixels(
+    tiny_cascade: Path, photos: Path, table: PromptTable, name: str
+) -> None:
+    stage = Stage.load(tiny_cascade / name)
+    objective = make_objective(stage, ObjectiveConfig())
+    batch = _samples(stage, photos).rows(range(2))
+    text = table.rows(batch.prompts)
+    cond = Conditioning(text.embedding, text.mask, batch.low_res)
+
+    def losses(weights: Tensor | None) -> Tensor:
+        with torch.no_grad():
+            noise = Noise(batch.seeds)
+            return objective(stage.denoiser, batch.images, cond, noise, weights)["mse"]
+
+    ones, plain = torch.ones_like(batch.images[:, :1]), losses(None)
+    assert torch.equal(losses(ones), plain)
+    left = ones.clone()
+    left[..., 8:] = 0
+    # The two halves' parts are the whole; one row's weights leave the others alone.
+    torch.testing.assert_close(losses(left) + losses(ones - left), plain)
+    mixed = torch.cat([left[:1], ones[1:]])
+    torch.testing.assert_close(losses(mixed), torch.cat([losses(left)[:1], plain[1:]]))
 
 
 def test_every_row_has_its_own_timestep_and_noise(

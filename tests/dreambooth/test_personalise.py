@@ -14,8 +14,8 @@ from rich.console import Console
 from cascade.config.dreambooth import DreamBoothConfig, Recipe
 from cascade.diffusion.noise import derive_seed
 from cascade.dreambooth import personalise as module
+from cascade.dreambooth.drawn import Drawing
 from cascade.dreambooth.personalise import personalise
-from cascade.dreambooth.prior import Prior
 from cascade.errors import UserError
 from cascade.info import describe
 from cascade.pipeline import Cascade, read_manifest
@@ -131,7 +131,7 @@ def test_the_next_run_uses_the_same_class_images(
     def refuse(*arguments: object) -> None:
         raise AssertionError("class images were drawn again")
 
-    monkeypatch.setattr(Prior, "draw", refuse)
+    monkeypatch.setattr(Drawing, "draw", refuse)
     config = settings(tmp_path / "mine", class_data_dir=whole.parent / "class")
     assert _files(personalise(config) / "base16") == _files(whole / "base16")
 
@@ -146,12 +146,13 @@ def test_class_pictures_of_ones_own(
     def refuse(*arguments: object) -> None:
         raise AssertionError("there are class pictures already")
 
-    monkeypatch.setattr(Prior, "draw", refuse)
+    monkeypatch.setattr(Drawing, "draw", refuse)
     assert recipe.prior is not None
-    prior = {**recipe.prior.model_dump(), "scenes": ("in the snow",)}  # of drawn ones only
+    prior = {**recipe.prior.model_dump(), "in_scenes": True}  # of drawn ones only
+    scenes = [{"phrase": "in the snow", "prompt": "snow"}]
     own = {"class_data_dir": photos, "stages": ("base16",)}
     personalise(settings(tmp_path / "mine", **own))
-    personalise(settings(tmp_path / "scenes", _changed(recipe, prior=prior), **own))
+    personalise(settings(tmp_path / "scenes", _changed(recipe, prior=prior, scenes=scenes), **own))
     tuned = [tmp_path / name / "base16" / "model.safetensors" for name in ("mine", "scenes")]
     assert tuned[0].read_bytes() == tuned[1].read_bytes()
     log = read_log(tmp_path / "mine" / "runs" / "base16" / "log.jsonl")

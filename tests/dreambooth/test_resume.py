@@ -107,6 +107,7 @@ def test_the_command_stopped_by_ctrl_c_goes_on(
         "output-dir": tmp_path / "cut",
         "class-data-dir": tmp_path / "class",
         "num-class-images": 2,
+        "masks": "none",
         "stages": "base16",
         "max-train-steps": 40,
         "train-batch-size": 1,

@@ -1,7 +1,8 @@
-"""Class images: what the frozen cascade draws for `a [class noun]` (DreamBooth section 3.3).
+"""What the frozen cascade draws before it is tuned: class images, and scenes for the subject.
 
-They are kept on disk under a key of everything they depend on, made in batches, and a run that was
-cut short goes on where it stopped and ends with the same files.
+Class images are what it draws for `a [class noun]` (DreamBooth section 3.3). Sets of pictures are
+kept on disk under a key of everything they depend on, made in batches, and a run that was cut short
+goes on where it stopped and ends with the same files.
 """
 
 import hashlib
@@ -14,40 +15,34 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
-from cascade.config.dreambooth import PriorConfig
+from cascade.config.dreambooth import DrawnConfig
 from cascade.config.stage import SamplerConfig
 from cascade.data.images import SUFFIXES, read_image, read_photos, to_pil, write_png
 from cascade.diffusion.noise import derive_seed
-from cascade.errors import UserError
 from cascade.files import write_bytes
 from cascade.sampling import sample_stage
 from cascade.stage import Stage
 from cascade.text.prompts import PromptSource
 
 OnImages = Callable[[int, int], None]
-"""Called with (class images there, of how many)."""
+"""Called with (pictures there, of how many)."""
 
 
 @dataclass(frozen=True)
-class Prior:
-    """The recipe of a set of class images: every value that a picture depends on.
+class Drawing:
+    """A set of pictures that is drawn: every value that a picture depends on.
 
     Attributes:
-        stages: the frozen stages, base first; the last one's pictures are the class images.
-        prompt: `a [class noun]`.
+        stages: the frozen stages, base first; the last one's pictures are the set.
+        prompts: what the pictures show, by turns.
         config: how many, and the base's sampler.
-        seed: the run's.
+        seed: of the set.
     """
 
     stages: tuple[Stage, ...]
-    prompt: str
-    config: PriorConfig
+    prompts: tuple[str, ...]
+    config: DrawnConfig
     seed: int
-
-    @property
-    def prompts(self) -> tuple[str, ...]:
-        """What the class images show, by turns."""
-        return self.config.prompts(self.prompt)
 
     def samplers(self) -> list[SamplerConfig]:
         """The base's by the recipe; super-resolution samples by the checkpoint's own settings."""
@@ -66,7 +61,7 @@ class Prior:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:20]
 
     def draw(self, table: PromptSource, indices: Sequence[int]) -> list[Image.Image]:
-        """Draw the class images of these indices; each is a function of its index alone."""
+        """Draw the pictures of these indices; each is a function of its index alone."""
         seeds = [derive_seed(self.seed, "class image", index) for index in indices]
         prompts = [self.prompts[index % len(self.prompts)] for index in indices]
         low_res: Tensor | None = None
@@ -84,36 +79,39 @@ class Prior:
         return to_pil(low_res)
 
 
-def class_images(
-    prior: Prior,
+def make_pictures(
+    drawing: Drawing,
     table: PromptSource,
     folder: Path | None,
     rank: int = 0,
     world: int = 1,
     on_images: OnImages | None = None,
 ) -> list[Path]:
-    """Make what is missing of the class images and return all their paths.
+    """Make what is missing of a set and return all its paths.
 
     Args:
-        prior: what they depend on.
+        drawing: what the pictures depend on.
         table: holds the prompts' embeddings.
         folder: where sets are kept, each under its key. None is the user's cache.
         rank: this process's number; each makes its batches and none waits here for the others.
         world: how many processes there are.
         on_images: told about progress.
     """
-    place = (folder or default_folder()) / prior.key()
-    paths = [place / f"{index:06d}.png" for index in range(prior.config.images)]
+    place = (folder or default_folder()) / drawing.key()
+    paths = [place / f"{index:06d}.png" for index in range(drawing.config.images)]
     if rank == 0 and not all(path.is_file() for path in paths):
-        note = {"prompts": prior.prompts, "stages": [stage.config.name for stage in prior.stages]}
+        note = {
+            "prompts": drawing.prompts,
+            "stages": [stage.config.name for stage in drawing.stages],
+        }
         write_bytes((json.dumps(note) + "\n").encode(), place / "about.json")
-    size = prior.config.batch_size
+    size = drawing.config.batch_size
     for first in range(rank * size, len(paths), world * size):
         batch = range(first, min(first + size, len(paths)))
         if not all(paths[index].is_file() for index in batch):
             # The batch is drawn whole: one of another size rounds differently in its last bits,
             # and a run that was cut short would not end with the files of one that was not.
-            for index, image in zip(batch, prior.draw(table, batch), strict=True):
+            for index, image in zip(batch, drawing.draw(table, batch), strict=True):
                 if not paths[index].is_file():
                     write_png(image, paths[index])
         if on_images is not None:
@@ -134,18 +132,16 @@ def given_class_images(folder: Path | None) -> list[Path]:
     return list(read_photos(folder).paths)
 
 
-def read_class_images(paths: Sequence[Path]) -> tuple[Image.Image, ...]:
-    """Decode class images; a damaged generated one is named so that it can be removed.
+def read_pictures(paths: Sequence[Path]) -> tuple[Image.Image, ...]:
+    """Decode the pictures of a set; a damaged one is named so that it can be removed.
 
     Raises:
         UserError: a picture is corrupt or missing.
     """
-    if not paths:
-        raise UserError("There are no class images; give a number of at least one.")
     return tuple(read_image(path) for path in paths)
 
 
 def default_folder() -> Path:
-    """The user's cache of class images."""
+    """The user's cache of drawn pictures."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(cache) / "dreamcascade" / "class-images"

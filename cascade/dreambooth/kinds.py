@@ -1,0 +1,129 @@
+"""The kinds of rows that a stage is tuned on, with the pictures that are drawn for them first."""
+
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from cascade.config.dreambooth import DrawnConfig, PriorConfig, SceneRowsConfig
+from cascade.diffusion.noise import derive_seed
+from cascade.dreambooth.batches import Kind, PixelWeighting, made_small
+from cascade.dreambooth.compose import InScenes, cut_out
+from cascade.dreambooth.drawn import Drawing, given_class_images, make_pictures, read_pictures
+from cascade.dreambooth.plan import Plan, photo_prompt
+from cascade.progress import progress_bar
+from cascade.stage import Stage
+from cascade.text.prompts import PromptSource
+from cascade.train.distributed import Processes
+
+CLASS_IMAGES, SCENES = "class images", "scenes"
+console = Console()
+
+
+def kinds(plan: Plan, folder: str, table: PromptSource, here: Processes) -> tuple[Kind, ...]:
+    """The photos, and the class images where the prior of this stage is preserved.
+
+    What is missing of the pictures that the frozen cascade draws is drawn, by all processes
+    together.
+    """
+    drawn = {
+        name: draw(name, drawing, plan, table, here)
+        for name, drawing in drawings(plan, folder, here.device).items()
+    }
+    found = [_photos(plan, folder, drawn.get(SCENES))]
+    prior = _prior(plan, folder)
+    if prior is not None:
+        found.append(_class(plan, prior, drawn.get(CLASS_IMAGES)))
+    return tuple(made_small(kind, plan.stages[folder]) for kind in found)
+
+
+def drawings(plan: Plan, folder: str, device: torch.device) -> dict[str, Drawing]:
+    """What the frozen cascade draws before a stage is tuned, by what it is."""
+    recipe, seed = plan.config.recipe, plan.config.seed
+    sets: dict[str, tuple[tuple[str, ...], DrawnConfig, int]] = {}
+    prior, rows = _prior(plan, folder), _scene_rows(plan, folder)
+    if prior is not None and not given_class_images(plan.config.class_data_dir):
+        sets[CLASS_IMAGES] = (recipe.class_prompts(plan.subject.class_prompt), prior, seed)
+    if rows is not None:
+        prompts = tuple(scene.prompt for scene in recipe.scenes)
+        sets[SCENES] = (prompts, rows, derive_seed(seed, SCENES))
+    if not sets:
+        return {}
+    names = list(plan.stages)[: list(plan.stages).index(folder) + 1]
+    frozen = tuple(Stage.load(plan.source / name, device) for name in names)
+    return {name: Drawing(frozen, *parts) for name, parts in sets.items()}
+
+
+def draw(
+    name: str, drawing: Drawing, plan: Plan, table: PromptSource, here: Processes
+) -> list[Path]:
+    """Make what is missing of a set, all processes together; return all its paths."""
+    with progress_bar(console, here.first) as bar:
+        task = bar.add_task(name, total=drawing.config.images, details="")
+        paths = make_pictures(
+            drawing,
+            table,
+            plan.config.class_data_dir,
+            here.rank,
+            here.world,
+            lambda done, total: bar.update(task, completed=done, total=total),
+        )
+        bar.update(task, completed=len(paths))
+    here.barrier()
+    return paths
+
+
+def _prior(plan: Plan, folder: str) -> PriorConfig | None:
+    """The prior, where this stage's is preserved."""
+    prior = plan.config.recipe.prior
+    is_base = plan.stages[folder].low_res is None
+    return prior if prior is not None and (is_base or prior.super_resolution) else None
+
+
+def _scene_rows(plan: Plan, folder: str) -> SceneRowsConfig | None:
+    """How this stage's rows with the subject in scenes are made."""
+    rows = plan.config.recipe.scene_rows
+    is_base = plan.stages[folder].low_res is None
+    return rows if rows is not None and (is_base or rows.super_resolution) else None
+
+
+def _photos(plan: Plan, folder: str, scenes: list[Path] | None) -> Kind:
+    recipe, subject, stage = plan.config.recipe, plan.subject, plan.stages[folder]
+    masks = tuple(mask.image for mask in subject.masks)
+    prompt = photo_prompt(plan, stage)
+    pixels: PixelWeighting | None = None
+    in_scenes: InScenes | None = None
+    if recipe.masks is not None:
+        pixels = PixelWeighting(
+            masks, recipe.masks.unmasked_weight, recipe.masks.unmasked_probability
+        )
+        if scenes is not None:
+            in_scenes = InScenes(
+                config=recipe.masks.scenes,
+                cutouts=tuple(map(cut_out, subject.images, masks, [stage.size] * len(masks))),
+                scenes=read_pictures(scenes),
+                prompts=recipe.in_scenes(prompt),
+            )
+    return Kind(
+        term="instance",
+        images=subject.images,
+        prompts=(prompt,),
+        flip=recipe.flip,
+        center_crop=recipe.center_crop,
+        pixels=pixels,
+        in_scenes=in_scenes,
+    )
+
+
+def _class(plan: Plan, prior: PriorConfig, drawn: list[Path] | None) -> Kind:
+    """The class images: those that were drawn, else a person's own."""
+    recipe, prompt = plan.config.recipe, plan.subject.class_prompt
+    own = given_class_images(plan.config.class_data_dir)
+    return Kind(
+        term="prior",
+        images=read_pictures(own if drawn is None else drawn),
+        # Of a person's own pictures nobody knows the scenes.
+        prompts=(prompt,) if drawn is None else recipe.class_prompts(prompt),
+        weight=prior.weight,
+        caption_dropout=prior.caption_dropout,
+    )

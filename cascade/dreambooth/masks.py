@@ -1,0 +1,135 @@
+"""Masks of the photos: where the subject is, from whatever tells it."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from cascade.data.images import (
+    MASK_SUFFIX,
+    SUFFIXES,
+    Photos,
+    grid,
+    read_alpha,
+    read_mask,
+    write_png,
+)
+from cascade.data.saliency import U2NetP
+from cascade.errors import UserError
+
+Source = Literal["auto", "alpha"] | Path
+
+# Shares of a photo: with less or more of it marked, a mask tells nothing.
+_LEAST: Final = 0.005
+_MOST: Final = 0.995
+_TILE: Final = 256  # pixels of the contact sheet
+_GROUND: Final = "mediumseagreen"
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Where the subject is in a photo.
+
+    Attributes:
+        image: grey, of the photo's size; 255 on the subject.
+        origin: where it comes from; with the photo itself, all that it depends on.
+    """
+
+    image: Image.Image
+    origin: str
+
+
+def read_masks(photos: Photos, source: Source) -> tuple[Mask, ...]:
+    """Read a mask for each photo, or find it.
+
+    Raises:
+        UserError: a mask is missing, cannot be read, is of another shape than its photo, or marks
+            nothing or everything; or one is to be found and what finds it is not installed.
+    """
+    network: U2NetP | None = None
+    masks = []
+    for path, photo in zip(photos.paths, photos.images, strict=True):
+        mask = _given(path, photo, source, photos.paths)
+        if mask is None:
+            network = network or U2NetP()
+            mask = Mask(network(photo), f"found by U2-Net-p {network.digest}")
+        _check(path, mask)
+        masks.append(mask)
+    return tuple(masks)
+
+
+def write_sheet(photos: Photos, masks: tuple[Mask, ...], path: Path) -> None:
+    """Write a contact sheet: a row per photo, with its mask and its subject on a plain ground."""
+    tiles = []
+    for photo, mask in zip(photos.images, masks, strict=True):
+        cut = Image.composite(photo, Image.new("RGB", photo.size, _GROUND), mask.image)
+        for tile in (photo, mask.image.convert("RGB"), cut):
+            tiles.append(ImageOps.pad(tile, (_TILE, _TILE), color="white"))
+    write_png(grid(tiles, columns=3), path)
+
+
+def _given(path: Path, photo: Image.Image, source: Source, photos: tuple[Path, ...]) -> Mask | None:
+    """The mask that a person made; None where one is to be found."""
+    if isinstance(source, Path):
+        return _from_file(_in_folder(path, source, photos), photo)
+    if source == "auto":
+        beside = path.with_name(path.stem + MASK_SUFFIX)
+        if beside.is_file():
+            return _from_file(beside, photo)
+    alpha = read_alpha(path)
+    if alpha is not None and (source == "alpha" or _LEAST <= _marked(alpha) <= _MOST):
+        return Mask(alpha, "alpha")
+    if source == "alpha":
+        raise UserError(
+            f"{path} has no alpha channel to take its mask from; use --masks auto, or give a "
+            "folder of masks."
+        )
+    return None
+
+
+def _in_folder(path: Path, folder: Path, photos: tuple[Path, ...]) -> Path:
+    """The file in a folder that is a photo's mask, by OneTrainer's name or by kohya's."""
+    if not folder.is_dir():
+        raise UserError(f"There is no folder of masks {folder}; check --masks.")
+    suffixes = (".png", *sorted(SUFFIXES - {".png"}))
+    names = [path.stem + MASK_SUFFIX, *(path.stem + suffix for suffix in suffixes)]
+    for file in (folder / name for name in names):
+        if file.is_file() and file not in photos:
+            return file
+    raise UserError(
+        f"The folder {folder} holds no mask of {path.name}; add {names[1]} or {names[0]}, white "
+        "on the subject."
+    )
+
+
+def _from_file(file: Path, photo: Image.Image) -> Mask:
+    """Read a mask file, of its photo's size or of another of the same shape."""
+    image = read_mask(file)
+    width, height = photo.size
+    if abs(image.width * height / image.height - width) > max(1.0, width / image.width):
+        raise UserError(
+            f"The mask {file} is {image.width}x{image.height} but its photo, upright, is "
+            f"{width}x{height}; make it of the photo's shape."
+        )
+    if image.size != photo.size:
+        image = image.resize(photo.size, Image.Resampling.BILINEAR, reducing_gap=None)
+    return Mask(image, f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}")
+
+
+def _check(path: Path, mask: Mask) -> None:
+    marked = _marked(mask.image)
+    if not _LEAST <= marked <= _MOST:
+        what = "nothing" if marked < _LEAST else "everything"
+        raise UserError(
+            f"The mask of {path.name} ({mask.origin.rpartition(' ')[0] or mask.origin}) marks "
+            f"{what} as the subject; make {path.stem}{MASK_SUFFIX} beside it, white on the "
+            "subject, leave the photo out, or use --masks none."
+        )
+
+
+def _marked(mask: Image.Image) -> float:
+    """The share of a mask that is rather subject than background."""
+    return float((np.asarray(mask) > 127).mean())
