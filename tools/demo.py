@@ -3,8 +3,9 @@
     python tools/demo.py                                    # a cat that ships with scikit-image
     python tools/demo.py --subject my-photos --class dog    # your own
 
-Tunes the cascade twice, with and without prior preservation, draws both beside the untouched one,
-and writes `report.html`, one page that needs no server. Started again it goes on where it was.
+Tunes the cascade as its recipe says, and its base without prior preservation and without masks;
+draws all beside the untouched one, and writes `report.html`, one page that needs no server. Started
+again it goes on where it was.
 """
 
 import hashlib
@@ -23,10 +24,10 @@ from rich.console import Console
 
 from cascade.cli.mistakes import answer
 from cascade.cli.sample import usable_device
-from cascade.config.dreambooth import RECIPES, DreamBoothConfig
+from cascade.config.dreambooth import RECIPES, DreamBoothConfig, Recipe
 from cascade.config.stage import StageConfig, SubjectConfig
-from cascade.data.images import Photos, read_photos, write_png
-from cascade.dreambooth.personalise import personalise
+from cascade.data.images import Photos, read_image, read_photos, write_png
+from cascade.dreambooth.personalise import SHEET, personalise
 from cascade.environment import environment
 from cascade.errors import UserError
 from cascade.evaluate.features import EfficientNetLite0, FeatureExtractor
@@ -43,17 +44,36 @@ from cascade.evaluate.subject import (
 from cascade.pipeline import Cascade, Pictures, cascade_folder, read_manifest
 from cascade.progress import progress_bar, stage_steps
 from cascade.train.report import read_log
-from demo_report import KINDS, SHOWN, Outcome, demo_report, write_pictures
+from demo_report import (
+    AFTER,
+    BEFORE,
+    KINDS,
+    NO_MASKS,
+    NO_PRIOR,
+    Outcome,
+    demo_report,
+    write_pictures,
+)
 from tuning import draw_in_advance, stage_configs, training_seconds
 
 console = Console()
-SEEDS = range(12)
-SCENES = (
-    "{subject} on the beach",
-    "{subject} in the mountains",
-    "{subject} on a blue background",
-    "a black and white photo of {subject}",
+SEEDS = range(8)
+PROMPTS = (
+    "a {subject} on the beach",
+    "a {subject} in the snow",
+    "a {subject} on a wooden table",
+    "a {subject} in space",
+    "a {subject} in the jungle",
+    "a {subject} with a city in the background",
+    "a cartoon of a {subject}",
+    "a flat drawing of a {subject}",
+    "a purple {subject}",
+    "a green {subject}",
+    "a {subject} wearing a top hat",
+    "a {subject} wearing sunglasses",
 )
+SHARES = {BEFORE: 1, NO_MASKS: 2, AFTER: 3}
+"""How many pictures of each of these prompts every kind of cascade draws."""
 
 
 @dataclass(frozen=True)
@@ -71,19 +91,29 @@ class Work:
         """The class images' folder, which subjects share."""
         return self.folder.parent / "class-images"
 
-    def config(self, prior: bool) -> DreamBoothConfig:
-        """With prior preservation every stage is tuned; without, for comparison, the base."""
-        recipe = RECIPES[read_manifest(cascade_folder(self.cascade)).recipe]
+    def config(self, kind: str) -> DreamBoothConfig:
+        """How a kind of `KINDS` is tuned: every stage, or for comparison the base alone."""
         base = stage_configs(self.cascade)[0].name
+        less = {NO_PRIOR: {"prior": None}, NO_MASKS: {"masks": None}}
         return DreamBoothConfig(
             cascade=self.cascade,
             instance_data_dir=self.folder / "photos",
-            output_dir=self.folder / ("with-prior" if prior else "without-prior"),
+            output_dir=self.folder / kind.replace(" ", "-"),
             class_noun=self.class_noun,
             class_data_dir=self.class_images,
-            stages=() if prior else (base,),
-            recipe=recipe if prior else recipe.model_copy(update={"prior": None}),
+            stages=() if kind == AFTER else (base,),
+            recipe=self.recipe.model_copy(update=less.get(kind, {})),
         )
+
+    @property
+    def recipe(self) -> Recipe:
+        """The cascade's own."""
+        return RECIPES[read_manifest(cascade_folder(self.cascade)).recipe]
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds that are tuned: a recipe without masks has nothing to leave out there."""
+        return tuple(kind for kind in KINDS[1:] if kind != NO_MASKS or self.recipe.masks)
 
 
 def main(
@@ -95,7 +125,7 @@ def main(
     """Run the whole demonstration."""
     if (subject is None) != (class_noun is None):
         raise UserError("Give both --subject (a folder of photos) and --class (what they show).")
-    images = list(crops_of_a_cat()) if subject is None else list(read_photos(subject).images)
+    images = list(views_of_a_cat()) if subject is None else list(read_photos(subject).images)
     outcome = demonstrate(prepare(images, class_noun or "cat", output, cascade))
     report = demo_report(outcome, " ".join(["python", *sys.argv]), environment())
     write_pictures(report, output / "pictures")
@@ -121,39 +151,36 @@ def prepare(images: list[Image.Image], class_noun: str, output: Path, cascade: s
 
 
 def demonstrate(work: Work) -> Outcome:
-    """Tune the cascade with and without prior preservation and compare both with the untouched."""
+    """Tune the cascade as its recipe says and less, and compare all with the untouched one."""
     console.rule("class images and scenes")
     # Those that are there were drawn for another subject of the class.
-    times = draw_in_advance(work.config(prior=True))
-    console.rule("tuning every stage")
-    tuned = Cascade.load(personalise(work.config(prior=True)), usable_device(None))
-    console.rule("tuning the base without prior preservation")
-    plain = Cascade.load(personalise(work.config(prior=False)), usable_device(None))
+    times = draw_in_advance(work.config(AFTER))
+    cascades = {BEFORE: Cascade.load(work.cascade, usable_device(None))}
+    for kind in work.kinds:
+        console.rule(f"tuning: {kind}")
+        cascades[kind] = Cascade.load(personalise(work.config(kind)), usable_device(None))
     logs = dict(run_logs(work))
     times |= {f"tuning {run}": training_seconds(log) for run, log in logs.items()}
     with timed(times, "drawing and scoring the comparison"):
-        outcome = compare(
-            work, (Cascade.load(work.cascade, usable_device(None)), plain, tuned), logs, times
-        )
-    return outcome
+        return compare(work, cascades, logs, times)
 
 
 def run_logs(work: Work) -> Iterator[tuple[str, list[dict[str, float]]]]:
     """The statuses of every training run, by stage."""
-    for name, suffix in (("with-prior", ""), ("without-prior", " without prior preservation")):
+    for kind in work.kinds:
         for stage in stage_configs(work.cascade):
-            log = read_log(work.folder / name / "runs" / stage.name / "log.jsonl")
+            log = read_log(work.config(kind).output_dir / "runs" / stage.name / "log.jsonl")
             if log:
-                yield f"{stage.name}{suffix}", log
+                yield stage.name if kind == AFTER else f"{stage.name} {kind}", log
 
 
-def crops_of_a_cat() -> Iterator[Image.Image]:
-    """Five crops of the public-domain cat photo inside scikit-image; the last is held out."""
+def views_of_a_cat() -> Iterator[Image.Image]:
+    """Crops of the public-domain cat photo inside scikit-image; the last is held out."""
     from skimage.data import chelsea
 
     photo = Image.fromarray(chelsea())
-    for left, top, side in ((0, 0, 300), (75, 0, 300), (151, 0, 300), (90, 30, 260), (40, 10, 280)):
-        yield photo.crop((left, top, left + side, top + side))
+    for box in ((0, 0, 451, 300), (30, 0, 451, 300), (0, 0, 421, 300), (15, 10, 440, 300)):
+        yield photo.crop(box)
 
 
 @contextmanager
@@ -167,26 +194,27 @@ def timed(times: dict[str, float], name: str) -> Iterator[None]:
 
 def compare(
     work: Work,
-    cascades: tuple[Cascade, ...],
+    cascades: Mapping[str, Cascade],
     logs: dict[str, list[dict[str, float]]],
     times: dict[str, float],
 ) -> Outcome:
     """Draw the same seeds with every cascade and score them."""
-    frozen, _, tuned = cascades
+    frozen, tuned = cascades[BEFORE], cascades[AFTER]
     configs = [stage.config for stage in tuned.stages]
     subject = configs[0].subject
     assert subject is not None, "a personalised cascade records its subject"
-    drawn = dict(zip(KINDS, drawings(cascades, subject), strict=True))
+    drawn = dict(drawings(cascades, subject))
     extractor = EfficientNetLite0(usable_device(None))
     photos = work.photos.images
-    in_scenes = scenes(tuned, subject)
+    pictures = elsewhere(cascades, subject)
     return Outcome(
         subject=subject,
         photos=photos,
         held_out=work.held_out,
         drawn=drawn,
-        scenes=in_scenes,
-        scene_accuracy=scene_accuracy(work.cascade, in_scenes),
+        masks=read_image(work.config(AFTER).output_dir / SHEET) if work.recipe.masks else None,
+        elsewhere=pictures,
+        accuracy=accuracy(work.cascade, pictures),
         reconstructions={
             stage.name: reconstructions(work, (frozen, tuned), stage, extractor)
             for stage in configs
@@ -194,8 +222,8 @@ def compare(
         },
         scores={
             stage.name: {
-                kind: score_subject(pictures, drawn[KINDS[0]], photos, extractor, stage.name)
-                for kind, pictures in drawn.items()
+                kind: score_subject(shown, drawn[BEFORE], photos, extractor, stage.name)
+                for kind, shown in drawn.items()
             }
             for stage in configs
         },
@@ -220,29 +248,51 @@ def reconstructions(
     return untuned, tuned
 
 
-def drawings(cascades: tuple[Cascade, ...], subject: SubjectConfig) -> Iterator[Drawn]:
+def drawings(
+    cascades: Mapping[str, Cascade], subject: SubjectConfig
+) -> Iterator[tuple[str, Drawn]]:
     """The subject's and the class's prompt, drawn by each cascade with the same seeds."""
     with progress_bar(console) as bar:
-        for kind, cascade in zip(KINDS, cascades, strict=True):
-            yield draw_subject(cascade, subject, SEEDS, stage_steps(bar, f"{kind}: "))
+        for kind, cascade in cascades.items():
+            yield kind, draw_subject(cascade, subject, SEEDS, stage_steps(bar, f"{kind}: "))
 
 
-def scenes(cascade: Cascade, subject: SubjectConfig) -> dict[str, Pictures]:
-    """The subject in a few other scenes."""
-    name, _ = subject_prompts(subject)
-    prompts = [scene.format(subject=name) for scene in SCENES]
-    return {prompt: cascade.sample(prompt, range(SHOWN)) for prompt in prompts}
+def elsewhere(
+    cascades: Mapping[str, Cascade], subject: SubjectConfig
+) -> dict[str, dict[str, Pictures]]:
+    """The subject in places, styles, colours and with accessories, by kind, then by prompt."""
+    name = f"{subject.identifier} {subject.class_noun}"
+    prompts = [prompt.format(subject=name) for prompt in PROMPTS]
+    with progress_bar(console) as bar:
+        task = bar.add_task(
+            "elsewhere", total=len(SHARES.keys() & cascades.keys()) * len(prompts), details=""
+        )
+        found: dict[str, dict[str, Pictures]] = {}
+        for kind in (kind for kind in SHARES if kind in cascades):
+            found[kind] = {}
+            for prompt in prompts:
+                found[kind][prompt] = cascades[kind].sample(prompt, range(SHARES[kind]))
+                bar.advance(task)
+    return found
 
 
-def scene_accuracy(cascade: str, drawn: Mapping[str, Pictures]) -> float | None:
-    """The share of the scenes' pictures that show their place; None without a judge to tell."""
+def accuracy(
+    cascade: str, pictures: Mapping[str, Mapping[str, Pictures]]
+) -> dict[str, dict[str, float]]:
+    """The judge's right answers by kind and by what is stated; nothing without a judge.
+
+    What the thing is says the class noun, which is not asked: the subject is no drawing of it.
+    """
     folder = cascade_folder(cascade) / FOLDER
     if not folder.is_dir():
-        return None
+        return {}
     judge = Judge.load(folder, usable_device(None))
-    placed = {prompt: some for prompt, some in drawn.items() if "scene" in judge.stated(prompt)}
-    prompts = [prompt for prompt, some in placed.items() for _ in some.tensor]
-    return judge.scene_accuracy(torch.cat([some.tensor for some in placed.values()]), prompts)
+    found = {}
+    for kind, drawn in pictures.items():
+        stated = [judge.stated(prompt) for prompt, some in drawn.items() for _ in some.tensor]
+        right = judge.accuracy(torch.cat([some.tensor for some in drawn.values()]), stated)
+        found[kind] = {str(name): share for name, share in right.items() if name != "concept"}
+    return found
 
 
 if __name__ == "__main__":

@@ -23,8 +23,8 @@ from cascade.files import write_bytes
 from cascade.pipeline import Pictures
 from tables import percent
 
-KINDS = ("before", "without prior preservation", "with prior preservation")
-BEFORE, AFTER = KINDS[0], KINDS[-1]
+KINDS = ("before", "without prior preservation", "without masks", "after")
+BEFORE, NO_PRIOR, NO_MASKS, AFTER = KINDS
 SHOWN = 6
 # A whole multiple of every usual stage's pictures, which are then shown pixel by pixel.
 CELL = 256
@@ -39,9 +39,11 @@ class Outcome:
         photos: those tuned on.
         held_out: a photo kept out of the tuning, if there were enough.
         drawn: pictures of the subject's and the class's prompt, by the kind of cascade (`KINDS`).
-        scenes: pictures of the tuned cascade by prompt.
-        scene_accuracy: share of those that show the place of their prompt; None where no judge
-            tells.
+        masks: the sheet of the photos' masks; None where the recipe has none.
+        elsewhere: pictures of prompts with something that the photos do not show, by the kind of
+            cascade, then by prompt.
+        accuracy: of those, the judge's share of right answers by kind and by what prompts state;
+            empty where there is no judge.
         reconstructions: by super-resolution stage, a photo enlarged by it untuned and tuned.
         scores: by stage, then by the kind of cascade.
         ceilings: the photos' own similarity, by stage.
@@ -53,8 +55,9 @@ class Outcome:
     photos: Sequence[Image.Image]
     held_out: Image.Image | None
     drawn: Mapping[str, Drawn]
-    scenes: Mapping[str, Pictures]
-    scene_accuracy: float | None
+    masks: Image.Image | None
+    elsewhere: Mapping[str, Mapping[str, Pictures]]
+    accuracy: Mapping[str, Mapping[str, float]]
     reconstructions: Mapping[str, tuple[Reconstruction, Reconstruction]]
     scores: Mapping[str, Mapping[str, SubjectScores]]
     ceilings: Mapping[str, float]
@@ -95,8 +98,8 @@ def demo_report(outcome: Outcome, command: str, environment: Mapping[str, str]) 
         sections=[
             _photos(outcome),
             _before_and_after(outcome),
+            _elsewhere(outcome),
             _class(outcome),
-            _scenes(outcome),
             *(_super_resolution(outcome, stage) for stage in outcome.reconstructions),
             _figures(outcome),
             _curves(outcome),
@@ -108,16 +111,21 @@ def write_pictures(report: Report, folder: Path) -> None:
     """Write the report's pictures as JPEG files named after their sections."""
     for section in report.sections:
         name = re.sub("[^a-z0-9]+", "-", section.title.lower()).strip("-")
-        for figure in section.figures:
+        for number, figure in enumerate(section.figures, start=1):
             if isinstance(figure.content, Image.Image):
+                ending = "" if number == 1 else f"-{number}"
                 buffer = BytesIO()
                 figure.content.convert("RGB").save(buffer, "JPEG", quality=88, optimize=True)
-                write_bytes(buffer.getvalue(), folder / f"{name}.jpg")
+                write_bytes(buffer.getvalue(), folder / f"{name}{ending}.jpg")
 
 
 def _photos(outcome: Outcome) -> Section:
     grid = image_grid([list(photos_at(outcome.photos, CELL))], cell=CELL)
-    return Section("The photos", figures=[Figure(grid, "What the cascade was tuned on.")])
+    figures = [Figure(grid, "What the cascade was tuned on.")]
+    if outcome.masks is not None:
+        found = "Each photo, the mask that was found, and what it cuts out."
+        figures.append(Figure(outcome.masks, found))
+    return Section("The photos", figures=figures)
 
 
 def _rows(pictures: Mapping[str, Pictures]) -> Image.Image:
@@ -131,13 +139,13 @@ def _rows(pictures: Mapping[str, Pictures]) -> Image.Image:
 def _before_and_after(outcome: Outcome) -> Section:
     prompt, _ = outcome.prompts
     drawn = {kind: pair.instance for kind, pair in outcome.drawn.items()}
-    caption = f"“{prompt}”. Each column is one seed, drawn by three cascades."
+    caption = f"“{prompt}”. Each column is one seed, drawn by each cascade."
     return Section("The subject, before and after", figures=[Figure(_rows(drawn), caption)])
 
 
 def _class(outcome: Outcome) -> Section:
     _, prompt = outcome.prompts
-    drawn = {kind: pair.of_class for kind, pair in outcome.drawn.items()}
+    drawn = {kind: outcome.drawn[kind].of_class for kind in (BEFORE, NO_PRIOR, AFTER)}
     text = (
         f"Tuned on few photos, a network forgets that there are others: “{prompt}” becomes the "
         "subject. Prior preservation trains on what the untouched cascade draws for the class, "
@@ -149,9 +157,26 @@ def _class(outcome: Outcome) -> Section:
     )
 
 
-def _scenes(outcome: Outcome) -> Section:
+def _elsewhere(outcome: Outcome) -> Section:
+    columns = {
+        kind: len(next(iter(drawn.values())).tensor) for kind, drawn in outcome.elsewhere.items()
+    }
+    prompts = list(next(iter(outcome.elsewhere.values())))
+    grid = image_grid(
+        [[one for drawn in outcome.elsewhere.values() for one in drawn[p].tensor] for p in prompts],
+        row_labels=prompts,
+        column_labels=[kind for kind, count in columns.items() for _ in range(count)],
+        cell=CELL,
+    )
     caption = "Prompts that name the subject and something the photos do not show."
-    return Section("Other prompts", figures=[Figure(_rows(outcome.scenes), caption)])
+    names = list(dict.fromkeys(name for found in outcome.accuracy.values() for name in found))
+    rows: list[list[str | float]] = [
+        [kind, *(percent(100 * found[name] if name in found else None) for name in names)]
+        for kind, found in outcome.accuracy.items()
+    ]
+    note = "Share of these pictures in which the judge finds what their prompt states."
+    tables = [Table(["cascade", *names], rows, note)] if rows else []
+    return Section("The subject elsewhere", figures=[Figure(grid, caption)], tables=tables)
 
 
 def _super_resolution(outcome: Outcome, stage: str) -> Section:

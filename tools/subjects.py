@@ -28,7 +28,7 @@ from cascade.evaluate.grid import image_grid
 from cascade.evaluate.subject import photos_at
 from cascade.files import write_bytes
 from demo import demonstrate, prepare
-from demo_report import AFTER, BEFORE, KINDS, Outcome
+from demo_report import AFTER, BEFORE, Outcome
 from tables import markdown, mean, percent, whole
 
 GOAL_PERCENT, GOAL_SECONDS = 60, 300
@@ -93,14 +93,14 @@ def row(outcome: Outcome) -> dict[str, object]:
         "photos": len(outcome.photos),
         "ceilings": dict(outcome.ceilings),
         "percent_of_the_way": {
-            stage: {kind: outcome.of_the_way(stage, kind) for kind in KINDS[1:]}
-            for stage in outcome.scores
+            stage: {kind: outcome.of_the_way(stage, kind) for kind in kinds if kind != BEFORE}
+            for stage, kinds in outcome.scores.items()
         },
         "scores": {
             stage: {kind: asdict(score) for kind, score in kinds.items()}
             for stage, kinds in outcome.scores.items()
         },
-        "scene_accuracy": outcome.scene_accuracy,
+        "accuracy": {kind: dict(found) for kind, found in outcome.accuracy.items()},
         "reconstruction_of_a_held_out_photo": outcome.held_out is not None,
         "reconstructions": {
             stage: {
@@ -145,7 +145,7 @@ def goal_row(name: str, outcomes: Sequence[Outcome]) -> list[str]:
         share = mean(outcome.of_the_way(stage) for outcome in outcomes)
         drift = fmean(outcome.scores[stage][AFTER].drift for outcome in outcomes)
         figures += [percent(share), f"{drift:.3f}"]
-    followed = mean(outcome.scene_accuracy for outcome in outcomes)
+    followed = mean(outcome.accuracy.get(AFTER, {}).get("scene") for outcome in outcomes)
     figures.append(percent(None if followed is None else 100 * followed))
     for part in parts(stages):
         figures.append(whole(mean(outcome.times.get(part) for outcome in outcomes)))
@@ -165,8 +165,8 @@ def spent(outcome: Outcome) -> float:
 def means(outcomes: dict[str, Outcome]) -> str:
     """Every cascade's scores at every stage, as means over the subjects."""
     rows = []
-    for stage in next(iter(outcomes.values())).scores:
-        for kind in KINDS:
+    for stage, kinds in next(iter(outcomes.values())).scores.items():
+        for kind in kinds:
             scores = [outcome.scores[stage][kind] for outcome in outcomes.values()]
             share = mean(outcome.of_the_way(stage, kind) for outcome in outcomes.values())
             figures = [

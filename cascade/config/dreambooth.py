@@ -203,6 +203,9 @@ MINI_SCENES = tuple(
     )
 )
 
+# A base of 64 pixels is drawn as well in twelve steps, and a CPU waits for each.
+_FEW_STEPS = SamplerConfig(name="dpmpp_2m", steps=12, guidance=1.0)
+
 RECIPES: dict[RecipeName, Recipe] = {
     # DreamBooth section 3.3: rate 1e-5, 1000 steps, lambda 1, about 1000 class images. One photo
     # and one class image a step is the reading under which the numbers of both versions of the
@@ -211,10 +214,11 @@ RECIPES: dict[RecipeName, Recipe] = {
     # For the few million weights of `mini`, which move further at a step of this size.
     "mini": Recipe(
         prior=PriorConfig(
-            images=100,
-            batch_size=50,
+            images=3 * (1 + len(MINI_SCENES)),
+            in_scenes=True,
+            batch_size=25,
             caption_dropout=0.25,
-            sampler=SamplerConfig(steps=32, guidance=1.0),
+            sampler=_FEW_STEPS,
         ),
         masks=MaskConfig(
             scenes=SceneRowsConfig(

@@ -9,6 +9,7 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
+from typing import Final
 
 from rich.console import Console
 from torch import Tensor
@@ -45,6 +46,8 @@ from cascade.train.validation import ValidationGrid
 from cascade.train.variance import drop_variance
 
 console = Console()
+SHEET: Final = "masks.png"
+"""The contact sheet of the photos' masks, in a run's folder."""
 
 
 def personalise(config: DreamBoothConfig) -> Path:
@@ -181,6 +184,6 @@ def _show_masks(plan: Plan) -> None:
     """Write the masks' contact sheet and say where, before the long work begins."""
     if not plan.subject.masks:
         return
-    sheet = plan.config.output_dir / "masks.png"
+    sheet = plan.config.output_dir / SHEET
     write_sheet(plan.subject.photos, plan.subject.masks, sheet)
     console.print(f"The photos' masks are shown in {sheet}; have a look.", markup=False)

@@ -55,14 +55,15 @@ def _outcome(
         photos=(Image.new("RGB", (300, 280)),) * 3,
         held_out=Image.new("RGB", (300, 300)),
         drawn={kind: Drawn(pictures, pictures) for kind in kinds},
-        scenes={"a red xyz dog": pictures},
-        scene_accuracy=scene_accuracy,
+        masks=Image.new("RGB", (90, 30)),
+        elsewhere={kind: {"a red xyz dog": pictures} for kind in (kinds[0], kinds[-1])},
+        accuracy={} if scene_accuracy is None else {kinds[-1]: {"scene": scene_accuracy}},
         reconstructions=dict.fromkeys(stages[1:], pair),
         scores={
             name: {
                 kind: _scores(value, drift)
                 for kind, value, drift in zip(
-                    kinds, (0.4, 0.5, after), (0.0, 0.6, 0.3), strict=True
+                    kinds, (0.4, 0.5, 0.5, after), (0.0, 0.6, 0.4, 0.3), strict=True
                 )
             }
             for name in stages
@@ -85,7 +86,7 @@ def test_the_goal_is_told_per_subject_and_in_the_mean(subjects: ModuleType) -> N
     assert "1 of 2 subjects came 60 % of the way or more at sr256; 1 took 300 s" in lines[-1]
     shares = subjects.row(outcomes["rex"])["percent_of_the_way"]["sr256"]
     assert shares == pytest.approx(
-        {"without prior preservation": 50.0, "with prior preservation": 75.0}
+        {"without prior preservation": 50.0, "without masks": 50.0, "after": 75.0}
     )
 
 
@@ -104,17 +105,19 @@ def test_cascades_of_any_length_are_reported(subjects: ModuleType, stages: tuple
 def test_the_place_of_scenes_is_judged_where_there_is_a_judge(
     subjects: ModuleType, tiny_cascade: Path, tmp_path: Path
 ) -> None:
-    scene_accuracy = sys.modules["demo"].scene_accuracy
+    accuracy = sys.modules["demo"].accuracy
     pictures = {
-        prompt: Pictures({"base16": torch.zeros(2, 3, 16, 16)})
-        for prompt in ("a xyz dog on the beach", "a xyz dog in the snow", "a red xyz dog")
+        "after": {
+            prompt: Pictures({"base16": torch.zeros(2, 3, 16, 16)})
+            for prompt in ("a xyz dog on the beach", "a xyz dog in the snow", "a red xyz dog")
+        }
     }
-    assert scene_accuracy(str(tiny_cascade), pictures) is None
+    assert accuracy(str(tiny_cascade), pictures) == {}
     places = {"beach": ("on the beach",), "snow": ("in the snow",)}
     config = JudgeConfig(attributes={"scene": Attribute(words=places)}, widths=(8, 8, 8, 8))
     Judge(config, JudgeNetwork(config.widths, [2])).save(tmp_path / FOLDER)
     # Whatever random weights answer, pictures that are all the same get the same answer.
-    assert scene_accuracy(str(tmp_path), pictures) == 0.5
+    assert accuracy(str(tmp_path), pictures) == {"after": {"scene": 0.5}}
 
 
 def test_training_seconds_are_those_of_the_loop(subjects: ModuleType) -> None:

@@ -18,7 +18,7 @@ class Thing:
     name: str
     nouns: tuple[str, ...]
     emoji: tuple[str, ...]
-    photos: tuple[str, ...]  # names in the photo pack
+    photos: tuple[int, ...]  # rows of the photo pack
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,7 @@ def main(
 ) -> None:
     """Make all sprites."""
     world = read_world()
-    photographs = tuple(read_photographs(photos))
+    photographs = {found.number: found for found in read_photographs(photos)}
     drawings, network = Drawings(fetch(read_packages(), packages)), U2NetP()
     folder = Folder(output)
     for thing in track(world.things, description="sprites"):
