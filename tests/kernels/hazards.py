@@ -73,6 +73,12 @@ def double(X: tl.tensor, Y: tl.tensor, n: tl.tensor) -> None:
 
 
 @triton.jit
+def fused(X: tl.tensor, Y: tl.tensor, n: tl.tensor) -> None:
+    x = _tile(X, n).to(tl.float32)
+    _put(Y, tl.fma(x, x, x))
+
+
+@triton.jit
 def nothing_to_pipeline(X: tl.tensor, Y: tl.tensor, n: tl.tensor) -> None:
     _put(Y, _tile(X, n))
 
@@ -95,7 +101,8 @@ def _variant(kernel: Any) -> Variant:
         multiples=frozenset({"n"}),
         num_warps=1 if kernel is spilling else 4,
         num_stages=2,
-        asynchronous=kernel not in (double, own_transpose, spilling),
+        asynchronous=kernel not in (double, fused, own_transpose, spilling),
+        fusion=kernel is not fused,
     )
 
 
@@ -106,6 +113,7 @@ if __name__ == "__main__":
         transposed_after_the_loop,
         own_transpose,
         double,
+        fused,
         nothing_to_pipeline,
         spilling,
     )

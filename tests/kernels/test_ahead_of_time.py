@@ -83,6 +83,7 @@ def test_lint_finds_what_it_is_for(architecture: str) -> None:
     if architecture != "gfx942":  # it has more registers, and copies to its LDS synchronously
         expected["nothing_to_pipeline"] = "has several stages but no asynchronous copy"
         expected["spilling"] = "spills "
+        expected["fused"] = "rounds a product and a sum at once"
     for kernel, defect in expected.items():
         assert [x for x in found[kernel] if x.startswith(defect)], (kernel, found[kernel])
 
