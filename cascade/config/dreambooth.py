@@ -219,10 +219,9 @@ RECIPES: dict[RecipeName, Recipe] = {
         masks=MaskConfig(
             scenes=SceneRowsConfig(
                 share=0.6,
-                images=3 * len(MINI_SCENES),
-                batch_size=36,
+                images=2 * len(MINI_SCENES),
+                batch_size=len(MINI_SCENES),
                 sampler=SamplerConfig(steps=32, guidance=1.0),
-                super_resolution=True,
             ),
         ),
         scenes=MINI_SCENES,

@@ -28,7 +28,7 @@ VALUES: dict[str, Any] = {
     "unmasked_probability": 0.75,
     "scene_share": 0.5,
     "num_scene_images": 13,
-    "sr_scenes": False,
+    "sr_scenes": True,
     "max_train_steps": 123,
     "learning_rate": 3e-6,
     "train_batch_size": 6,

@@ -18,18 +18,19 @@ from cascade.train.report import read_log
 @pytest.mark.dist
 @pytest.mark.slow
 def test_two_processes_are_one(
-    tmp_path: Path, tiny_cascade: Path, photos: Path, repository: Path
+    tmp_path: Path, tiny_cascade: Path, photos_with_masks: Path, repository: Path
 ) -> None:
     flags = {
         "cascade": tiny_cascade,
-        "instance-data-dir": photos,
+        "instance-data-dir": photos_with_masks,
         "class-noun": "dog",
         "identifier": "zug",
         "output-dir": tmp_path / "two",
         "class-data-dir": tmp_path / "class-two",
         "num-class-images": 6,
         "sample-batch-size": 2,
-        "masks": "none",
+        "scene-share": 0.5,
+        "num-scene-images": 4,
         "stages": "sr32",
         "sr-max-train-steps": 4,
         "sr-train-batch-size": 2,
@@ -41,7 +42,7 @@ def test_two_processes_are_one(
     words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command = [*torchrun, "--nproc-per-node", "2", "-m", "cascade", "dreambooth", *words]
-    command += ["--sr-prior-preservation"]
+    command += ["--sr-prior-preservation", "--sr-scenes"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(repository)}
     subprocess.run(command, env=environment, check=True, timeout=300)
 
@@ -53,10 +54,10 @@ def test_two_processes_are_one(
     personalise(config)
 
     sets = [
-        {path.name: path.read_bytes() for path in (tmp_path / name).glob("*/*.png")}
-        for name in ("class-one", "class-two")
+        {path.relative_to(folder): path.read_bytes() for path in folder.glob("*/*.png")}
+        for folder in (tmp_path / "class-one", tmp_path / "class-two")
     ]
-    assert len(sets[0]) == 6
+    assert len(sets[0]) == 6 + 4
     assert sets[0] == sets[1]
     logs = [read_log(tmp_path / name / "runs" / "sr32" / "log.jsonl") for name in ("one", "two")]
     assert [line["step"] for line in logs[1]] == [4]
