@@ -226,7 +226,6 @@ RECIPES: dict[RecipeName, Recipe] = {
                 images=2 * len(MINI_SCENES),
                 batch_size=len(MINI_SCENES),
                 sampler=SamplerConfig(steps=32, guidance=1.0),
-                super_resolution=True,
             ),
         ),
         scenes=MINI_SCENES,

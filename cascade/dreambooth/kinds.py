@@ -1,5 +1,6 @@
 """The kinds of rows that a stage is tuned on, with the pictures that are drawn for them first."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -88,31 +89,31 @@ def _scene_rows(plan: Plan, folder: str) -> SceneRowsConfig | None:
 
 
 def _photos(plan: Plan, folder: str, scenes: list[Path] | None) -> Kind:
-    recipe, subject, stage = plan.config.recipe, plan.subject, plan.stages[folder]
-    masks = tuple(mask.image for mask in subject.masks)
-    prompt = photo_prompt(plan, stage)
-    pixels: PixelWeighting | None = None
-    in_scenes: InScenes | None = None
-    if recipe.masks is not None:
-        pixels = PixelWeighting(
-            masks, recipe.masks.unmasked_weight, recipe.masks.unmasked_probability
-        )
-        if scenes is not None:
-            in_scenes = InScenes(
-                config=recipe.masks.scenes,
-                cutouts=tuple(map(cut_out, subject.images, masks, [stage.size] * len(masks))),
-                scenes=read_pictures(scenes),
-                prompts=recipe.in_scenes(prompt),
-            )
-    return Kind(
+    """The photos, and where scenes were drawn the subject in them."""
+    recipe, subject = plan.config.recipe, plan.subject
+    prompt = photo_prompt(plan, plan.stages[folder])
+    kind = Kind(
         term="instance",
         images=subject.images,
         prompts=(prompt,),
         flip=recipe.flip,
         center_crop=recipe.center_crop,
-        pixels=pixels,
-        in_scenes=in_scenes,
     )
+    if recipe.masks is None:
+        return kind
+    masks = tuple(mask.image for mask in subject.masks)
+    pixels = PixelWeighting(masks, recipe.masks.unmasked_weight, recipe.masks.unmasked_probability)
+    if scenes is None:
+        return replace(kind, pixels=pixels)
+    size = plan.stages[folder].size
+    pairs = zip(subject.images, masks, strict=True)
+    in_scenes = InScenes(
+        config=recipe.masks.scenes,
+        cutouts=tuple(cut_out(photo, mask, size) for photo, mask in pairs),
+        scenes=read_pictures(scenes),
+        prompts=recipe.in_scenes(prompt),
+    )
+    return replace(kind, pixels=pixels, in_scenes=in_scenes)
 
 
 def _class(plan: Plan, prior: PriorConfig, drawn: list[Path] | None) -> Kind:
