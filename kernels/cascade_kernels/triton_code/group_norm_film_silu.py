@@ -7,7 +7,7 @@ second time when they are small enough to be in a cache still. There are no atom
 order of every sum follows from the shapes and the number of multiprocessors.
 
 Inside a kernel: as in `group_norm_film_silu_tiles`, and `hw` pixels of an image; `group` channels
-of a group; `slice_rows` pixels of a slice; `MEAN RSTD` B G; `PARTIAL` B slices 2 C.
+of a group; `slice_rows` pixels of a slice; `MEAN RSTD` B G; `PARTIAL` B slices 3 C.
 """
 
 from collections.abc import Iterator
@@ -44,17 +44,18 @@ def group_norm_film_silu_statistics(
     BLOCK_C: tl.constexpr,
     STAGES: tl.constexpr,
 ) -> None:
-    """Write mean and squared deviations of BLOCK_C channels over one slice of one image."""
+    """Write the statistics of BLOCK_C channels over one slice of one image."""
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     b = tl.program_id(2).to(tl.int64)
     first = tl.program_id(1) * slice_rows
     last = tl.minimum(first + slice_rows, hw)
-    mean, square = channel_statistics(
+    pivot, shift, square = channel_statistics(
         X, SKIP, b * hw, first, last, c, c1 + c2, c1, c2, SKIP_SCALE, BLOCK_HW, STAGES
     )
-    at = PARTIAL + (b * tl.num_programs(1) + tl.program_id(1)) * 2 * (c1 + c2) + c
-    tl.store(at, mean, mask=c < c1 + c2)
-    tl.store(at + c1 + c2, square, mask=c < c1 + c2)
+    at = PARTIAL + (b * tl.num_programs(1) + tl.program_id(1)) * 3 * (c1 + c2) + c
+    tl.store(at, pivot, mask=c < c1 + c2)
+    tl.store(at + (c1 + c2), shift, mask=c < c1 + c2)
+    tl.store(at + 2 * (c1 + c2), square, mask=c < c1 + c2)
 
 
 @triton.jit
@@ -72,25 +73,27 @@ def group_norm_film_silu_finalize(
     """Combine the statistics of one group's channels and slices."""
     g, b = tl.program_id(0), tl.program_id(1).to(tl.int64)
     channels = tl.num_programs(0) * group
-    at = PARTIAL + b * slices * 2 * channels + g * group
-    pivot = tl.load(at)  # sums of differences from it keep their digits far from zero
-    total = tl.zeros([BLOCK], tl.float32)
-    for start in range(0, slices * group, BLOCK):
-        i = start + tl.arange(0, BLOCK)
-        pixels = tl.minimum(slice_rows, hw - i // group * slice_rows)
-        means = tl.load(
-            at + i // group * 2 * channels + i % group, mask=i < slices * group, other=pivot
-        )
-        total += (means - pivot) * pixels
-    mean = pivot + tl.sum(total, 0) / hw / group
+    at = PARTIAL + b * slices * 3 * channels + g * group
+    origin = tl.load(at)  # sums of differences from it keep their digits far from zero
     total = tl.zeros([BLOCK], tl.float32)
     for start in range(0, slices * group, BLOCK):
         i = start + tl.arange(0, BLOCK)
         inside = i < slices * group
         pixels = tl.minimum(slice_rows, hw - i // group * slice_rows)
-        place = at + i // group * 2 * channels + i % group
-        deviation = tl.load(place, mask=inside, other=mean) - mean
-        square = tl.load(place + channels, mask=inside, other=0.0)
+        place = at + i // group * 3 * channels + i % group
+        pivot = tl.load(place, mask=inside, other=origin)
+        shift = tl.load(place + channels, mask=inside, other=0.0)
+        total += ((pivot - origin) + shift) * pixels
+    mean = origin + tl.sum(total, 0) / hw / group
+    total = tl.zeros([BLOCK], tl.float32)
+    for start in range(0, slices * group, BLOCK):
+        i = start + tl.arange(0, BLOCK)
+        inside = i < slices * group
+        pixels = tl.minimum(slice_rows, hw - i // group * slice_rows)
+        place = at + i // group * 3 * channels + i % group
+        pivot = tl.load(place, mask=inside, other=mean)
+        deviation = (pivot - mean) + tl.load(place + channels, mask=inside, other=0.0)
+        square = tl.load(place + 2 * channels, mask=inside, other=0.0)
         total += square + deviation * deviation * pixels
     tl.store(MEAN + b * tl.num_programs(0) + g, mean)
     tl.store(RSTD + b * tl.num_programs(0) + g, tl.rsqrt(tl.sum(total, 0) / hw / group + EPS))
@@ -166,13 +169,13 @@ def group_norm_film_silu_one_pass(
     c = tl.program_id(0) * WIDTH + lanes
     b = tl.program_id(1).to(tl.int64)
     end = tl.minimum((tl.program_id(0) + 1) * WIDTH, c1 + c2)
-    channel_mean, square = channel_statistics(
+    pivot, shift, square = channel_statistics(
         X, SKIP, b * hw, 0, hw, c, end, c1, c2, SKIP_SCALE, BLOCK_HW, STAGES
     )
-    mean = group_sum(channel_mean, group) / group
+    mean = group_sum(pivot + shift, group) / group
     # Far from zero the sum of means was rounded coarsely, that of their differences is not.
-    mean += group_sum(channel_mean - mean, group) / group
-    deviation = channel_mean - mean
+    mean += group_sum((pivot - mean) + shift, group) / group
+    deviation = (pivot - mean) + shift
     variance = group_sum(square / hw + deviation * deviation, group) / group
     rstd = tl.rsqrt(variance + EPS)
     of = b * ((c1 + c2) // group) + c // group
@@ -213,7 +216,7 @@ def forward(
         return y, mean, rstd
     chosen = call.launch("statistics")
     grid, rows = call.slices(chosen)
-    partial = x.new_empty(call.batch, grid[1], 2, call.channels, dtype=torch.float32)
+    partial = x.new_empty(call.batch, grid[1], 3, call.channels, dtype=torch.float32)
     group_norm_film_silu_statistics[grid](
         call.x, call.skip, call.pixels, call.c1, call.c2, rows, partial,
         SKIP_SCALE=skip_scale, **options(chosen),

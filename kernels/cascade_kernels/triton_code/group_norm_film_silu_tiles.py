@@ -96,8 +96,11 @@ def channel_statistics(
     SKIP_SCALE: tl.constexpr,
     BLOCK_HW: tl.constexpr,
     STAGES: tl.constexpr,
-) -> tuple[tl.tensor, tl.tensor]:
-    """Return the mean and the sum of squared deviations of every channel over a range of pixels."""
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """Return pivot, shift and the sum of squared deviations of every channel over some pixels.
+
+    The mean is pivot + shift; added up, it would lose the shift's last digits far from zero.
+    """
     one = tl.arange(0, 1)
     # Shifted by the range's first pixel, sums of squares keep their digits far from zero.
     pivot = load_tile(X, SKIP, start + first, one, (one < 1)[:, None], c, end, c1, c2, SKIP_SCALE)
@@ -111,7 +114,8 @@ def channel_statistics(
         total += deviation
         square += deviation * deviation
     shift = tl.sum(total, 0) / (last - first)
-    return tl.sum(pivot, 0) + shift, tl.sum(square, 0) - shift * shift * (last - first)
+    square = tl.sum(square, 0) - shift * shift * (last - first)
+    return tl.sum(pivot, 0), shift, square
 
 
 @triton.jit
