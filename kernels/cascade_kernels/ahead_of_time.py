@@ -104,6 +104,8 @@ def resources(variant: Variant, architecture: str) -> Resources:
         spill = 4 * _number(r"\.vgpr_spill_count:\s+(\d+)", code)
     shared = int(kernel.metadata.shared)
     found = list(defects(kernel.asm, pipelined=nvidia and variant.asynchronous))
+    if nvidia and not variant.fusion and "fma.rn" in code:
+        found.append("rounds a product and a sum at once")
     if spill:
         found.append(f"spills {spill} bytes")
     if shared > SHARED_KIB[architecture] * 1024:
@@ -150,7 +152,7 @@ def compile_variant(variant: Variant, architecture: str) -> tuple[Any, str]:
     options = {
         "num_warps": variant.num_warps,
         "num_stages": variant.num_stages,
-        "enable_fp_fusion": True,  # what a launch does; left out, Triton 3.9 warns of a change
+        "enable_fp_fusion": variant.fusion,
     }
     log = io.StringIO()
     with (

@@ -26,6 +26,7 @@ class Variant:
         num_stages: software pipeline depth of its loops.
         asynchronous: its loops are meant to be pipelined: on an NVIDIA device, that no asynchronous
             copy is found in it is a defect.
+        fusion: a product and a sum may be rounded once instead of twice.
     """
 
     name: str
@@ -36,3 +37,4 @@ class Variant:
     num_warps: int
     num_stages: int
     asynchronous: bool = False
+    fusion: bool = True

@@ -32,6 +32,9 @@ from cascade_kernels.variant import Variant
 # The greatest image that one program holds: 64 x 64 x 3 has 12,288 values.
 ONE_PROGRAM = 16384
 KINDS = {"none": 0, "static": 1, "dynamic": 2}
+# Of a x + b y a compiler may round either product alone, and for sm_90 it chose by the memory
+# layout. Unfused, an image has the same bits in any layout, and those of plain PyTorch.
+FUSION = False
 # What the noise of a step is multiplied with.
 QUIET, FIXED, LEARNED = 0, 1, 2
 
@@ -246,7 +249,12 @@ def _percentiles(
 def _options(kernel: str, x: Tensor) -> dict[str, int]:
     """The launch configuration of a kernel on images x."""
     row = launch(kernel, x.device, values=x.shape[1:].numel())
-    return {**row.blocks, "num_warps": row.num_warps, "num_stages": row.num_stages}
+    return {
+        **row.blocks,
+        "num_warps": row.num_warps,
+        "num_stages": row.num_stages,
+        "enable_fp_fusion": FUSION,
+    }
 
 
 _FULL = {"GUIDED": True, "RECALLS": True, "NOISY": LEARNED, "out_pixel": 1}
@@ -286,6 +294,7 @@ def _variant(name: str, kernel: Any, row: Launch, switches: Mapping[str, Any]) -
         multiples=frozenset({"n", "pixels", "out_image"} & set(parameters)),
         num_warps=row.num_warps,
         num_stages=row.num_stages,
+        fusion=FUSION,
     )
 
 
