@@ -6,6 +6,7 @@ import shutil
 import statistics
 import subprocess
 from collections.abc import Callable
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
@@ -99,8 +100,12 @@ def _version(package: str) -> str:
         return "not installed"
 
 
+@cache
 def _ptxas() -> str:
-    """The assemblers that come with Triton; which of them is used depends on the architecture."""
+    """The assemblers that Triton has when a process starts; the architecture decides between them.
+
+    Once Inductor compiles in a process, it points Triton there to an assembler of its own.
+    """
     if find_spec("triton") is None:
         return "not installed"
     from triton import knobs

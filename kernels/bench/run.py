@@ -23,7 +23,7 @@ from bench.problem import (
     Shape,
     refusals,
 )
-from bench.results import CaseResult, Mode, Results, Row, read_results, write_results
+from bench.results import OURS, CaseResult, Mode, Results, Row, read_results, write_results
 from bench.timing import Stopwatch, measure, side_stream, stopwatch
 from cascade.errors import UserError
 
@@ -116,7 +116,8 @@ def bench(
         The results, and whether everything wanted is in them.
 
     Raises:
-        UserError: no GPU, the file is of another kind, or a dry run would be filed as a result.
+        UserError: no GPU, the file is of another kind, a dry run would be filed as a result, or a
+            case lost the device; the file then says so, and the next run goes on behind it.
     """
     _check(path, settings)
     start, longest = time.monotonic(), 0.0
@@ -132,6 +133,11 @@ def bench(
         write_results(results, path)
         longest = max(longest, time.monotonic() - begun)
         print(f"{operation.name}, {case.name}: {_outcome(found)}", flush=True)
+        if _lost(settings.device):
+            raise UserError(
+                f"{operation.name}, {case.name} lost the device, as {path} tells; start again to "
+                "go on with the other shapes."
+            )
     return results, True
 
 
@@ -144,11 +150,12 @@ def bench_case(operation: Operation[Any], case: Shape, settings: Settings) -> Ca
     with side_stream(device), torch._functorch.config.patch(donated_buffer=False):
         # A retained graph, which timing a backward pass alone takes, may donate no buffer.
         problem = operation.problem(case, settings.dtype, device)
-        admitted, rows = _admit(problem)
-        drift: dict[Mode, float] = {}
-        for mode in problem.modes:
-            timed, drift[mode] = _time(problem, admitted, mode, settings)
-            rows += timed
+        try:
+            rows, drift = _measure(problem, settings)
+        except torch.AcceleratorError as error:
+            # No telling which provider it was: devices report such errors late.
+            rows = [_refused(mode, OURS, error) for mode in problem.modes]
+            drift = dict.fromkeys(problem.modes, 0.0)
     return CaseResult(
         op=operation.name,
         case=case.name,
@@ -161,6 +168,27 @@ def bench_case(operation: Operation[Any], case: Shape, settings: Settings) -> Ca
     )
 
 
+def _measure(problem: Problem, settings: Settings) -> tuple[list[Row], dict[Mode, float]]:
+    """The rows of every provider, and the drift of every mode."""
+    admitted, rows = _admit(problem)
+    drift: dict[Mode, float] = {}
+    for mode in problem.modes:
+        timed, drift[mode] = _time(problem, admitted, mode, settings)
+        rows += timed
+    return rows, drift
+
+
+def _lost(device: torch.device) -> bool:
+    """Whether an error, such as an illegal address, has ended this process's use of a device."""
+    if device.type != "cuda":
+        return False
+    try:
+        torch.cuda.synchronize(device)
+    except torch.AcceleratorError:
+        return True
+    return False
+
+
 def _admit(problem: Problem) -> tuple[dict[str, tuple[Function, float]], list[Row]]:
     """The providers that are right, with their errors, and rows for the others."""
     gate = Gate(problem)
@@ -171,6 +199,8 @@ def _admit(problem: Problem) -> tuple[dict[str, tuple[Function, float]], list[Ro
             function = make()
             excess = gate.excess(function)
         except refusals() as error:
+            if _lost(problem.device):
+                raise
             rows += [_refused(mode, name, error) for mode in problem.modes]
             continue
         if excess <= 1:
@@ -200,6 +230,8 @@ def _time(
         try:
             watches[name] = stopwatch(problem.call(function, mode), problem.device)
         except refusals() as error:
+            if _lost(problem.device):
+                raise
             rows.append(_refused(mode, name, error))
     if not watches:
         return rows, 1.0

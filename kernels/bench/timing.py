@@ -44,6 +44,9 @@ class GraphStopwatch:
 
     def __init__(self, run: Run, flush: Run, copies: int) -> None:
         self._copies = copies
+        # A graph reads from addresses, and owns only what was allocated during its capture. What
+        # these hold, such as what a backward pass saved, must not go back to the allocator.
+        self._held = (run, flush)
         self._flushes = _capture((flush,), copies)
         self._flushed_runs = _capture((flush, run), copies)
         self._runs = _capture((run,), copies)
