@@ -7,8 +7,8 @@ from pydantic import Field, model_validator
 
 from cascade.config.base import Frozen
 from cascade.config.encoder import EncoderMode
-from cascade.config.stage import AugmentationLevel, RecipeName, SamplerConfig
-from cascade.config.train import OptimizerConfig, TrainConfig
+from cascade.config.stage import AugmentationLevel, RecipeName, SamplerConfig, ThresholdConfig
+from cascade.config.train import ObjectiveConfig, OptimizerConfig, TrainConfig
 
 AugmentationName = Literal["imagen", "dreambooth-reference", "dreambooth"]
 
@@ -203,8 +203,14 @@ MINI_SCENES = tuple(
     )
 )
 
-# A base of 64 pixels is drawn as well in twelve steps, and a CPU waits for each.
-_FEW_STEPS = SamplerConfig(name="dpmpp_2m", steps=12, guidance=1.0)
+# As the checkpoint samples, guided: unguided, so small a network draws no class worth keeping.
+# Twelve steps are enough for 64 pixels, and a CPU waits for each.
+_MINI_DRAWS = SamplerConfig(
+    name="dpmpp_2m",
+    steps=12,
+    guidance=3.0,
+    threshold=ThresholdConfig(kind="dynamic", percentile=0.95, cap=1.5),
+)
 
 RECIPES: dict[RecipeName, Recipe] = {
     # DreamBooth section 3.3: rate 1e-5, 1000 steps, lambda 1, about 1000 class images. One photo
@@ -218,7 +224,7 @@ RECIPES: dict[RecipeName, Recipe] = {
             in_scenes=True,
             batch_size=25,
             caption_dropout=0.25,
-            sampler=_FEW_STEPS,
+            sampler=_MINI_DRAWS,
         ),
         masks=MaskConfig(
             scenes=SceneRowsConfig(
@@ -229,8 +235,16 @@ RECIPES: dict[RecipeName, Recipe] = {
             ),
         ),
         scenes=MINI_SCENES,
-        base=_tuning(1e-3, 800, 4, schedule="linear"),
-        super_resolution=_tuning(5e-4, 400, 4, schedule="linear"),
+        # Weighting and even timesteps as in its own training; an average of the last steps.
+        base=_tuning(5e-4, 300, 8, schedule="linear").model_copy(
+            update={
+                "objective": ObjectiveConfig(weighting="min_snr"),
+                "stratified": True,
+                "ema_decay": 0.98,
+            }
+        ),
+        super_resolution=_tuning(5e-4, 300, 4, schedule="linear"),
+        flip=True,
     ),
     # DeepFloyd IF, all weights of both stages, after diffusers' examples/dreambooth/README.md,
     # section "IF": stage I at 1e-7, batch 4, 150 steps; stage II at 5e-6, batch 2 x 6 accumulated,

@@ -27,9 +27,9 @@ def test_every_configuration_of_the_project_parses(path: Path) -> None:
     assert stage.size % stage.unet.factor == 0
 
 
-def test_there_are_eight_published_configurations_and_four_small_ones() -> None:
-    assert len(list(CONFIGS.glob("mini-*.toml"))) == 4
-    assert len(list(CONFIGS.glob("*.toml"))) == 12
+def test_there_are_eight_published_configurations_and_two_small_ones() -> None:
+    assert len(list(CONFIGS.glob("mini-*.toml"))) == 2
+    assert len(list(CONFIGS.glob("*.toml"))) == 10
 
 
 @pytest.mark.parametrize(
