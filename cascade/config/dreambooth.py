@@ -152,9 +152,10 @@ class Recipe(Frozen):
         return tuple(f"{name} {scene.phrase}" for scene in self.scenes)
 
     def class_prompts(self, of_class: str) -> tuple[str, ...]:
-        """What the class images show, by turns: the class, and where wanted it in every scene."""
-        in_scenes = self.prior is not None and self.prior.in_scenes
-        return (of_class, *(self.in_scenes(of_class) if in_scenes else ()))
+        """What the class images show, by turns: the class, and where wanted it in a scene."""
+        if self.prior is None or not self.prior.in_scenes:
+            return (of_class,)
+        return tuple(prompt for placed in self.in_scenes(of_class) for prompt in (of_class, placed))
 
 
 def _tuning(
@@ -220,9 +221,9 @@ RECIPES: dict[RecipeName, Recipe] = {
     # For the few million weights of `mini`, which move further at a step of this size.
     "mini": Recipe(
         prior=PriorConfig(
-            images=3 * (1 + len(MINI_SCENES)),
+            images=2 * len(MINI_SCENES),
             in_scenes=True,
-            batch_size=25,
+            batch_size=len(MINI_SCENES),
             caption_dropout=0.25,
             sampler=_MINI_DRAWS,
         ),
@@ -236,7 +237,7 @@ RECIPES: dict[RecipeName, Recipe] = {
         ),
         scenes=MINI_SCENES,
         # Weighting and even timesteps as in its own training; an average of the last steps.
-        base=_tuning(5e-4, 300, 8, schedule="linear").model_copy(
+        base=_tuning(5e-4, 240, 8, schedule="linear").model_copy(
             update={
                 "objective": ObjectiveConfig(weighting="min_snr"),
                 "stratified": True,

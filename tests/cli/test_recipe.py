@@ -188,7 +188,8 @@ def test_scenes_are_a_phrase_and_what_draws_it_empty() -> None:
             recipe_from_flags(START, {"scenes": text}, world=1)
     with pytest.raises(UserError, match="need a list of scenes"):
         recipe_from_flags(START, {"scenes": ""}, world=1)
-    none = recipe_from_flags(START, {"scenes": "", "scene_share": 0.0}, world=1)
+    off = {"scenes": "", "scene_share": 0.0, "class_scenes": False}
+    none = recipe_from_flags(START, off, world=1)
     assert none.scenes == ()
 
 
