@@ -114,11 +114,13 @@ def test_a_status_is_the_mean_of_the_steps_since_the_one_before(
     assert threes == pytest.approx([sum(each[:3]) / 3, sum(each[3:]) / 3], rel=1e-6)
 
 
+@pytest.mark.parametrize("stratified", [False, True])
 def test_accumulated_parts_are_the_whole_batch(
-    tmp_path: Path, run: Run, train_config: TrainConfig
+    tmp_path: Path, run: Run, train_config: TrainConfig, stratified: bool
 ) -> None:
-    whole = run(tmp_path / "whole", train_config)
-    parts = run(tmp_path / "parts", _changed(train_config, gradient_accumulation_steps=4))
+    config = _changed(train_config, stratified=stratified)
+    whole = run(tmp_path / "whole", config)
+    parts = run(tmp_path / "parts", _changed(config, gradient_accumulation_steps=4))
     # The same sums in another order, six steps of rate 1e-2: far below one step's 1e-2.
     torch.testing.assert_close(_weights(parts), _weights(whole), rtol=0, atol=2e-5)
     curves = [read_log(tmp_path / name / "log.jsonl") for name in ("whole", "parts")]
