@@ -40,7 +40,8 @@ def planks(rng: np.random.Generator, size: Size, course: int, length: int) -> Fi
     figure = noise(rng, size, (size[0] // 5, 3), 2, 0.7)
     rings = np.sin(noise(rng, size, (size[0] // course * 2, 2), 2) * 14 + tone * 9)
     field = 0.58 + tone * 0.15 + figure * 0.15 + rings * 0.07
-    return field.clip(0.25, 1) * np.clip(edge * np.float32(1 / 2.2), 0.25, 1)
+    jointed: Field = field.clip(0.25, 1) * np.clip(edge * np.float32(1 / 2.2), 0.25, 1)
+    return jointed
 
 
 def wooden(rng: np.random.Generator, field: Field) -> tuple[Image.Image, Colour]:

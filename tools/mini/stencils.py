@@ -39,7 +39,7 @@ def stamp(
     cut = Image.new("L", ((right - left) * fine, (bottom - top) * fine))
     pen = ImageDraw.Draw(cut)
     for outlines in stencils:
-        placed = (outlines - np.float32((left, top))) * fine
+        placed = (outlines - np.array((left, top), np.float32)) * fine
         for points in placed.reshape(len(outlines), -1).tolist():
             pen.polygon(points, fill=strength)
     press(picture, fill, (left, top, right, bottom), cut.reduce(fine))

@@ -88,7 +88,8 @@ def world_captions(world: World, count: int) -> Iterator[str]:
     rng = np.random.default_rng(SEED)
     concepts = {concept.name: concept for concept in world.concepts}
     for _, labels in islice(world.prompts("training", SEED), count // 3):
-        view = View(rng.choice([None, "small", "close-up"]), rng.choice([None, "left", "right"]))
+        size, side = (None, "small", "close-up"), (None, "left", "right")
+        view = View(size[rng.integers(3)], side[rng.integers(3)])
         assert labels.concept is not None, "a prompt names a thing"
         yield from captions(labels, view, concepts[labels.concept], rng)
     for concept in world.concepts:

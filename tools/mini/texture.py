@@ -5,13 +5,13 @@ random comes from the generator that is handed in.
 """
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-Field = NDArray[np.float32]
+Field = NDArray[np.floating[Any]]
 Colour = tuple[int, int, int]  # RGB, 0-255
 Size = tuple[int, int]  # rows, columns
 
@@ -49,7 +49,8 @@ def contour(
     rng: np.random.Generator, length: int, cells: int, octaves: int = 1, fade: float = 0.5
 ) -> Field:
     """Draw one line of noise, `length` values in about -1..1."""
-    return noise(rng, (1, length), (1, cells), octaves, fade)[0]
+    line: Field = noise(rng, (1, length), (1, cells), octaves, fade)[0]
+    return line
 
 
 def down(rows: int) -> Field:

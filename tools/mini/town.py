@@ -154,7 +154,7 @@ def _houses(rng: np.random.Generator, side: int, foot: int) -> Image.Image:
         block(picture, mixed(paint, (40, 30, 26), 0.75), (x, 0, x + side / 128, foot))
         wood = varied(rng, _DOORS[rng.integers(len(_DOORS))], 0.15)
         door = x + wide * rng.uniform(0.08, 0.2)
-        area = (door, foot - side * 0.24, door + side * 0.1, foot)
+        area: Area = (door, foot - side * 0.24, door + side * 0.1, foot)
         _opening(picture, area, wood, mixed(wood, (0, 0, 0), 0.3))
         for number in range(2):
             left = x + wide * (0.46 + 0.27 * number)

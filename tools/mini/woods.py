@@ -96,8 +96,8 @@ def _moss(rng: np.random.Generator, picture: Image.Image, floor: float, green: C
     x, y, _ = scattered(rng, 3, (0, floor + 10 * unit, side, side))
     length = (14 + 18 * (y - floor) / np.float32(side - floor)) * unit
     angles = np.tile((-2.5, -1.9, -1.2, -0.6), 3) + rng.uniform(-0.2, 0.2, 12)
-    ferns = (np.repeat(values, 4) for values in (x, y, length))
-    lit, shaded = fronds(*ferns, angles, 0.4 * (angles + np.pi / 2))
+    fern_x, fern_y, long = (np.repeat(values, 4) for values in (x, y, length))
+    lit, shaded = fronds(fern_x, fern_y, long, angles, 0.4 * (angles + np.pi / 2))
     stamp(picture, mixed(green, (60, 120, 40), 0.4), shaded)
     stamp(picture, mixed(green, (110, 170, 50), 0.55), lit)
 
