@@ -111,9 +111,9 @@ def test_two_processes_are_one(
         assert together["grad_norm"] == pytest.approx(alone["grad_norm"], rel=1e-3)
         assert together["images"] == alone["images"]
     weights = [load_file(folder / "model.safetensors") for folder in (one, together_in / "stage")]
-    for name, value in weights[0].items():
+    for parameter, value in weights[0].items():
         # A step moves a weight by up to 1e-2; the sums differ in their last bits.
-        torch.testing.assert_close(weights[1][name], value, rtol=0, atol=2e-5)
+        torch.testing.assert_close(weights[1][parameter], value, rtol=0, atol=2e-5)
 
 
 @pytest.mark.dist
