@@ -56,12 +56,13 @@ format: setup  ## put the code in order
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# One thread per worker: two workers with two threads each are slower on two cores than either.
+# One thread per worker: two workers with two threads each are slower on two cores than either. A file
+# goes to one worker, which so makes what its tests share once.
 test: setup $(TEST_READY)  ## every test that this machine can run
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS) --maxprocesses 8
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS) --maxprocesses 8 --dist loadfile
 
 test-fast: setup $(TEST_READY)  ## the tests that take no more than a few seconds
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS) --maxprocesses 8 -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS) --maxprocesses 8 --dist loadfile -m "not slow"
 
 demo: setup  ## personalise the small cascade on a CPU and write a page of pictures
 	$(BIN)/python tools/demo.py $(if $(SUBJECT),--subject '$(SUBJECT)') $(if $(CLASS),--class '$(CLASS)')

@@ -7,7 +7,8 @@ import subprocess
 import sys
 import tomllib
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
@@ -68,8 +69,13 @@ def _without_function_bodies(source: str) -> ast.Module:
     return tree
 
 
+@cache
+def _installed() -> Mapping[str, list[str]]:
+    return packages_distributions()
+
+
 def _distributions(module: str) -> set[str]:
-    known = packages_distributions().get(module, [module])
+    known = _installed().get(module, [module])
     return {canonicalize_name(name) for name in known}
 
 

@@ -107,21 +107,16 @@ def test_class_images_are_drawn_by_the_frozen_base_with_the_recipes_sampler(
         assert abs(apart).max() <= 1
 
 
-def test_the_source_is_left_as_it_was(
-    tmp_path: Path, tiny_cascade: Path, settings: Settings
+def test_a_run_is_a_function_of_its_settings_and_leaves_its_source_as_it_was(
+    tmp_path: Path, tiny_cascade: Path, whole: Path, settings: Settings
 ) -> None:
     before = _files(tiny_cascade)
-    personalise(settings(tmp_path / "mine"))
-    assert _files(tiny_cascade) == before
-
-
-def test_a_run_is_a_function_of_its_settings(
-    tmp_path: Path, whole: Path, settings: Settings
-) -> None:
     again = personalise(settings(tmp_path / "mine"))
+    assert _files(tiny_cascade) == before
     for name in STAGES:
         assert _files(again / name) == _files(whole / name)
-    other = personalise(settings(tmp_path / "other", seed=1, identifier="zug"))
+    changes = {"seed": 1, "identifier": "zug", "stages": ("base16",)}
+    other = personalise(settings(tmp_path / "other", **changes))
     assert _files(other / "base16") != _files(whole / "base16")
 
 

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from cascade.config.stage import StageConfig
 from cascade.errors import UserError
-from cascade.pipeline import Cascade
-from cascade.stage import read_stage_config
+from cascade.stage import Stage, read_stage_config
 from cascade_export.build import build_plan, plan_fingerprint, shapes, stage_profile
 from cascade_export.cache import Fingerprint, PlanCache
 from cascade_export.census import PlannedMemory, planned_memory, weights_in_plan
@@ -208,30 +207,33 @@ def test_a_swap_there_and_back_ends_at_the_first_plan(tmp_path: Path, config: St
 
 @needs_rtx
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["fp16", "bf16"])
-def test_mini_is_built_for_sm89_and_sm120(tmp_path: Path, precision: Precision) -> None:
+@pytest.mark.parametrize(("precision", "name"), [("fp16", "base16"), ("bf16", "sr32")])
+def test_a_stage_is_built_for_sm89_and_sm120(
+    tmp_path: Path, tiny_cascade: Path, precision: Precision, name: str
+) -> None:
     half = {"fp16": "HALF", "bf16": "BF16"}[precision]
-    for stage in Cascade.load("mini").stages:
-        graph = export_stage(stage, tmp_path / stage.config.name, precision)
-        tuned = _tune(graph, tmp_path / "tuned.safetensors", lambda value: value * 1.25)
-        fingerprint = plan_fingerprint(
-            graph,
-            digest(tuned),
-            "tensorrt-rtx",
-            resolve_targets("tensorrt-rtx", (89, 120), precision),
-            precision,
-            stage_profile(stage.config, max_batch=4),
-        )
-        plan = build_plan(graph, tuned, fingerprint)
-        layers = {(each.layer, each.dtype): each.count for each in plan.facts.layers}
-        assert layers["CONVOLUTION", half] > 30
-        assert layers["CONVOLUTION", "FLOAT"] == 1  # the last, an island
-        assert {dtype for layer, dtype in layers if layer == "SOFTMAX"} == {"FLOAT"}
-        # A vector that is combined with another is not found; most are kept as they are.
-        assert plan.facts.weights.found > 0.75 * plan.facts.weights.probed > 0
-        assert weights_in_plan(plan.data, graph.weights).found == 0
-        # 8 rows, the largest call, in well under a gigabyte.
-        assert 0 < (plan.facts.memory.activations or 0) < 1e9
+    stage = Stage.load(tiny_cascade / name)
+    graph = export_stage(stage, tmp_path / name, precision)
+    tuned = _tune(graph, tmp_path / "tuned.safetensors", lambda value: value * 1.25)
+    fingerprint = plan_fingerprint(
+        graph,
+        digest(tuned),
+        "tensorrt-rtx",
+        resolve_targets("tensorrt-rtx", (89, 120), precision),
+        precision,
+        stage_profile(stage.config, max_batch=4),
+    )
+    plan = build_plan(graph, tuned, fingerprint)
+    layers = {(each.layer, each.dtype): each.count for each in plan.facts.layers}
+    nodes = onnx.load(graph.path, load_external_data=False).graph.node
+    assert layers["CONVOLUTION", half] == sum(node.op_type == "Conv" for node in nodes) - 1 > 10
+    assert layers["CONVOLUTION", "FLOAT"] == 1  # the last, an island
+    assert {dtype for layer, dtype in layers if layer == "SOFTMAX"} == {"FLOAT"}
+    # Vectors that are combined with others are not found: over half of a network this narrow.
+    assert 3 * plan.facts.weights.found > plan.facts.weights.probed > 0
+    assert weights_in_plan(plan.data, graph.weights).found == 0
+    # 8 rows, the largest call.
+    assert 0 < (plan.facts.memory.activations or 0) < 1e9
 
 
 def _as_bf16(graph: Graph) -> Graph:

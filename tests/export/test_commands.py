@@ -82,6 +82,7 @@ def test_export_s_refusals(command: Command, flags: tuple[object, ...], told: st
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("traced")
 def test_export_and_into(
     command: Command, tiny_cascade: Path, tuned_cascade: Path, tmp_path: Path
 ) -> None:

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import pytest
@@ -111,7 +112,11 @@ def test_threads_and_spinning_change_no_bit(bundle: Bundle, eager: Cascade) -> N
 
 
 @pytest.mark.slow
-def test_the_compiled_engine(bundle: Bundle, eager: Cascade) -> None:
+def test_the_compiled_engine(
+    bundle: Bundle, eager: Cascade, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Traced and run as PyTorch's own operations: compiling them takes a minute, and is not ours.
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     engine = open_engine("torch", bundle.files()[1], options=EngineOptions(compiled=True))
     given = inputs(eager.stages[1], 2, 4)
     with torch.no_grad():

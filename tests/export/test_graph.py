@@ -109,9 +109,12 @@ class Exported:
 
 @pytest.fixture(scope="module", params=KINDS)
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    """A small network of every kind, exported in fp32."""
+    """A small network of every kind, exported in fp32; the first as it runs on kernels."""
     stage = stage_of(KINDS[request.param])
-    return Exported(stage, export_stage(stage, tmp_path_factory.mktemp(request.param)))
+    set_backend(stage.network, "triton" if request.param == "base" else "reference")
+    graph = export_stage(stage, tmp_path_factory.mktemp(request.param))
+    set_backend(stage.network, "reference")
+    return Exported(stage, graph)
 
 
 def test_every_parameter_is_an_initializer_of_its_own_name(exported: Exported) -> None:
@@ -176,25 +179,17 @@ def test_onnx_runtime_answers_as_the_network(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("exported", ["deepfloyd"], indirect=True)
+@pytest.mark.parametrize("exported", ["efficient"], indirect=True)
 def test_export_is_reproducible_to_the_byte(exported: Exported, tmp_path: Path) -> None:
     again = export_stage(exported.stage, tmp_path)
     assert again.sha256 == exported.graph.sha256
     assert again.weights.read_bytes() == exported.graph.weights.read_bytes()
 
 
-def test_kernels_are_replaced_by_what_they_compute(tmp_path: Path) -> None:
-    stage = stage_of(KINDS["base"])
-    set_backend(stage.network, "triton")
-    graph = export_stage(stage, tmp_path)
-    domains = {node.domain for node in onnx.load(graph.path, load_external_data=False).graph.node}
-    assert domains == {""}
-    assert len(graph.parameters) == len(stage.network.state_dict())
-    set_backend(stage.network, "reference")
-    inputs = draw(stage.config.unet, 2, 3, 8, 8)
-    with torch.no_grad():
-        wanted = stage.network(**inputs)
-    assert distance(run(graph, inputs), wanted) < CLOSE
+@pytest.mark.parametrize("exported", ["base"], indirect=True)
+def test_kernels_are_replaced_by_what_they_compute(exported: Exported) -> None:
+    nodes = onnx.load(exported.graph.path, load_external_data=False).graph.node
+    assert {node.domain for node in nodes} == {""}
 
 
 def test_bf16_passes_the_checker_with_all_names(tmp_path: Path) -> None:

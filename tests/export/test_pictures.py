@@ -1,4 +1,4 @@
-"""Whole cascades through ONNX Runtime: the pictures are eager's, prompt for prompt."""
+"""A whole cascade through ONNX Runtime: the pictures are eager's, prompt for prompt."""
 
 import shutil
 from pathlib import Path
@@ -26,7 +26,7 @@ from cascade_export.tolerance import picture_deviation
 
 PROMPTS = tuple(
     f"{kind} of {thing}"
-    for kind in ("a photo", "a painting", "a black and white photo", "a sketch")
+    for kind in ("a photo", "a sketch")
     for thing in ("a dog", "a red backpack", "two cats on a bench", "a teapot", "the sea")
 )
 
@@ -86,20 +86,15 @@ def like_if(folder: Path, text: Path) -> Path:
     return folder
 
 
-# A picture of `mini` has 64 times the pixels of one of the other cascade.
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "prompts"), [("mini", PROMPTS[::4]), ("like-if", PROMPTS)], ids=["mini", "like-if"]
-)
-def test_every_prompt_s_pictures(
-    name: str, prompts: tuple[str, ...], repository: Path, tmp_path: Path
-) -> None:
-    mini = repository / "cascade" / "zoo" / "mini"
-    folder = mini if name == "mini" else like_if(tmp_path / "like-if", mini / "text")
-    eager = Cascade.load(folder)
-    export_bundle(eager, tmp_path / "bundle", Request(gate=Gate(prompts[:2], steps=2)))
-    expected = eager.sample(prompts)
-    drawn = open_bundle(tmp_path / "bundle").sample(prompts)
+def test_every_prompt_s_pictures(repository: Path, tmp_path: Path) -> None:
+    text = repository / "cascade" / "zoo" / "mini" / "text"
+    eager = Cascade.load(like_if(tmp_path / "like-if", text))
+    # With all of its steps: of two, the first divides by the picture's share of pure noise, which
+    # magnifies the roundings of so small a sample now more, now less.
+    export_bundle(eager, tmp_path / "bundle", Request(gate=Gate(PROMPTS[:2])))
+    expected = eager.sample(PROMPTS)
+    drawn = open_bundle(tmp_path / "bundle").sample(PROMPTS)
     for stage, images in drawn.stages.items():
         found = picture_deviation(images, expected.stages[stage])
         # Equal but where a rounding of fp32 crosses the boundary between two grey levels: with a

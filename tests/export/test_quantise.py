@@ -14,9 +14,10 @@ from torch import Tensor
 
 from cascade.errors import UserError
 from cascade.pipeline import Cascade
+from cascade_export.bundle import Bundle
 from cascade_export.engines.base import EngineOptions
 from cascade_export.engines.onnxruntime import open_session
-from cascade_export.graph import Graph, export_stage
+from cascade_export.graph import Graph
 from cascade_export.quantise import Inputs, calibration_inputs, quantise
 
 
@@ -28,12 +29,11 @@ class Calibrated:
 
 
 @pytest.fixture(scope="module")
-def calibrated(tiny_cascade: Path, tmp_path_factory: pytest.TempPathFactory) -> Calibrated:
+def calibrated(tiny_cascade: Path, bundle: Bundle) -> Calibrated:
     """The tiny cascade's base, exported, with what its network sees while it draws."""
     cascade = Cascade.load(tiny_cascade)
     inputs = calibration_inputs(cascade, ["a dog", "a cat on a mat"], calls=2)
-    graph = export_stage(cascade.stage("base16"), tmp_path_factory.mktemp("plain"))
-    return Calibrated(cascade, inputs, graph)
+    return Calibrated(cascade, inputs, bundle.files()[0].graph)
 
 
 @pytest.fixture(scope="module")

@@ -35,24 +35,21 @@ optimizer = {{ learning_rate = 1e-2, eps = 1e-2 }}
 """
 
 
-@pytest.fixture
-def config(tmp_path: Path, tiny_cascade: Path) -> Path:
-    """A configuration of `cascade train` whose output is the folder `two`."""
-    data = tmp_path / "data"
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory, tiny_cascade: Path) -> Path:
+    """A configuration of `cascade train`, the same for every test but for its output."""
+    folder = tmp_path_factory.mktemp("config")
+    data = folder / "data"
     data.mkdir()
     rng = np.random.default_rng(0)
     np.save(data / "images.npy", rng.integers(0, 256, (10, 3, 16, 16), dtype=np.uint8))
     (data / "captions.jsonl").write_text('["a dog", "a cat on the beach"]\n' * 10)
-    text = CONFIG.format(text=tiny_cascade / "text", output=tmp_path / "two", data=data)
+    text = CONFIG.format(text=tiny_cascade / "text", output=folder / "none", data=data)
     stage = read_stage_config(tiny_cascade / "base16").model_dump(mode="json", exclude_none=True)
     lines = [f"{name} = {_toml(value)}" for name, value in stage.items()]
-    path = tmp_path / "config.toml"
+    path = folder / "config.toml"
     path.write_text(text + "\n".join(lines) + "\n")
     return path
-
-
-def _set(changes: Iterable[str]) -> list[str]:
-    return [argument for change in changes for argument in ("--set", change)]
 
 
 def _toml(value: object) -> str:
@@ -61,15 +58,18 @@ def _toml(value: object) -> str:
     return json.dumps(value)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def two(config: Path, repository: Path) -> Callable[..., int]:
-    """Train in two processes; returns the exit status of torchrun."""
+    """Train into a folder in two processes; returns the exit status of torchrun."""
 
-    def two(*arguments: str) -> int:
+    def two(output: Path, changes: Iterable[str], *arguments: str) -> int:
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         command = [*torchrun, "--nproc-per-node", "2", "-m", "cascade", "train", str(config)]
+        sets = [word for change in (f"output={output}", *changes) for word in ("--set", change)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(repository)}
-        return subprocess.run([*command, *arguments], env=environment, timeout=300).returncode
+        return subprocess.run(
+            [*command, *sets, *arguments], env=environment, timeout=300
+        ).returncode
 
     return two
 
@@ -77,40 +77,53 @@ def two(config: Path, repository: Path) -> Callable[..., int]:
 RESIDENT = ("data.resident=true", "train.noise=device")
 
 
+@pytest.fixture(scope="module")
+def resident(two: Callable[..., int], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of two processes from resident data that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("resident") / "two"
+    assert two(folder, RESIDENT) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def streamed(two: Callable[..., int], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same from streamed data."""
+    folder = tmp_path_factory.mktemp("streamed") / "two"
+    assert two(folder, ()) == 0
+    return folder
+
+
 @pytest.mark.dist
 @pytest.mark.slow
-@pytest.mark.parametrize("changes", [(), RESIDENT], ids=["streamed", "resident"])
+@pytest.mark.parametrize("name", ["streamed", "resident"])
 def test_two_processes_are_one(
-    tmp_path: Path, config: Path, two: Callable[..., int], changes: tuple[str, ...]
+    tmp_path: Path, config: Path, request: pytest.FixtureRequest, name: str
 ) -> None:
+    together_in: Path = request.getfixturevalue(name)
+    changes = RESIDENT if name == "resident" else ()
     one = pretrain(PretrainConfig.read(config, [f"output={tmp_path / 'one'}", *changes]))
-    assert two(*_set(changes)) == 0
 
-    logs = [read_log(tmp_path / name / "log.jsonl") for name in ("one", "two")]
+    logs = [read_log(folder / "log.jsonl") for folder in (tmp_path / "one", together_in)]
     assert [line["step"] for line in logs[1]] == [1, 2, 3, 4]
     for alone, together in zip(*logs, strict=True):
         # The same rows summed in another order, in single precision, for a few steps.
         assert together["loss"] == pytest.approx(alone["loss"], rel=1e-4)
         assert together["grad_norm"] == pytest.approx(alone["grad_norm"], rel=1e-3)
         assert together["images"] == alone["images"]
-    weights = [
-        load_file(folder / "model.safetensors") for folder in (one, tmp_path / "two" / "stage")
-    ]
-    for name, value in weights[0].items():
+    weights = [load_file(folder / "model.safetensors") for folder in (one, together_in / "stage")]
+    for parameter, value in weights[0].items():
         # A step moves a weight by up to 1e-2; the sums differ in their last bits.
-        torch.testing.assert_close(weights[1][name], value, rtol=0, atol=2e-5)
+        torch.testing.assert_close(weights[1][parameter], value, rtol=0, atol=2e-5)
 
 
 @pytest.mark.dist
 @pytest.mark.slow
 def test_two_processes_whose_time_is_up_go_on_to_the_bit(
-    tmp_path: Path, two: Callable[..., int]
+    tmp_path: Path, two: Callable[..., int], resident: Path
 ) -> None:
-    cut, whole = tmp_path / "cut", tmp_path / "whole"
-    resident = _set(RESIDENT)
-    assert two(*resident, "--set", f"output={whole}") == 0
-    assert two(*resident, "--set", f"output={cut}", "--minutes", "0") != 0
+    cut = tmp_path / "cut"
+    assert two(cut, RESIDENT, "--minutes", "0") != 0
     assert [path.name for path in (cut / "checkpoints").iterdir()] == ["step-1"]
-    assert two(*resident, "--set", f"output={cut}") == 0
-    weights = [(folder / "stage" / "model.safetensors").read_bytes() for folder in (cut, whole)]
+    assert two(cut, RESIDENT) == 0
+    weights = [(folder / "stage" / "model.safetensors").read_bytes() for folder in (cut, resident)]
     assert weights[0] == weights[1]
