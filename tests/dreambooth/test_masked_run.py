@@ -58,7 +58,7 @@ def test_scenes_and_the_class_in_them_are_drawn_for_each_stage(whole_masked: Pat
     ]
     assert sorted(shown) == [
         (16, "a beach", "snow", 4),
-        (16, "a dog", "a dog on the beach", "a dog in the snow", 5),
+        (16, "a dog", "a dog on the beach", "a dog", "a dog in the snow", 5),
         (32, "a beach", "snow", 4),
     ]
 

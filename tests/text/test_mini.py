@@ -10,6 +10,7 @@ from torch.nn.functional import normalize
 from cascade.text import TextEncoder, check_identifier, find_identifiers, rare_range
 
 LENGTH = 32
+RARE = 200  # pieces that were appended to the vocabulary for identifiers
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,8 @@ def test_meaning(mini: TextEncoder, prompt: str, near: str, far: str) -> None:
 
 def test_identifiers_are_rare_single_and_told_apart(mini: TextEncoder) -> None:
     lowest, highest = rare_range(mini.tokenizer)
-    found = find_identifiers(mini.tokenizer, "lower", highest - lowest + 1, seed=0)
+    assert RARE <= highest - lowest + 1
+    found = find_identifiers(mini.tokenizer, "lower", RARE, seed=0)
     for identifier in found:
         check_identifier(mini.tokenizer, "lower", identifier, "dog")
     prompts = [f"a {identifier} dog" for identifier in found]
