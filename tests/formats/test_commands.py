@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cascade.cli import main
-from cascade.pipeline import read_manifest
+from cascade.pipeline import print_licence, read_manifest
 
 
 @pytest.fixture
@@ -21,6 +21,7 @@ def run(
     def command(*arguments: object) -> tuple[int, str]:
         monkeypatch.setattr(sys, "argv", ["cascade", *map(str, arguments)])
         capsys.readouterr()
+        print_licence.cache_clear()  # as a process of its own has printed none yet
         with pytest.raises(SystemExit) as end:
             main()
         printed = capsys.readouterr()
