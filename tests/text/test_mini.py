@@ -48,7 +48,7 @@ def test_meaning(mini: TextEncoder, prompt: str, near: str, far: str) -> None:
 
 def test_identifiers_are_rare_single_and_told_apart(mini: TextEncoder) -> None:
     lowest, highest = rare_range(mini.tokenizer)
-    assert RARE <= highest - lowest + 1
+    assert highest - lowest + 1 >= RARE
     found = find_identifiers(mini.tokenizer, "lower", RARE, seed=0)
     for identifier in found:
         check_identifier(mini.tokenizer, "lower", identifier, "dog")
