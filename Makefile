@@ -70,10 +70,12 @@ demo: setup  ## personalise the small cascade on a CPU and write a page of pictu
 pretrain: setup  ## train `mini` anew from its world; a day on two CPU cores, half an hour on a GPU
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[pretrain]' \
 	  $(addprefix --constraint ,$(CONSTRAINTS))
-	$(BIN)/python tools/mini/make_sprites.py --output build/mini/sprites --packs '$(SHARED)/data/packs'
+	$(BIN)/python tools/mini/make_sprites.py --output build/mini/sprites --photos '$(SHARED)/data/packs'
 	$(BIN)/python tools/mini/prepare.py --output build/mini --photos '$(SHARED)/data/packs'
 	test -f cascade/zoo/mini/text/model.safetensors || \
 	  $(BIN)/python tools/mini/text.py --output cascade/zoo/mini/text --shared '$(SHARED)'
+	$(BIN)/python tools/mini/judge.py build/mini/base64 --held build/mini/held64 \
+	  --output cascade/zoo/mini/judge --minutes 60
 	$(BIN)/cascade train configs/mini-base64.toml $(addprefix --set ,$(BASE))
 	$(BIN)/cascade train configs/mini-sr256.toml $(addprefix --set ,$(LARGE))
 	$(BIN)/python tools/mini/assemble.py runs/pretrain/base64/stage runs/pretrain/sr256/stage
