@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 from PIL import Image
 from rich.console import Console
@@ -27,11 +26,12 @@ from cascade.cli.sample import usable_device
 from cascade.config.dreambooth import RECIPES, DreamBoothConfig, Recipe
 from cascade.config.stage import StageConfig, SubjectConfig
 from cascade.data.images import Photos, read_image, read_photos, write_png
+from cascade.data.saliency import U2NetP
+from cascade.dreambooth.masks import mask_beside
 from cascade.dreambooth.personalise import SHEET, personalise
 from cascade.environment import environment
 from cascade.errors import UserError
 from cascade.evaluate.features import EfficientNetLite0, FeatureExtractor
-from cascade.evaluate.judge import FOLDER, Judge
 from cascade.evaluate.subject import (
     Drawn,
     Reconstruction,
@@ -41,9 +41,11 @@ from cascade.evaluate.subject import (
     score_subject,
     subject_prompts,
 )
-from cascade.pipeline import Cascade, Pictures, cascade_folder, read_manifest
+from cascade.files import write_bytes
+from cascade.pipeline import Cascade, cascade_folder, read_manifest
 from cascade.progress import progress_bar, stage_steps
 from cascade.train.report import read_log
+from demo_elsewhere import accuracy, elsewhere, likeness
 from demo_report import (
     AFTER,
     BEFORE,
@@ -58,22 +60,6 @@ from tuning import draw_in_advance, stage_configs, training_seconds
 
 console = Console()
 SEEDS = range(8)
-PROMPTS = (
-    "a {subject} on the beach",
-    "a {subject} in the snow",
-    "a {subject} on a wooden table",
-    "a {subject} in space",
-    "a {subject} in the jungle",
-    "a {subject} with a city in the background",
-    "a cartoon of a {subject}",
-    "a flat drawing of a {subject}",
-    "a purple {subject}",
-    "a green {subject}",
-    "a {subject} wearing a top hat",
-    "a {subject} wearing sunglasses",
-)
-SHARES = {BEFORE: 1, NO_MASKS: 2, AFTER: 3}
-"""How many pictures of each of these prompts every kind of cascade draws."""
 
 
 @dataclass(frozen=True)
@@ -125,28 +111,29 @@ def main(
     """Run the whole demonstration."""
     if (subject is None) != (class_noun is None):
         raise UserError("Give both --subject (a folder of photos) and --class (what they show).")
-    images = list(views_of_a_cat()) if subject is None else list(read_photos(subject).images)
-    outcome = demonstrate(prepare(images, class_noun or "cat", output, cascade))
+    photos = read_photos(views_of_a_cat(output / "chelsea") if subject is None else subject)
+    outcome = demonstrate(prepare(photos, class_noun or "cat", output, cascade))
     report = demo_report(outcome, " ".join(["python", *sys.argv]), environment())
     write_pictures(report, output / "pictures")
     report.write(output / "report.html")
     console.print(f"Open {output / 'report.html'} in a browser.")
 
 
-def prepare(images: list[Image.Image], class_noun: str, output: Path, cascade: str) -> Work:
+def prepare(photos: Photos, class_noun: str, output: Path, cascade: str) -> Work:
     """Keep one photo out where there are four or more, and copy the others beside the run.
 
     The folder is named by what it depends on, so other photos never meet an older run.
     """
-    *tuned_on, last = images
-    held_out = last if len(images) >= 4 else None
+    held_out = photos.images[-1] if len(photos.paths) >= 4 else None
+    kept = photos.paths[:-1] if held_out else photos.paths
+    # As they are: their transparency, and the masks beside them, say where the subject is.
+    files = [file for photo in kept for file in (photo, mask_beside(photo)) if file.is_file()]
     digest = hashlib.sha256(f"{class_noun} {cascade}".encode())
-    kept = tuned_on if held_out else images
-    for image in kept:
-        digest.update(image.tobytes())
+    for file in files:
+        digest.update(file.read_bytes())
     folder = output / digest.hexdigest()[:12]
-    for number, image in enumerate(kept):
-        write_png(image, folder / "photos" / f"{number:02d}.png")
+    for file in files:
+        write_bytes(file.read_bytes(), folder / "photos" / file.name)
     return Work(folder, read_photos(folder / "photos"), held_out, class_noun, cascade)
 
 
@@ -174,13 +161,15 @@ def run_logs(work: Work) -> Iterator[tuple[str, list[dict[str, float]]]]:
                 yield stage.name if kind == AFTER else f"{stage.name} {kind}", log
 
 
-def views_of_a_cat() -> Iterator[Image.Image]:
-    """Crops of the public-domain cat photo inside scikit-image; the last is held out."""
+def views_of_a_cat(folder: Path) -> Path:
+    """Write crops of the CC0 photo of a cat inside scikit-image; the last will be held out."""
     from skimage.data import chelsea
 
     photo = Image.fromarray(chelsea())
-    for box in ((0, 0, 451, 300), (30, 0, 451, 300), (0, 0, 421, 300), (15, 10, 440, 300)):
-        yield photo.crop(box)
+    boxes = ((0, 0, 451, 300), (30, 0, 451, 300), (0, 0, 421, 300), (15, 10, 440, 300))
+    for number, box in enumerate(boxes):
+        write_png(photo.crop(box), folder / f"{number}.png")
+    return folder
 
 
 @contextmanager
@@ -206,7 +195,8 @@ def compare(
     drawn = dict(drawings(cascades, subject))
     extractor = EfficientNetLite0(usable_device(None))
     photos = work.photos.images
-    pictures = elsewhere(cascades, subject)
+    find_mask = U2NetP() if work.recipe.masks else None
+    pictures = elsewhere(cascades, subject, console)
     return Outcome(
         subject=subject,
         photos=photos,
@@ -215,6 +205,7 @@ def compare(
         masks=read_image(work.config(AFTER).output_dir / SHEET) if work.recipe.masks else None,
         elsewhere=pictures,
         accuracy=accuracy(work.cascade, pictures),
+        likeness=likeness(pictures, photos, extractor, find_mask) if find_mask else {},
         reconstructions={
             stage.name: reconstructions(work, (frozen, tuned), stage, extractor)
             for stage in configs
@@ -255,44 +246,6 @@ def drawings(
     with progress_bar(console) as bar:
         for kind, cascade in cascades.items():
             yield kind, draw_subject(cascade, subject, SEEDS, stage_steps(bar, f"{kind}: "))
-
-
-def elsewhere(
-    cascades: Mapping[str, Cascade], subject: SubjectConfig
-) -> dict[str, dict[str, Pictures]]:
-    """The subject in places, styles, colours and with accessories, by kind, then by prompt."""
-    name = f"{subject.identifier} {subject.class_noun}"
-    prompts = [prompt.format(subject=name) for prompt in PROMPTS]
-    with progress_bar(console) as bar:
-        task = bar.add_task(
-            "elsewhere", total=len(SHARES.keys() & cascades.keys()) * len(prompts), details=""
-        )
-        found: dict[str, dict[str, Pictures]] = {}
-        for kind in (kind for kind in SHARES if kind in cascades):
-            found[kind] = {}
-            for prompt in prompts:
-                found[kind][prompt] = cascades[kind].sample(prompt, range(SHARES[kind]))
-                bar.advance(task)
-    return found
-
-
-def accuracy(
-    cascade: str, pictures: Mapping[str, Mapping[str, Pictures]]
-) -> dict[str, dict[str, float]]:
-    """The judge's right answers by kind and by what is stated; nothing without a judge.
-
-    What the thing is says the class noun, which is not asked: the subject is no drawing of it.
-    """
-    folder = cascade_folder(cascade) / FOLDER
-    if not folder.is_dir():
-        return {}
-    judge = Judge.load(folder, usable_device(None))
-    found = {}
-    for kind, drawn in pictures.items():
-        stated = [judge.stated(prompt) for prompt, some in drawn.items() for _ in some.tensor]
-        right = judge.accuracy(torch.cat([some.tensor for some in drawn.values()]), stated)
-        found[kind] = {str(name): share for name, share in right.items() if name != "concept"}
-    return found
 
 
 if __name__ == "__main__":

@@ -44,6 +44,8 @@ class Outcome:
             cascade, then by prompt.
         accuracy: of those, the judge's share of right answers by kind and by what prompts state;
             empty where there is no judge.
+        likeness: how far the subject alone came there, percent of the way by kind; empty where the
+            recipe has no masks.
         reconstructions: by super-resolution stage, a photo enlarged by it untuned and tuned.
         scores: by stage, then by the kind of cascade.
         ceilings: the photos' own similarity, by stage.
@@ -58,6 +60,7 @@ class Outcome:
     masks: Image.Image | None
     elsewhere: Mapping[str, Mapping[str, Pictures]]
     accuracy: Mapping[str, Mapping[str, float]]
+    likeness: Mapping[str, float | None]
     reconstructions: Mapping[str, tuple[Reconstruction, Reconstruction]]
     scores: Mapping[str, Mapping[str, SubjectScores]]
     ceilings: Mapping[str, float]
@@ -171,11 +174,19 @@ def _elsewhere(outcome: Outcome) -> Section:
     caption = "Prompts that name the subject and something the photos do not show."
     names = list(dict.fromkeys(name for found in outcome.accuracy.values() for name in found))
     rows: list[list[str | float]] = [
-        [kind, *(percent(100 * found[name] if name in found else None) for name in names)]
+        [
+            kind,
+            *(percent(100 * found[name] if name in found else None) for name in names),
+            percent(outcome.likeness.get(kind)),
+        ]
         for kind, found in outcome.accuracy.items()
     ]
-    note = "Share of these pictures in which the judge finds what their prompt states."
-    tables = [Table(["cascade", *names], rows, note)] if rows else []
+    note = (
+        "Share of these pictures in which the judge finds what their prompt states; and, of those "
+        "in places, how far the subject alone, cut out, came from the untouched cascade's to the "
+        "photos'."
+    )
+    tables = [Table(["cascade", *names, "likeness"], rows, note)] if rows else []
     return Section("The subject elsewhere", figures=[Figure(grid, caption)], tables=tables)
 
 

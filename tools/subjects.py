@@ -52,9 +52,7 @@ def main(
     """Run every subject and write the tables."""
     nouns = nouns_of(data, names)
     outcomes = {
-        name: demonstrate(
-            prepare(list(read_photos(data / name).images), nouns[name], output, cascade)
-        )
+        name: demonstrate(prepare(read_photos(data / name), nouns[name], output, cascade))
         for name in names
     }
     record = {"environment": environment(), "subjects": {n: row(o) for n, o in outcomes.items()}}

@@ -70,7 +70,7 @@ def main(
     turned = settings_of(part, start, only, full)
     stages = drawn_stages(cascade, part, last_stage)
     nouns = nouns_of(data, names)
-    photos = {name: list(read_photos(data / name).images) for name in names}
+    photos = {name: read_photos(data / name) for name in names}
     work = output.resolve() / "work"
     usual = LIMITS[part]
     sweep = Sweep(

@@ -83,6 +83,14 @@ def dreambooth(
             rich_help_panel=PRIOR,
         ),
     ] = None,
+    class_variations: Annotated[
+        str | None,
+        typer.Option(
+            help="Draw the class like this too, by turns with the class alone: "
+            "'a cartoon of a {class_noun}, a purple {class_noun}'; '' is not at all.",
+            rich_help_panel=PRIOR,
+        ),
+    ] = None,
     class_data_dir: Annotated[
         Path | None,
         typer.Option(

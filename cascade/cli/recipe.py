@@ -77,6 +77,8 @@ def recipe_from_flags(start: Recipe, flags: Mapping[str, Any], world: int) -> Re
         if flag in flags:
             for path in paths:
                 _set(values, path, flags[flag])
+    if "class_variations" in flags:
+        _set(values, "prior.variations", comma_separated(flags["class_variations"]))
     if "scenes" in flags:
         values["scenes"] = _scenes(flags["scenes"])
     for run in (values["base"], values["super_resolution"]):

@@ -1,7 +1,8 @@
 """Settings of DreamBooth (Ruiz et al. 2022), and the recipes known to work."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -62,6 +63,11 @@ class PriorConfig(DrawnConfig):
         default=False,
         description="the class is drawn in the recipe's scenes too, by turns with the class alone, "
         "so that the words keep their meaning. The paper has none",
+    )
+    variations: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        default=(),
+        description="the class in other styles, other colours, with something on: templates with "
+        "{class_noun}, drawn by turns with the class alone. The paper has none",
     )
     caption_dropout: float = Field(
         default=0.0,
@@ -151,11 +157,16 @@ class Recipe(Frozen):
         """What names a thing in each of the scenes."""
         return tuple(f"{name} {scene.phrase}" for scene in self.scenes)
 
-    def class_prompts(self, of_class: str) -> tuple[str, ...]:
-        """What the class images show, by turns: the class, and where wanted it in a scene."""
-        if self.prior is None or not self.prior.in_scenes:
-            return (of_class,)
-        return tuple(prompt for placed in self.in_scenes(of_class) for prompt in (of_class, placed))
+    def class_prompts(self, of_class: str, variations: Sequence[str] = ()) -> tuple[str, ...]:
+        """What the class images show, by turns: the class, and it in a scene or another variation.
+
+        Args:
+            of_class: names the class.
+            variations: the prior's, filled in.
+        """
+        placed = self.in_scenes(of_class) if self.prior and self.prior.in_scenes else ()
+        others = (*placed, *variations)
+        return tuple(prompt for other in others for prompt in (of_class, other)) or (of_class,)
 
 
 def _tuning(
@@ -204,6 +215,16 @@ MINI_SCENES = tuple(
     )
 )
 
+# What else its captions say of things.
+MINI_VARIATIONS = (
+    *(f"{style} of a {{class_noun}}" for style in ("a cartoon", "a flat drawing", "a 3d render")),
+    *(f"a {colour} {{class_noun}}" for colour in ("red", "green", "blue", "purple")),
+    *(
+        f"a {{class_noun}} wearing {worn}"
+        for worn in ("a top hat", "a crown", "a scarf", "sunglasses")
+    ),
+)
+
 # As the checkpoint samples, guided: unguided, so small a network draws no class worth keeping.
 # Twelve steps are enough for 64 pixels, and a CPU waits for each.
 _MINI_DRAWS = SamplerConfig(
@@ -221,8 +242,9 @@ RECIPES: dict[RecipeName, Recipe] = {
     # For the few million weights of `mini`, which move further at a step of this size.
     "mini": Recipe(
         prior=PriorConfig(
-            images=2 * len(MINI_SCENES),
+            images=2 * (len(MINI_SCENES) + len(MINI_VARIATIONS)),
             in_scenes=True,
+            variations=MINI_VARIATIONS,
             batch_size=len(MINI_SCENES),
             caption_dropout=0.25,
             sampler=_MINI_DRAWS,

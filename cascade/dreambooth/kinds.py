@@ -44,7 +44,7 @@ def drawings(plan: Plan, folder: str, device: torch.device) -> dict[str, Drawing
     sets: dict[str, tuple[tuple[str, ...], DrawnConfig, int]] = {}
     prior, rows = _prior(plan, folder), _scene_rows(plan, folder)
     if prior is not None and not given_class_images(plan.config.class_data_dir):
-        sets[CLASS_IMAGES] = (recipe.class_prompts(plan.subject.class_prompt), prior, seed)
+        sets[CLASS_IMAGES] = (plan.subject.class_prompts, prior, seed)
     if rows is not None:
         prompts = tuple(scene.prompt for scene in recipe.scenes)
         sets[SCENES] = (prompts, rows, derive_seed(seed, SCENES))
@@ -118,13 +118,13 @@ def _photos(plan: Plan, folder: str, scenes: list[Path] | None) -> Kind:
 
 def _class(plan: Plan, prior: PriorConfig, drawn: list[Path] | None) -> Kind:
     """The class images: those that were drawn, else a person's own."""
-    recipe, prompt = plan.config.recipe, plan.subject.class_prompt
+    subject = plan.subject
     own = given_class_images(plan.config.class_data_dir)
     return Kind(
         term="prior",
         images=read_pictures(own if drawn is None else drawn),
         # Of a person's own pictures nobody knows the scenes.
-        prompts=(prompt,) if drawn is None else recipe.class_prompts(prompt),
+        prompts=(subject.class_prompt,) if drawn is None else subject.class_prompts,
         weight=prior.weight,
         caption_dropout=prior.caption_dropout,
     )

@@ -61,6 +61,11 @@ def read_masks(photos: Photos, source: Source) -> tuple[Mask, ...]:
     return tuple(masks)
 
 
+def mask_beside(photo: Path) -> Path:
+    """The file beside a photo that is its mask, if it is there."""
+    return photo.with_name(photo.stem + MASK_SUFFIX)
+
+
 def write_sheet(photos: Photos, masks: tuple[Mask, ...], path: Path) -> None:
     """Write a contact sheet: a row per photo, with its mask and its subject on a plain ground."""
     tiles = []
@@ -76,7 +81,7 @@ def _given(path: Path, photo: Image.Image, source: Source, photos: tuple[Path, .
     if isinstance(source, Path):
         return _from_file(_in_folder(path, source, photos), photo)
     if source == "auto":
-        beside = path.with_name(path.stem + MASK_SUFFIX)
+        beside = mask_beside(path)
         if beside.is_file():
             return _from_file(beside, photo)
     alpha = read_alpha(path)

@@ -99,7 +99,7 @@ def all_prompts(plan: Plan) -> set[str]:
     recipe, subject = plan.config.recipe, plan.subject
     prompts = {subject.instance_prompt, subject.sr_prompt, *plan.config.validation_prompts}
     if recipe.prior is not None:
-        prompts.update(recipe.class_prompts(subject.class_prompt))
+        prompts.update((subject.class_prompt, *subject.class_prompts))
     if recipe.scene_rows is not None:
         prompts.update(scene.prompt for scene in recipe.scenes)
         prompts.update(recipe.in_scenes(subject.instance_prompt))

@@ -24,6 +24,7 @@ class Subject:
         instance_prompt: names the subject, `a [V] [class noun]`.
         sr_prompt: what super-resolution stages are told of the photos; need not name the subject.
         class_prompt: names its class, `a [class noun]`.
+        class_prompts: what class images show that are drawn, by turns.
     """
 
     photos: Photos
@@ -32,6 +33,7 @@ class Subject:
     instance_prompt: str
     sr_prompt: str
     class_prompt: str
+    class_prompts: tuple[str, ...]
 
     @property
     def images(self) -> tuple[Image.Image, ...]:
@@ -64,7 +66,10 @@ def read_subject(
         identifier = config.identifier.strip()
     check_identifier(tokenizer, cleaning, identifier, noun)
     instance_prompt = _fill(config.instance_prompt, identifier, noun, needs="{identifier}")
-    masked = config.recipe.masks
+    class_prompt = _fill(config.class_prompt, identifier, noun, needs=None)
+    masked, prior = config.recipe.masks, config.recipe.prior
+    templates = () if prior is None else prior.variations
+    variations = [_fill(template, identifier, noun, needs=None) for template in templates]
     return Subject(
         photos=photos,
         masks=() if masked is None else read_masks(photos, masked.source),
@@ -75,7 +80,8 @@ def read_subject(
             if config.sr_prompt is None
             else _fill(config.sr_prompt, identifier, noun, needs=None)
         ),
-        class_prompt=_fill(config.class_prompt, identifier, noun, needs=None),
+        class_prompt=class_prompt,
+        class_prompts=config.recipe.class_prompts(class_prompt, variations),
     )
 
 

@@ -223,6 +223,7 @@ FLAGS: dict[str, Any] = {
     "unmasked_weight": 0.25,
     "unmasked_probability": 0.5,
     "scene_share": 0.75,
+    "class_variations": "a cartoon of a {class_noun}, a red {class_noun}",
     "scenes": "on the beach = a beach",
     "num_scene_images": 12,
     "sample_batch_size": 5,

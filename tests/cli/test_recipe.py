@@ -193,6 +193,20 @@ def test_scenes_are_a_phrase_and_what_draws_it_empty() -> None:
     assert none.scenes == ()
 
 
+def test_variations_of_the_class_are_templates() -> None:
+    flags = {"class_variations": "a cartoon of a {class_noun}, a red {class_noun}"}
+    prior = recipe_from_flags(START, flags, world=1).prior
+    assert prior is not None
+    assert prior.variations == ("a cartoon of a {class_noun}", "a red {class_noun}")
+    none = recipe_from_flags(START, {"class_variations": ""}, world=1).prior
+    assert none is not None
+    assert none.variations == ()
+    with pytest.raises(UserError, match=r"prior\.variations\.1"):
+        recipe_from_flags(START, {"class_variations": "a red {class_noun},"}, world=1)
+    off = flags | {"prior_preservation": False}
+    assert recipe_from_flags(START, off, world=1).prior is None
+
+
 def test_values_that_do_not_work_are_named() -> None:
     with pytest.raises(UserError, match=r"the command's flags: base\.optimizer\.learning_rate"):
         recipe_from_flags(START, {"learning_rate": 0.0}, world=1)

@@ -179,7 +179,9 @@ def test_the_class_is_shown_in_scenes_where_a_recipe_wants_it() -> None:
     values["scenes"] = [{"phrase": "in the snow", "prompt": "snow"}]
     assert Recipe.model_validate(values).class_prompts("a dog") == ("a dog",)
     values["prior"]["in_scenes"] = True
-    assert Recipe.model_validate(values).class_prompts("a dog") == ("a dog", "a dog in the snow")
+    recipe = Recipe.model_validate(values)
+    assert recipe.class_prompts("a dog") == ("a dog", "a dog in the snow")
+    assert recipe.class_prompts("a dog", ["a red dog"])[2:] == ("a dog", "a red dog")
     with pytest.raises(UserError, match="need a list of scenes"):
         Recipe.parse(values | {"scenes": []}, "a test")
 

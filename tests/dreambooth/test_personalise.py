@@ -154,6 +154,16 @@ def test_class_pictures_of_ones_own(
     assert log[0]["loss/prior"] > 0
 
 
+def test_the_class_is_drawn_in_variations_too(
+    tmp_path: Path, settings: Settings, recipe: Recipe
+) -> None:
+    assert recipe.prior is not None
+    prior = {**recipe.prior.model_dump(), "variations": ["a red {class_noun}"]}
+    personalise(settings(tmp_path / "mine", _changed(recipe, prior=prior), stages=("base16",)))
+    (about,) = (tmp_path / "class").glob("*/about.json")
+    assert json.loads(about.read_text())["prompts"] == ["a dog", "a red dog"]
+
+
 def test_the_prior_of_super_resolution_too(
     tmp_path: Path, settings: Settings, recipe: Recipe
 ) -> None:

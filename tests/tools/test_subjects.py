@@ -30,7 +30,7 @@ def subjects(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Modu
     """The module as `python tools/subjects.py` sees it."""
     monkeypatch.syspath_prepend(str(repository / "tools"))
     yield importlib.import_module("subjects")
-    for name in ("demo", "demo_report", "subjects", "tables", "tuning"):
+    for name in ("demo", "demo_elsewhere", "demo_report", "subjects", "tables", "tuning"):
         sys.modules.pop(name, None)
 
 
@@ -57,6 +57,7 @@ def _outcome(
         drawn={kind: Drawn(pictures, pictures) for kind in kinds},
         masks=Image.new("RGB", (90, 30)),
         elsewhere={kind: {"a red xyz dog": pictures} for kind in (kinds[0], kinds[-1])},
+        likeness={},
         accuracy={} if scene_accuracy is None else {kinds[-1]: {"scene": scene_accuracy}},
         reconstructions=dict.fromkeys(stages[1:], pair),
         scores={
@@ -105,7 +106,7 @@ def test_cascades_of_any_length_are_reported(subjects: ModuleType, stages: tuple
 def test_the_place_of_scenes_is_judged_where_there_is_a_judge(
     subjects: ModuleType, tiny_cascade: Path, tmp_path: Path
 ) -> None:
-    accuracy = sys.modules["demo"].accuracy
+    accuracy = sys.modules["demo_elsewhere"].accuracy
     pictures = {
         "after": {
             prompt: Pictures({"base16": torch.zeros(2, 3, 16, 16)})

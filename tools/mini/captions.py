@@ -102,7 +102,7 @@ def captions(
         seen = View(
             view.size if rng.random() < 0.5 else None, view.side if rng.random() < 0.5 else None
         )
-        said.append(_sentence(labels, noun, seen, place, styled=rng.random() < 0.5))
+        said.append(_sentence(labels, noun, seen, place, styled=rng.random() < 0.65))
     return tuple(dict.fromkeys(said))
 
 

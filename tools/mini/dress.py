@@ -26,6 +26,7 @@ _FINE: Final = 4  # a scarf is drawn larger and made small: Pillow draws without
 # Width of what is worn in widths of the head, and where its lowest point comes to lie.
 _HAT_WIDTH: Final = {"top hat": 0.74, "crown": 0.62}
 _GLASSES_WIDTH: Final = 0.80
+_SCARF_BELOW: Final = 0.4  # of the eyes, in widths of the head
 
 
 def recoloured(image: Image.Image, colour: str | None) -> Image.Image:
@@ -78,7 +79,7 @@ def dressed(
     across = head.width * width
     if accessory == "scarf":
         worn = _scarf(round(across), rng)
-        top = round(head.top * height + (head.eyes - head.top) * height * 2.0)
+        top = round(head.eyes * height + _SCARF_BELOW * across)
     else:
         drawn = accessories[accessory][sprite.style]
         wide = max(2, round(across * _HAT_WIDTH.get(accessory, _GLASSES_WIDTH)))

@@ -25,12 +25,12 @@ Split = Literal["training", "held out"]
 
 SCENERY: Final = 0.05  # share of pictures without a thing
 PLAIN: Final = 0.3  # share of things on a plain ground
-COLOURED: Final = 0.4  # share of things of one hue that are given another
-WORN: Final = 0.4  # share of heads with something on
+COLOURED: Final = 0.5  # share of things of one hue that are given another
+WORN: Final = 0.6  # share of heads with something on
 TURNED: Final = 0.3  # share of things that lean
 LEAN: Final = 10.0  # degrees at most
-SIZES: Final = (0.34, 0.97)  # longest side of a thing, of the picture's
-SMALL: Final = 0.48  # below this share it is called small
+SIZES: Final = (0.45, 0.97)  # longest side of a thing, of the picture's
+SMALL: Final = 0.56  # below this share it is called small
 CLOSE: Final = 0.86  # above this one a close-up
 LEFT: Final = 0.38  # a thing whose middle is before this share of the width is on the left
 RIGHT: Final = 0.62

@@ -1,0 +1,99 @@
+"""The subject where its photos do not show it: pictures, and what can be measured of them."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from PIL import Image
+from rich.console import Console
+from torch import Tensor
+
+from cascade.cli.sample import usable_device
+from cascade.config.stage import SubjectConfig
+from cascade.evaluate.alone import FindMask, alone
+from cascade.evaluate.features import FeatureExtractor
+from cascade.evaluate.judge import FOLDER, Judge
+from cascade.evaluate.metrics import self_similarity, subject_similarity
+from cascade.evaluate.subject import of_the_way, photos_at
+from cascade.pipeline import Cascade, Pictures, cascade_folder
+from cascade.progress import progress_bar
+from demo_report import AFTER, BEFORE, NO_MASKS
+
+PLACES = (
+    "a {subject} on the beach",
+    "a {subject} in the snow",
+    "a {subject} on a wooden table",
+    "a {subject} in space",
+    "a {subject} in the jungle",
+    "a {subject} with a city in the background",
+)
+CHANGES = (
+    "a cartoon of a {subject}",
+    "a flat drawing of a {subject}",
+    "a purple {subject}",
+    "a green {subject}",
+    "a {subject} wearing a top hat",
+    "a {subject} wearing sunglasses",
+)
+SHARES = {BEFORE: 1, NO_MASKS: 2, AFTER: 3}
+"""How many pictures of each of these prompts every kind of cascade draws."""
+
+Elsewhere = Mapping[str, Mapping[str, Pictures]]
+"""Pictures by the kind of cascade, then by prompt; those of `PLACES` first."""
+
+
+def elsewhere(
+    cascades: Mapping[str, Cascade], subject: SubjectConfig, console: Console
+) -> Elsewhere:
+    """Draw the subject in places, styles, colours and with accessories."""
+    name = f"{subject.identifier} {subject.class_noun}"
+    prompts = [prompt.format(subject=name) for prompt in (*PLACES, *CHANGES)]
+    found: dict[str, dict[str, Pictures]] = {kind: {} for kind in SHARES if kind in cascades}
+    with progress_bar(console) as bar:
+        task = bar.add_task("elsewhere", total=len(found) * len(prompts), details="")
+        for kind, drawn in found.items():
+            for prompt in prompts:
+                drawn[prompt] = cascades[kind].sample(prompt, range(SHARES[kind]))
+                bar.advance(task)
+    return found
+
+
+def accuracy(cascade: str, pictures: Elsewhere) -> dict[str, dict[str, float]]:
+    """The judge's right answers by kind and by what is stated; nothing without a judge.
+
+    What the thing is says the class noun, which is not asked: the subject is no drawing of it.
+    """
+    folder = cascade_folder(cascade) / FOLDER
+    if not folder.is_dir():
+        return {}
+    judge = Judge.load(folder, usable_device(None))
+    found = {}
+    for kind, drawn in pictures.items():
+        stated = [judge.stated(prompt) for prompt, some in drawn.items() for _ in some.tensor]
+        right = judge.accuracy(torch.cat([some.tensor for some in drawn.values()]), stated)
+        found[kind] = {str(name): share for name, share in right.items() if name != "concept"}
+    return found
+
+
+def likeness(
+    pictures: Elsewhere,
+    photos: Sequence[Image.Image],
+    extractor: FeatureExtractor,
+    find_mask: FindMask,
+) -> dict[str, float | None]:
+    """How far the subject alone came in new places, percent of the way, by kind.
+
+    What stands out is cut from pictures and photos before they are compared. The way leads from
+    what the untouched cascade draws there to the photos among themselves.
+    """
+
+    def features(images: Tensor) -> Tensor:
+        return extractor(alone(images, find_mask))
+
+    in_places = {
+        kind: torch.cat([some.tensor for some in list(drawn.values())[: len(PLACES)]])
+        for kind, drawn in pictures.items()
+    }
+    real = features(photos_at(photos, in_places[BEFORE].shape[-1]))
+    similar = {kind: subject_similarity(features(some), real) for kind, some in in_places.items()}
+    top = self_similarity(real)
+    return {kind: of_the_way(value, similar[BEFORE], top) for kind, value in similar.items()}
