@@ -1,86 +1,26 @@
 """The demonstration's page: what was measured, as pictures, curves and a table."""
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
 
 from PIL import Image
 
-from cascade.config.stage import SubjectConfig
 from cascade.evaluate.grid import image_grid
 from cascade.evaluate.report import Figure, Report, Section, Table, loss_curves
 from cascade.evaluate.subject import (
-    Drawn,
-    Reconstruction,
-    SubjectScores,
-    of_the_way,
     photos_at,
-    subject_prompts,
 )
 from cascade.files import write_bytes
 from cascade.pipeline import Pictures
+from comparison import Outcome
+from kinds import AFTER, BEFORE, NO_PRIOR
 from tables import percent
 
-KINDS = ("before", "without prior preservation", "without masks", "after")
-BEFORE, NO_PRIOR, NO_MASKS, AFTER = KINDS
 SHOWN = 6
 # A whole multiple of every usual stage's pictures, which are then shown pixel by pixel.
 CELL = 256
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """Everything the demonstration found.
-
-    Attributes:
-        subject: identifier and class noun.
-        photos: those tuned on.
-        held_out: a photo kept out of the tuning, if there were enough.
-        drawn: pictures of the subject's and the class's prompt, by the kind of cascade (`KINDS`).
-        masks: the sheet of the photos' masks; None where the recipe has none.
-        elsewhere: pictures of prompts with something that the photos do not show, by the kind of
-            cascade, then by prompt.
-        accuracy: of those, the judge's share of right answers by kind and by what prompts state;
-            empty where there is no judge.
-        likeness: how far the subject alone came there, percent of the way by kind; empty where the
-            recipe has no masks.
-        reconstructions: by super-resolution stage, a photo enlarged by it untuned and tuned.
-        scores: by stage, then by the kind of cascade.
-        ceilings: the photos' own similarity, by stage.
-        logs: training logs by run; the runs with prior preservation by their stage's name.
-        times: seconds by part.
-    """
-
-    subject: SubjectConfig
-    photos: Sequence[Image.Image]
-    held_out: Image.Image | None
-    drawn: Mapping[str, Drawn]
-    masks: Image.Image | None
-    elsewhere: Mapping[str, Mapping[str, Pictures]]
-    accuracy: Mapping[str, Mapping[str, float]]
-    likeness: Mapping[str, float | None]
-    reconstructions: Mapping[str, tuple[Reconstruction, Reconstruction]]
-    scores: Mapping[str, Mapping[str, SubjectScores]]
-    ceilings: Mapping[str, float]
-    logs: Mapping[str, Sequence[Mapping[str, float]]]
-    times: Mapping[str, float]
-
-    @property
-    def prompts(self) -> tuple[str, str]:
-        """The subject's and the class's."""
-        return subject_prompts(self.subject)
-
-    @property
-    def shown_photo(self) -> Image.Image:
-        """The photo that was enlarged: the one held out, if there is one."""
-        return self.held_out or self.photos[0]
-
-    def of_the_way(self, stage: str, kind: str = AFTER) -> float | None:
-        """How far a cascade's pictures came from the untouched one's to the photos, percent."""
-        floor = self.scores[stage][BEFORE].similarity
-        return of_the_way(self.scores[stage][kind].similarity, floor, self.ceilings[stage])
 
 
 def demo_report(outcome: Outcome, command: str, environment: Mapping[str, str]) -> Report:
@@ -148,7 +88,8 @@ def _before_and_after(outcome: Outcome) -> Section:
 
 def _class(outcome: Outcome) -> Section:
     _, prompt = outcome.prompts
-    drawn = {kind: outcome.drawn[kind].of_class for kind in (BEFORE, NO_PRIOR, AFTER)}
+    compared = (BEFORE, NO_PRIOR, AFTER)
+    drawn = {kind: pair.of_class for kind, pair in outcome.drawn.items() if kind in compared}
     text = (
         f"Tuned on few photos, a network forgets that there are others: “{prompt}” becomes the "
         "subject. Prior preservation trains on what the untouched cascade draws for the class, "

@@ -1,20 +1,21 @@
-"""Personalise several subjects of the DreamBooth data set and tabulate how well it went.
+"""Personalise several subjects of the DreamBooth data set, in several ways, and tabulate that.
 
-    python tools/subjects.py ../shared/data/subjects dog cat backpack_dog
+    python tools/subjects.py ../shared/data/subjects dog cat backpack_dog --seeds 3
 
 The folder holds a folder of photos per subject and `prompts_and_classes.txt`, which gives each
-subject its class noun. Writes `subjects.json`, `subjects.md` and `subjects.png` beside the runs.
+subject its class noun. Compared are plain DreamBooth, class images in scenes beside it, and the
+cascade's whole recipe. Writes `subjects.json`, `subjects.md`, and two sheets beside the runs:
+`subjects.png` with the photos, `elsewhere.png` without. Started again it goes on where it was.
 
-The goal is that every subject comes `GOAL_PERCENT` of the way from what the untouched cascade draws
-to the photos themselves, within `GOAL_SECONDS` of class images and tuning on two CPU cores.
+The goals are those of `GOALS`, reached by the recipe on two CPU cores.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from statistics import fmean
-from typing import Annotated
+from statistics import stdev
+from typing import Annotated, Final, TypeAlias
 
 import typer
 from PIL import Image
@@ -27,18 +28,19 @@ from cascade.errors import UserError
 from cascade.evaluate.grid import image_grid
 from cascade.evaluate.subject import photos_at
 from cascade.files import write_bytes
-from demo import demonstrate, prepare
-from demo_report import AFTER, BEFORE, Outcome
+from comparison import Comparison, Outcome, prepare, run
+from elsewhere import PLACES
+from kinds import AFTER, BEFORE, CLASS_SCENES, PLAIN
 from tables import markdown, mean, percent, whole
 
-GOAL_PERCENT, GOAL_SECONDS = 60, 300
-SCORES = {
-    "subject similarity": "similarity",
-    "PRES": "prior_similarity",
-    "DIV": "diversity",
-    "DIV of the subject": "subject_diversity",
-    "prior drift": "drift",
-}
+KINDS: Final = {BEFORE: 2, PLAIN: 2, CLASS_SCENES: 2, AFTER: 2}
+GOALS: Final = {"scene": 80.0, "likeness": 60.0}  # percent
+GOAL_SECONDS: Final = 480
+SCORES: Final = {"PRES": "prior_similarity", "DIV": "diversity", "prior drift": "drift"}
+STATED: Final = ("scene", "style", "colour", "accessory")
+
+Outcomes: TypeAlias = Mapping[str, Sequence[Outcome]]
+"""By subject, one of each seed."""
 
 
 def main(
@@ -48,18 +50,28 @@ def main(
         "runs/subjects"
     ),
     cascade: Annotated[str, typer.Option(help="The cascade to personalise.")] = "mini",
+    seeds: Annotated[int, typer.Option(min=1, help="Tunings of each subject.")] = 1,
 ) -> None:
     """Run every subject and write the tables."""
     nouns = nouns_of(data, names)
-    outcomes = {
-        name: demonstrate(prepare(read_photos(data / name), nouns[name], output, cascade))
-        for name in names
-    }
-    record = {"environment": environment(), "subjects": {n: row(o) for n, o in outcomes.items()}}
-    write_bytes((json.dumps(record, indent=2) + "\n").encode(), output / "subjects.json")
-    write_bytes(tables(outcomes).encode(), output / "subjects.md")
-    write_png(sheet(outcomes), output / "subjects.png")
+    outcomes: dict[str, list[Outcome]] = {name: [] for name in names}
+    for seed in range(seeds):
+        for name in names:
+            work = prepare(read_photos(data / name), nouns[name], output, cascade)
+            outcomes[name].append(run(Comparison(work, KINDS, seed)))
+            write(outcomes, output)  # what is known so far
     Console(markup=False, highlight=False, soft_wrap=True).print(tables(outcomes))
+
+
+def write(outcomes: Outcomes, output: Path) -> None:
+    """Write figures, tables and sheets of the subjects that have ended."""
+    ended = {name: found for name, found in outcomes.items() if found}
+    figures = {name: [row(outcome) for outcome in found] for name, found in ended.items()}
+    record = {"environment": environment(), "subjects": figures}
+    write_bytes((json.dumps(record, indent=2) + "\n").encode(), output / "subjects.json")
+    write_bytes(tables(ended).encode(), output / "subjects.md")
+    write_png(sheet(ended), output / "subjects.png")
+    write_png(sheet_elsewhere(ended), output / "elsewhere.png")
 
 
 def nouns_of(data: Path, names: Sequence[str]) -> dict[str, str]:
@@ -84,7 +96,7 @@ def class_nouns(path: Path) -> dict[str, str]:
 
 
 def row(outcome: Outcome) -> dict[str, object]:
-    """One subject's figures, ready for JSON."""
+    """One run's figures, ready for JSON."""
     return {
         "class_noun": outcome.subject.class_noun,
         "identifier": outcome.subject.identifier,
@@ -99,6 +111,7 @@ def row(outcome: Outcome) -> dict[str, object]:
             for stage, kinds in outcome.scores.items()
         },
         "accuracy": {kind: dict(found) for kind, found in outcome.accuracy.items()},
+        "likeness": dict(outcome.likeness),
         "reconstruction_of_a_held_out_photo": outcome.held_out is not None,
         "reconstructions": {
             stage: {
@@ -111,76 +124,102 @@ def row(outcome: Outcome) -> dict[str, object]:
     }
 
 
-def tables(outcomes: dict[str, Outcome]) -> str:
-    """The goal per subject, means over the subjects, and super-resolution per subject."""
-    return "\n\n".join((goal(outcomes), means(outcomes), *super_resolution(outcomes))) + "\n"
+def tables(outcomes: Outcomes) -> str:
+    """The goals per subject, the kinds of tuning, and super-resolution per subject."""
+    return "\n\n".join((goals(outcomes), kinds(outcomes), *super_resolution(outcomes))) + "\n"
 
 
-def goal(outcomes: dict[str, Outcome]) -> str:
-    """How far every subject came at every stage, and what that took."""
-    everything = list(outcomes.values())
-    stages = list(everything[0].scores)
-    head = [f"{stage}: {what}" for stage in stages for what in ("of the way", "prior drift")]
-    times = [f"{part}, s" for part in (*parts(stages), "together")]
-    rows = [goal_row(name, [outcome]) for name, outcome in outcomes.items()]
-    rows.append(goal_row("mean", everything))
-    far = sum((outcome.of_the_way(stages[-1]) or 0) >= GOAL_PERCENT for outcome in everything)
+def figures_of(outcome: Outcome, kind: str) -> dict[str, float | None]:
+    """What is told of a kind of cascade, at the last stage; shares in percent."""
+    stage = list(outcome.scores)[-1]
+    scores = asdict(outcome.scores[stage][kind])
+    found = outcome.accuracy.get(kind, {})
+    return {
+        **{name: 100 * found[name] if name in found else None for name in STATED},
+        "likeness": outcome.likeness.get(kind),
+        "of the way": outcome.of_the_way(stage, kind),
+        **{name: scores[key] for name, key in SCORES.items()},
+    }
+
+
+def goals(outcomes: Outcomes) -> str:
+    """How well every subject was learned by the recipe, and what that took."""
+    everything = [outcome for found in outcomes.values() for outcome in found]
+    figures = [figures_of(outcome, AFTER) for outcome in everything]
+    timed = parts(everything)
+    head = ["subject", *figures[0], *(f"{part}, s" for part in timed), "together, s"]
+    named = {**outcomes, "mean": everything}
+    rows = [goal_row(name, found, timed) for name, found in named.items()]
+    reached = [
+        f"{sum((one[name] or 0) >= goal for one in figures)} reached {goal:.0f} % of {name}"
+        for name, goal in GOALS.items()
+    ]
     soon = sum(spent(outcome) <= GOAL_SECONDS for outcome in everything)
     return (
-        f"{markdown(['subject', *head, 'in the scene', *times], rows)}\n\n"
-        f"{far} of {len(everything)} subjects came {GOAL_PERCENT} % of the way or more at "
-        f"{stages[-1]}; {soon} took {GOAL_SECONDS} s or less. In the scene: the share of pictures "
-        "in which the judge finds the place that the prompt names. A dash among the seconds: the "
-        "class images were there, drawn for another subject of the class."
+        f"{markdown(head, rows)}\n\n"
+        f"Of {len(everything)} runs {', '.join(reached)}, and {soon} took {GOAL_SECONDS} s or "
+        f"less. {', '.join(STATED)}: share of pictures in which the judge finds what the prompt "
+        "states. Likeness: how far the subject alone, cut out of its pictures in new places, came "
+        "from the untouched cascade's to the photos'; of the way: the same of the subject's own "
+        "prompt and whole pictures."
     )
 
 
-def goal_row(name: str, outcomes: Sequence[Outcome]) -> list[str]:
-    """The means over some subjects, or the figures of one."""
-    figures = []
-    stages = list(outcomes[0].scores)
-    for stage in stages:
-        share = mean(outcome.of_the_way(stage) for outcome in outcomes)
-        drift = fmean(outcome.scores[stage][AFTER].drift for outcome in outcomes)
-        figures += [percent(share), f"{drift:.3f}"]
-    followed = mean(outcome.accuracy.get(AFTER, {}).get("scene") for outcome in outcomes)
-    figures.append(percent(None if followed is None else 100 * followed))
-    for part in parts(stages):
-        figures.append(whole(mean(outcome.times.get(part) for outcome in outcomes)))
-    return [name, *figures, f"{fmean(spent(outcome) for outcome in outcomes):.0f}"]
+def goal_row(name: str, outcomes: Sequence[Outcome], timed: Sequence[str]) -> list[str]:
+    """The means over some runs, and the seconds of these parts."""
+    every = [figures_of(outcome, AFTER) for outcome in outcomes]
+    figures = [told(key, [one[key] for one in every]) for key in every[0]]
+    seconds = [whole(mean(o.times.get(part) for o in outcomes)) for part in timed]
+    return [name, *figures, *seconds, whole(mean(spent(outcome) for outcome in outcomes))]
 
 
-def parts(stages: Sequence[str]) -> list[str]:
-    """What a personalisation spends its time on, as `demonstrate` names it."""
-    return ["class images", *(f"tuning {stage}" for stage in stages)]
+def told(key: str, values: Sequence[float | None]) -> str:
+    """The mean of a figure over runs."""
+    average = mean(values)
+    if key not in SCORES:
+        return percent(average)
+    return whole(None) if average is None else f"{average:.3f}"
+
+
+def parts(outcomes: Iterable[Outcome]) -> list[str]:
+    """What a personalisation spends its time on, as `run` names it; comparisons left out."""
+    names = dict.fromkeys(name for outcome in outcomes for name in outcome.times)
+    stages = {f"tuning {stage}" for outcome in outcomes for stage in outcome.scores}
+    return [name for name in names if name in stages or name in ("class images", "scenes")]
 
 
 def spent(outcome: Outcome) -> float:
-    """Seconds of class images and of tuning every stage."""
-    return sum(outcome.times.get(part, 0.0) for part in parts(list(outcome.scores)))
+    """Seconds of drawing in advance and of tuning every stage."""
+    return sum(outcome.times[part] for part in parts([outcome]))
 
 
-def means(outcomes: dict[str, Outcome]) -> str:
-    """Every cascade's scores at every stage, as means over the subjects."""
+def kinds(outcomes: Outcomes) -> str:
+    """Every kind of cascade: mean over the runs, and standard deviation among them."""
+    everything = [outcome for found in outcomes.values() for outcome in found]
     rows = []
-    for stage, kinds in next(iter(outcomes.values())).scores.items():
-        for kind in kinds:
-            scores = [outcome.scores[stage][kind] for outcome in outcomes.values()]
-            share = mean(outcome.of_the_way(stage, kind) for outcome in outcomes.values())
-            figures = [
-                f"{fmean(asdict(score)[key] for score in scores):.3f}" for key in SCORES.values()
-            ]
-            rows.append([stage, kind, percent(share), *figures])
-    return markdown(["stage", "cascade", "of the way", *SCORES], rows)
+    for kind in next(iter(everything)).drawn:
+        every = [figures_of(outcome, kind) for outcome in everything]
+        cells = []
+        for key in every[0]:
+            known = [one[key] for one in every]
+            spread = [value for value in known if value is not None]
+            cells.append(told(key, known) + (f" ± {_spread(key, spread)}" if spread[1:] else ""))
+        rows.append([kind, *cells])
+    return markdown(["cascade", *figures_of(everything[0], BEFORE)], rows)
 
 
-def super_resolution(outcomes: dict[str, Outcome]) -> list[str]:
+def _spread(key: str, values: Sequence[float]) -> str:
+    return f"{stdev(values):.3f}" if key in SCORES else f"{stdev(values):.0f}"
+
+
+def super_resolution(outcomes: Outcomes) -> list[str]:
     """For every super-resolution stage a photo of each subject, enlarged before and after."""
     head = ["PSNR untuned, dB", "PSNR tuned, dB", "distance untuned", "distance tuned"]
+    firsts = {name: found[0] for name, found in outcomes.items()}
     found = []
-    for stage in next(iter(outcomes.values())).reconstructions:
+    for stage in next(iter(firsts.values())).reconstructions:
         rows = []
-        for name, outcome in outcomes.items():
+        for name, outcome in firsts.items():
             pair = outcome.reconstructions[stage]
             psnrs = [f"{one.psnr:.2f}" for one in pair]
             rows.append([name, *psnrs, *(f"{one.feature_distance:.3f}" for one in pair)])
@@ -188,15 +227,26 @@ def super_resolution(outcomes: dict[str, Outcome]) -> list[str]:
     return found
 
 
-def sheet(outcomes: dict[str, Outcome]) -> Image.Image:
+def sheet(outcomes: Outcomes) -> Image.Image:
     """Per subject: two photos, two pictures by the untouched cascade, four by the tuned one."""
     rows = []
-    for outcome in outcomes.values():
+    for outcome, *_ in outcomes.values():
         before, after = (outcome.drawn[kind].instance.tensor for kind in (BEFORE, AFTER))
         photos = photos_at(outcome.photos[:2], after.shape[-1])
         rows.append([*photos, *before[:2], *after[:4]])
     columns = ["photo"] * 2 + ["before"] * 2 + ["after"] * 4
     return image_grid(rows, row_labels=list(outcomes), column_labels=columns)
+
+
+def sheet_elsewhere(outcomes: Outcomes) -> Image.Image:
+    """Per subject and kind of tuning a picture in every place."""
+    rows, labels = [], []
+    for name, (outcome, *_) in outcomes.items():
+        for kind, drawn in outcome.elsewhere.items():
+            rows.append([some.tensor[0] for some in list(drawn.values())[: len(PLACES)]])
+            labels.append(f"{name}, {kind}")
+    columns = [prompt.partition("{subject} ")[2] for prompt in PLACES]
+    return image_grid(rows, row_labels=labels, column_labels=columns)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from cascade.environment import environment
 from cascade.errors import UserError
 from cascade.files import write_bytes
 from cascade.pipeline import cascade_folder, read_manifest
-from demo import prepare
+from comparison import prepare
 from subjects import nouns_of
 from sweeping.knobs import Part, Settings, Table, coordinates, cross
 from sweeping.ledger import Ledger

@@ -22,6 +22,7 @@ from cascade.evaluate.judge_network import JudgeNetwork
 from cascade.evaluate.subject import Drawn, Reconstruction, SubjectScores
 from cascade.pipeline import Pictures
 
+MODULES = ("comparison", "demo_report", "elsewhere", "kinds", "subjects", "tables", "tuning")
 SIZES = {"base64": 64, "sr256": 256, "sr1024": 1024}
 
 
@@ -30,7 +31,7 @@ def subjects(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Modu
     """The module as `python tools/subjects.py` sees it."""
     monkeypatch.syspath_prepend(str(repository / "tools"))
     yield importlib.import_module("subjects")
-    for name in ("demo", "demo_elsewhere", "demo_report", "subjects", "tables", "tuning"):
+    for name in MODULES:
         sys.modules.pop(name, None)
 
 
@@ -43,21 +44,21 @@ def _outcome(
     after: float,
     times: dict[str, float],
     scene_accuracy: float | None = None,
+    likeness: float | None = None,
 ) -> Any:
-    report = sys.modules["demo_report"]
+    kinds = tuple(sys.modules["subjects"].KINDS)
     pictures = Pictures({name: torch.zeros(6, 3, SIZES[name], SIZES[name]) for name in stages})
-    kinds = report.KINDS
     low, high = torch.zeros(1, 3, 64, 64), torch.zeros(1, 3, 256, 256)
     pair = tuple(Reconstruction(low, high, psnr, 0.5) for psnr in (20.0, 22.0))
     log = [{"images": 8.0, "images_per_second": 4.0, "loss": 0.1}] * 2
-    return report.Outcome(
+    return sys.modules["comparison"].Outcome(
         subject=SubjectConfig(identifier="xyz", class_noun="dog"),
         photos=(Image.new("RGB", (300, 280)),) * 3,
         held_out=Image.new("RGB", (300, 300)),
         drawn={kind: Drawn(pictures, pictures) for kind in kinds},
         masks=Image.new("RGB", (90, 30)),
         elsewhere={kind: {"a red xyz dog": pictures} for kind in (kinds[0], kinds[-1])},
-        likeness={},
+        likeness={} if likeness is None else {kinds[-1]: likeness},
         accuracy={} if scene_accuracy is None else {kinds[-1]: {"scene": scene_accuracy}},
         reconstructions=dict.fromkeys(stages[1:], pair),
         scores={
@@ -75,30 +76,46 @@ def _outcome(
     )
 
 
-def test_the_goal_is_told_per_subject_and_in_the_mean(subjects: ModuleType) -> None:
+def test_the_goals_are_told_per_subject_and_in_the_mean(subjects: ModuleType) -> None:
     stages = ("base64", "sr256")
     near = {"class images": 30.0, "tuning base64": 200.0, "tuning sr256": 60.0}
-    slow = {"tuning base64": 250.0, "tuning sr256": 90.0}
-    outcomes = {"rex": _outcome(stages, 0.55, near, 0.9), "tom": _outcome(stages, 0.45, slow)}
-    lines = subjects.goal(outcomes).splitlines()
-    assert lines[2] == "| rex | 75 % | 0.300 | 75 % | 0.300 | 90 % | 30 | 200 | 60 | 290 |"
-    assert lines[3] == "| tom | 25 % | 0.300 | 25 % | 0.300 | – | – | 250 | 90 | 340 |"
-    assert lines[4] == "| mean | 50 % | 0.300 | 50 % | 0.300 | 90 % | 30 | 225 | 75 | 315 |"
-    assert "1 of 2 subjects came 60 % of the way or more at sr256; 1 took 300 s" in lines[-1]
-    shares = subjects.row(outcomes["rex"])["percent_of_the_way"]["sr256"]
-    assert shares == pytest.approx(
-        {"without prior preservation": 50.0, "without masks": 50.0, "after": 75.0}
+    slow = {"tuning base64": 400.0, "tuning sr256": 90.0, "tuning base64 plain DreamBooth": 99.0}
+    outcomes = {
+        "rex": [_outcome(stages, 0.55, near, 0.9, 70.0)],
+        "tom": [_outcome(stages, 0.45, slow)],
+    }
+    head, _, rex, tom, average, _, told = subjects.goals(outcomes).splitlines()
+    assert head.endswith("| class images, s | tuning base64, s | tuning sr256, s | together, s |")
+    shared = "0.200 | 0.500 | 0.300 |"
+    assert rex == f"| rex | 90 % | – | – | – | 70 % | 75 % | {shared} 30 | 200 | 60 | 290 |"
+    assert tom == f"| tom | – | – | – | – | – | 25 % | {shared} – | 400 | 90 | 490 |"
+    assert average == f"| mean | 90 % | – | – | – | 70 % | 50 % | {shared} 30 | 300 | 75 | 390 |"
+    assert told.startswith(
+        "Of 2 runs 1 reached 80 % of scene, 1 reached 60 % of likeness, and 1 took 480 s or less."
     )
+    shares = subjects.row(outcomes["rex"][0])["percent_of_the_way"]["sr256"]
+    assert shares == pytest.approx(
+        {"plain DreamBooth": 50.0, "class images in scenes": 50.0, "after": 75.0}
+    )
+
+
+def test_kinds_are_told_with_their_spread_over_the_runs(subjects: ModuleType) -> None:
+    outcomes = {
+        "rex": [_outcome(("base64",), after, {}, scene) for after, scene in ((0.5, 0.8), (0.6, 1))]
+    }
+    lines = subjects.kinds(outcomes).splitlines()
+    assert lines[2].startswith("| before | – | – | – | – | – | 0 % ± 0 |")
+    assert lines[-1].startswith("| after | 90 % ± 14 | – | – | – | – | 75 % ± 35 | 0.200 ± 0.000 |")
 
 
 @pytest.mark.parametrize("stages", [("base64",), ("base64", "sr256", "sr1024")])
 def test_cascades_of_any_length_are_reported(subjects: ModuleType, stages: tuple[str, ...]) -> None:
     pytest.importorskip("matplotlib", reason="extra 'evaluate' not installed")
     outcome = _outcome(stages, 0.55, {"tuning base64": 200.0})
-    text = subjects.tables({"rex": outcome})
+    text = subjects.tables({"rex": [outcome]})
     assert text.count("held-out photo at") == len(stages) - 1
-    assert subjects.sheet({"rex": outcome}).width > 8 * 192
-    page = sys.modules["demo_report"].demo_report(outcome, "python tools/demo.py", {}).render()
+    assert subjects.sheet({"rex": [outcome]}).width > 8 * 192
+    page = importlib.import_module("demo_report").demo_report(outcome, "tools/demo.py", {}).render()
     assert "75 % of the way" in page
     assert page.count("before and after</h2>") == len(stages)  # the subject's and each enlarging's
 
@@ -106,7 +123,7 @@ def test_cascades_of_any_length_are_reported(subjects: ModuleType, stages: tuple
 def test_the_place_of_scenes_is_judged_where_there_is_a_judge(
     subjects: ModuleType, tiny_cascade: Path, tmp_path: Path
 ) -> None:
-    accuracy = sys.modules["demo_elsewhere"].accuracy
+    accuracy = sys.modules["elsewhere"].accuracy
     pictures = {
         "after": {
             prompt: Pictures({"base16": torch.zeros(2, 3, 16, 16)})
@@ -143,17 +160,17 @@ def test_a_subject_is_tuned_once_and_its_seconds_stay(
     steps = TrainConfig(steps=2, batch_size=2, log_every=1)
     prior = PriorConfig(images=2, batch_size=2, sampler=SamplerConfig(steps=2, guidance=1.0))
     recipe = Recipe(prior=prior, base=steps, super_resolution=steps)
-    monkeypatch.setattr(sys.modules["demo"], "RECIPES", {"mini": recipe})
+    monkeypatch.setattr(sys.modules["comparison"], "RECIPES", {"mini": recipe})
     shutil.copytree(photos, tmp_path / "data" / "rex")
     (tmp_path / "data" / "prompts_and_classes.txt").write_text("subject_name,class\nrex,dog\n")
 
     def run() -> dict[str, Any]:
         subjects.main(tmp_path / "data", ["rex"], tmp_path / "out", str(tiny_cascade))
         found = json.loads((tmp_path / "out" / "subjects.json").read_text())
-        return found["subjects"]["rex"]  # type: ignore[no-any-return]
+        return found["subjects"]["rex"][0]  # type: ignore[no-any-return]
 
     first, again = run(), run()
-    tuning = ("tuning base16", "tuning sr32", "tuning base16 without prior preservation")
+    tuning = ("tuning base16", "tuning sr32")
     assert set(first["seconds"]) > {"class images", *tuning}
     assert "class images" not in again["seconds"]  # they were there
     assert [first["seconds"][part] for part in tuning] == [
@@ -161,4 +178,4 @@ def test_a_subject_is_tuned_once_and_its_seconds_stay(
     ]
     assert first["scores"] == again["scores"]
     assert set(first["reconstructions"]) == {"sr32"}
-    assert "1 took 300 s or less" in (tmp_path / "out" / "subjects.md").read_text()
+    assert "1 took 480 s or less" in (tmp_path / "out" / "subjects.md").read_text()

@@ -16,7 +16,7 @@ from cascade.files import write_bytes
 from cascade.pipeline import Cascade, Pictures
 from cascade.progress import progress_bar, stage_steps
 from cascade.sampling import sample_stage
-from demo import SEEDS
+from comparison import SEEDS
 
 SHOWN = (4, 2)
 """How many pictures of the subject's and of the class's prompt are kept to be looked at."""

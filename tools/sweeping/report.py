@@ -11,7 +11,7 @@ from PIL import Image
 
 from cascade.data.images import read_image
 from cascade.evaluate.grid import Picture, image_grid
-from demo import Work
+from comparison import Work
 from sweeping.drawing import SHOWN
 from sweeping.knobs import Part, Setting, Table
 from sweeping.ledger import Figures, Ledger

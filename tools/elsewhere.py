@@ -16,7 +16,7 @@ from cascade.evaluate.metrics import self_similarity, subject_similarity
 from cascade.evaluate.subject import of_the_way, photos_at
 from cascade.pipeline import Cascade, Pictures, cascade_folder
 from cascade.progress import progress_bar
-from demo_report import AFTER, BEFORE, NO_MASKS
+from kinds import BEFORE
 
 PLACES = (
     "a {subject} on the beach",
@@ -34,25 +34,32 @@ CHANGES = (
     "a {subject} wearing a top hat",
     "a {subject} wearing sunglasses",
 )
-SHARES = {BEFORE: 1, NO_MASKS: 2, AFTER: 3}
-"""How many pictures of each of these prompts every kind of cascade draws."""
-
 Elsewhere = Mapping[str, Mapping[str, Pictures]]
 """Pictures by the kind of cascade, then by prompt; those of `PLACES` first."""
 
 
 def elsewhere(
-    cascades: Mapping[str, Cascade], subject: SubjectConfig, console: Console
+    cascades: Mapping[str, Cascade],
+    subject: SubjectConfig,
+    counts: Mapping[str, int],
+    console: Console,
 ) -> Elsewhere:
-    """Draw the subject in places, styles, colours and with accessories."""
+    """Draw the subject in places, styles, colours and with accessories.
+
+    Args:
+        cascades: by kind.
+        subject: whom the prompts name.
+        counts: pictures of each prompt, by kind; one without any is left out.
+        console: shows progress.
+    """
     name = f"{subject.identifier} {subject.class_noun}"
     prompts = [prompt.format(subject=name) for prompt in (*PLACES, *CHANGES)]
-    found: dict[str, dict[str, Pictures]] = {kind: {} for kind in SHARES if kind in cascades}
+    found: dict[str, dict[str, Pictures]] = {kind: {} for kind in cascades if counts[kind]}
     with progress_bar(console) as bar:
         task = bar.add_task("elsewhere", total=len(found) * len(prompts), details="")
         for kind, drawn in found.items():
             for prompt in prompts:
-                drawn[prompt] = cascades[kind].sample(prompt, range(SHARES[kind]))
+                drawn[prompt] = cascades[kind].sample(prompt, range(counts[kind]))
                 bar.advance(task)
     return found
 

@@ -1,0 +1,25 @@
+"""The kinds of cascades that are compared: the untouched one, and what tuning makes of it."""
+
+from typing import Final
+
+from cascade.config.dreambooth import Recipe
+
+BEFORE: Final = "before"
+NO_PRIOR: Final = "without prior preservation"
+PLAIN: Final = "plain DreamBooth"
+CLASS_SCENES: Final = "class images in scenes"
+AFTER: Final = "after"
+"""Tuned as the cascade's recipe says."""
+
+
+def recipe_of(kind: str, recipe: Recipe) -> Recipe:
+    """Leave out of a recipe what a kind of tuning does without."""
+    if kind == NO_PRIOR:
+        return recipe.model_copy(update={"prior": None})
+    if kind == CLASS_SCENES:
+        return recipe.model_copy(update={"masks": None})
+    if kind == PLAIN:
+        alone = {"in_scenes": False, "variations": ()}
+        prior = recipe.prior and recipe.prior.model_copy(update=alone)
+        return recipe.model_copy(update={"masks": None, "prior": prior})
+    return recipe
