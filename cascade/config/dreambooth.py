@@ -175,8 +175,14 @@ def _tuning(
     batch_size: int,
     accumulation: int = 1,
     schedule: Literal["constant", "linear"] = "constant",
+    warmup_steps: int = 0,
 ) -> TrainConfig:
-    optimizer = OptimizerConfig(learning_rate=learning_rate, weight_decay=1e-2, schedule=schedule)
+    optimizer = OptimizerConfig(
+        learning_rate=learning_rate,
+        weight_decay=1e-2,
+        schedule=schedule,
+        warmup_steps=warmup_steps,
+    )
     return TrainConfig(
         steps=steps,
         batch_size=batch_size,
@@ -258,8 +264,9 @@ RECIPES: dict[RecipeName, Recipe] = {
             ),
         ),
         scenes=MINI_SCENES,
-        # Weighting and even timesteps as in its own training; an average of the last steps.
-        base=_tuning(5e-4, 240, 8, schedule="linear").model_copy(
+        # Weighting and even timesteps as in its own training; an average of the last steps. Warmed
+        # up: AdamW's first steps move every weight by the whole rate, and the class is lost.
+        base=_tuning(3e-4, 240, 4, schedule="linear", warmup_steps=40).model_copy(
             update={
                 "objective": ObjectiveConfig(weighting="min_snr"),
                 "stratified": True,
