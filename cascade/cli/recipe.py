@@ -1,6 +1,6 @@
 """From flags to a recipe: which flag replaces which of its numbers."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from cascade.config.dreambooth import MaskConfig, PriorConfig, Recipe
@@ -61,26 +61,16 @@ def recipe_from_flags(start: Recipe, flags: Mapping[str, Any], world: int) -> Re
         UserError: the values do not go together.
     """
     values = start.model_dump()
-    if flags.get("prior_preservation") is False:
-        values["prior"] = None
-    elif values["prior"] is None and flags.get("prior_preservation"):
-        values["prior"] = PriorConfig().model_dump()
-    if flags.get("masks") == "none":
-        values["masks"] = None
-    elif "masks" in flags:
-        values["masks"] = (values["masks"] or MaskConfig().model_dump()) | {
-            "source": flags["masks"]
-        }
+    _switch(values, flags)
     for run in (values["base"], values["super_resolution"]):
         run["batch_size"] //= run["gradient_accumulation_steps"]
     for flag, paths in PATHS.items():
         if flag in flags:
             for path in paths:
                 _set(values, path, flags[flag])
-    if "class_variations" in flags:
-        _set(values, "prior.variations", comma_separated(flags["class_variations"]))
-    if "scenes" in flags:
-        values["scenes"] = _scenes(flags["scenes"])
+    for flag, (path, parsed) in LISTS.items():
+        if flag in flags:
+            _set(values, path, parsed(flags[flag]))
     for run in (values["base"], values["super_resolution"]):
         _set_derived(run, flags)
         run["batch_size"] *= run["gradient_accumulation_steps"] * world
@@ -98,6 +88,27 @@ def _scenes(text: str) -> list[dict[str, str]]:
     """The scenes of 'on the beach = a beach, in the snow = a snowy landscape'."""
     pairs = (part.partition("=") for part in comma_separated(text))
     return [{"phrase": phrase.strip(), "prompt": prompt.strip()} for phrase, _, prompt in pairs]
+
+
+def _switch(values: dict[str, Any], flags: Mapping[str, Any]) -> None:
+    """Switch prior preservation and masks on or off."""
+    if flags.get("prior_preservation") is False:
+        values["prior"] = None
+    elif values["prior"] is None and flags.get("prior_preservation"):
+        values["prior"] = PriorConfig().model_dump()
+    if flags.get("masks") == "none":
+        values["masks"] = None
+    elif "masks" in flags:
+        values["masks"] = (values["masks"] or MaskConfig().model_dump()) | {
+            "source": flags["masks"]
+        }
+
+
+# Flags whose text is a list, with what of the recipe it replaces and what reads it.
+LISTS: dict[str, tuple[str, Callable[[str], object]]] = {
+    "class_variations": ("prior.variations", comma_separated),
+    "scenes": ("scenes", _scenes),
+}
 
 
 def _set_derived(run: dict[str, Any], flags: Mapping[str, Any]) -> None:
