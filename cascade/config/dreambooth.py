@@ -258,6 +258,7 @@ RECIPES: dict[RecipeName, Recipe] = {
         masks=MaskConfig(
             scenes=SceneRowsConfig(
                 share=0.6,
+                least_size=0.6,
                 images=2 * len(MINI_SCENES),
                 batch_size=len(MINI_SCENES),
                 sampler=SamplerConfig(steps=32, guidance=1.0),
@@ -266,7 +267,7 @@ RECIPES: dict[RecipeName, Recipe] = {
         scenes=MINI_SCENES,
         # Weighting and even timesteps as in its own training; an average of the last steps. Warmed
         # up: AdamW's first steps move every weight by the whole rate, and the class is lost.
-        base=_tuning(3e-4, 240, 4, schedule="linear", warmup_steps=40).model_copy(
+        base=_tuning(5e-4, 200, 8, schedule="linear", warmup_steps=30).model_copy(
             update={
                 "objective": ObjectiveConfig(weighting="min_snr"),
                 "stratified": True,
