@@ -17,6 +17,9 @@ from cascade.cli import app
 from cascade.config.base import apply_override
 from cascade.config.dreambooth import RECIPES, Recipe
 from cascade.config.train import PretrainConfig
+from cascade.pipeline import cascade_folder
+from cascade.text.files import EncoderFiles
+from cascade.text.identifier import find_identifiers
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [
@@ -104,12 +107,24 @@ def test_the_table_of_recipes_is_current() -> None:
         assert f"| {row} | {cells} |" in text
 
 
+def test_the_identifier_of_the_pages_is_the_one_that_is_picked() -> None:
+    tokenizer = EncoderFiles.open(cascade_folder("mini") / "text").tokenizer
+    (picked,) = find_identifiers(tokenizer, "lower", count=1, seed=0)
+    named = {
+        name
+        for page in PAGES
+        for name in re.findall(r"\ba (\w{1,3}) (?:cat|dog)\b", page.read_text("utf-8"))
+    }
+    assert named <= {picked, "red"}
+
+
 def _figures(recipe: Recipe) -> Iterator[tuple[str, str]]:
     for part, run in (("base", recipe.base), ("super-resolution", recipe.super_resolution)):
         rate = Decimal(str(run.optimizer.learning_rate)).normalize()
         yield f"{part}: steps", str(run.steps)
         yield f"{part}: learning rate", f"{rate:e}"
         yield f"{part}: photos a step", str(run.batch_size)
+    yield "base: steps of warm-up", str(recipe.base.optimizer.warmup_steps)
     schedules = {run.optimizer.schedule for run in (recipe.base, recipe.super_resolution)}
     yield "learning-rate schedule of both", " and ".join(sorted(schedules))
     assert recipe.prior is not None
