@@ -170,7 +170,7 @@ def prepare(photos: Photos, class_noun: str, output: Path, cascade: str) -> Work
     files = [file for photo in kept for file in (photo, mask_beside(photo)) if file.is_file()]
     digest = hashlib.sha256(f"{class_noun} {cascade}".encode())
     for file in files:
-        digest.update(file.read_bytes())
+        digest.update(file.name.encode() + file.read_bytes())
     folder = output / digest.hexdigest()[:12]
     for file in files:
         write_bytes(file.read_bytes(), folder / "photos" / file.name)

@@ -16,6 +16,7 @@ from PIL import Image
 from cascade.config.dreambooth import PriorConfig, Recipe
 from cascade.config.stage import SamplerConfig, SubjectConfig
 from cascade.config.train import TrainConfig
+from cascade.data.images import read_photos
 from cascade.evaluate.judge import FOLDER, Judge
 from cascade.evaluate.judge_config import Attribute, JudgeConfig
 from cascade.evaluate.judge_network import JudgeNetwork
@@ -136,6 +137,26 @@ def test_the_place_of_scenes_is_judged_where_there_is_a_judge(
     Judge(config, JudgeNetwork(config.widths, [2])).save(tmp_path / FOLDER)
     # Whatever random weights answer, pictures that are all the same get the same answer.
     assert accuracy(str(tmp_path), pictures) == {"after": {"scene": 0.5}}
+
+
+def test_photos_are_copied_with_all_that_says_where_the_subject_is(
+    subjects: ModuleType, tmp_path: Path
+) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    Image.new("RGBA", (64, 64), (200, 0, 0, 90)).save(mine / "a.png")
+    Image.new("RGB", (64, 64)).save(mine / "b.png")
+    Image.new("L", (64, 64), 255).save(mine / "b-masklabel.png")
+
+    def prepared() -> Path:
+        work = subjects.prepare(read_photos(mine), "dog", tmp_path / "out", "mini")
+        return Path(work.folder) / "photos"
+
+    copies = prepared()
+    assert {path.name for path in copies.iterdir()} == {"a.png", "b.png", "b-masklabel.png"}
+    assert all(path.read_bytes() == (mine / path.name).read_bytes() for path in copies.iterdir())
+    (mine / "a.png").rename(mine / "c.png")
+    assert {path.name for path in prepared().iterdir()} == {"c.png", "b.png", "b-masklabel.png"}
 
 
 def test_training_seconds_are_those_of_the_loop(subjects: ModuleType) -> None:
