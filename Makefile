@@ -1,7 +1,8 @@
 # Everything below works on a machine with Python 3.11+, make and a package registry.
 #   PYTHON=python3.12      the interpreter that makes the environment
 #   CONSTRAINTS=           no pinned versions: the registry's newest torch, for a CUDA machine
-#   SUBJECT=dir CLASS=dog  your own photos for `make demo`
+#   SUBJECT=cup            the other subject of `make demo`, or
+#   SUBJECT=dir CLASS=dog  your own photos
 #   SHARED=dir             the photo packs for `make pretrain`
 PYTHON ?= python3
 CONSTRAINTS ?= constraints-cpu.txt

@@ -28,7 +28,7 @@ from cascade.model.memory import (
     sampling_bytes,
     training_bytes,
 )
-from cascade.model.precision import convolves_bf16
+from cascade.model.precision import convolves_bf16, in_bf16
 from cascade.pipeline import cascade_folder, read_manifest
 from cascade.stage import read_stage_config, skeleton, weight_shapes
 from cascade.text.files import EncoderFiles
@@ -136,9 +136,11 @@ def _memory(config: StageConfig, plan: Plan) -> Iterator[tuple[str, int]]:
     shapes = [parameter.shape for parameter in skeleton(config).parameters()]
     weights = FLOAT32 * sum(shape.numel() for shape in shapes)
     rows = plan.batch_size * (1 if config.sampler.guidance == 1 else 2)
-    unrolled = not torch.cuda.is_available() and not convolves_bf16()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    precision: Precision = "bf16" if in_bf16(plan.precision, device) else "fp32"
+    unrolled = device.type == "cpu" and not convolves_bf16()
     sampled = sampling_bytes(
-        unet, rows, plan.size or config.size, tokens, plan.precision, unrolled=unrolled
+        unet, rows, plan.size or config.size, tokens, precision, unrolled=unrolled
     )
     crop = config.low_res.crop if config.low_res else None
     size = plan.size or crop or config.size
@@ -149,7 +151,7 @@ def _memory(config: StageConfig, plan: Plan) -> Iterator[tuple[str, int]]:
             plan.batch_size,
             size,
             tokens,
-            plan.precision,
+            precision,
             unrolled=unrolled,
             checkpointing=checkpointing,
         )

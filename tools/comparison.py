@@ -1,21 +1,18 @@
 """One comparison: a cascade tuned on a subject in several ways, beside the untouched one."""
 
-import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from PIL import Image
 from rich.console import Console
 
 from cascade.cli.sample import usable_device
-from cascade.config.dreambooth import RECIPES, DreamBoothConfig, Recipe
+from cascade.config.dreambooth import DreamBoothConfig
 from cascade.config.stage import StageConfig, SubjectConfig
-from cascade.data.images import Photos, read_image, read_photos
-from cascade.data.saliency import U2NetP
-from cascade.dreambooth.masks import mask_beside
+from cascade.data.images import read_image
+from cascade.dreambooth.masks import read_masks
 from cascade.dreambooth.personalise import SHEET, personalise
 from cascade.evaluate.features import EfficientNetLite0, FeatureExtractor
 from cascade.evaluate.subject import (
@@ -29,45 +26,16 @@ from cascade.evaluate.subject import (
     score_subject,
     subject_prompts,
 )
-from cascade.files import write_bytes
-from cascade.pipeline import Cascade, cascade_folder, read_manifest
+from cascade.pipeline import Cascade
 from cascade.progress import progress_bar, stage_steps
 from cascade.train.report import read_log
 from elsewhere import Elsewhere, accuracy, elsewhere, likeness
 from kinds import AFTER, BEFORE, recipe_of
-from tuning import draw_in_advance, stage_configs, training_seconds
+from tuning import draw_in_advance, load, stage_configs, training_seconds
+from work import Work
 
 console = Console()
 SEEDS = range(6)
-
-
-@dataclass(frozen=True)
-class Work:
-    """One subject: the folder of its runs, its photos and the cascade to tune.
-
-    Attributes:
-        folder: of its runs.
-        photos: to tune on.
-        held_out: a photo kept out, if there were enough.
-        class_noun: what they show.
-        cascade: to tune.
-    """
-
-    folder: Path
-    photos: Photos
-    held_out: Image.Image | None
-    class_noun: str
-    cascade: str
-
-    @property
-    def class_images(self) -> Path:
-        """The class images' folder, which subjects share."""
-        return self.folder.parent / "class-images"
-
-    @property
-    def recipe(self) -> Recipe:
-        """The cascade's own."""
-        return RECIPES[read_manifest(cascade_folder(self.cascade)).recipe]
 
 
 @dataclass(frozen=True)
@@ -120,8 +88,8 @@ class Outcome:
             cascade, then by prompt.
         accuracy: of those, the judge's share of right answers by kind and by what prompts state;
             empty where there is no judge.
-        likeness: how far the subject alone came there, percent of the way by kind; empty where the
-            recipe has no masks.
+        likeness: how far the subject alone came there, percent of the way by kind, in the base's
+            pictures; empty where the recipe has no masks.
         reconstructions: by super-resolution stage, a photo enlarged by it untuned and tuned.
         scores: by stage, then by the kind of cascade.
         ceilings: the photos' own similarity, by stage.
@@ -159,33 +127,15 @@ class Outcome:
         return of_the_way(self.scores[stage][kind].similarity, floor, self.ceilings[stage])
 
 
-def prepare(photos: Photos, class_noun: str, output: Path, cascade: str) -> Work:
-    """Keep one photo out where there are four or more, and copy the others beside the run.
-
-    The folder is named by what it depends on, so other photos never meet an older run.
-    """
-    held_out = photos.images[-1] if len(photos.paths) >= 4 else None
-    kept = photos.paths[:-1] if held_out else photos.paths
-    # As they are: their transparency, and the masks beside them, say where the subject is.
-    files = [file for photo in kept for file in (photo, mask_beside(photo)) if file.is_file()]
-    digest = hashlib.sha256(f"{class_noun} {cascade}".encode())
-    for file in files:
-        digest.update(file.name.encode() + file.read_bytes())
-    folder = output / digest.hexdigest()[:12]
-    for file in files:
-        write_bytes(file.read_bytes(), folder / "photos" / file.name)
-    return Work(folder, read_photos(folder / "photos"), held_out, class_noun, cascade)
-
-
 def run(comparison: Comparison) -> Outcome:
     """Tune the cascade in every way, and compare all with the untouched one."""
     console.rule("class images and scenes")
     # Those that are there were drawn for another subject of the class.
     times = draw_in_advance(comparison.config(AFTER))
-    cascades = {BEFORE: Cascade.load(comparison.work.cascade, usable_device(None))}
+    cascades = {BEFORE: load(comparison.work.cascade)}
     for kind in comparison.kinds:
         console.rule(f"tuning: {kind}")
-        cascades[kind] = Cascade.load(personalise(comparison.config(kind)), usable_device(None))
+        cascades[kind] = load(personalise(comparison.config(kind)))
     logs = dict(run_logs(comparison))
     times |= {f"tuning {run}": training_seconds(log) for run, log in logs.items()}
     with timed(times, "drawing and scoring the comparison"):
@@ -225,18 +175,23 @@ def compare(
     drawn = dict(drawings(cascades, subject))
     extractor = EfficientNetLite0(usable_device(None))
     photos = work.photos.images
-    find_mask = U2NetP() if work.recipe.masks else None
-    tuned_folder = comparison.config(AFTER).output_dir
+    masked = work.recipe.masks
     pictures = elsewhere(cascades, subject, comparison.counts, console)
     return Outcome(
         subject=subject,
         photos=photos,
         held_out=work.held_out,
         drawn=drawn,
-        masks=read_image(tuned_folder / SHEET) if find_mask else None,
+        masks=read_image(comparison.config(AFTER).output_dir / SHEET) if masked else None,
         elsewhere=pictures,
         accuracy=accuracy(work.cascade, pictures),
-        likeness=likeness(pictures, photos, extractor, find_mask) if find_mask else {},
+        likeness=(
+            likeness(
+                pictures, photos, read_masks(work.photos, masked.source), configs[0].name, extractor
+            )
+            if masked
+            else {}
+        ),
         reconstructions={
             stage.name: reconstructions(work, (frozen, tuned), stage, extractor)
             for stage in configs

@@ -1,6 +1,7 @@
 """The demonstration: personalise a cascade on a few photos and show what changed.
 
     python tools/demo.py                                    # a cat that ships with scikit-image
+    python tools/demo.py --subject cup                      # a cup that does
     python tools/demo.py --subject my-photos --class dog    # your own
 
 Tunes the cascade as its recipe says, and its base without prior preservation and by plain
@@ -12,47 +13,76 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
+import skimage.data
 import typer
 from PIL import Image
 from rich.console import Console
 
 from cascade.cli.mistakes import answer
-from cascade.data.images import read_photos, write_png
+from cascade.data.images import Photos, read_photos, write_png
 from cascade.environment import environment
 from cascade.errors import UserError
-from comparison import Comparison, prepare, run
+from comparison import Comparison, run
 from demo_report import demo_report, write_pictures
 from kinds import AFTER, BEFORE, NO_PRIOR, PLAIN
+from work import prepare
 
 console = Console()
-KINDS = {BEFORE: 1, NO_PRIOR: 0, PLAIN: 2, AFTER: 3}
+KINDS = {BEFORE: 1, NO_PRIOR: 0, PLAIN: 1, AFTER: 2}
 """What is compared, and how many pictures of each prompt elsewhere are drawn."""
+SHIPPED = {"cat": "chelsea", "cup": "coffee"}
+"""CC0 photos inside scikit-image: what they show, and their names."""
+VIEWS = (
+    (0, 0, 1, 1),
+    (1 / 15, 0, 1, 1),
+    (0, 0, 14 / 15, 1),
+    (1 / 30, 1 / 30, 29 / 30, 1),
+)
+"""Left, top, right and bottom, as shares of the photo."""
 
 
 def main(
-    subject: Annotated[Path | None, typer.Option(help="Folder with 3 to 5 photos.")] = None,
-    class_noun: Annotated[str | None, typer.Option("--class", help="What they show.")] = None,
+    subject: Annotated[
+        str, typer.Option(help=f"{' or '.join(SHIPPED)}, or a folder with 3 to 5 photos.")
+    ] = "cat",
+    class_noun: Annotated[
+        str | None, typer.Option("--class", help="What a folder's photos show.")
+    ] = None,
     output: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("runs/demo"),
     cascade: Annotated[str, typer.Option(help="The cascade to personalise.")] = "mini",
 ) -> None:
     """Run the whole demonstration."""
-    if (subject is None) != (class_noun is None):
-        raise UserError("Give both --subject (a folder of photos) and --class (what they show).")
-    photos = read_photos(views_of_a_cat(output / "chelsea") if subject is None else subject)
-    outcome = run(Comparison(prepare(photos, class_noun or "cat", output, cascade), KINDS))
+    photos = photos_of(subject, class_noun, output)
+    work = prepare(photos, class_noun or subject, output, cascade)
+    outcome = run(Comparison(work, KINDS))
     report = demo_report(outcome, " ".join(["python", *sys.argv]), environment())
     write_pictures(report, output / "pictures")
     report.write(output / "report.html")
     console.print(f"Open {output / 'report.html'} in a browser.")
 
 
-def views_of_a_cat(folder: Path) -> Path:
-    """Write crops of the CC0 photo of a cat inside scikit-image; the last will be held out."""
-    from skimage.data import chelsea
+def photos_of(subject: str, class_noun: str | None, output: Path) -> Photos:
+    """A folder's photos, or views of a photo that ships with scikit-image.
 
-    photo = Image.fromarray(chelsea())
-    boxes = ((0, 0, 451, 300), (30, 0, 451, 300), (0, 0, 421, 300), (15, 10, 440, 300))
-    for number, box in enumerate(boxes):
+    Raises:
+        UserError: of a folder it is not said what its photos show, or they cannot be read.
+    """
+    if class_noun is not None:
+        return read_photos(Path(subject))
+    if subject not in SHIPPED:
+        raise UserError(
+            f"Say with --class what the photos in {subject} show; without it --subject is one of "
+            f"{', '.join(SHIPPED)}."
+        )
+    photo = Image.fromarray(getattr(skimage.data, SHIPPED[subject])())
+    return read_photos(views(photo, output / SHIPPED[subject]))
+
+
+def views(photo: Image.Image, folder: Path) -> Path:
+    """Write crops of a photo, as if its camera had moved a little; the last will be held out."""
+    width, height = photo.size
+    for number, (left, top, right, bottom) in enumerate(VIEWS):
+        box = (left * width, top * height, right * width, bottom * height)
         write_png(photo.crop(box), folder / f"{number}.png")
     return folder
 

@@ -124,8 +124,8 @@ def _elsewhere(outcome: Outcome) -> Section:
     ]
     note = (
         "Share of these pictures in which the judge finds what their prompt states; and, of those "
-        "in places, how far the subject alone, cut out, came from the untouched cascade's to the "
-        "photos'."
+        "in places, how far the subject alone, cut out of the base's, came from the untouched "
+        "cascade's to the photos'."
     )
     tables = [Table(["cascade", *names, "likeness"], rows, note)] if rows else []
     return Section("The subject elsewhere", figures=[Figure(grid, caption)], tables=tables)

@@ -5,15 +5,17 @@ from collections.abc import Mapping, Sequence
 import torch
 from PIL import Image
 from rich.console import Console
-from torch import Tensor
 
 from cascade.cli.sample import usable_device
 from cascade.config.stage import SubjectConfig
-from cascade.evaluate.alone import FindMask, alone
+from cascade.data.images import to_tensors
+from cascade.data.saliency import U2NetP
+from cascade.dreambooth.masks import Mask
+from cascade.evaluate.alone import alone, cut_out
 from cascade.evaluate.features import FeatureExtractor
 from cascade.evaluate.judge import FOLDER, Judge
 from cascade.evaluate.metrics import self_similarity, subject_similarity
-from cascade.evaluate.subject import of_the_way, photos_at
+from cascade.evaluate.subject import of_the_way
 from cascade.pipeline import Cascade, Pictures, cascade_folder
 from cascade.progress import progress_bar
 from kinds import BEFORE
@@ -84,23 +86,29 @@ def accuracy(cascade: str, pictures: Elsewhere) -> dict[str, dict[str, float]]:
 def likeness(
     pictures: Elsewhere,
     photos: Sequence[Image.Image],
+    masks: Sequence[Mask],
+    stage: str,
     extractor: FeatureExtractor,
-    find_mask: FindMask,
 ) -> dict[str, float | None]:
     """How far the subject alone came in new places, percent of the way, by kind.
 
-    What stands out is cut from pictures and photos before they are compared. The way leads from
-    what the untouched cascade draws there to the photos among themselves.
+    The way leads from what the untouched cascade draws there to the photos among themselves. From
+    the photos the subject is cut by the masks of its tuning, from the pictures by what stands out.
+
+    Args:
+        pictures: of the subject elsewhere.
+        photos: of the subject.
+        masks: theirs.
+        stage: whose pictures are compared.
+        extractor: gives the features.
     """
-
-    def features(images: Tensor) -> Tensor:
-        return extractor(alone(images, find_mask))
-
-    in_places = {
-        kind: torch.cat([some.tensor for some in list(drawn.values())[: len(PLACES)]])
-        for kind, drawn in pictures.items()
-    }
-    real = features(photos_at(photos, in_places[BEFORE].shape[-1]))
-    similar = {kind: subject_similarity(features(some), real) for kind, some in in_places.items()}
+    find_mask = U2NetP()
+    features, size = {}, 0
+    for kind, drawn in pictures.items():
+        of_kind = torch.cat([some.stages[stage] for some in list(drawn.values())[: len(PLACES)]])
+        features[kind], size = extractor(alone(of_kind, find_mask)), of_kind.shape[-1]
+    pairs = zip(photos, masks, strict=True)
+    real = extractor(to_tensors([cut_out(photo, mask.image, size) for photo, mask in pairs]))
+    similar = {kind: subject_similarity(found, real) for kind, found in features.items()}
     top = self_similarity(real)
     return {kind: of_the_way(value, similar[BEFORE], top) for kind, value in similar.items()}

@@ -28,10 +28,11 @@ from cascade.errors import UserError
 from cascade.evaluate.grid import image_grid
 from cascade.evaluate.subject import photos_at
 from cascade.files import write_bytes
-from comparison import Comparison, Outcome, prepare, run
+from comparison import Comparison, Outcome, run
 from elsewhere import PLACES
 from kinds import AFTER, BEFORE, CLASS_SCENES, PLAIN
 from tables import markdown, mean, percent, whole
+from work import prepare
 
 KINDS: Final = {BEFORE: 2, PLAIN: 2, CLASS_SCENES: 2, AFTER: 2}
 GOALS: Final = {"scene": 80.0, "likeness": 60.0}  # percent
@@ -159,9 +160,9 @@ def goals(outcomes: Outcomes) -> str:
         f"{markdown(head, rows)}\n\n"
         f"Of {len(everything)} runs {', '.join(reached)}, and {soon} took {GOAL_SECONDS} s or "
         f"less. {', '.join(STATED)}: share of pictures in which the judge finds what the prompt "
-        "states. Likeness: how far the subject alone, cut out of its pictures in new places, came "
-        "from the untouched cascade's to the photos'; of the way: the same of the subject's own "
-        "prompt and whole pictures."
+        "states. Likeness: how far the subject alone, cut out of the base's pictures in new "
+        "places, came from the untouched cascade's to the photos'; of the way: the same of the "
+        "last stage's whole pictures of the subject's own prompt."
     )
 
 

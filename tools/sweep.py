@@ -28,13 +28,13 @@ from cascade.environment import environment
 from cascade.errors import UserError
 from cascade.files import write_bytes
 from cascade.pipeline import cascade_folder, read_manifest
-from comparison import prepare
 from subjects import nouns_of
 from sweeping.knobs import Part, Settings, Table, coordinates, cross
 from sweeping.ledger import Ledger
 from sweeping.report import LIMITS, Limits, Sweep, record, sheet, tables
 from sweeping.trial import Bench
 from tuning import stage_configs
+from work import prepare
 
 OUT_OF_TIME = 3
 

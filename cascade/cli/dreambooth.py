@@ -229,7 +229,8 @@ def dreambooth(
         ),
     ] = None,
     mixed_precision: Annotated[
-        Literal["no", "bf16"] | None, typer.Option(rich_help_panel=TRAINING)
+        Literal["no", "bf16", "auto"] | None,
+        typer.Option(help="auto is bf16 on a device that has it.", rich_help_panel=TRAINING),
     ] = None,
     ema_decay: Annotated[
         float | None, typer.Option(help="Publish averaged weights.", rich_help_panel=TRAINING)

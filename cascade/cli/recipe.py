@@ -46,7 +46,7 @@ PATHS: dict[str, tuple[str, ...]] = {
     "checkpoints_total_limit": _both("checkpoints_kept"),
     "validation_steps": _both("validate_every"),
 }
-PRECISIONS = {"no": "fp32", "bf16": "bf16"}
+PRECISIONS = {"no": "fp32", "bf16": "bf16", "auto": "auto"}
 
 
 def recipe_from_flags(start: Recipe, flags: Mapping[str, Any], world: int) -> Recipe:

@@ -55,7 +55,7 @@ def sample(
     ] = None,
     precision: Annotated[
         Precision | None,
-        typer.Option(help="Of the networks' arithmetic; bf16 needs a device that is fast at it."),
+        typer.Option(help="Of the networks' arithmetic; auto is bf16 on a device that has it."),
     ] = None,
     noise_level: Annotated[
         float | None,

@@ -237,6 +237,7 @@ _MINI_DRAWS = SamplerConfig(
     name="dpmpp_2m",
     steps=12,
     guidance=3.0,
+    precision="auto",
     threshold=ThresholdConfig(kind="dynamic", percentile=0.95, cap=1.5),
 )
 
@@ -261,7 +262,7 @@ RECIPES: dict[RecipeName, Recipe] = {
                 least_size=0.6,
                 images=2 * len(MINI_SCENES),
                 batch_size=len(MINI_SCENES),
-                sampler=SamplerConfig(steps=32, guidance=1.0),
+                sampler=SamplerConfig(steps=32, guidance=1.0, precision="auto"),
             ),
         ),
         scenes=MINI_SCENES,
@@ -272,9 +273,12 @@ RECIPES: dict[RecipeName, Recipe] = {
                 "objective": ObjectiveConfig(weighting="min_snr"),
                 "stratified": True,
                 "ema_decay": 0.98,
+                "precision": "auto",
             }
         ),
-        super_resolution=_tuning(5e-4, 300, 4, schedule="linear"),
+        super_resolution=_tuning(5e-4, 300, 4, schedule="linear").model_copy(
+            update={"precision": "auto"}
+        ),
         flip=True,
     ),
     # DeepFloyd IF, all weights of both stages, after diffusers' examples/dreambooth/README.md,

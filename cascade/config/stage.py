@@ -12,7 +12,7 @@ from cascade.config.unet import UNetConfig
 
 ScheduleName = Literal["cosine", "squared_cosine", "linear"]
 RecipeName = Literal["paper", "mini", "deepfloyd"]
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "auto"]
 ResizeKernel = Literal["bicubic", "bilinear", "lanczos", "box"]
 
 
@@ -78,7 +78,8 @@ class SamplerConfig(Frozen):
     precision: Precision = Field(
         default="fp32",
         description="of the network's arithmetic: bf16 is autocast; weights and the sampler's own "
-        "sums stay in fp32. An engine keeps the precision that it was exported in",
+        "sums stay in fp32; auto is bf16 on a device that has it. An engine keeps the precision "
+        "that it was exported in",
     )
 
     @field_validator("timesteps", mode="before")

@@ -30,14 +30,17 @@ def alone(pictures: Tensor, find_mask: FindMask) -> Tensor:
     Returns:
         N C H H.
     """
-    return to_tensors([_alone(image, find_mask(image)) for image in to_pil(pictures)])
+    size = pictures.shape[-1]
+    return to_tensors([cut_out(image, find_mask(image), size) for image in to_pil(pictures)])
 
 
-def _alone(image: Image.Image, mask: Image.Image) -> Image.Image:
+def cut_out(image: Image.Image, mask: Image.Image, size: int) -> Image.Image:
+    """Cut the subject from a picture by its mask and set it on grey of a size, as large as it fits.
+
+    Where the mask marks next to nothing, the subject is the whole picture.
+    """
     sure = mask.point(lambda value: 255 * (value > 127))
-    bounds = sure.getbbox()
-    if bounds is None or sure.histogram()[255] < _LEAST * image.width * image.height:
-        return image
-    cut = Image.composite(image, Image.new("RGB", image.size, _GROUND), mask)
-    resampling = Image.Resampling.BICUBIC
-    return ImageOps.pad(cut.crop(bounds), image.size, resampling, color=_GROUND)
+    if sure.histogram()[255] >= _LEAST * image.width * image.height:
+        grey = Image.new("RGB", image.size, _GROUND)
+        image = Image.composite(image, grey, mask).crop(sure.getbbox())
+    return ImageOps.pad(image, (size, size), Image.Resampling.BICUBIC, color=_GROUND)

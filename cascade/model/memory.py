@@ -99,7 +99,7 @@ def sampling_bytes(
         rows: of the batch; guidance runs two for every picture.
         size: side of the pictures, pixels.
         tokens: of the text.
-        precision: "bf16" is autocast, weights stay in float32.
+        precision: of the arithmetic; weights stay in float32.
         unrolled: see `LiveBytes`.
     """
     with FakeTensorMode():
@@ -127,7 +127,7 @@ def training_bytes(
         rows: of the batch.
         size: side of the pictures, pixels.
         tokens: of the text.
-        precision: "bf16" is autocast, weights stay in float32.
+        precision: of the arithmetic; weights stay in float32.
         unrolled: see `LiveBytes`.
         checkpointing: whether blocks are computed again instead of kept.
     """

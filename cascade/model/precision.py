@@ -10,7 +10,12 @@ from cascade.config.stage import Precision
 
 def autocast(precision: Precision, device: torch.device) -> torch.autocast:
     """Return the context that a network computes in; weights stay in float32 in either."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+    return torch.autocast(device.type, torch.bfloat16, enabled=in_bf16(precision, device))
+
+
+def in_bf16(precision: Precision, device: torch.device) -> bool:
+    """Whether a device is to compute in bf16; `auto` is where it has instructions for it."""
+    return precision == "bf16" or (precision == "auto" and computes_bf16(device))
 
 
 def tell_if_slow(precision: Precision, device: torch.device) -> None:

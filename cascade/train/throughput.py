@@ -17,6 +17,7 @@ from cascade.config.train import TrainConfig
 from cascade.data.batch import Batch
 from cascade.data.pairs import crop_sides
 from cascade.model.backend import set_backend
+from cascade.model.precision import in_bf16
 from cascade.stage import skeleton
 from cascade.train.distributed import Processes
 
@@ -48,7 +49,7 @@ class Throughput:
 
     def __init__(self, stage: StageConfig, config: TrainConfig, processes: Processes) -> None:
         self._device, self._world = processes.device, processes.world
-        self._peak = peak_rate(processes.device, config.precision == "bf16")
+        self._peak = peak_rate(processes.device, in_bf16(config.precision, processes.device))
         # A backward pass takes two forward passes: the gradients of the inputs, of the weights.
         self._row_flops = 0 if self._peak is None else 3 * forward_flops(stage)
         self._clear()

@@ -29,6 +29,16 @@ def test_it_is_said_once(emulates: bool, capsys: pytest.CaptureFixture[str]) -> 
     assert capsys.readouterr().err.count(SAID) == emulates
 
 
+def test_auto_is_bf16_where_the_device_has_it(
+    emulates: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tell_if_slow("auto", CPU)
+    assert not capsys.readouterr().err
+    with autocast("auto", CPU):
+        product = torch.ones(2, 2) @ torch.ones(2, 2)
+    assert product.dtype == (torch.float32 if emulates else torch.bfloat16)
+
+
 def test_sampling_says_it(
     emulates: bool, tiny_cascade: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

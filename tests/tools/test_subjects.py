@@ -23,7 +23,16 @@ from cascade.evaluate.judge_network import JudgeNetwork
 from cascade.evaluate.subject import Drawn, Reconstruction, SubjectScores
 from cascade.pipeline import Pictures
 
-MODULES = ("comparison", "demo_report", "elsewhere", "kinds", "subjects", "tables", "tuning")
+MODULES = (
+    "comparison",
+    "demo_report",
+    "elsewhere",
+    "kinds",
+    "subjects",
+    "tables",
+    "tuning",
+    "work",
+)
 SIZES = {"base64": 64, "sr256": 256, "sr1024": 1024}
 
 

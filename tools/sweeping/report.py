@@ -11,12 +11,12 @@ from PIL import Image
 
 from cascade.data.images import read_image
 from cascade.evaluate.grid import Picture, image_grid
-from comparison import Work
 from sweeping.drawing import SHOWN
 from sweeping.knobs import Part, Setting, Table
 from sweeping.ledger import Figures, Ledger
 from sweeping.trial import Bench
 from tables import DASH, markdown, mean, percent
+from work import Work
 
 COLUMNS = {
     "similarity": "subject similarity",

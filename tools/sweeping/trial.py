@@ -20,11 +20,12 @@ from cascade.evaluate.features import EfficientNetLite0
 from cascade.evaluate.subject import Drawn, SubjectScores, ceiling, of_the_way, score_subject
 from cascade.pipeline import Cascade
 from cascade.train.report import read_log
-from comparison import SEEDS, Work
+from comparison import SEEDS
 from sweeping.drawing import SHOWN, draw_base, enlarge, kept, show
 from sweeping.knobs import Part, Settings, key_of
 from sweeping.nouns import share_seen
 from tuning import training_seconds
+from work import Work
 
 
 @dataclass(frozen=True)
