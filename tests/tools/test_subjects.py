@@ -190,7 +190,7 @@ def test_a_subject_is_tuned_once_and_its_seconds_stay(
     steps = TrainConfig(steps=2, batch_size=2, log_every=1)
     prior = PriorConfig(images=2, batch_size=2, sampler=SamplerConfig(steps=2, guidance=1.0))
     recipe = Recipe(prior=prior, base=steps, super_resolution=steps)
-    monkeypatch.setattr(sys.modules["comparison"], "RECIPES", {"mini": recipe})
+    monkeypatch.setattr(sys.modules["work"], "RECIPES", {"mini": recipe})
     shutil.copytree(photos, tmp_path / "data" / "rex")
     (tmp_path / "data" / "prompts_and_classes.txt").write_text("subject_name,class\nrex,dog\n")
 

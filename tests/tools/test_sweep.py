@@ -24,7 +24,7 @@ from cascade.evaluate.features import EfficientNetLite0
 from cascade.evaluate.subject import draw_subject, photos_at
 from cascade.pipeline import Cascade
 
-MODULES = ("comparison", "elsewhere", "kinds", "subjects", "tables", "tuning", "sweep")
+MODULES = ("comparison", "elsewhere", "kinds", "subjects", "tables", "tuning", "work", "sweep")
 TWO_STEPS = TrainConfig(
     steps=2, batch_size=2, optimizer=OptimizerConfig(learning_rate=1e-2), log_every=1
 )
