@@ -29,7 +29,7 @@ from cascade.evaluate.grid import image_grid
 from cascade.evaluate.subject import photos_at
 from cascade.files import write_bytes
 from comparison import Comparison, Outcome, run
-from elsewhere import PLACES
+from elsewhere import CHANGES, PLACES
 from kinds import AFTER, BEFORE, CLASS_SCENES, PLAIN
 from tables import markdown, mean, percent, whole
 from work import prepare
@@ -37,6 +37,7 @@ from work import prepare
 KINDS: Final = {BEFORE: 2, PLAIN: 2, CLASS_SCENES: 2, AFTER: 2}
 GOALS: Final = {"scene": 80.0, "likeness": 60.0}  # percent
 GOAL_SECONDS: Final = 480
+CELL: Final = 128  # pixels of a picture on the sheet of many
 SCORES: Final = {"PRES": "prior_similarity", "DIV": "diversity", "prior drift": "drift"}
 STATED: Final = ("scene", "style", "colour", "accessory")
 
@@ -240,14 +241,15 @@ def sheet(outcomes: Outcomes) -> Image.Image:
 
 
 def sheet_elsewhere(outcomes: Outcomes) -> Image.Image:
-    """Per subject and kind of tuning a picture in every place."""
+    """Per subject a picture of every prompt elsewhere, by plain DreamBooth and by the recipe."""
     rows, labels = [], []
     for name, (outcome, *_) in outcomes.items():
-        for kind, drawn in outcome.elsewhere.items():
-            rows.append([some.tensor[0] for some in list(drawn.values())[: len(PLACES)]])
+        # The tables alone tell of the others.
+        for kind in (kind for kind in (PLAIN, AFTER) if kind in outcome.elsewhere):
+            rows.append([some.tensor[0] for some in outcome.elsewhere[kind].values()])
             labels.append(f"{name}, {kind}")
-    columns = [prompt.partition("{subject} ")[2] for prompt in PLACES]
-    return image_grid(rows, row_labels=labels, column_labels=columns)
+    columns = [prompt.format(subject="…") for prompt in (*PLACES, *CHANGES)]
+    return image_grid(rows, row_labels=labels, column_labels=columns, cell=CELL)
 
 
 if __name__ == "__main__":
