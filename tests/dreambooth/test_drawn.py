@@ -170,7 +170,11 @@ def test_prompts_take_turns(tmp_path: Path, tiny_cascade: Path, drawing: Drawing
     table = Cascade.load(tiny_cascade).prompts(["a dog", "a dog in snow"])
     alone = read_pictures(make_pictures(drawing, table, tmp_path))
     mixed = read_pictures(make_pictures(in_scenes, table, tmp_path))
-    same = [one == other for one, other in zip(_pixels(alone), _pixels(mixed), strict=True)]
+    # A longer prompt in the batch pads the others, whose sums then round differently on some CPUs:
+    # one grey level. Another prompt moves pixels by a hundred.
+    same = [
+        np.allclose(one, other, rtol=0, atol=1) for one, other in zip(alone, mixed, strict=True)
+    ]
     assert same == [True, False, True, False, True]
 
 
