@@ -175,23 +175,18 @@ def compare(
     drawn = dict(drawings(cascades, subject))
     extractor = EfficientNetLite0(usable_device(None))
     photos = work.photos.images
-    masked = work.recipe.masks
     pictures = elsewhere(cascades, subject, comparison.counts, console)
     return Outcome(
         subject=subject,
         photos=photos,
         held_out=work.held_out,
         drawn=drawn,
-        masks=read_image(comparison.config(AFTER).output_dir / SHEET) if masked else None,
+        masks=read_image(comparison.config(AFTER).output_dir / SHEET)
+        if work.recipe.masks
+        else None,
         elsewhere=pictures,
         accuracy=accuracy(work.cascade, pictures),
-        likeness=(
-            likeness(
-                pictures, photos, read_masks(work.photos, masked.source), configs[0].name, extractor
-            )
-            if masked
-            else {}
-        ),
+        likeness=_likeness(work, pictures, configs[0].name, extractor),
         reconstructions={
             stage.name: reconstructions(work, (frozen, tuned), stage, extractor)
             for stage in configs
@@ -208,6 +203,15 @@ def compare(
         logs=logs,
         times=times,
     )
+
+
+def _likeness(
+    work: Work, pictures: Elsewhere, stage: str, extractor: FeatureExtractor
+) -> dict[str, float | None]:
+    if work.recipe.masks is None:
+        return {}
+    masks = read_masks(work.photos, work.recipe.masks.source)
+    return likeness(pictures, work.photos.images, masks, stage, extractor)
 
 
 def reconstructions(

@@ -65,8 +65,13 @@ def photos_of(subject: str, class_noun: str | None, output: Path) -> Photos:
     """A folder's photos, or views of a photo that ships with scikit-image.
 
     Raises:
-        UserError: of a folder it is not said what its photos show, or they cannot be read.
+        UserError: folder and class go one without the other, or no photos are there.
     """
+    if class_noun is not None and subject in SHIPPED:
+        raise UserError(
+            f"--class says what a folder's photos show; give the folder with --subject, as "
+            f"./{subject} if that is its name."
+        )
     if class_noun is not None:
         return read_photos(Path(subject))
     if subject not in SHIPPED:

@@ -17,6 +17,7 @@ from cascade.config.dreambooth import PriorConfig, Recipe
 from cascade.config.stage import SamplerConfig, SubjectConfig
 from cascade.config.train import TrainConfig
 from cascade.data.images import read_photos
+from cascade.errors import UserError
 from cascade.evaluate.judge import FOLDER, Judge
 from cascade.evaluate.judge_config import Attribute, JudgeConfig
 from cascade.evaluate.judge_network import JudgeNetwork
@@ -24,6 +25,7 @@ from cascade.evaluate.subject import Drawn, Reconstruction, SubjectScores
 from cascade.pipeline import Pictures
 
 MODULES = (
+    "demo",
     "comparison",
     "demo_report",
     "elsewhere",
@@ -166,6 +168,20 @@ def test_photos_are_copied_with_all_that_says_where_the_subject_is(
     assert all(path.read_bytes() == (mine / path.name).read_bytes() for path in copies.iterdir())
     (mine / "a.png").rename(mine / "c.png")
     assert {path.name for path in prepared().iterdir()} == {"c.png", "b.png", "b-masklabel.png"}
+
+
+def test_the_demonstration_brings_photos_or_takes_a_folder_s(
+    subjects: ModuleType, photos: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("skimage", reason="extra 'evaluate' not installed")
+    photos_of = importlib.import_module("demo").photos_of
+    for shipped in ("cat", "cup"):
+        assert len(photos_of(shipped, None, tmp_path).paths) == 4
+    assert photos_of(str(photos), "dog", tmp_path).paths == read_photos(photos).paths
+    with pytest.raises(UserError, match="Say with --class what the photos in mine show"):
+        photos_of("mine", None, tmp_path)
+    with pytest.raises(UserError, match="give the folder with --subject"):
+        photos_of("cat", "dog", tmp_path)
 
 
 def test_training_seconds_are_those_of_the_loop(subjects: ModuleType) -> None:
