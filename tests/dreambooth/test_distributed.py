@@ -38,6 +38,7 @@ def test_two_processes_are_one(
         "sr-learning-rate": 1e-2,
         "adam-epsilon": 1e-2,
         "checkpointing-steps": 2,
+        "mixed-precision": "no",
     }
     words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
