@@ -66,13 +66,11 @@ class Model:
     """A stage with what embeds its captions.
 
     Attributes:
-        folder: the stage's.
         stage: loaded.
         encoder: loaded.
         text_digest: of the encoder's weights and vocabulary.
     """
 
-    folder: Path
     stage: Stage
     encoder: PromptEncoder
     text_digest: str
@@ -91,7 +89,6 @@ class Model:
     def described(self) -> dict[str, object]:
         """What a record says of it."""
         return {
-            "folder": str(self.folder),
             "name": self.stage.config.name,
             "fingerprint": self.stage.fingerprint(),
             "parameters": sum(weight.numel() for weight in self.stage.network.parameters()),
@@ -145,7 +142,7 @@ def open_model(
     # As its images are laid out; else every call copies the weights.
     loaded.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     digest = f"{files.model_digest[:16]} {files.tokenizer_digest[:16]}"
-    return Model(folder, loaded, ready(files, device=device), digest)
+    return Model(loaded, ready(files, device=device), digest)
 
 
 def _first(cascade: Path, names: Sequence[str], enlarges: bool) -> str:
