@@ -57,6 +57,15 @@ def test_relative_links_lead_somewhere(page: Path) -> None:
     assert broken == []
 
 
+def test_records_name_no_place_on_a_machine() -> None:
+    absolute = re.compile(r'"(?:/|[A-Za-z]:[\\/])[^"]*"')
+    records = sorted((ROOT / "tools" / "results").glob("*.json"))
+    assert records
+    assert {r.name: absolute.findall(r.read_text("utf-8")) for r in records} == {
+        r.name: [] for r in records
+    }
+
+
 def _calls(page: Path) -> Iterator[list[str]]:
     """The words after `cascade` of every call in the page's plain blocks."""
     for block in _blocks(page, "") + _blocks(page, "bash"):
