@@ -152,6 +152,12 @@ def dreambooth(
             rich_help_panel=MASKS,
         ),
     ] = None,
+    scene_weight: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, help="How much the scene counts in those rows.", rich_help_panel=MASKS
+        ),
+    ] = None,
     scenes: Annotated[
         str | None,
         typer.Option(

@@ -23,6 +23,7 @@ PATHS: dict[str, tuple[str, ...]] = {
     "unmasked_weight": ("masks.unmasked_weight",),
     "unmasked_probability": ("masks.unmasked_probability",),
     "scene_share": ("masks.scenes.share",),
+    "scene_weight": ("masks.scenes.scene_weight",),
     "num_scene_images": ("masks.scenes.images",),
     "sr_scenes": ("masks.scenes.super_resolution",),
     "max_train_steps": ("base.steps",),

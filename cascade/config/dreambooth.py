@@ -93,6 +93,12 @@ class SceneRowsConfig(DrawnConfig):
         default=0.45, gt=0.0, le=1.0, description="longer side of the subject, of the picture's"
     )
     largest_size: float = Field(default=0.95, gt=0.0, le=1.0)
+    scene_weight: float = Field(
+        default=1.0,
+        gt=0.0,
+        le=1.0,
+        description="weight of the scene's pixels in these rows, beside 1 on the subject",
+    )
 
     @model_validator(mode="after")
     def _sizes_in_order(self) -> Self:

@@ -15,7 +15,7 @@ from cascade.config.stage import StageConfig
 from cascade.data.batch import Batch, concatenate
 from cascade.data.captioned import permutation
 from cascade.data.images import Box, centred_square, resize
-from cascade.data.pairs import crop_high, draw_place, make_pair
+from cascade.data.pairs import Place, crop_high, draw_place, make_pair
 from cascade.diffusion.noise import derive_seed
 from cascade.dreambooth.compose import InScenes
 
@@ -147,21 +147,27 @@ class DreamBoothSamples:
             mask = resize(kind.pixels.masks[number].crop(box), self.stage.size, "box")
             if self._rng(kind, "unmasked", position).random() < kind.pixels.unmasked:
                 mask = Image.new("L", mask.size, 255)
-            whole = pixel_weights(_mirrored(mask, mirrored), kind.pixels.least)
-            weights = crop_high(self.stage, whole, place)
+            weights = self._weights(_mirrored(mask, mirrored), kind.pixels.least, place)
         dropped = self._rng(kind, "caption", position).random() < kind.caption_dropout
         prompt = None if dropped else kind.prompts[number % len(kind.prompts)]
         return _Row(*make_pair(self.stage, _mirrored(picture, mirrored), place), weights, prompt)
 
     def _scene_row(self, kind: Kind, scenes: InScenes, number: int, position: int) -> _Row:
-        """The subject of a photo in a scene; all its pixels are what the caption says."""
+        """The subject of a photo in a scene; the caption names both."""
         rng = self._rng(kind, "scene", position)
         scene = self._shuffled(kind, "scenes", len(scenes.scenes), position)
-        picture = scenes.compose(number, scene, rng)
+        picture, mask = scenes.compose(number, scene, rng)
         mirrored = kind.flip and rng.random() < 0.5
-        high, low = make_pair(self.stage, _mirrored(picture, mirrored), draw_place(self.stage, rng))
-        weights = None if kind.pixels is None else torch.ones(1, *high.shape[1:])
-        return _Row(high, low, weights, scenes.prompts[scene % len(scenes.prompts)])
+        place = draw_place(self.stage, rng)
+        weights: Tensor | None = None
+        if kind.pixels is not None:
+            weights = self._weights(_mirrored(mask, mirrored), scenes.config.scene_weight, place)
+        prompt = scenes.prompts[scene % len(scenes.prompts)]
+        return _Row(*make_pair(self.stage, _mirrored(picture, mirrored), place), weights, prompt)
+
+    def _weights(self, mask: Image.Image, least: float, place: Place) -> Tensor:
+        """Weights of the pixels that a row shows."""
+        return crop_high(self.stage, pixel_weights(mask, least), place)
 
     def _shuffled(self, kind: Kind, name: str, count: int, position: int) -> int:
         """Which of a number of pictures stands at a position; all do before one does again."""

@@ -40,8 +40,10 @@ class InScenes:
     scenes: tuple[Image.Image, ...]
     prompts: tuple[str, ...]
 
-    def compose(self, photo: int, scene: int, rng: np.random.Generator) -> Image.Image:
-        """Set a photo's subject into a scene, at a random size and place."""
+    def compose(
+        self, photo: int, scene: int, rng: np.random.Generator
+    ) -> tuple[Image.Image, Image.Image]:
+        """Set a photo's subject into a scene, at a random size and place; see `set_into`."""
         size = rng.uniform(self.config.least_size, self.config.largest_size)
         return set_into(self.scenes[scene], self.cutouts[photo], float(size), rng)
 
@@ -68,7 +70,7 @@ def cut_out(photo: Image.Image, mask: Image.Image, side: int) -> Cutout:
 
 def set_into(
     scene: Image.Image, cutout: Cutout, size: float, rng: np.random.Generator
-) -> Image.Image:
+) -> tuple[Image.Image, Image.Image]:
     """Set a cut-out into a square scene, at a random place.
 
     It is never enlarged, and stays at the edge where its photo cut it off.
@@ -78,6 +80,9 @@ def set_into(
         cutout: the subject.
         size: its longer side, of the scene's.
         rng: of the place.
+
+    Returns:
+        The picture, and where in it the subject is: grey, 255 on the subject.
     """
     side = scene.width
     layer = _scaled(cutout.image, min(1.0, size * side / max(cutout.image.size)))
@@ -88,9 +93,10 @@ def set_into(
     alpha = layer.getchannel("A")
     # Softened inwards only: outside the mask the layer still has the photo's background.
     soft = ImageChops.darker(alpha, alpha.filter(ImageFilter.GaussianBlur(side / 512)))
-    picture = scene.copy()
+    picture, mask = scene.copy(), Image.new("L", scene.size)
     picture.paste(layer.convert("RGB"), (left, top), soft)
-    return picture
+    mask.paste(soft, (left, top))
+    return picture, mask
 
 
 def _along(room: int, at_start: bool, at_end: bool, otherwise: float) -> int:

@@ -225,6 +225,7 @@ FLAGS: dict[str, Any] = {
     "scene_share": 0.75,
     "class_variations": "a cartoon of a {class_noun}, a red {class_noun}",
     "scenes": "on the beach = a beach",
+    "scene_weight": 0.125,
     "num_scene_images": 12,
     "sample_batch_size": 5,
     "max_train_steps": 123,

@@ -27,6 +27,7 @@ VALUES: dict[str, Any] = {
     "unmasked_weight": 0.3,
     "unmasked_probability": 0.75,
     "scene_share": 0.5,
+    "scene_weight": 0.35,
     "num_scene_images": 13,
     "sr_scenes": True,
     "max_train_steps": 123,

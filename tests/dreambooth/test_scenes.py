@@ -76,8 +76,10 @@ def test_the_subject_is_inside_and_the_scene_outside() -> None:
     noise, none = Image.effect_noise((64, 64), 60), Image.new("L", (64, 64))
     scene = Image.merge("RGB", (none, noise, noise))
     for seed in range(40):
-        picture = set_into(scene, cutout, 0.5, np.random.default_rng(seed))
+        picture, mask = set_into(scene, cutout, 0.5, np.random.default_rng(seed))
         shown = _shown(picture)
+        untouched = np.asarray(mask) == 0
+        assert (np.asarray(picture)[untouched] == np.asarray(scene)[untouched]).all()
         rows, columns = np.nonzero(shown)
         assert (np.ptp(rows), np.ptp(columns)) == (31, 31)  # half of the side, a square
         inner = np.asarray(picture)[shown & np.roll(shown, 2, 0) & np.roll(shown, -2, 0)]
@@ -94,7 +96,7 @@ def test_it_stands_anywhere_across_and_rather_low() -> None:
     cutout = cut_out(*PAIRS[0], 64)
     feet, lefts = [], []
     for seed in range(100):
-        shown = _shown(set_into(EMPTY, cutout, 0.3, np.random.default_rng(seed)))
+        shown = _shown(set_into(EMPTY, cutout, 0.3, np.random.default_rng(seed))[0])
         rows, columns = np.nonzero(shown)
         feet.append(int(rows.max()))
         lefts.append(int(columns.min()))
@@ -119,7 +121,7 @@ def test_where_its_photo_cut_it_off_it_stays_at_the_edge(
     cutout = Cutout(cut_out(*PAIRS[0], 64).image, cut)
     touched = []
     for seed in range(20):
-        shown = _shown(set_into(EMPTY, cutout, 0.4, np.random.default_rng(seed)))
+        shown = _shown(set_into(EMPTY, cutout, 0.4, np.random.default_rng(seed))[0])
         sides = {
             "left": shown[:, 0],
             "top": shown[0],
@@ -132,7 +134,7 @@ def test_where_its_photo_cut_it_off_it_stays_at_the_edge(
 
 def test_it_is_never_enlarged() -> None:
     small = cut_out(*_photo((40, 20, 49, 29)), 64)
-    picture = set_into(EMPTY, small, 0.9, np.random.default_rng(0))
+    picture, _ = set_into(EMPTY, small, 0.9, np.random.default_rng(0))
     assert _shown(picture).sum() <= 100
 
 
@@ -248,14 +250,30 @@ def test_a_share_of_the_rows_counts_all_pixels_alike(base: StageConfig) -> None:
     assert abs(sum(alike) / 400 - 0.25) < 0.09
 
 
-def test_scenes_and_class_images_count_all_their_pixels(base: StageConfig) -> None:
-    kinds = (
-        replace(PLAIN, pixels=PIXELS, in_scenes=_in_scenes(16)),
-        Kind("prior", SCENES, ("a dog",)),
-    )
+@pytest.mark.parametrize("scene_weight", [1.0, 0.25])
+def test_the_scene_counts_less_where_that_is_set(base: StageConfig, scene_weight: float) -> None:
+    config = ROWS.model_copy(update={"share": 1.0, "scene_weight": scene_weight})
+    black = tuple(Image.new("RGB", (16, 16)) for _ in range(3))
+    in_scenes = replace(_in_scenes(16), config=config, scenes=black)
+    kind = replace(PLAIN, pixels=PIXELS, in_scenes=in_scenes)
+    batch = DreamBoothSamples(base, (kind,), seed=0).rows(range(40))
+    assert batch.pixel_weights is not None
+    torch.testing.assert_close(batch.pixel_weights.mean(dim=(1, 2, 3)), torch.ones(40))
+    red = torch.tensor(SUBJECT[0] / 127.5 - 1)
+    for row, weights in zip(batch.images, batch.pixel_weights[:, 0], strict=True):
+        subject, scene = row[0] == red, row[0] == -1
+        assert subject.any()
+        assert scene.any()
+        torch.testing.assert_close(
+            weights[scene], weights[subject].max().mul(scene_weight).expand(int(scene.sum()))
+        )
+
+
+def test_class_images_count_all_their_pixels(base: StageConfig) -> None:
+    kinds = (replace(PLAIN, pixels=PIXELS), Kind("prior", SCENES, ("a dog",)))
     batch = DreamBoothSamples(base, kinds, seed=0).rows(range(40))
     assert batch.pixel_weights is not None
     for weights, prompt in zip(batch.pixel_weights, batch.prompts, strict=True):
-        if prompt != "a zug dog":
+        if prompt == "a dog":
             assert torch.equal(weights, torch.ones(1, 16, 16))
     assert batch.to(torch.device("cpu")).pixel_weights is batch.pixel_weights
