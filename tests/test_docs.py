@@ -143,4 +143,5 @@ def _figures(recipe: Recipe) -> Iterator[tuple[str, str]]:
     yield "masks: weight of the background", weight
     rows = recipe.scene_rows
     yield "photos' rows with the subject in scenes", f"{rows.share if rows else 0:g}"
+    yield "their pixels of the scene count", f"{rows.scene_weight:g}" if rows else "-"
     yield "scenes drawn", f"{rows.images if rows else 0}"

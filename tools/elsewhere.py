@@ -17,7 +17,7 @@ from cascade.evaluate.judge import FOLDER, Judge
 from cascade.evaluate.metrics import self_similarity, subject_similarity
 from cascade.evaluate.subject import of_the_way
 from cascade.pipeline import Cascade, Pictures, cascade_folder
-from cascade.progress import progress_bar
+from cascade.progress import progress_bar, stage_steps
 from kinds import BEFORE
 
 PLACES = (
@@ -56,13 +56,20 @@ def elsewhere(
     """
     name = f"{subject.identifier} {subject.class_noun}"
     prompts = [prompt.format(subject=name) for prompt in (*PLACES, *CHANGES)]
-    found: dict[str, dict[str, Pictures]] = {kind: {} for kind in cascades if counts[kind]}
+    found: dict[str, dict[str, Pictures]] = {}
     with progress_bar(console) as bar:
-        task = bar.add_task("elsewhere", total=len(found) * len(prompts), details="")
-        for kind, drawn in found.items():
-            for prompt in prompts:
-                drawn[prompt] = cascades[kind].sample(prompt, range(counts[kind]))
-                bar.advance(task)
+        for kind, cascade in cascades.items():
+            if count := counts[kind]:
+                drawn = cascade.sample(
+                    [prompt for prompt in prompts for _ in range(count)],
+                    [*range(count)] * len(prompts),
+                    on_step=stage_steps(bar, f"{kind}, elsewhere: "),
+                )
+                split = {name: images.split(count) for name, images in drawn.stages.items()}
+                found[kind] = {
+                    prompt: Pictures({name: parts[number] for name, parts in split.items()})
+                    for number, prompt in enumerate(prompts)
+                }
     return found
 
 

@@ -266,6 +266,7 @@ RECIPES: dict[RecipeName, Recipe] = {
             scenes=SceneRowsConfig(
                 share=0.6,
                 least_size=0.6,
+                scene_weight=0.25,
                 images=2 * len(MINI_SCENES),
                 batch_size=len(MINI_SCENES),
                 sampler=SamplerConfig(steps=32, guidance=1.0, precision="auto"),
