@@ -14,6 +14,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from cascade.data.captioned import CaptionedArray
+from cascade.errors import UserError
 
 MODULES = ("captions", "dress", "prepare", "sprites", "world")
 HEAD = {"x": 0.5, "top": 0.1, "width": 0.8, "eyes": 0.4}
@@ -139,3 +140,24 @@ def test_a_dataset_is_what_training_reads(
         picture = world.picture(number)
         assert data.captions[number] == picture.captions
         assert vocabulary["scene"][labels[number, 2]] == picture.labels.scene
+
+
+def test_photos_follow_the_composed_pictures(
+    tools: SimpleNamespace, sprites: Path, tmp_path: Path
+) -> None:
+    photo = tools.prepare.Photograph(Image.new("RGB", (20, 30), "red"), "red trousers", "", 0)
+    job = tools.prepare.Job("sr", 16, 2, "training", turns=3)
+    tools.prepare.write_dataset(job, sprites, tmp_path / "sr", 1, (photo,))
+    data = CaptionedArray.open(tmp_path / "sr")
+    assert data.captions[2:] == (("red trousers",),) * 3
+    assert (data.images[2:] == np.array([255, 0, 0])[:, None, None]).all()
+    assert (np.load(tmp_path / "sr" / "labels.npy")[2:] == -1).all()
+
+
+def test_a_missing_pack_of_photos_is_told_before_anything_is_composed(
+    tools: SimpleNamespace, sprites: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "sets"
+    with pytest.raises(UserError, match=r"no .*sr256_photos\.bin; give the folder"):
+        tools.prepare.main(output, sprites, photos=tmp_path)
+    assert not output.exists()

@@ -48,15 +48,13 @@ class Job:
         size: of its pictures, pixels.
         count: composed pictures.
         split: of the world.
-        photos: folder of the photo packs whose photos follow, each several times; None is none.
-        turns: how many times each photo stands in it.
+        turns: how many times each photo stands in it, where there are any.
     """
 
     name: str
     size: int
     count: int
     split: Split
-    photos: Path | None = None
     turns: int = 8
 
 
@@ -74,23 +72,26 @@ def main(
     workers: Annotated[int, typer.Option(min=0, help="Processes; 0 is one a core.")] = 0,
 ) -> None:
     """Compose the base's, the held-out and the super-resolution dataset."""
-    for job in (
-        Job("held64", 64, held, "held out"),
-        Job("base64", 64, base, "training"),
-        Job("sr256", SIDE, large, "training", photos),
+    # Read before anything is composed: a pack that is not there is told at once.
+    photographs = tuple(read_photographs(photos)) if photos else ()
+    for job, added in (
+        (Job("held64", 64, held, "held out"), ()),
+        (Job("base64", 64, base, "training"), ()),
+        (Job("sr256", SIDE, large, "training"), photographs),
     ):
-        write_dataset(job, sprites, output / job.name, workers or os.cpu_count() or 1)
+        write_dataset(job, sprites, output / job.name, workers or os.cpu_count() or 1, added)
 
 
-def write_dataset(job: Job, sprites: Path, folder: Path, workers: int) -> None:
-    """Write one dataset, complete or not at all."""
+def write_dataset(
+    job: Job, sprites: Path, folder: Path, workers: int, photos: tuple[Photograph, ...] = ()
+) -> None:
+    """Write one dataset, composed pictures and then photos, complete or not at all."""
     if folder.exists():
         Console().print(f"{folder} exists; left as it is.")
         return
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    photos = _photographs(job.photos) if job.photos else ()
     count = job.count + job.turns * len(photos)
     shape = (count, 3, job.size, job.size)
     np.lib.format.open_memmap(partial / "images.npy", mode="w+", dtype=np.uint8, shape=shape)
@@ -154,10 +155,6 @@ def _photographed(job: Job, photos: tuple[Photograph, ...], images: Path) -> Ite
             pixels[index] = image[:, :, ::-1] if turn % 2 else image
             yield (photo.caption,), [-1] * len(ATTRIBUTES)
     pixels.flush()
-
-
-def _photographs(folder: Path) -> tuple[Photograph, ...]:
-    return tuple(read_photographs(folder))
 
 
 @lru_cache(maxsize=1)
