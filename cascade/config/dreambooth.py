@@ -93,6 +93,12 @@ class SceneRowsConfig(DrawnConfig):
         default=0.45, gt=0.0, le=1.0, description="longer side of the subject, of the picture's"
     )
     largest_size: float = Field(default=0.95, gt=0.0, le=1.0)
+    spread: float = Field(
+        default=1.0,
+        ge=0.0,
+        le=1.0,
+        description="how far about the middle the subject stands: 0 there alone, 1 anywhere",
+    )
     scene_weight: float = Field(
         default=1.0,
         gt=0.0,

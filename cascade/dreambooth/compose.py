@@ -44,8 +44,8 @@ class InScenes:
         self, photo: int, scene: int, rng: np.random.Generator
     ) -> tuple[Image.Image, Image.Image]:
         """Set a photo's subject into a scene, at a random size and place; see `set_into`."""
-        size = rng.uniform(self.config.least_size, self.config.largest_size)
-        return set_into(self.scenes[scene], self.cutouts[photo], float(size), rng)
+        size = float(rng.uniform(self.config.least_size, self.config.largest_size))
+        return set_into(self.scenes[scene], self.cutouts[photo], size, self.config.spread, rng)
 
 
 def cut_out(photo: Image.Image, mask: Image.Image, side: int) -> Cutout:
@@ -69,7 +69,7 @@ def cut_out(photo: Image.Image, mask: Image.Image, side: int) -> Cutout:
 
 
 def set_into(
-    scene: Image.Image, cutout: Cutout, size: float, rng: np.random.Generator
+    scene: Image.Image, cutout: Cutout, size: float, spread: float, rng: np.random.Generator
 ) -> tuple[Image.Image, Image.Image]:
     """Set a cut-out into a square scene, at a random place.
 
@@ -79,6 +79,7 @@ def set_into(
         scene: RGB.
         cutout: the subject.
         size: its longer side, of the scene's.
+        spread: 0 sets it into the middle, rather low; 1 anywhere.
         rng: of the place.
 
     Returns:
@@ -86,7 +87,7 @@ def set_into(
     """
     side = scene.width
     layer = _scaled(cutout.image, min(1.0, size * side / max(cutout.image.size)))
-    across, foot = float(rng.random()), float(rng.uniform(*_STANDS))
+    across, foot = _about(0.0, 1.0, spread, rng), _about(*_STANDS, spread, rng)
     cut_left, cut_top, cut_right, cut_below = cutout.cut
     left = _along(side - layer.width, cut_left, cut_right, across * (side - layer.width))
     top = _along(side - layer.height, cut_top, cut_below, max(0.0, foot * side - layer.height))
@@ -97,6 +98,12 @@ def set_into(
     picture.paste(layer.convert("RGB"), (left, top), soft)
     mask.paste(soft, (left, top))
     return picture, mask
+
+
+def _about(least: float, most: float, spread: float, rng: np.random.Generator) -> float:
+    """Draw from the middle part of a range; `spread` is that part."""
+    middle = (least + most) / 2
+    return float(rng.uniform(middle + spread * (least - middle), middle + spread * (most - middle)))
 
 
 def _along(room: int, at_start: bool, at_end: bool, otherwise: float) -> int:

@@ -76,7 +76,7 @@ def test_the_subject_is_inside_and_the_scene_outside() -> None:
     noise, none = Image.effect_noise((64, 64), 60), Image.new("L", (64, 64))
     scene = Image.merge("RGB", (none, noise, noise))
     for seed in range(40):
-        picture, mask = set_into(scene, cutout, 0.5, np.random.default_rng(seed))
+        picture, mask = set_into(scene, cutout, 0.5, 1.0, np.random.default_rng(seed))
         shown = _shown(picture)
         untouched = np.asarray(mask) == 0
         assert (np.asarray(picture)[untouched] == np.asarray(scene)[untouched]).all()
@@ -96,7 +96,7 @@ def test_it_stands_anywhere_across_and_rather_low() -> None:
     cutout = cut_out(*PAIRS[0], 64)
     feet, lefts = [], []
     for seed in range(100):
-        shown = _shown(set_into(EMPTY, cutout, 0.3, np.random.default_rng(seed))[0])
+        shown = _shown(set_into(EMPTY, cutout, 0.3, 1.0, np.random.default_rng(seed))[0])
         rows, columns = np.nonzero(shown)
         feet.append(int(rows.max()))
         lefts.append(int(columns.min()))
@@ -104,6 +104,17 @@ def test_it_stands_anywhere_across_and_rather_low() -> None:
     assert max(lefts) > 38  # of 45
     assert 42 <= min(feet) < 48
     assert 58 < max(feet) <= 63
+
+
+def test_without_spread_it_stands_in_the_middle() -> None:
+    cutout = cut_out(*PAIRS[0], 64)
+    for spread, least in ((0.0, 0), (0.5, 8)):
+        lefts = set()
+        for seed in range(60):
+            shown = _shown(set_into(EMPTY, cutout, 0.5, spread, np.random.default_rng(seed))[0])
+            lefts.add(int(np.nonzero(shown)[1].min()))
+        assert all(abs(left - 16) <= spread * 17 for left in lefts)
+        assert max(lefts) - min(lefts) >= least
 
 
 @pytest.mark.parametrize(
@@ -121,7 +132,7 @@ def test_where_its_photo_cut_it_off_it_stays_at_the_edge(
     cutout = Cutout(cut_out(*PAIRS[0], 64).image, cut)
     touched = []
     for seed in range(20):
-        shown = _shown(set_into(EMPTY, cutout, 0.4, np.random.default_rng(seed))[0])
+        shown = _shown(set_into(EMPTY, cutout, 0.4, 1.0, np.random.default_rng(seed))[0])
         sides = {
             "left": shown[:, 0],
             "top": shown[0],
@@ -134,7 +145,7 @@ def test_where_its_photo_cut_it_off_it_stays_at_the_edge(
 
 def test_it_is_never_enlarged() -> None:
     small = cut_out(*_photo((40, 20, 49, 29)), 64)
-    picture, _ = set_into(EMPTY, small, 0.9, np.random.default_rng(0))
+    picture, _ = set_into(EMPTY, small, 0.9, 1.0, np.random.default_rng(0))
     assert _shown(picture).sum() <= 100
 
 
