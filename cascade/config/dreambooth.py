@@ -271,7 +271,10 @@ RECIPES: dict[RecipeName, Recipe] = {
         masks=MaskConfig(
             scenes=SceneRowsConfig(
                 share=0.6,
-                least_size=0.6,
+                # A few poses of about one size and place: so small a network, tuned so shortly,
+                # else learns the subject's texture and not its shape.
+                least_size=0.85,
+                spread=0.2,
                 scene_weight=0.25,
                 images=2 * len(MINI_SCENES),
                 batch_size=len(MINI_SCENES),
@@ -292,7 +295,6 @@ RECIPES: dict[RecipeName, Recipe] = {
         super_resolution=_tuning(5e-4, 300, 4, schedule="linear").model_copy(
             update={"precision": "auto"}
         ),
-        flip=True,
     ),
     # DeepFloyd IF, all weights of both stages, after diffusers' examples/dreambooth/README.md,
     # section "IF": stage I at 1e-7, batch 4, 150 steps; stage II at 5e-6, batch 2 x 6 accumulated,
