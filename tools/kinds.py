@@ -19,7 +19,10 @@ def recipe_of(kind: str, recipe: Recipe) -> Recipe:
     if kind == CLASS_SCENES:
         return recipe.model_copy(update={"masks": None})
     if kind == PLAIN:
-        alone = {"in_scenes": False, "variations": ()}
-        prior = recipe.prior and recipe.prior.model_copy(update=alone)
+        prior = recipe.prior
+        if prior and (prior.in_scenes or prior.variations):
+            # As many of the class alone as the recipe draws, by turns with the others.
+            alone = {"in_scenes": False, "variations": (), "images": -(-prior.images // 2)}
+            prior = prior.model_copy(update=alone)
         return recipe.model_copy(update={"masks": None, "prior": prior})
     return recipe

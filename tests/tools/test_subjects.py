@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cascade.config.dreambooth import PriorConfig, Recipe
+from cascade.config.dreambooth import RECIPES, PriorConfig, Recipe
 from cascade.config.stage import SamplerConfig, SubjectConfig
 from cascade.config.train import TrainConfig
 from cascade.data.images import read_photos
@@ -148,6 +148,18 @@ def test_the_place_of_scenes_is_judged_where_there_is_a_judge(
     Judge(config, JudgeNetwork(config.widths, [2])).save(tmp_path / FOLDER)
     # Whatever random weights answer, pictures that are all the same get the same answer.
     assert accuracy(str(tmp_path), pictures) == {"after": {"scene": 0.5}}
+
+
+def test_plain_dreambooth_has_the_class_alone_as_often_as_the_recipe(subjects: ModuleType) -> None:
+    kinds = sys.modules["kinds"]
+    plain = kinds.recipe_of(kinds.PLAIN, RECIPES["mini"])
+    recipe = RECIPES["mini"]
+    assert plain.masks is None
+    prompts = recipe.class_prompts("a cat", recipe.prior.variations)
+    shown = [prompts[number % len(prompts)] for number in range(recipe.prior.images)]
+    assert plain.prior.images == shown.count("a cat")
+    assert plain.class_prompts("a cat", plain.prior.variations) == ("a cat",)
+    assert kinds.recipe_of(kinds.PLAIN, RECIPES["paper"]) == RECIPES["paper"]
 
 
 def test_photos_are_copied_with_all_that_says_where_the_subject_is(
