@@ -273,7 +273,8 @@ RECIPES: dict[RecipeName, Recipe] = {
                 share=0.6,
                 # A few poses of about one size and place: so small a network, tuned so shortly,
                 # else learns the subject's texture and not its shape.
-                least_size=0.85,
+                least_size=0.65,
+                largest_size=0.8,
                 spread=0.2,
                 scene_weight=0.25,
                 images=2 * len(MINI_SCENES),
