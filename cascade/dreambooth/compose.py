@@ -29,7 +29,7 @@ class InScenes:
     """What rows with the subject in scenes are made of.
 
     Attributes:
-        config: how many of the rows, and how large the subject is.
+        config: how many of the rows, how large the subject is and where, what its scene counts.
         cutouts: the subject of each photo.
         scenes: pictures of the stage's size.
         prompts: what names the subject in them, by turns, as of `Kind`.
