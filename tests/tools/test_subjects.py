@@ -16,7 +16,8 @@ from PIL import Image
 from cascade.config.dreambooth import RECIPES, PriorConfig, Recipe
 from cascade.config.stage import SamplerConfig, SubjectConfig
 from cascade.config.train import TrainConfig
-from cascade.data.images import read_photos
+from cascade.data.images import read_photos, to_tensors
+from cascade.dreambooth.masks import Mask
 from cascade.errors import UserError
 from cascade.evaluate.judge import FOLDER, Judge
 from cascade.evaluate.judge_config import Attribute, JudgeConfig
@@ -148,6 +149,37 @@ def test_the_place_of_scenes_is_judged_where_there_is_a_judge(
     Judge(config, JudgeNetwork(config.widths, [2])).save(tmp_path / FOLDER)
     # Whatever random weights answer, pictures that are all the same get the same answer.
     assert accuracy(str(tmp_path), pictures) == {"after": {"scene": 0.5}}
+
+
+def test_likeness_leads_from_the_untouched_cascade_to_the_photos_whatever_lies_behind(
+    subjects: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = sys.modules["elsewhere"]
+    box = (4, 4, 12, 12)
+    mask = Image.new("L", (16, 16))
+    mask.paste(255, box)
+    monkeypatch.setattr(module, "U2NetP", lambda: lambda _: mask)
+
+    def scene(subject: tuple[int, int, int], ground: str) -> Image.Image:
+        image = Image.new("RGB", (16, 16), ground)
+        image.paste(subject, box)
+        return image
+
+    def drawn(*subjects: tuple[int, int, int]) -> dict[str, Pictures]:
+        # One more than there are places: what is no place does not count.
+        grounds = ("yellow", "white", "brown", "black", "green", "grey", "pink")
+        pictures = (to_tensors([scene(one, ground) for one in subjects]) for ground in grounds)
+        last = to_tensors([scene((128, 128, 128), "pink")] * len(subjects))
+        found = [Pictures({"base16": picture}) for picture in pictures]
+        return dict(zip(grounds, [*found[:-1], Pictures({"base16": last})], strict=True))
+
+    red, blue = (255, 0, 0), (0, 0, 255)
+    photos = [scene(red, ground) for ground in ("purple", "orange")]
+    pictures = {"before": drawn(blue, blue), "half": drawn(red, blue), "after": drawn(red, red)}
+    found = module.likeness(
+        pictures, photos, [Mask(mask, "painted")] * 2, "base16", lambda images: images.flatten(1)
+    )
+    assert found == pytest.approx({"before": 0, "half": 50, "after": 100}, abs=1e-4)
 
 
 def test_plain_dreambooth_has_the_class_alone_as_often_as_the_recipe(subjects: ModuleType) -> None:
