@@ -166,12 +166,13 @@ def test_likeness_leads_from_the_untouched_cascade_to_the_photos_whatever_lies_b
         return image
 
     def drawn(*subjects: tuple[int, int, int]) -> dict[str, Pictures]:
-        # One more than there are places: what is no place does not count.
-        grounds = ("yellow", "white", "brown", "black", "green", "grey", "pink")
-        pictures = (to_tensors([scene(one, ground) for one in subjects]) for ground in grounds)
-        last = to_tensors([scene((128, 128, 128), "pink")] * len(subjects))
-        found = [Pictures({"base16": picture}) for picture in pictures]
-        return dict(zip(grounds, [*found[:-1], Pictures({"base16": last})], strict=True))
+        places = dict.fromkeys(("yellow", "white", "brown", "black", "green", "grey"), subjects)
+        # What comes after the places does not count.
+        shown = {**places, "pink": ((128, 128, 128),) * len(subjects)}
+        return {
+            ground: Pictures({"base16": to_tensors([scene(one, ground) for one in some])})
+            for ground, some in shown.items()
+        }
 
     red, blue = (255, 0, 0), (0, 0, 255)
     photos = [scene(red, ground) for ground in ("purple", "orange")]
