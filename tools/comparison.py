@@ -30,7 +30,7 @@ from cascade.pipeline import Cascade
 from cascade.progress import progress_bar, stage_steps
 from cascade.train.report import read_log
 from elsewhere import Elsewhere, accuracy, elsewhere, likeness
-from kinds import AFTER, BEFORE, recipe_of
+from kinds import AFTER, BEFORE, recipe_of, shortened
 from tuning import draw_in_advance, load, stage_configs, training_seconds
 from work import Work
 
@@ -46,11 +46,13 @@ class Comparison:
         work: the subject.
         counts: the kinds, and of each the pictures to draw of every prompt elsewhere.
         seed: of the tuning.
+        others_share: how many of the recipe's steps the kinds beside it take.
     """
 
     work: Work
     counts: Mapping[str, int]
     seed: int = 0
+    others_share: float = 1.0
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -62,6 +64,7 @@ class Comparison:
     def config(self, kind: str) -> DreamBoothConfig:
         """How a kind is tuned: every stage, or for comparison the base alone."""
         work, name = self.work, kind.lower().replace(" ", "-")
+        recipe = recipe_of(kind, work.recipe)
         return DreamBoothConfig(
             cascade=work.cascade,
             instance_data_dir=work.folder / "photos",
@@ -70,7 +73,7 @@ class Comparison:
             class_data_dir=work.class_images,
             stages=() if kind == AFTER else (stage_configs(work.cascade)[0].name,),
             seed=self.seed,
-            recipe=recipe_of(kind, work.recipe),
+            recipe=recipe if kind == AFTER else shortened(recipe, self.others_share),
         )
 
 

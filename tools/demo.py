@@ -30,6 +30,8 @@ from work import prepare
 console = Console()
 KINDS = {BEFORE: 1, NO_PRIOR: 0, PLAIN: 1, AFTER: 2}
 """What is compared, and how many pictures of each prompt elsewhere are drawn."""
+OTHERS_SHARE = 0.25
+"""Of the recipe's steps, for what is compared: it shows so soon, and a reader waits for it."""
 SHIPPED = {"cat": "chelsea", "cup": "coffee"}
 """CC0 photos inside scikit-image: what they show, and their names."""
 VIEWS = (
@@ -54,7 +56,7 @@ def main(
     """Run the whole demonstration."""
     photos = photos_of(subject, class_noun, output)
     work = prepare(photos, class_noun or subject, output, cascade)
-    outcome = run(Comparison(work, KINDS))
+    outcome = run(Comparison(work, KINDS, others_share=OTHERS_SHARE))
     report = demo_report(outcome, " ".join(["python", *sys.argv]), environment())
     write_pictures(report, output / "pictures")
     report.write(output / "report.html")

@@ -83,7 +83,9 @@ def _before_and_after(outcome: Outcome) -> Section:
     prompt, _ = outcome.prompts
     drawn = {kind: pair.instance for kind, pair in outcome.drawn.items()}
     caption = f"“{prompt}”. Each column is one seed, drawn by each cascade."
-    return Section("The subject, before and after", figures=[Figure(_rows(drawn), caption)])
+    steps = ", ".join(f"{name} {log[-1]['step']:.0f}" for name, log in outcome.logs.items())
+    text = f"Steps of training: {steps}."
+    return Section("The subject, before and after", text, [Figure(_rows(drawn), caption)])
 
 
 def _class(outcome: Outcome) -> Section:

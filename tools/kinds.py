@@ -26,3 +26,9 @@ def recipe_of(kind: str, recipe: Recipe) -> Recipe:
             prior = prior.model_copy(update=alone)
         return recipe.model_copy(update={"masks": None, "prior": prior})
     return recipe
+
+
+def shortened(recipe: Recipe, share: float) -> Recipe:
+    """Train the base on a share of a recipe's steps."""
+    steps = max(1, round(share * recipe.base.steps))
+    return recipe.model_copy(update={"base": recipe.base.model_copy(update={"steps": steps})})

@@ -285,7 +285,7 @@ RECIPES: dict[RecipeName, Recipe] = {
         scenes=MINI_SCENES,
         # Weighting and even timesteps as in its own training; an average of the last steps. Warmed
         # up: AdamW's first steps move every weight by the whole rate, and the class is lost.
-        base=_tuning(5e-4, 200, 8, schedule="linear", warmup_steps=30).model_copy(
+        base=_tuning(3e-4, 375, 8, schedule="linear", warmup_steps=30).model_copy(
             update={
                 "objective": ObjectiveConfig(weighting="min_snr"),
                 "stratified": True,
@@ -293,7 +293,7 @@ RECIPES: dict[RecipeName, Recipe] = {
                 "precision": "auto",
             }
         ),
-        super_resolution=_tuning(5e-4, 300, 4, schedule="linear").model_copy(
+        super_resolution=_tuning(5e-4, 250, 4, schedule="linear").model_copy(
             update={"precision": "auto"}
         ),
     ),

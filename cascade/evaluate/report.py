@@ -50,7 +50,7 @@ class Figure:
         if isinstance(self.content, str):
             return None
         buffer = io.BytesIO()
-        self.content.save(buffer, format="PNG", optimize=True)
+        self.content.save(buffer, format="PNG")
         return base64.b64encode(buffer.getvalue()).decode("ascii")
 
     def svg(self, prefix: str) -> str:

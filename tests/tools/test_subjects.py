@@ -63,7 +63,7 @@ def _outcome(
     pictures = Pictures({name: torch.zeros(6, 3, SIZES[name], SIZES[name]) for name in stages})
     low, high = torch.zeros(1, 3, 64, 64), torch.zeros(1, 3, 256, 256)
     pair = tuple(Reconstruction(low, high, psnr, 0.5) for psnr in (20.0, 22.0))
-    log = [{"images": 8.0, "images_per_second": 4.0, "loss": 0.1}] * 2
+    log = [{"step": 2.0, "images": 8.0, "images_per_second": 4.0, "loss": 0.1}] * 2
     return sys.modules["comparison"].Outcome(
         subject=SubjectConfig(identifier="xyz", class_noun="dog"),
         photos=(Image.new("RGB", (300, 280)),) * 3,
@@ -130,6 +130,7 @@ def test_cascades_of_any_length_are_reported(subjects: ModuleType, stages: tuple
     assert subjects.sheet({"rex": [outcome]}).width > 8 * 192
     page = importlib.import_module("demo_report").demo_report(outcome, "tools/demo.py", {}).render()
     assert "75 % of the way" in page
+    assert f"Steps of training: {', '.join(f'{stage} 2' for stage in stages)}." in page
     assert page.count("before and after</h2>") == len(stages)  # the subject's and each enlarging's
 
 
@@ -193,6 +194,18 @@ def test_plain_dreambooth_has_the_class_alone_as_often_as_the_recipe(subjects: M
     assert plain.prior.images == shown.count("a cat")
     assert plain.class_prompts("a cat", plain.prior.variations) == ("a cat",)
     assert kinds.recipe_of(kinds.PLAIN, RECIPES["paper"]) == RECIPES["paper"]
+
+
+def test_the_kinds_beside_the_recipe_may_take_fewer_steps(
+    subjects: ModuleType, photos: Path, tmp_path: Path
+) -> None:
+    work = subjects.prepare(read_photos(photos), "dog", tmp_path / "out", "mini")
+    comparison = subjects.Comparison(work, {"plain DreamBooth": 1, "after": 1}, others_share=0.25)
+    recipe = RECIPES["mini"]
+    assert comparison.config("after").recipe == recipe
+    shortened = comparison.config("plain DreamBooth").recipe
+    assert shortened.base.steps == round(recipe.base.steps / 4)
+    assert shortened.base.optimizer == recipe.base.optimizer
 
 
 def test_photos_are_copied_with_all_that_says_where_the_subject_is(
