@@ -4,9 +4,9 @@
     python tools/demo.py --subject cup                      # a cup that does
     python tools/demo.py --subject my-photos --class dog    # your own
 
-Tunes the cascade as its recipe says, and its base without prior preservation and by plain
-DreamBooth; draws all beside the untouched one, and writes `report.html`, one page that needs no
-server. Started again it goes on where it was.
+Tunes the cascade as its recipe says, and its base for fewer steps without prior preservation and by
+plain DreamBooth; draws all beside the untouched one, and writes `report.html`, one page that needs
+no server. Started again it goes on where it was.
 """
 
 import sys
