@@ -16,7 +16,7 @@ TEST_READY := $(VENV)/.test-ready
 TYPED := cascade kernels export $(wildcard tools)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint types format test test-fast demo pretrain clean
+.PHONY: help setup lint types format test test-slow demo pretrain clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,11 +59,13 @@ format: setup  ## put the code in order
 
 # One thread per worker: two workers with two threads each are slower on two cores than either. A file
 # goes to one worker, which so makes what its tests share once.
-test: setup $(TEST_READY)  ## every test that this machine can run
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS) --maxprocesses 8 --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS) --maxprocesses 8 --dist loadfile
 
-test-fast: setup $(TEST_READY)  ## the tests that take no more than a few seconds
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(WORKERS) --maxprocesses 8 --dist loadfile -m "not slow"
+test: setup $(TEST_READY)  ## every test that this machine can run and that is not slow
+	$(PYTEST) -m "not slow"
+
+test-slow: setup $(TEST_READY)  ## the slow ones: compilers for other GPUs, whole exports, processes that are killed
+	$(PYTEST) -m slow
 
 demo: setup  ## personalise the small cascade on a CPU and write a page of pictures
 	$(BIN)/python tools/demo.py $(if $(SUBJECT),--subject '$(SUBJECT)') $(if $(CLASS),--class '$(CLASS)')

@@ -9,9 +9,7 @@ from PIL import Image
 
 from cascade.evaluate.grid import image_grid
 from cascade.evaluate.report import Figure, Report, Section, Table, loss_curves
-from cascade.evaluate.subject import (
-    photos_at,
-)
+from cascade.evaluate.subject import photos_at
 from cascade.files import write_bytes
 from cascade.pipeline import Pictures
 from comparison import Outcome

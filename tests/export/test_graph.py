@@ -192,6 +192,7 @@ def test_kernels_are_replaced_by_what_they_compute(exported: Exported) -> None:
     assert {node.domain for node in nodes} == {""}
 
 
+@pytest.mark.slow
 def test_bf16_passes_the_checker_with_all_names(tmp_path: Path) -> None:
     stage = stage_of(KINDS["base"])
     graph = export_stage(stage, tmp_path, "bf16")

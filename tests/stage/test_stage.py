@@ -230,6 +230,7 @@ def test_kernels_that_cannot_run_are_refused_beforehand(
         stage.set_backend("triton")
 
 
+@pytest.mark.slow
 def test_a_stage_draws_the_same_picture_with_kernels_and_without(tiny_cascade: Path) -> None:
     """In Triton's interpreter; kernels add in another order, which shows in fp32's last bits."""
     pytest.importorskip("triton")
