@@ -1,18 +1,88 @@
-"""Writing files so that nobody ever sees half of one."""
+"""Reading what people write, and writing files so that nobody ever sees half of one."""
 
+import json
 import os
+import tempfile
+from contextlib import suppress
 from pathlib import Path
+
+from cascade.errors import UserError
+
+
+def read_text(path: Path, mend: str = "save it as UTF-8") -> str:
+    """Read a text file in UTF-8, with or without a byte-order mark.
+
+    Args:
+        path: the file.
+        mend: what to do about a file that cannot be read, for the error's sentence.
+
+    Raises:
+        UserError: the file is missing, may not be read, or is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text ({error}); {mend}.") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); {mend}.") from None
+
+
+def read_json(path: Path, mend: str = "copy the checkpoint again") -> dict[str, object]:
+    """Read a file that holds one JSON object.
+
+    Raises:
+        UserError: as `read_text`, or it holds anything else.
+    """
+    try:
+        value = json.loads(read_text(path, mend))
+    except (ValueError, RecursionError) as error:  # a number of 5000 digits is a ValueError too
+        raise UserError(f"{path} is not whole JSON ({error}); {mend}.") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds no JSON object; {mend}.")
+    return value
 
 
 def write_bytes(data: bytes, path: Path) -> None:
     """Write a file atomically: to a neighbour first, then renamed into place.
 
     Runs that make the same file at the same time do not disturb each other.
+
+    Raises:
+        UserError: the disk is full, or the place may not be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error.strerror}); free the place or choose another one."
+        ) from None
+    finally:
+        with suppress(OSError):
+            partial.unlink()
+
+
+def require_writable(folder: Path) -> None:
+    """Make sure that files can be written into a folder, made if need be; leave nothing behind.
+
+    Raises:
+        UserError: the folder cannot be made, is a file, or may not be written.
+    """
+    made = [place for place in (folder, *folder.parents) if not os.path.lexists(place)]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"Nothing can be written into {folder} ({error.strerror}); choose another folder."
+        ) from None
+    finally:
+        for place in made:
+            with suppress(OSError):  # never made, or in use by now
+                place.rmdir()

@@ -24,9 +24,10 @@ from cascade.config.stage import (
 )
 from cascade.data.images import to_pil
 from cascade.errors import UserError
+from cascade.files import read_json
 from cascade.formats.deepfloyd import is_pipeline, load_stage, read_pipelines
 from cascade.sampling import OnStep, prompt_table, sample_stage
-from cascade.stage import Stage, read_json, read_stage_config
+from cascade.stage import Stage, read_stage_config
 from cascade.text.modes import EncoderMode
 from cascade.text.prompts import PromptEncoder, PromptTable
 from cascade.text.source import open_text, ready

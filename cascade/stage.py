@@ -4,8 +4,7 @@ Shapes: `B` pictures, `C H W` pixels in [-1, 1].
 """
 
 import hashlib
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -21,7 +20,7 @@ from cascade.diffusion.noise import LowResolution, Noise, level_from_variance
 from cascade.diffusion.samplers import ancestral, ddim, dpmpp_2m, heun, initial
 from cascade.diffusion.schedule import make_schedule, sigmas
 from cascade.errors import UserError
-from cascade.files import write_bytes
+from cascade.files import read_json, write_bytes
 from cascade.model.backend import set_backend
 from cascade.model.precision import autocast, tell_if_slow
 from cascade.model.unet import UNet
@@ -257,22 +256,6 @@ def read_stage_config(folder: Path) -> StageConfig:
         UserError: the file is missing or is not a stage's configuration.
     """
     return StageConfig.parse(read_json(folder / "config.json"), str(folder / "config.json"))
-
-
-def read_json(path: Path) -> Mapping[str, object]:
-    """Read a JSON object.
-
-    Raises:
-        UserError: the file is missing, or truncated.
-    """
-    _require(path)
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not whole JSON ({error}); copy the checkpoint again.") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path} holds no JSON object; copy the checkpoint again.")
-    return value
 
 
 def weight_shapes(path: Path) -> dict[str, tuple[int, ...]]:

@@ -18,8 +18,8 @@ from cascade.errors import UserError
 from cascade.evaluate.features import extract
 from cascade.evaluate.judge_config import AttributeName, JudgeConfig, Stated
 from cascade.evaluate.judge_network import SIDE, JudgeNetwork
-from cascade.files import write_bytes
-from cascade.stage import check_tensors, read_json
+from cascade.files import read_json, write_bytes
+from cascade.stage import check_tensors
 
 FOLDER: Final = "judge"
 """Where a cascade's folder keeps its judge."""

@@ -21,9 +21,9 @@ from torch import Tensor
 
 from cascade.config.stage import SamplerConfig
 from cascade.evaluate.features import FeatureExtractor
-from cascade.files import write_bytes
+from cascade.files import read_json, write_bytes
 from cascade.sampling import sample_stage
-from cascade.stage import Stage, read_json
+from cascade.stage import Stage
 from cascade.text.prompts import PromptSource
 
 OnDone = Callable[[int, int], None]

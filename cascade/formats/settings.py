@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from cascade.errors import UserError
-from cascade.stage import read_json
+from cascade.files import read_json
 
 
 class Settings:

@@ -16,7 +16,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from cascade.errors import UserError
-from cascade.stage import read_json, weight_shapes
+from cascade.files import read_json
+from cascade.stage import weight_shapes
 
 STEM = "diffusion_pytorch_model"
 # The names of the format itself.

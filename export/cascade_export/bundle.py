@@ -17,8 +17,9 @@ from pathlib import Path
 import torch
 
 from cascade.errors import UserError
+from cascade.files import read_json
 from cascade.pipeline import Cascade, check_chain, print_licence
-from cascade.stage import Stage, read_json, read_stage_config
+from cascade.stage import Stage, read_stage_config
 from cascade.text.modes import EncoderMode
 from cascade.text.prompts import PromptEncoder
 from cascade.text.source import open_text, ready

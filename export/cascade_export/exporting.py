@@ -13,10 +13,10 @@ from typing import Final
 
 from cascade.config.base import Frozen
 from cascade.errors import UserError
-from cascade.files import write_bytes
+from cascade.files import read_json, write_bytes
 from cascade.formats.encoder import write_encoder
 from cascade.pipeline import Cascade
-from cascade.stage import Stage, read_json
+from cascade.stage import Stage
 from cascade.text.prompts import PromptEncoder
 from cascade.text.store import EmbeddingStore
 from cascade.text.t5 import TextEncoder

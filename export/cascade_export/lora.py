@@ -19,8 +19,9 @@ from torch import Tensor
 
 from cascade.config.unet import UNetConfig
 from cascade.errors import UserError
+from cascade.files import read_json
 from cascade.formats.keys import entries
-from cascade.stage import read_json, weight_shapes
+from cascade.stage import weight_shapes
 
 ADAPTER: Final = "adapter_config.json"
 _FACTOR: Final = re.compile(

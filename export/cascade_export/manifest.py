@@ -6,7 +6,7 @@ from typing import Final, Literal
 from cascade.config.base import Frozen
 from cascade.config.stage import MANIFEST, CascadeManifest, StageConfig
 from cascade.errors import UserError
-from cascade.stage import read_json
+from cascade.files import read_json
 from cascade_export.engines import EngineKind
 from cascade_export.precision import Precision
 from cascade_export.targets import Quantisation

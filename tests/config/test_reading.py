@@ -110,7 +110,7 @@ def test_files_that_are_no_settings(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"torn\.toml is not valid TOML .*line 1"):
         read_toml(tmp_path / "torn.toml")
     (tmp_path / "latin.toml").write_bytes(b"name = '\xe9'")
-    with pytest.raises(UserError, match="not valid TOML"):
+    with pytest.raises(UserError, match=r"latin\.toml is not UTF-8 text"):
         read_toml(tmp_path / "latin.toml")
 
 

@@ -17,7 +17,7 @@ from captions import ACCESSORIES, STYLES, places
 from cascade.data.captioned import CaptionedArray
 from cascade.errors import UserError
 from cascade.evaluate.judge_config import Attribute, AttributeName, Stated
-from cascade.stage import read_json
+from cascade.files import read_json
 
 OTHERWISE: Final[Mapping[AttributeName, str]] = {"colour": "its own", "accessory": "none"}
 
