@@ -23,6 +23,8 @@ def read_text(path: Path, mend: str = "save it as UTF-8") -> str:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text ({error}); {mend}.") from None
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; {mend}.") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); {mend}.") from None
 
