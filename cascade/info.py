@@ -249,8 +249,9 @@ def _properties(folder: Path, config: StageConfig) -> Iterator[tuple[str, str]]:
         yield "noise added", f"at {config.low_res.noise_at} resolution"
         yield "augmentation, trained", low if low == high else f"{low} to {high}"
         yield "augmentation, sampling", _level(config.low_res.sampling_level)
-    if config.subject is not None:
-        yield "subject", f"a {config.subject.identifier} {config.subject.class_noun}"
+    if config.subjects:
+        subjects = (f"a {one.identifier} {one.class_noun}" for one in config.subjects)
+        yield "subjects", "\n".join(subjects)
     yield "licence", config.licence or "not stated"
 
 

@@ -173,8 +173,7 @@ def compare(
     work = comparison.work
     frozen, tuned = cascades[BEFORE], cascades[AFTER]
     configs = [stage.config for stage in tuned.stages]
-    subject = configs[0].subject
-    assert subject is not None, "a personalised cascade records its subject"
+    subject = configs[0].subjects[-1]
     drawn = dict(drawings(cascades, subject))
     extractor = EfficientNetLite0(usable_device(None))
     photos = work.photos.images
@@ -221,8 +220,7 @@ def reconstructions(
     work: Work, cascades: tuple[Cascade, Cascade], stage: StageConfig, extractor: FeatureExtractor
 ) -> tuple[Reconstruction, Reconstruction]:
     """One photo enlarged by the untuned and by the tuned super-resolution stage."""
-    subject = cascades[1].stages[0].config.subject
-    assert subject is not None, "a personalised cascade records its subject"
+    subject = cascades[1].stages[0].config.subjects[-1]
     shown = [work.held_out or work.photos.images[0]]
     of_subject, of_class = subject_prompts(subject)
     untuned, tuned = (

@@ -1,8 +1,9 @@
 """What a checkpoint is: every property that the weights were trained with and must be used with."""
 
 import math
+from collections.abc import Mapping
 from itertools import pairwise
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -111,10 +112,10 @@ class TextConfig(Frozen):
 
 
 class SubjectConfig(Frozen):
-    """The subject a stage was personalised on."""
+    """A subject a stage was personalised on."""
 
-    identifier: str
-    class_noun: str
+    identifier: str = Field(min_length=1, max_length=100)
+    class_noun: str = Field(min_length=1, max_length=100)
 
 
 class StageConfig(Frozen):
@@ -128,8 +129,20 @@ class StageConfig(Frozen):
     low_res: LowResConfig | None = None
     text: TextConfig = TextConfig()
     sampler: SamplerConfig = SamplerConfig()
-    subject: SubjectConfig | None = None
+    subjects: tuple[SubjectConfig, ...] = Field(
+        default=(), description="what it was personalised on, the latest last"
+    )
     licence: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_subject(cls, values: Any) -> Any:
+        """Read checkpoints of before a stage could have several subjects."""
+        if not isinstance(values, Mapping) or "subject" not in values or "subjects" in values:
+            return values
+        others = {name: value for name, value in values.items() if name != "subject"}
+        held = values["subject"]
+        return others | {"subjects": () if held is None else (held,)}
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -77,12 +77,14 @@ def run_of(config: DreamBoothConfig, stage: StageConfig) -> TrainConfig:
 
 
 def tuned_config(plan: Plan, stage: StageConfig) -> StageConfig:
-    """A tuned stage's configuration: it records the subject, and the augmentation level used.
+    """A tuned stage's configuration: it records the subject beside earlier ones, and the augmentation level used.
 
     The level the stage is tuned at is the level it samples at: DreamBooth's supplement calls
     Imagen's recipes *and test parameters* unfit for few photos.
     """
-    changes: dict[str, object] = {"subject": plan.subject.config}
+    subject = plan.subject.config
+    others = (earlier for earlier in stage.subjects if earlier != subject)
+    changes: dict[str, object] = {"subjects": (*others, subject)}
     if stage.low_res is not None:
         augmentation = AUGMENTATIONS[plan.config.recipe.augmentation]
         changes["low_res"] = stage.low_res.model_copy(

@@ -181,8 +181,8 @@ def _card(config: StageConfig) -> str:
     if config.low_res is not None:
         arguments.append(f"noise_level={noise_level(config.low_res)}")
     lines = [f"# {config.name}", "", f"Licence: {config.licence or 'not stated'}", ""]
-    if config.subject is not None:
-        lines += [f"Subject: a {config.subject.identifier} {config.subject.class_noun}", ""]
+    for subject in config.subjects:
+        lines += [f"Subject: a {subject.identifier} {subject.class_noun}", ""]
     lines += [f"Call the pipeline with `{', '.join(arguments)}`.", ""]
     return "\n".join(lines)
 

@@ -58,6 +58,16 @@ def test_a_cascade_has_a_stage_and_a_known_format() -> None:
         CascadeManifest.parse({"name": "x", "stages": ["a"], "format": 2}, "cascade.json")
 
 
+def test_a_checkpoint_of_one_subject_is_read() -> None:
+    values = StageConfig.read(CONFIGS / "if-i-m.toml").model_dump(exclude={"subjects"})
+    held = {"identifier": "sec", "class_noun": "dog"}
+    assert StageConfig.parse(values | {"subject": None}, "config.json").subjects == ()
+    (subject,) = StageConfig.parse(values | {"subject": held}, "config.json").subjects
+    assert (subject.identifier, subject.class_noun) == ("sec", "dog")
+    with pytest.raises(UserError, match="'subject' is not a setting; did you mean 'subjects'"):
+        StageConfig.parse(values | {"subject": held, "subjects": [held]}, "config.json")
+
+
 def test_the_paper_s_recipe_has_the_paper_s_numbers() -> None:
     paper = RECIPES["paper"]
     assert paper.prior is not None

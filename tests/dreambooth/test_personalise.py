@@ -65,9 +65,9 @@ def test_the_result_is_a_complete_cascade(whole: Path, tiny_cascade: Path) -> No
 def test_every_stage_moved_and_records_the_subject(whole: Path, tiny_cascade: Path) -> None:
     for name in STAGES:
         tuned, source = Stage.load(whole / name), Stage.load(tiny_cascade / name)
-        assert tuned.config.subject is not None
-        assert tuned.config.subject.class_noun == "dog"
-        assert 1 <= len(tuned.config.subject.identifier) <= 3
+        (subject,) = tuned.config.subjects
+        assert subject.class_noun == "dog"
+        assert 1 <= len(subject.identifier) <= 3
         assert tuned.config.unet == source.config.unet
         pairs = zip(tuned.network.named_parameters(), source.network.parameters(), strict=True)
         still = [name for (name, ours), theirs in pairs if torch.equal(ours, theirs)]
@@ -277,7 +277,7 @@ def test_a_folder_left_by_a_kill_before_the_first_file_was_whole_is_taken(
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / ".run.json.17.partial").write_text("{")
     personalise(settings(tmp_path / "mine", _changed(recipe, prior=None), stages=("sr32",)))
-    assert read_stage_config(tmp_path / "mine" / "sr32").subject is not None
+    assert read_stage_config(tmp_path / "mine" / "sr32").subjects
 
 
 def test_an_unknown_stage_is_refused(tmp_path: Path, settings: Settings) -> None:

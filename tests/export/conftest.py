@@ -44,7 +44,7 @@ def tuned_cascade(tiny_cascade: Path, tmp_path_factory: pytest.TempPathFactory) 
             spread = 0.1 * parameter.std(correction=0) + 0.01
             parameter += spread * torch.randn(parameter.shape, generator=generator)
     subject = SubjectConfig(identifier="sec", class_noun="dog")
-    base.with_network(base.network, base.config.model_copy(update={"subject": subject})).save(
+    base.with_network(base.network, base.config.model_copy(update={"subjects": (subject,)})).save(
         folder / "base16"
     )
     larger = Stage.load(folder / "sr32")

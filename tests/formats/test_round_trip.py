@@ -125,7 +125,7 @@ def test_a_tuned_stage_is_exported_with_its_subject(
     assert stage.config.low_res is not None
     level = AugmentationLevel(value=1e-3, unit="variance")
     changes = {
-        "subject": SubjectConfig(identifier="sec", class_noun="dog"),
+        "subjects": (SubjectConfig(identifier="sec", class_noun="dog"),),
         "low_res": stage.config.low_res.model_copy(update={"sampling_level": level}),
     }
     config = stage.config.model_copy(update=changes)

@@ -83,7 +83,9 @@ def test_any_weight_and_any_setting_changes_the_fingerprint(folder: Path) -> Non
         seen.add(stage.fingerprint())
     assert len(seen) == 1 + len(list(stage.network.parameters()))
     subject = SubjectConfig(identifier="zug", class_noun="dog")
-    tuned = stage.with_network(stage.network, stage.config.model_copy(update={"subject": subject}))
+    tuned = stage.with_network(
+        stage.network, stage.config.model_copy(update={"subjects": (subject,)})
+    )
     assert tuned.fingerprint() not in seen
 
 

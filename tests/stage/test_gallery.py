@@ -86,7 +86,7 @@ def test_info_shows_what_each_stage_is(tiny_cascade: Path) -> None:
 
 def test_info_shows_the_subject_and_the_licence_as_written(base: Stage, tmp_path: Path) -> None:
     subject = SubjectConfig(identifier="[v]", class_noun="dog")
-    changes = {"subject": subject, "licence": "[research] only"}
+    changes = {"subjects": (subject,), "licence": "[research] only"}
     base.with_network(base.network, base.config.model_copy(update=changes)).save(tmp_path / "base")
     manifest = CascadeManifest(name="[mine]", stages=("base",), licence="[all] rights")
     (tmp_path / "cascade.json").write_text(manifest.model_dump_json())

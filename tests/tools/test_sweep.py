@@ -245,8 +245,7 @@ def _pictures_of_one_run(output: Path, cascade: Path) -> list[np.ndarray]:
         )
     )
     tuned = Cascade.load(folder)
-    subject = tuned.stages[0].config.subject
-    assert subject is not None
+    subject = tuned.stages[0].config.subjects[-1]
     drawn = draw_subject(tuned, subject, range(12))
     images = drawn.instance.images[:4] + drawn.of_class.images[:2]
     return [np.asarray(image) for image in images]

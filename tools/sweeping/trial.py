@@ -102,8 +102,7 @@ class Bench:
         """
         folder = self._tune_base(work, settings)
         base = Cascade.load(folder, self._device)
-        subject = base.stages[0].config.subject
-        assert subject is not None, "a personalised cascade records its subject"
+        subject = base.stages[0].config.subjects[-1]
         before = self._draw_untouched(work, settings, subject)
         tuning: float | None = None
         if self.part is Part.super_resolution:
