@@ -245,7 +245,10 @@ class Stage:
         if sampler.timesteps is not None:
             timesteps = torch.tensor(sampler.timesteps, dtype=torch.float64)
         else:
-            timesteps = self.schedule.spaced(sampler.steps)
+            # From one stride below its neighbour, t = 0 is far too long a step for the second order
+            # of DPM-Solver++: a step from there to the image, of first order, is the better one.
+            end = sampler.name != "dpmpp_2m"
+            timesteps = self.schedule.spaced(sampler.steps, sampler.spacing, end)
         return sigmas(self.schedule, timesteps)
 
 

@@ -67,6 +67,11 @@ class SamplerConfig(Frozen):
 
     name: Literal["ancestral", "ddim", "dpmpp_2m", "heun"] = "ancestral"
     steps: int = Field(default=100, gt=0, le=1000)
+    spacing: Literal["linspace", "leading"] = Field(
+        default="linspace",
+        description="of the steps on a discrete schedule, by diffusers' names: from the last "
+        "timestep to 0, or every k-th from 0",
+    )
     timesteps: tuple[float, ...] | None = Field(
         default=None,
         description="an explicit descending list in 0..1000, which replaces `steps`, or the name "
@@ -159,6 +164,8 @@ class StageConfig(Frozen):
                 raise ValueError(f"low_res.crop must be a multiple of {factor} and <= {self.size}")
         if self.sampler.variance == "learned" and not self.unet.learned_variance:
             raise ValueError("sampler.variance 'learned' needs unet.learned_variance = true")
+        if self.sampler.spacing != "linspace" and self.diffusion.schedule == "cosine":
+            raise ValueError("sampler.spacing needs a discrete schedule: squared_cosine or linear")
         if self.unet.learned_variance and self.diffusion.schedule == "cosine":
             raise ValueError("learned variance needs a discrete schedule: squared_cosine or linear")
         return self

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 ScheduleName = Literal["cosine", "squared_cosine", "linear"]
+Spacing = Literal["linspace", "leading"]
 
 # Timesteps of all schedules lie in [0, TIMESTEPS].
 TIMESTEPS = 1000
@@ -41,8 +42,15 @@ class Schedule(Protocol):
     def draw(self, u: Tensor) -> Tensor:
         """Timestep of a uniform number in [0, 1), as training draws it; float64, same shape."""
 
-    def spaced(self, n: int) -> Tensor:
-        """`n` evenly spaced descending timesteps for sampling; 1-D float64 on the CPU."""
+    def spaced(self, n: int, spacing: Spacing = "linspace", end: bool = True) -> Tensor:
+        """`n` evenly spaced descending timesteps for sampling; 1-D float64 on the CPU.
+
+        Args:
+            n: how many.
+            spacing: of a discrete schedule, by diffusers' names.
+            end: whether a discrete schedule's last may be 0, whose level is a hundredth of the
+                image. Else n + 1 are spaced and the last of them is left out.
+        """
 
 
 class CosineSchedule:
@@ -75,8 +83,10 @@ class CosineSchedule:
         """Return `1000 u`."""
         return (u.double() * TIMESTEPS).clamp(0.0, TIMESTEPS)
 
-    def spaced(self, n: int) -> Tensor:
+    def spaced(self, n: int, spacing: Spacing = "linspace", end: bool = True) -> Tensor:
         """Return 1000, 1000 (n-1)/n, ..., 1000/n: n equal intervals of time down to the image.
+
+        Time that is continuous is spaced in this one way.
 
         Raises:
             ValueError: n < 1.
@@ -155,15 +165,23 @@ class DiscreteSchedule:
         # A level such as 0.3 held in float32 must not fall to the step below: it is off by 6e-5.
         return (u.double() * TIMESTEPS + 1e-4).floor().clamp(0, TIMESTEPS - 1)
 
-    def spaced(self, n: int) -> Tensor:
-        """Return n whole timesteps from 999 to 0, both included, evenly spaced and rounded.
+    def spaced(self, n: int, spacing: Spacing = "linspace", end: bool = True) -> Tensor:
+        """Return n whole descending timesteps, evenly spaced.
+
+        "linspace" goes from 999 to 0, both included, rounded; "leading" is every k-th from 0,
+        k = floor(1000 / n), as diffusers' pipelines for DeepFloyd IF have it. Without the end they
+        are the first n of n + 1 such timesteps, which is how diffusers spaces DPM-Solver++.
 
         Raises:
             ValueError: n is not in 1..1000.
         """
         if not 1 <= n <= TIMESTEPS:
             raise ValueError(f"a schedule of {TIMESTEPS} steps cannot be sampled in {n}")
-        return torch.linspace(TIMESTEPS - 1, 0, n, dtype=torch.float64).round()
+        count = n if end else min(n + 1, TIMESTEPS)
+        if spacing == "leading":
+            stride = TIMESTEPS // count
+            return torch.arange(count - 1, -1, -1, dtype=torch.float64)[:n] * stride
+        return torch.linspace(TIMESTEPS - 1, 0, count, dtype=torch.float64).round()[:n]
 
     def _table(self, device: torch.device) -> Tensor:
         if device not in self._copies:

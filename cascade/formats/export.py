@@ -17,7 +17,7 @@ from cascade.files import write_bytes
 from cascade.formats.deepfloyd import TEXT, their_shapes
 from cascade.formats.encoder import encoder_weights, write_encoder
 from cascade.formats.keys import entries
-from cascade.formats.scheduler import leading, noising_to_diffusers, scheduler_to_diffusers
+from cascade.formats.scheduler import noising_to_diffusers, scheduler_to_diffusers
 from cascade.formats.unet import unet_to_diffusers
 from cascade.formats.weights import STEM, Header, OnTensor, Weights, require_output, write_weights
 from cascade.stage import check_weights, read_stage_config, weight_shapes
@@ -174,9 +174,8 @@ def _write_text(encoder: EncoderFiles, folder: Path) -> None:
 def _card(config: StageConfig) -> str:
     """The licence, and what a pipeline must be called with: its files have no place for it."""
     sampler = config.sampler
-    explicit = sampler.timesteps is not None and sampler.timesteps != leading(sampler.steps)
-    times = [int(time) for time in sampler.timesteps or ()]
-    steps = f"timesteps={times}" if explicit else f"num_inference_steps={sampler.steps}"
+    listed = None if sampler.timesteps is None else [int(time) for time in sampler.timesteps]
+    steps = f"num_inference_steps={sampler.steps}" if listed is None else f"timesteps={listed}"
     arguments = [f"guidance_scale={sampler.guidance:g}", steps]
     if config.low_res is not None:
         arguments.append(f"noise_level={noise_level(config.low_res)}")

@@ -76,21 +76,12 @@ def sampling_from_diffusers(
     sampler = {
         "name": "ancestral",
         "steps": steps,
-        "timesteps": leading(steps) if spacing == "leading" else None,
+        "spacing": spacing,
         "variance": _VARIANCES[variance],
         "guidance": guidance,
         "threshold": _threshold(file),
     }
     return {"schedule": schedule, "prediction": _PREDICTIONS[prediction]}, sampler
-
-
-def leading(steps: int) -> tuple[float, ...]:
-    """Every k-th timestep from 0, k = floor(1000 / steps), in descending order.
-
-    diffusers calls this spacing "leading"; its pipelines for IF use it unless told otherwise.
-    """
-    stride = _TIMESTEPS // steps
-    return tuple(float(index * stride) for index in reversed(range(steps)))
 
 
 def scheduler_to_diffusers(diffusion: DiffusionConfig, sampler: SamplerConfig) -> dict[str, Any]:
@@ -102,7 +93,6 @@ def scheduler_to_diffusers(diffusion: DiffusionConfig, sampler: SamplerConfig) -
     """
     threshold = sampler.threshold
     dynamic = ThresholdConfig(kind="dynamic", cap=1.0) if threshold.kind != "dynamic" else threshold
-    evenly = sampler.timesteps is None
     return noising_to_diffusers(diffusion.schedule) | {
         "prediction_type": _key_of(_PREDICTIONS, diffusion.prediction),
         "variance_type": _key_of(_VARIANCES, sampler.variance),
@@ -110,7 +100,7 @@ def scheduler_to_diffusers(diffusion: DiffusionConfig, sampler: SamplerConfig) -
         "clip_sample": threshold.kind != "none",
         "dynamic_thresholding_ratio": dynamic.percentile,
         "sample_max_value": dynamic.cap,
-        "timestep_spacing": "linspace" if evenly else "leading",
+        "timestep_spacing": sampler.spacing,
     }
 
 

@@ -21,7 +21,7 @@ from cascade.diffusion.denoiser import Conditioning, Denoise, Denoiser, Predicti
 from cascade.diffusion.guidance import Threshold, guided
 from cascade.diffusion.noise import Noise
 from cascade.diffusion.samplers import OnStep, ancestral, ddim, dpmpp_2m, heun, initial
-from cascade.diffusion.schedule import DiscreteSchedule, sigmas
+from cascade.diffusion.schedule import DiscreteSchedule, Spacing, sigmas
 
 SEEDS = [11, 12]
 SHAPE = (3, 8, 8)
@@ -171,6 +171,16 @@ def test_dpmpp_2m(threshold: str) -> None:
     use_our_table(scheduler).set_timesteps(timesteps=TIMESTEPS)
     ours = trace(net, lambda d, x, s, n, f: dpmpp_2m(d, x, s, f), limit)
     assert_same(ours, theirs(net, scheduler))
+
+
+@pytest.mark.parametrize("steps", [2, 20, 333, 999])
+@pytest.mark.parametrize("spacing", ["linspace", "leading"])
+def test_spacing(spacing: Spacing, steps: int) -> None:
+    """DPM-Solver++ starts its last step before timestep 0, the others there."""
+    for kind, end in ((DDPMScheduler, True), (DPMSolverMultistepScheduler, False)):
+        scheduler = kind(1000, timestep_spacing=spacing)
+        scheduler.set_timesteps(steps)
+        assert SCHEDULE.spaced(steps, spacing, end).tolist() == scheduler.timesteps.tolist()
 
 
 @torch.no_grad()

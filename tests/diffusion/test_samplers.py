@@ -14,10 +14,11 @@ from cascade.diffusion.denoiser import Conditioning, Denoise, Denoised, Denoiser
 from cascade.diffusion.guidance import Threshold, guided
 from cascade.diffusion.noise import Noise
 from cascade.diffusion.samplers import OnStep, ancestral, ddim, dpmpp_2m, heun, initial
-from cascade.diffusion.schedule import make_schedule, sigmas
+from cascade.diffusion.schedule import ScheduleName, make_schedule, sigmas
 from cascade_kernels.dispatch import Backend
 
 POINTS = 20_000
+SCHEDULES: tuple[ScheduleName, ...] = ("cosine", "squared_cosine", "linear")
 MEANS = torch.tensor([[-0.6, -0.4], [0.5, 0.6], [0.7, -0.5]], dtype=torch.float64)
 STDS = torch.tensor([0.1, 0.15, 0.2], dtype=torch.float64)
 WEIGHTS = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
@@ -114,6 +115,23 @@ def test_the_order_of_convergence(name: str) -> None:
     measured = [math.log2(error(n) / error(2 * n)) for n in (64, 128)]
     # Higher-order terms still bend the slope by a few percent at these step counts.
     assert measured == pytest.approx([order, order], abs=0.15)
+
+
+@pytest.mark.parametrize("steps", [10, 15, 20, 30, 50])
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_the_second_order_solver_is_nearer_to_the_image_than_the_first(
+    name: ScheduleName, steps: int
+) -> None:
+    """Down to the image itself, whose last step is of first order."""
+    schedule, std = make_schedule(name), 0.25
+
+    def error(run: str, end: bool) -> float:
+        levels = sigmas(schedule, schedule.spaced(steps, end=end))
+        x = torch.full((1, 1, 1, 1), float(levels[0]), dtype=torch.float64)
+        drawn = ODE[run][0](gaussian(0.0, std), x, levels, lambda *_: None)
+        return abs(drawn.item() - x.item() * std / math.hypot(std, float(levels[0])))
+
+    assert error("dpmpp_2m", end=False) < error("ddim", end=True)
 
 
 def test_the_optimal_learned_variance_is_exact_in_few_steps() -> None:

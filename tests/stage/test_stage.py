@@ -119,6 +119,21 @@ def test_explicit_timesteps_replace_the_number_of_steps(base: Stage, table: Prom
     assert torch.equal(named, draw(base, table, [DOG], [0], SamplerConfig(name="ddim", steps=4)))
 
 
+def test_only_the_second_order_solver_leaves_the_last_timestep_out(
+    base: Stage, table: PromptTable
+) -> None:
+    diffusion = base.config.diffusion.model_copy(update={"schedule": "linear"})
+    config = base.config.model_copy(update={"diffusion": diffusion})
+    stage, spy = spied(base.with_network(base.network, config))
+    for name in SAMPLERS:
+        for spacing in ("linspace", "leading"):
+            spy.calls.clear()
+            draw(stage, table, [DOG], [0], SamplerConfig(name=name, steps=4, spacing=spacing))
+            seen = [round(float(call[1][0])) for call in spy.calls if call[1] is not None]
+            assert (seen[-1] == 0) is (name != "dpmpp_2m")
+            assert seen[0] == (999 if spacing == "linspace" else 800 if seen[-1] else 750)
+
+
 def test_guidance_of_one_asks_nothing_of_the_null_text(base: Stage, table: PromptTable) -> None:
     stage, spy = spied(base)
     plain = SamplerConfig(name="ddim", steps=2, guidance=1.0)
