@@ -3,16 +3,17 @@
 The flags carry the names and meanings of diffusers' train_dreambooth.py where it has them.
 """
 
-import os
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from cascade.cli.mistakes import goes_on
 from cascade.cli.recipe import comma_separated, recipe_from_flags
 from cascade.cli.text import Embeddings, EncoderMode
 from cascade.config.dreambooth import RECIPES, AugmentationName, DreamBoothConfig
 from cascade.config.stage import RecipeName
+from cascade.launch import Launch
 
 PRIOR, MASKS, TRAINING = "Prior preservation", "Masks and scenes", "Training"
 SR, REPORT = "Super-resolution", "Validation"
@@ -246,7 +247,15 @@ def dreambooth(
         typer.Option(min=1, help="Save the run's state every so often.", rich_help_panel=TRAINING),
     ] = None,
     checkpoints_total_limit: Annotated[
-        int | None, typer.Option(min=1, rich_help_panel=TRAINING)
+        int | None, typer.Option(min=1, help="How many are kept.", rich_help_panel=TRAINING)
+    ] = None,
+    keep_checkpoints: Annotated[
+        bool | None,
+        typer.Option(
+            "--keep-checkpoints",
+            help="Keep them when a stage is done: the run can then be made longer.",
+            rich_help_panel=TRAINING,
+        ),
     ] = None,
     augmentation: Annotated[
         AugmentationName | None,
@@ -287,6 +296,8 @@ def dreambooth(
     # Only what was given replaces a number of the recipe: every such flag's default is None.
     flags = {name: value for name, value in locals().items() if value is not None}
 
+    launch = Launch.read()
+
     from cascade.dreambooth.personalise import personalise
     from cascade.pipeline import cascade_folder, read_manifest
 
@@ -307,7 +318,9 @@ def dreambooth(
         validation_prompts=tuple(validation_prompt or ()),
         validation_images=num_validation_images,
         seed=seed,
-        recipe=recipe_from_flags(start, flags, world=int(os.environ.get("WORLD_SIZE", "1"))),
+        recipe=recipe_from_flags(start, flags, world=launch.world),
     )
-    folder = personalise(config)
-    typer.echo(f"The personalised cascade is in {folder}.")
+    with goes_on():
+        folder = personalise(config)
+    if launch.first:
+        typer.echo(f"The personalised cascade is in {folder}.")

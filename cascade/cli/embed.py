@@ -1,6 +1,5 @@
 """`cascade embed`: the embeddings of captions, computed once and kept on disk."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,6 +10,7 @@ from cascade.cli.sample import usable_device
 from cascade.cli.text import EncoderMode
 from cascade.config.stage import TextConfig
 from cascade.errors import UserError
+from cascade.launch import Launch
 
 CONVENTIONS = "Conventions, with --encoder; a cascade has its own"
 
@@ -86,7 +86,7 @@ def embed(
     given = {"cleaning": cleaning, "max_length": max_length, "masked": masked}
     changes = {name: value for name, value in given.items() if value is not None}
     source, text = _encoder_and_conventions(encoder, cascade, changes)
-    rank = os.environ.get("LOCAL_RANK")
+    launch = Launch.read()
     where = usable_device(device)
     fill(
         output,
@@ -96,7 +96,7 @@ def embed(
         cleaning=text.cleaning,
         masked=text.masked,
         mode=encoder_mode,
-        device=f"cuda:{rank}" if where == "cuda" and rank else where,
+        device=f"cuda:{launch.local_rank}" if where == "cuda" and launch.world > 1 else where,
         batch_size=batch_size,
         share=Share.parse(shard) if shard else Share.of_process(),
         shard_bytes=shard_size << 20,

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import typer
+
 from cascade.config.dreambooth import MaskConfig, PriorConfig, Recipe
 
 
@@ -45,6 +47,7 @@ PATHS: dict[str, tuple[str, ...]] = {
     "seed": _both("seed"),
     "checkpointing_steps": _both("checkpoint_every"),
     "checkpoints_total_limit": _both("checkpoints_kept"),
+    "keep_checkpoints": _both("keep_checkpoints"),
     "validation_steps": _both("validate_every"),
 }
 PRECISIONS = {"no": "fp32", "bf16": "bf16", "auto": "auto"}
@@ -74,6 +77,8 @@ def recipe_from_flags(start: Recipe, flags: Mapping[str, Any], world: int) -> Re
             _set(values, path, parsed(flags[flag]))
     for run in (values["base"], values["super_resolution"]):
         _set_derived(run, flags)
+        if "lr_warmup_steps" not in flags:
+            _fit_warmup(run)
         run["batch_size"] *= run["gradient_accumulation_steps"] * world
         if flags.get("scale_lr"):
             run["optimizer"]["learning_rate"] *= run["batch_size"]
@@ -122,6 +127,17 @@ def _set_derived(run: dict[str, Any], flags: Mapping[str, Any]) -> None:
         run["objective"]["weighting"] = "min_snr"
     beta1, beta2 = run["optimizer"]["betas"]
     run["optimizer"]["betas"] = (flags.get("adam_beta1", beta1), flags.get("adam_beta2", beta2))
+
+
+def _fit_warmup(run: dict[str, Any]) -> None:
+    """Shorten the recipe's own warm-up where a flag has made the run shorter than it."""
+    optimizer, steps = run["optimizer"], run["steps"]
+    if optimizer["warmup_steps"] >= steps:
+        optimizer["warmup_steps"] = steps // 10
+        typer.echo(
+            f"The recipe's warm-up is longer than {steps} steps; it is {steps // 10} here.",
+            err=True,
+        )
 
 
 def _set(values: dict[str, Any], path: str, value: object) -> None:

@@ -5,6 +5,9 @@ from typing import Annotated
 
 import typer
 
+from cascade.cli.mistakes import goes_on
+from cascade.launch import Launch
+
 TIME_IS_UP = 3
 """The exit status of a run that `--minutes` ended."""
 
@@ -37,13 +40,17 @@ def train(
     from cascade.train.interrupt import TimeIsUp
     from cascade.train.pretrain import pretrain
 
+    first = Launch.read().first
     try:
-        folder = pretrain(settings, minutes)
+        with goes_on():
+            folder = pretrain(settings, minutes)
     except TimeIsUp as stop:
-        typer.echo(
-            f"The time is up after step {stop.step} of {settings.train.steps}; the same command "
-            "goes on from here.",
-            err=True,
-        )
+        if first:
+            typer.echo(
+                f"The time is up after step {stop.step} of {settings.train.steps}; the same "
+                "command goes on from here.",
+                err=True,
+            )
         raise typer.Exit(TIME_IS_UP) from None
-    typer.echo(f"The trained stage is in {folder}.")
+    if first:
+        typer.echo(f"The trained stage is in {folder}.")

@@ -1,7 +1,7 @@
 """Settings of the one training loop, and of `cascade train`."""
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -42,6 +42,23 @@ class ObjectiveConfig(Frozen):
     vb_weight: float = Field(default=1.0, gt=0.0, description="of L_vb where variance is trained")
 
 
+FREE: Final = frozenset(
+    {
+        "checkpoint_every",
+        "checkpoints_kept",
+        "compile",
+        "gradient_accumulation_steps",
+        "gradient_checkpointing",
+        "keep_checkpoints",
+        "kernels",
+        "log_every",
+        "validate_every",
+    }
+)
+"""What of a `TrainConfig` may change when a run goes on: memory, speed and what is told and kept.
+Weights depend on them in the last bits at most."""
+
+
 class TrainConfig(Frozen):
     """One training run. A batch is counted in positions of the stream, over all processes."""
 
@@ -70,14 +87,30 @@ class TrainConfig(Frozen):
     )
     log_every: int = Field(default=10, gt=0)
     checkpoint_every: int = Field(default=500, gt=0)
-    checkpoints_kept: int = Field(default=1, gt=0)
+    checkpoints_kept: int = Field(
+        default=2, gt=0, description="the one before the newest is there if that is damaged"
+    )
+    keep_checkpoints: bool = Field(
+        default=False, description="whether they stay when the stage is published"
+    )
     validate_every: int | None = Field(default=None, gt=0)
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
         if self.batch_size % self.gradient_accumulation_steps:
             raise ValueError("batch_size must be a multiple of gradient_accumulation_steps")
+        if self.optimizer.warmup_steps >= self.steps:
+            raise ValueError(
+                f"optimizer.warmup_steps is {self.optimizer.warmup_steps} and steps is "
+                f"{self.steps}: the learning rate would never be reached; warm up for less, or "
+                "train longer"
+            )
         return self
+
+    @property
+    def may_grow(self) -> bool:
+        """Whether more steps only add to the run: no step's rate depends on how many there are."""
+        return self.optimizer.schedule == "constant"
 
 
 class DataConfig(Frozen):

@@ -5,8 +5,6 @@ low/high-resolution pairs of the same photos with a lowered noise augmentation (
 3.3 and supplement). The text encoder stays frozen.
 """
 
-import hashlib
-import json
 import shutil
 from pathlib import Path
 from typing import Final
@@ -16,11 +14,12 @@ from torch import Tensor
 
 from cascade.config.dreambooth import DreamBoothConfig
 from cascade.config.stage import MANIFEST
-from cascade.config.train import TrainConfig
+from cascade.config.train import FREE, TrainConfig
 from cascade.data.batch import Prefetched
 from cascade.data.images import resize, square, to_tensors
 from cascade.diffusion.noise import derive_seed
 from cascade.dreambooth.batches import DreamBoothSamples
+from cascade.dreambooth.drawn import given_class_images
 from cascade.dreambooth.kinds import kinds
 from cascade.dreambooth.masks import write_sheet
 from cascade.dreambooth.plan import (
@@ -38,10 +37,12 @@ from cascade.stage import Stage
 from cascade.text.prompts import PromptTable
 from cascade.text.source import ready
 from cascade.text.t5 import TextEncoder
+from cascade.train.checkpoint import CHECKPOINTS, remove_checkpoints
 from cascade.train.distributed import Processes, processes
 from cascade.train.loop import train
 from cascade.train.objective import make_objective
-from cascade.train.output import claim
+from cascade.train.output import claimed, file_digest, text_identity
+from cascade.train.publish import can_grow, publish, published
 from cascade.train.validation import ValidationGrid
 from cascade.train.variance import drop_variance
 
@@ -63,62 +64,99 @@ def personalise(config: DreamBoothConfig) -> Path:
         UserError: the input cannot work, or the output folder holds another run.
     """
     plan = make_plan(config)
-    with processes() as here:
-        claim(config.output_dir, _identity(plan), here)
+    output, onwards = config.output_dir, f"with --cascade {config.output_dir}"
+    with (
+        processes() as here,
+        claimed(output, _identity(plan), here, _growing(plan), onwards),
+    ):
         if here.first:
             print_licence(plan.manifest)
             _say_what(plan)
             _show_masks(plan)
-            if (plan.source / plan.manifest.text_encoder).is_dir():  # else there is a store
-                _copy(plan.source, config.output_dir, plan.manifest.text_encoder)
-        table = _embed(plan, here.first)
-        missing = [
+        unfinished = [
             folder
-            for folder in plan.stages
-            if not (config.output_dir / folder / "model.safetensors").is_file()
+            for folder, stage in plan.stages.items()
+            if stage.name in plan.tuned
+            and not published(output / folder, _run_dir(plan, folder), run_of(config, stage).steps)
         ]
         here.barrier()  # all processes have looked before the first one writes
-        for folder in missing:
-            if plan.stages[folder].name in plan.tuned:
+        if unfinished:
+            table = _embed(plan, here.first)
+            for folder in unfinished:
                 _tune(plan, folder, table, here)
-            elif here.first:
-                _copy(plan.source, config.output_dir, folder)
-            here.barrier()
+                here.barrier()
         if here.first:
-            text = plan.manifest.model_dump_json(indent=2) + "\n"
-            write_bytes(text.encode(), config.output_dir / MANIFEST)
+            _complete(plan)
         here.barrier()
-    return config.output_dir
+    return output
 
 
-def _identity(plan: Plan) -> str:
-    """What makes a run this run: its settings, the very photos, masks and weights."""
-    weights = [plan.source / folder / "model.safetensors" for folder in plan.stages]
-    photos, masks = plan.subject.photos.paths, plan.subject.masks
-    identity = {
-        "settings": plan.config.model_dump(mode="json"),
-        "photos": {path.name: _digest(path) for path in photos},
-        "masks": {path.name: mask.origin for path, mask in zip(photos, masks, strict=False)},
-        "weights": {path.parent.name: _digest(path) for path in weights},
+def _complete(plan: Plan) -> None:
+    """Add what was not tuned, and make the folder a cascade."""
+    output, encoder = plan.config.output_dir, plan.manifest.text_encoder
+    for folder, stage in plan.stages.items():
+        if stage.name not in plan.tuned:
+            _copy(plan.source, output, folder)
+        elif not run_of(plan.config, stage).keep_checkpoints:
+            remove_checkpoints(_run_dir(plan, folder) / CHECKPOINTS)
+    if (plan.source / encoder).is_dir():  # else there is a store
+        _copy(plan.source, output, encoder)
+    text = plan.manifest.model_dump_json(indent=2) + "\n"
+    write_bytes(text.encode(), output / MANIFEST)
+
+
+def _identity(plan: Plan) -> dict[str, object]:
+    """What the weights depend on; pictures and weights by what is in the files, wherever they are.
+
+    The validation's pictures are none of it, nor is how the text encoder is held.
+    """
+    config, subject = plan.config, plan.subject
+    masks = zip(subject.photos.paths, subject.masks, strict=False)
+    weights = {folder: plan.source / folder / "model.safetensors" for folder in plan.stages}
+    return {
+        "identifier": subject.config.identifier,
+        "class_noun": subject.config.class_noun,
+        "prompts": {
+            "instance": subject.instance_prompt,
+            "super_resolution": subject.sr_prompt,
+            "class": subject.class_prompt,
+        },
+        "stages": plan.tuned,
+        "seed": config.seed,
+        "recipe": config.recipe.model_dump(
+            mode="json", exclude={"base": set(FREE), "super_resolution": set(FREE)}
+        ),
+        "photos": {path.name: file_digest(path) for path in subject.photos.paths},
+        "masks": {path.name: mask.origin for path, mask in masks},
+        "class_images": [file_digest(path) for path in given_class_images(config.class_data_dir)],
+        "weights": {folder: file_digest(path) for folder, path in weights.items()},
+        "text": text_identity(plan.text),
     }
-    return json.dumps(identity, indent=2) + "\n"
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _growing(plan: Plan) -> set[str]:
+    """Which numbers of steps may be larger than when the run began."""
+    output, growing = plan.config.output_dir, {"base", "super_resolution"}
+    for folder, stage in plan.stages.items():
+        run = run_of(plan.config, stage)
+        if stage.name in plan.tuned and not can_grow(run, output / folder, _run_dir(plan, folder)):
+            growing.discard("base" if stage.low_res is None else "super_resolution")
+    return {f"recipe.{name}.steps" for name in growing}
+
+
+def _run_dir(plan: Plan, folder: str) -> Path:
+    return plan.config.output_dir / "runs" / folder
 
 
 def _tune(plan: Plan, folder: str, table: PromptTable, here: Processes) -> None:
     """Tune one stage and publish it."""
-    config = plan.config
+    config, run_dir = plan.config, _run_dir(plan, folder)
     run = run_of(config, plan.stages[folder])
     rows = kinds(plan, folder, table, here)
     stage = Stage.load(plan.source / folder, here.device)  # those that drew pictures are freed
     if run.objective.variance == "drop":
         stage = drop_variance(stage)
     stage = stage.with_network(stage.network, tuned_config(plan, stage.config))
-    run_dir = config.output_dir / "runs" / folder
     run_dir.mkdir(parents=True, exist_ok=True)
     tuned = train(
         stage,
@@ -131,7 +169,7 @@ def _tune(plan: Plan, folder: str, table: PromptTable, here: Processes) -> None:
         _validation(plan, stage, run, table, run_dir) if here.first else None,
     )
     if here.first:
-        tuned.save(config.output_dir / folder)
+        publish(tuned, config.output_dir / folder, run_dir)
 
 
 def _embed(plan: Plan, shown: bool) -> PromptTable:

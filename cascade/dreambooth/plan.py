@@ -1,5 +1,6 @@
 """What a personalisation is going to do, checked before any long work starts."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,11 +65,16 @@ def make_plan(config: DreamBoothConfig) -> Plan:
     for stage, run in runs:
         check_variance(stage, run.objective)
         check_optimizer(run.optimizer)
-    require_disk(config.output_dir, runs)
+    copied = [source / name for name, stage in stages.items() if stage.name not in tuned]
+    require_disk(config.output_dir, runs, _size_of([*copied, source / manifest.text_encoder]))
     text = open_text(source / manifest.text_encoder, config.embeddings)
     check_chain(list(stages.values()), text.width, source)
     subject = read_subject(config, chosen, text.tokenizer)
     return Plan(config, source, manifest, stages, tuned, subject, text)
+
+
+def _size_of(folders: Iterable[Path]) -> int:
+    return sum(path.stat().st_size for folder in folders for path in folder.rglob("*"))
 
 
 def run_of(config: DreamBoothConfig, stage: StageConfig) -> TrainConfig:
@@ -77,10 +83,10 @@ def run_of(config: DreamBoothConfig, stage: StageConfig) -> TrainConfig:
 
 
 def tuned_config(plan: Plan, stage: StageConfig) -> StageConfig:
-    """A tuned stage's configuration: it records the subject beside earlier ones, and the augmentation level used.
+    """A tuned stage's configuration: it records the subject, and the augmentation level used.
 
-    The level the stage is tuned at is the level it samples at: DreamBooth's supplement calls
-    Imagen's recipes *and test parameters* unfit for few photos.
+    Earlier subjects stay. The level the stage is tuned at is the level it samples at: DreamBooth's
+    supplement calls Imagen's recipes *and test parameters* unfit for few photos.
     """
     subject = plan.subject.config
     others = (earlier for earlier in stage.subjects if earlier != subject)

@@ -6,7 +6,6 @@ on with the captions that are not there.
 """
 
 import hashlib
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from cascade.errors import UserError
 from cascade.files import write_bytes
+from cascade.launch import Launch
 from cascade.progress import progress_bar
 from cascade.text.cleaning import Cleaning, clean
 from cascade.text.files import EncoderFiles
@@ -62,7 +62,8 @@ class Share:
     @classmethod
     def of_process(cls) -> Self:
         """The share of a process that `torchrun` has started, or everything."""
-        return cls(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
+        launch = Launch.read()
+        return cls(launch.rank, launch.world)
 
     def __contains__(self, key: bytes) -> bool:
         """Whether a key falls into the share."""

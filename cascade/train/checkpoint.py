@@ -4,22 +4,42 @@
 working state; what is published is a stage folder (`Stage.save`).
 """
 
+import pickle
 import re
 import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch.distributed.checkpoint as dcp
+from rich.console import Console
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.optim import Optimizer
 
+from cascade.errors import UserError
 from cascade.train.distributed import Processes
+from cascade.train.untrusted import SafePlanner, SafeReader
 
-_NAME = re.compile(r"step-(\d+)")
+CHECKPOINTS: Final = "checkpoints"
+"""The folder of a run's checkpoints."""
+_NAME: Final = re.compile(r"step-(\d+)")
+# Everything that the library raises for files that are truncated, damaged or of another network.
+_UNREADABLE: Final = (
+    CheckpointException,
+    pickle.UnpicklingError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    KeyError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 
 def save_checkpoint(
@@ -38,31 +58,98 @@ def save_checkpoint(
     """
     final, partial = folder / f"step-{step}", folder / f".step-{step}.partial"
     if processes.first:
-        for cut_short in folder.glob(".step-*.partial"):
-            shutil.rmtree(cut_short)
+        _sweep(folder)
         partial.mkdir(parents=True)
     processes.barrier()
-    with _alone_is_fine():
-        dcp.save(_state(network, optimizer, ema), checkpoint_id=partial)
+    try:
+        with _alone_is_fine():
+            dcp.save(_state(network, optimizer, ema), checkpoint_id=partial)
+    except (CheckpointException, OSError, RuntimeError) as error:
+        if processes.first:
+            _sweep(folder)
+        raise UserError(
+            f"The checkpoint of step {step} cannot be written into {folder} ({_cause(error)}); "
+            f"free the disk, then start again: {kept_state(folder)}."
+        ) from None
     processes.barrier()
     if processes.first:
-        shutil.rmtree(final, ignore_errors=True)
+        _remove(final)
         partial.rename(final)
-        for old in _steps(folder)[:-kept]:
-            shutil.rmtree(folder / f"step-{old}")
+        for old in checkpoint_steps(folder)[:-kept]:
+            _remove(folder / f"step-{old}")
     processes.barrier()
 
 
 def load_checkpoint(
     folder: Path, network: nn.Module, optimizer: Optimizer, ema: nn.Module | None
 ) -> int:
-    """Load the newest checkpoint into what is given; return its step, 0 if there is none."""
-    steps = _steps(folder)
-    if not steps:
-        return 0
+    """Load the newest checkpoint that is whole; return its step, 0 if there is none at all.
+
+    One that cannot be read is named, and the one before it is taken. Nothing in it is executed.
+
+    Raises:
+        UserError: there are checkpoints and none can be read.
+    """
+    steps = checkpoint_steps(folder)
+    for step in reversed(steps):
+        place = folder / f"step-{step}"
+        try:
+            _load(place, network, optimizer, ema)
+        except _UNREADABLE as error:
+            told = f"{place} cannot be read ({_cause(error)}); it is left out."
+            Console(stderr=True).print(told, markup=False, soft_wrap=True)
+        else:
+            return step
+    if steps:
+        raise UserError(
+            f"No checkpoint in {folder} can be read; put a copy back, or remove the folder to "
+            "begin anew."
+        )
+    return 0
+
+
+def checkpoint_steps(folder: Path) -> list[int]:
+    """The steps of the checkpoints in a folder, oldest first."""
+    if not folder.is_dir():
+        return []
+    found = (_NAME.fullmatch(path.name) for path in folder.iterdir())
+    return sorted(int(match.group(1)) for match in found if match)
+
+
+def kept_state(folder: Path) -> str:
+    """Say what a run that stops now goes on from."""
+    steps = checkpoint_steps(folder)
+    return f"the state of step {steps[-1]} is kept" if steps else "no checkpoint had been written"
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Remove every checkpoint and what was cut short, the newest last."""
+    for step in checkpoint_steps(folder):
+        _remove(folder / f"step-{step}")
+    _sweep(folder)
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def _remove(checkpoint: Path) -> None:
+    """Remove a checkpoint whole or not at all: under its name nobody sees half of one."""
+    if checkpoint.is_dir():
+        doomed = checkpoint.with_name(f".{checkpoint.name}.old.partial")
+        shutil.rmtree(doomed, ignore_errors=True)
+        checkpoint.rename(doomed)
+        shutil.rmtree(doomed)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what was cut short while it was written or removed."""
+    for cut_short in folder.glob(".step-*.partial"):
+        shutil.rmtree(cut_short, ignore_errors=True)
+
+
+def _load(place: Path, network: nn.Module, optimizer: Optimizer, ema: nn.Module | None) -> None:
     state = _state(network, optimizer, ema)
     with _alone_is_fine():
-        dcp.load(state, checkpoint_id=folder / f"step-{steps[-1]}")
+        dcp.load(state, storage_reader=SafeReader(place), planner=SafePlanner())
     set_state_dict(
         network,
         optimizer,
@@ -71,7 +158,14 @@ def load_checkpoint(
     )
     if ema is not None:
         ema.load_state_dict(state["ema"])
-    return steps[-1]
+
+
+def _cause(error: BaseException) -> str:
+    """The first line of what went wrong, on this process or the first one that failed."""
+    if isinstance(error, CheckpointException) and error.failures:
+        error = next(iter(error.failures.values()))[0]
+    lines = str(error).splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 @contextmanager
@@ -88,10 +182,3 @@ def _state(network: nn.Module, optimizer: Optimizer, ema: nn.Module | None) -> d
     if ema is not None:
         state["ema"] = ema.state_dict()
     return state
-
-
-def _steps(folder: Path) -> list[int]:
-    if not folder.is_dir():
-        return []
-    found = (_NAME.fullmatch(path.name) for path in folder.iterdir())
-    return sorted(int(match.group(1)) for match in found if match)

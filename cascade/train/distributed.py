@@ -1,6 +1,5 @@
 """The processes of a run. Started by `torchrun`, or one process alone."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,6 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+from cascade.launch import Launch
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Processes:
         if self.world == 1:
             return network
         devices = [self.device] if self.device.type == "cuda" else None
-        return DistributedDataParallel(network, device_ids=devices)
+        return DistributedDataParallel(network, device_ids=devices, gradient_as_bucket_view=True)
 
     def mean(self, value: Tensor) -> Tensor:
         """The mean of a tensor over all processes."""
@@ -55,16 +56,16 @@ class Processes:
 @contextmanager
 def processes() -> Iterator[Processes]:
     """Join the process group that `torchrun` announces, for the length of the block."""
-    world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    launch = Launch.read()
     cuda = torch.cuda.is_available()
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else None
+    device = torch.device("cuda", launch.local_rank) if cuda else None
     if device is not None:
         torch.cuda.set_device(device)
-    joins = world > 1 and not dist.is_initialized()
+    joins = launch.world > 1 and not dist.is_initialized()
     if joins:
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
     try:
-        yield Processes(rank, world, device or torch.device("cpu"))
+        yield Processes(launch.rank, launch.world, device or torch.device("cpu"))
     finally:
         if joins:
             dist.destroy_process_group()

@@ -6,10 +6,10 @@ about a row is a function of its position; so a run that was killed and started 
 weights of one that was not, bit for bit, and more processes see the rows that one would.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 
 import torch
@@ -28,7 +28,7 @@ from cascade.model.precision import autocast, tell_if_slow
 from cascade.model.unet import UNet
 from cascade.stage import Stage
 from cascade.text.prompts import PromptSource
-from cascade.train.checkpoint import load_checkpoint, save_checkpoint
+from cascade.train.checkpoint import CHECKPOINTS, kept_state, load_checkpoint, save_checkpoint
 from cascade.train.distributed import Processes
 from cascade.train.ema import EMA
 from cascade.train.interrupt import Interrupts, Stop, TimeIsUp
@@ -88,13 +88,15 @@ def train(
     published = stage.with_network(averaged) if averaged else stage
 
     # Where an earlier run stopped.
-    checkpoints = run_dir / "checkpoints"
+    checkpoints = run_dir / CHECKPOINTS
     step = load_checkpoint(checkpoints, network, optimizer, averaged)
     batches = stream.batches(step * config.batch_size, share)
 
     # The network as the processes run it; the weights stay those of `network`.
     wrapped = processes.wrap(network)
     denoiser = stage.with_network(wrapped).denoiser
+    if wrapped is not network and step < config.steps:
+        batches = _settled(batches, denoiser, objective, prompts, config, processes.device)
     losses, speed = Losses(), Throughput(stage.config, config, processes)
     log = run_dir / "log.jsonl"
     with (
@@ -207,6 +209,29 @@ def _noise(batch: Batch, first: int, config: TrainConfig) -> NoiseSource:
     return Stratified(noise, places, config.batch_size)
 
 
+def _settled(
+    batches: Iterator[Batch],
+    denoiser: Denoiser,
+    objective: Objective,
+    prompts: PromptSource,
+    config: TrainConfig,
+    device: torch.device,
+) -> Iterator[Batch]:
+    """Take one backward pass whose gradients are dropped, and return the batches from the first on.
+
+    DDP sums gradients in buckets, which it sorts anew after its first pass; where three or more
+    processes add, the order of a sum, and so its last bits, depends on them. A run that goes on
+    would else take its first step in other buckets than one that was not interrupted.
+    """
+    first = next(batches)
+    batch = first.to(device)
+    with autocast(config.precision, device):
+        rows = _row_losses(denoiser, objective, batch, prompts, Noise(batch.seeds))
+        torch.stack(list(rows.values())).sum().backward()
+    denoiser.zero_grad(set_to_none=True)
+    return chain([first], batches)
+
+
 def _prepared(stage: Stage, config: TrainConfig) -> nn.Module:
     stage.set_backend(config.kernels)
     network = stage.network.train()
@@ -258,8 +283,8 @@ def _status(
 def _refuse_nonfinite(norm: Tensor | None, step: int, checkpoints: Path) -> None:
     if norm is not None and not bool(torch.isfinite(norm)):
         raise UserError(
-            f"The gradient is not finite at step {step}; lower the learning rate or train in fp32. "
-            f"The last good state is kept in {checkpoints}."
+            f"The gradient is not finite at step {step}; lower the learning rate or train in fp32 "
+            f"({kept_state(checkpoints)})."
         )
 
 

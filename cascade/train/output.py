@@ -1,56 +1,190 @@
-"""The output folder of a run: taken once, refused to others, and large enough."""
+"""The output folder of a run: taken by one at a time, refused to other runs, and large enough."""
 
+import hashlib
+import json
+import os
 import shutil
-from collections.abc import Iterable
+import socket
+from collections.abc import Iterable, Iterator, Mapping, Set
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Final
+
+from filelock import FileLock, Timeout
 
 from cascade.config.stage import StageConfig
 from cascade.config.train import TrainConfig
 from cascade.errors import UserError
-from cascade.files import write_bytes
+from cascade.files import read_json, require_writable, write_bytes
 from cascade.stage import skeleton
+from cascade.text.files import EncoderFiles
+from cascade.text.store import EmbeddingStore
 from cascade.train.distributed import Processes
 
+RUN: Final = "run.json"
+"""What makes the run in a folder that run: everything its weights depend on."""
+_HOLDER: Final = ".running"
+_TOLD = 3  # differing settings that a refusal names
 
-def claim(output: Path, settings: str, here: Processes) -> None:
-    """Take an output folder for a run with these settings, or go on with the one it holds.
+
+@contextmanager
+def claimed(
+    output: Path,
+    identity: Mapping[str, object],
+    here: Processes,
+    growing: Set[str] = frozenset(),
+    onwards: str = "",
+) -> Iterator[None]:
+    """Hold an output folder for a run, a new one or the one that it holds already.
+
+    Args:
+        output: the folder.
+        identity: everything that the run's weights depend on, as JSON holds it; no paths.
+        here: the first process takes the folder for all.
+        growing: which numbers of the identity may be larger than when the run began, by their
+            dotted names.
+        onwards: how another run trains on from the result of this one.
 
     Raises:
-        UserError: it holds another run or anything else, or cannot be made.
+        UserError: another process is at work in it, or it holds another run or anything else.
     """
-    note = output / "run.json"
-    if note.is_file():
-        if note.read_text(encoding="utf-8") != settings:
-            raise UserError(
-                f"{output} holds a run with other settings (see {note}); choose another output "
-                "folder, or remove that one."
-            )
-    elif output.is_dir() and any(path.suffix != ".partial" for path in output.iterdir()):
-        raise UserError(f"{output} is not empty and holds no run; choose another output folder.")
-    here.barrier()
     if here.first:
-        try:
-            output.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"{output} cannot be made a folder ({error.strerror}); choose another output "
-                "folder."
-            ) from None
-        write_bytes(settings.encode(), note)
+        _refuse_foreign(output)
+    with _locked(output) if here.first else nullcontext():
+        flat = _flat(json.loads(json.dumps(identity)))
+        if here.first:
+            _refuse_others(output, flat, growing, onwards)
+            write_bytes((json.dumps(identity, indent=2) + "\n").encode(), output / RUN)
+        here.barrier()
+        yield
 
 
-def require_disk(folder: Path, runs: Iterable[tuple[StageConfig, TrainConfig]]) -> None:
-    """Refuse to start runs whose checkpoints would not fit on the disk.
+@contextmanager
+def _locked(output: Path) -> Iterator[None]:
+    """Keep every other process out; a lock ends with the process that holds it, however it ends."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(output / ".lock", blocking=False)
+        lock.acquire()
+    except Timeout:
+        raise UserError(
+            f"{output} is in use by {_holder(output)}; wait until it ends, or choose another "
+            "output folder."
+        ) from None
+    except OSError as error:
+        raise UserError(
+            f"{output} cannot be used ({error.strerror}); choose another output folder."
+        ) from None
+    holder = output / _HOLDER
+    try:
+        write_bytes(f"process {os.getpid()} on {socket.gethostname()}".encode(), holder)
+        yield
+    finally:
+        holder.unlink(missing_ok=True)
+        lock.release()
+
+
+def _holder(output: Path) -> str:
+    try:
+        return (output / _HOLDER).read_text(encoding="utf-8")
+    except OSError:  # it has just begun, or has just ended
+        return "another process"
+
+
+def _refuse_foreign(output: Path) -> None:
+    if (output / RUN).is_file() or not output.is_dir():
+        return
+    if any(not path.name.startswith(".") for path in output.iterdir()):
+        raise UserError(f"{output} is not empty and holds no run; choose another output folder.")
+
+
+def _refuse_others(
+    output: Path, wanted: Mapping[str, object], growing: Set[str], onwards: str
+) -> None:
+    note = output / RUN
+    if not note.is_file():
+        return
+    held = _flat(read_json(note, f"remove it to begin the run in {output} anew"))
+    differing = [
+        name
+        for name in sorted(held.keys() | wanted.keys())
+        if held.get(name) != wanted.get(name) and not _grown(name, held, wanted, growing)
+    ]
+    if not differing or not _has_work(output):
+        return
+    told = ", ".join(
+        f"{name} is {_short(held.get(name))} there and {_short(wanted.get(name))} now"
+        for name in differing[:_TOLD]
+    )
+    more = f", and {len(differing) - _TOLD} more" if len(differing) > _TOLD else ""
+    raise UserError(
+        f"{output} holds a run with other settings: {told}{more}; give the same ones, or choose "
+        f"another output folder (to train on from what this one has made, {onwards})."
+    )
+
+
+def _grown(
+    name: str, held: Mapping[str, object], wanted: Mapping[str, object], growing: Set[str]
+) -> bool:
+    before, now = held.get(name), wanted.get(name)
+    return name in growing and isinstance(before, int) and isinstance(now, int) and now > before
+
+
+def _has_work(output: Path) -> bool:
+    """Whether anything was trained: without that, corrected settings may take the run's place."""
+    return any(output.rglob("checkpoints/step-*")) or any(output.rglob("model.safetensors"))
+
+
+def _flat(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    """Nested settings under dotted names; a list is one value."""
+    flat: dict[str, object] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return "not set" if value is None else text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def text_identity(text: EncoderFiles | EmbeddingStore) -> dict[str, object]:
+    """What embeddings depend on, be they computed or stored; not how the encoder is held."""
+    if isinstance(text, EmbeddingStore):
+        held = text.conventions
+        return {"model": held.model, "tokenizer": held.tokenizer}
+    return {"model": text.model_digest, "tokenizer": text.tokenizer_digest}
+
+
+def require_disk(
+    folder: Path, runs: Iterable[tuple[StageConfig, TrainConfig]], besides: int = 0
+) -> None:
+    """Refuse to start runs whose results cannot be written, or would not fit on the disk.
 
     A checkpoint holds the weights, two optimizer moments and perhaps an average, in float32 (the
     moments of 8-bit AdamW in two bytes and a little for both); one more than is kept exists while a
     new one is written, and the stage is published beside them. What an earlier start left in the
     folder is part of that.
 
+    Args:
+        folder: where they are written.
+        runs: stages with how they are trained.
+        besides: bytes of what else will lie there, such as a copy of the text encoder.
+
     Raises:
-        UserError: there is less room than that.
+        UserError: the folder cannot be written, or there is less room than that.
     """
-    needed = sum(
+    require_writable(folder)
+    needed = besides + sum(
         _weight_bytes(stage) * (_copies(run) * (run.checkpoints_kept + 1) + 1)
         for stage, run in runs
     )
@@ -59,9 +193,13 @@ def require_disk(folder: Path, runs: Iterable[tuple[StageConfig, TrainConfig]]) 
     held = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     if free + held < needed:
         raise UserError(
-            f"The run needs about {needed / 2**30:.1f} GiB on the disk of {folder} but "
-            f"{free / 2**30:.1f} GiB are free; free some, or choose another output folder."
+            f"The run needs about {_amount(needed)} on the disk of {folder} but {_amount(free)} "
+            "are free; free some, or choose another output folder."
         )
+
+
+def _amount(size: float) -> str:
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
 
 
 def _copies(run: TrainConfig) -> float:

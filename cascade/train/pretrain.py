@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cascade.config.stage import TextConfig
-from cascade.config.train import PretrainConfig
+from cascade.config.train import FREE, PretrainConfig
 from cascade.data.batch import Immediate, Prefetched, Stream
 from cascade.data.captioned import CaptionedArray, CaptionedSamples
 from cascade.data.images import resize, to_tensors
@@ -21,11 +21,13 @@ from cascade.text.prompts import OnlinePrompts, PromptEncoder, PromptSource
 from cascade.text.source import open_text, ready
 from cascade.text.store import EmbeddingStore, StoredPrompts
 from cascade.text.t5 import TextEncoder
+from cascade.train.checkpoint import CHECKPOINTS, remove_checkpoints
 from cascade.train.distributed import Processes, processes
 from cascade.train.loop import train
 from cascade.train.objective import make_objective
 from cascade.train.optim import check_optimizer
-from cascade.train.output import claim, require_disk
+from cascade.train.output import claimed, file_digest, require_disk, text_identity
+from cascade.train.publish import can_grow, publish, published
 from cascade.train.resident import require_memory, resident_prompts
 from cascade.train.validation import ValidationGrid
 from cascade.train.variance import check_variance, drop_variance
@@ -61,28 +63,54 @@ def pretrain(config: PretrainConfig, minutes: float | None = None) -> Path:
     if config.train.objective.variance == "drop":
         stage = drop_variance(stage)
     require_disk(config.output, [(config.stage, config.train)])
+    folder = config.output / "stage"
+    identity = _identity(config, text, samples.data)
+    growing = {"train.steps"} if can_grow(config.train, folder, config.output) else set[str]()
+    onwards = f"set initial_weights to {folder}"
     with processes() as here:
         if config.data.resident:
             require_memory(config, samples, text, here.device)
-        claim(config.output, config.model_dump_json(indent=2), here)
-        stage.network.to(here.device)
-        prompts, validation = _embedded(config, text, samples.data, here)
-        trained = train(
-            stage,
-            make_objective(stage, config.train.objective),
-            _stream(config, samples, here.device),
-            prompts,
-            config.train,
-            config.output,
-            here,
-            validation,
-            deadline,
-        )
-        folder = config.output / "stage"
-        if here.first:
-            trained.save(folder)
-        here.barrier()
+        with claimed(config.output, identity, here, growing, onwards):
+            finished = published(folder, config.output, config.train.steps)
+            here.barrier()  # all processes have looked before the first one publishes
+            if not finished:
+                stage.network.to(here.device)
+                prompts, validation = _embedded(config, text, samples.data, here)
+                trained = train(
+                    stage,
+                    make_objective(stage, config.train.objective),
+                    _stream(config, samples, here.device),
+                    prompts,
+                    config.train,
+                    config.output,
+                    here,
+                    validation,
+                    deadline,
+                )
+                if here.first:
+                    publish(trained, folder, config.output)
+            if here.first and not config.train.keep_checkpoints:
+                remove_checkpoints(config.output / CHECKPOINTS)
+            here.barrier()
     return folder
+
+
+def _identity(
+    config: PretrainConfig, text: EncoderFiles | EmbeddingStore, data: CaptionedArray
+) -> dict[str, object]:
+    """What the weights depend on; files by what is in them, wherever they lie."""
+    start = config.initial_weights
+    return {
+        "stage": config.stage.model_dump(mode="json"),
+        "train": config.train.model_dump(mode="json", exclude=set(FREE)),
+        "data": {
+            "pictures and captions": data.digest(),
+            "caption_dropout": config.data.caption_dropout,
+            "flip": config.data.flip,
+        },
+        "text": text_identity(text),
+        "initial_weights": None if start is None else file_digest(start / "model.safetensors"),
+    }
 
 
 def _open_text(config: PretrainConfig, data: CaptionedArray) -> EncoderFiles | EmbeddingStore:

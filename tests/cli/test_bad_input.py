@@ -228,17 +228,21 @@ def test_output_folders(dreambooth: Refusal, tmp_path: Path) -> None:
     assert "is not empty and holds no run" in dreambooth(output_dir=other)
     (tmp_path / "file").write_text("mine")
     told = dreambooth(output_dir=tmp_path / "file")
-    assert "file cannot be made a folder (File exists); choose another" in told
+    assert f"Nothing can be written into {tmp_path / 'file'} (File exists)" in told
     run = tmp_path / "run"
-    run.mkdir()
-    (run / "run.json").write_text("{}")
-    assert "holds a run with other settings" in dreambooth(output_dir=run)
+    (run / "runs" / "base16" / "checkpoints" / "step-1").mkdir(parents=True)
+    (run / ".lock").touch()
+    (run / "run.json").write_text('{"class_noun": "cat"}')
+    told = dreambooth(output_dir=run)
+    assert 'class_noun is "cat" there and "dog" now' in told
+    (run / "run.json").write_text("{")
+    assert "run.json is not whole JSON" in dreambooth(output_dir=run)
 
 
 def test_a_full_disk(dreambooth: Refusal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(2**40, 2**40, 1000))
     told = dreambooth(output_dir=tmp_path / "new")
-    assert "0.0 GiB are free" in told
+    assert "but 0.0 MiB are free" in told
     assert str(tmp_path / "new") in told
 
 
@@ -287,7 +291,7 @@ def test_training(
     assert "another shape than [stage.unet]" in told(initial_weights=tiny_cascade / "base16")
     assert "config.json is missing" in told(initial_weights=tmp_path / "gone")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(2**40, 2**40, 1000))
-    assert "GiB are free" in told()
+    assert "MiB are free" in told()
     gone = tmp_path / "gone.toml"
     assert f"There is no configuration file {gone};" in refused("train", gone)
 
@@ -297,7 +301,7 @@ def test_what_an_earlier_start_left_counts_as_room(
 ) -> None:
     runs = [(read_stage_config(tiny_cascade / "base16"), TrainConfig(steps=1, batch_size=1))]
     weights = 4 * 255_859  # bytes of this network
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(0, 0, 8 * weights))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(0, 0, 12 * weights))
     with pytest.raises(UserError, match="The run needs about"):
         require_disk(tmp_path, runs)
     (tmp_path / "checkpoint").write_bytes(bytes(weights))

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -184,6 +185,7 @@ def test_train_writes_a_stage(command: Command, tiny_cascade: Path, tmp_path: Pa
         "stage.unet={channels=[16,32],blocks=[1,1],attention=['none','joint'],head_channels=16,"
         "text_width=128,context_width=32,time_width=32,pool_heads=4,norm_groups=8}",
         "train.steps=2",
+        "train.optimizer.warmup_steps=0",
         "train.batch_size=2",
         "train.precision=fp32",
         "train.validate_every=2",
@@ -261,6 +263,7 @@ SWITCHES = {
     "gradient_checkpointing": ("--gradient_checkpointing", True),
     "scale_lr": ("--scale_lr", True),
     "use_8bit_adam": ("--use_8bit_adam", True),
+    "keep_checkpoints": ("--keep_checkpoints", True),
 }
 
 
@@ -273,7 +276,9 @@ def test_dreambooth_s_flags_in_both_spellings(
     spelling: str,
 ) -> None:
     assert set(PATHS) <= FLAGS.keys() | SWITCHES.keys()
-    monkeypatch.setenv("WORLD_SIZE", "3")
+    launched = {"WORLD_SIZE": 3, "RANK": 0, "LOCAL_RANK": 0, "MASTER_ADDR": "", "MASTER_PORT": 1}
+    for name, value in launched.items():
+        monkeypatch.setenv(name, str(value))
     given: dict[str, Any] = {
         "instance_data_dir": "some/photos",
         "class_noun": "dog",
@@ -328,7 +333,22 @@ def test_the_cascade_names_its_recipe(
     assert received[1].recipe.prior is None
 
 
-def test_an_interrupt_says_how_to_go_on(
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_says_how_to_go_on_where_it_does(
+    command: Command, monkeypatch: pytest.MonkeyPatch, repository: Path, number: signal.Signals
+) -> None:
+    def interrupted(*_: object) -> None:
+        signal.raise_signal(number)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("cascade.train.pretrain.pretrain", interrupted)
+    stopped = command("train", repository / "configs" / "mini-base64.toml")
+    assert stopped.status == 130
+    assert "the same command goes on from here" in stopped.err
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_an_interrupt_of_what_begins_anew_promises_nothing(
     command: Command, tiny_cascade: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(path: str) -> None:
@@ -336,5 +356,4 @@ def test_an_interrupt_says_how_to_go_on(
 
     monkeypatch.setattr("cascade.info.describe", interrupted)
     stopped = command("info", tiny_cascade)
-    assert stopped.status == 130
-    assert "the same command goes on from here" in stopped.err
+    assert (stopped.status, stopped.err) == (130, "Interrupted.\n")

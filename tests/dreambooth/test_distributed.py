@@ -47,10 +47,17 @@ def test_two_processes_are_one(
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(repository)}
     subprocess.run(command, env=environment, check=True, timeout=300)
 
-    settings = json.loads((tmp_path / "two" / "run.json").read_text())["settings"]
-    settings |= {"output_dir": tmp_path / "one", "class_data_dir": tmp_path / "class-one"}
-    settings["recipe"]["super_resolution"]["gradient_accumulation_steps"] = 1
-    config = DreamBoothConfig.model_validate(settings)
+    run = json.loads((tmp_path / "two" / "run.json").read_text())
+    config = DreamBoothConfig.model_validate(
+        {
+            "cascade": str(tiny_cascade),
+            "instance_data_dir": photos_with_masks,
+            "output_dir": tmp_path / "one",
+            "class_data_dir": tmp_path / "class-one",
+            **{name: run[name] for name in ("class_noun", "identifier", "stages", "seed")},
+            "recipe": run["recipe"],
+        }
+    )
     assert config.recipe.super_resolution.batch_size == 8  # 2 photos x 2 parts x 2 processes
     personalise(config)
 

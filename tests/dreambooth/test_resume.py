@@ -148,7 +148,8 @@ def test_the_command_stopped_by_ctrl_c_goes_on(
 def test_a_kill_while_the_stage_is_published_costs_no_training(
     tmp_path: Path, settings: Settings, recipe: Recipe
 ) -> None:
-    patient = recipe.model_copy(update={"prior": None})
+    base = recipe.base.model_copy(update={"keep_checkpoints": True})
+    patient = recipe.model_copy(update={"prior": None, "base": base})
     config = settings(tmp_path / "mine", patient, stages=("base16",))
     folder = personalise(config)
     weights = (folder / "base16" / "model.safetensors").read_bytes()

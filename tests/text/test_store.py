@@ -208,8 +208,9 @@ def test_shares_are_disjoint_and_whole(filled: Fill, monkeypatch: pytest.MonkeyP
 
 def test_shares_follow_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Share.of_process() == Share(0, 1)
-    monkeypatch.setenv("RANK", "2")
-    monkeypatch.setenv("WORLD_SIZE", "5")
+    launched = {"WORLD_SIZE": 5, "RANK": 2, "LOCAL_RANK": 0, "MASTER_ADDR": "", "MASTER_PORT": 1}
+    for name, value in launched.items():
+        monkeypatch.setenv(name, str(value))
     assert Share.of_process() == Share(2, 5)
 
 

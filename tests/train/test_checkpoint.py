@@ -1,6 +1,10 @@
 """Checkpoints: all or nothing, the newest few, whatever else lies beside them."""
 
+import errno
+import os
+import pickle
 import shutil
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +18,7 @@ from cascade.config.stage import StageConfig
 from cascade.config.train import OptimizerConfig, TrainConfig
 from cascade.errors import UserError
 from cascade.stage import skeleton
-from cascade.train.checkpoint import load_checkpoint, save_checkpoint
+from cascade.train.checkpoint import load_checkpoint, remove_checkpoints, save_checkpoint
 from cascade.train.distributed import Processes
 from cascade.train.ema import EMA
 from cascade.train.optim import make_optimizer
@@ -160,9 +164,111 @@ def test_8_bit_moments_need_less_room(
     tmp_path: Path, stage_config: StageConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weights = 4 * sum(parameter.numel() for parameter in skeleton(stage_config).parameters())
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=7 * weights))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10 * weights))
     for name, fits in (("adamw", False), ("adamw8bit", True)):
         values = {"steps": 1, "batch_size": 1, "optimizer": {"name": name}}
         run = (stage_config, TrainConfig.model_validate(values))
         with nullcontext() if fits else pytest.raises(UserError, match="needs about"):
             require_disk(tmp_path, [run])
+
+
+def _pickle_that_touches(marker: Path) -> bytes:
+    class Hostile:
+        def __reduce__(self) -> tuple[object, ...]:
+            return Path.touch, (marker,)
+
+    return pickle.dumps(Hostile())
+
+
+def _hostile_values(checkpoint: Path, marker: Path) -> None:
+    """Put a pickle in place of what the optimizer keeps beside its tensors."""
+    (data,) = checkpoint.glob("*.distcp")
+    index = pickle.loads((checkpoint / ".metadata").read_bytes())
+    content, hostile = data.read_bytes(), _pickle_that_touches(marker)
+    for place, where in index.storage_data.items():
+        if place.fqn.endswith(".lr"):
+            where.offset, where.length = len(content), len(hostile)
+    data.write_bytes(content + hostile)
+    (checkpoint / ".metadata").write_bytes(pickle.dumps(index))
+
+
+def _foreign(place: Path) -> None:
+    """Put the checkpoint of another network in its place."""
+    shutil.rmtree(place)
+    other = State(0)
+    other.network = nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 2))
+    other.optimizer = make_optimizer(OptimizerConfig(), other.network.parameters())
+    other.ema = EMA(other.network, 0.5)
+    other.step()
+    other.save(place.parent, int(place.name.removeprefix("step-")), kept=9)
+
+
+DAMAGE: dict[str, Callable[[Path, Path], object]] = {
+    "hostile index": lambda place, marker: (place / ".metadata").write_bytes(
+        _pickle_that_touches(marker)
+    ),
+    "hostile values": _hostile_values,
+    "index is something else": lambda place, _: (place / ".metadata").write_bytes(
+        pickle.dumps([1, 2])
+    ),
+    "index gone": lambda place, _: (place / ".metadata").unlink(),
+    "index empty": lambda place, _: (place / ".metadata").write_bytes(b""),
+    "index cut": lambda place, _: os.truncate(place / ".metadata", 200),
+    "weights gone": lambda place, _: (place / "__0_0.distcp").unlink(),
+    "weights empty": lambda place, _: os.truncate(place / "__0_0.distcp", 0),
+    "weights cut": lambda place, _: os.truncate(place / "__0_0.distcp", 3000),
+    "of another network": lambda place, _: _foreign(place),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_newest_one_that_cannot_be_read_is_named_and_the_one_before_is_taken(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    saved, marker = State(0), tmp_path / "executed"
+    runs = tmp_path / "checkpoints"
+    saved.save(runs, 2, kept=2)
+    expected = [weight.clone() for weight in saved.weights()]
+    saved.step()
+    saved.save(runs, 4, kept=2)
+    DAMAGE[damage](runs / "step-4", marker)
+
+    loaded = State(1)
+    assert loaded.load(runs) == 2
+    assert all(map(torch.equal, loaded.weights(), expected))
+    assert "step-4 cannot be read" in capsys.readouterr().err
+    assert not marker.exists()
+
+    shutil.rmtree(runs / "step-2")
+    with pytest.raises(UserError, match=r"No checkpoint in .* can be read"):
+        State(1).load(runs)
+    assert not marker.exists()
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = State(0)
+    state.save(tmp_path, 2)
+
+    def full(value: object, checkpoint_id: Path) -> None:
+        (checkpoint_id / "__0_0.distcp").write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("torch.distributed.checkpoint.save", full)
+    with pytest.raises(UserError, match=r"No space left.*the state of step 2 is kept"):
+        state.save(tmp_path, 4)
+    assert _names(tmp_path) == ["step-2"]
+
+
+def test_all_are_removed_and_what_is_not_theirs_stays(tmp_path: Path) -> None:
+    state = State(0)
+    for step in (1, 2):
+        state.save(tmp_path / "a", step, kept=2)
+        state.save(tmp_path / "b", step, kept=2)
+    (tmp_path / "a" / "notes").touch()
+    (tmp_path / "b" / ".step-9.partial").mkdir()
+    for name in ("a", "b", "missing"):
+        remove_checkpoints(tmp_path / name)
+    assert _names(tmp_path) == ["a"]
+    assert _names(tmp_path / "a") == ["notes"]

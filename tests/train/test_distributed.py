@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from cascade.cli.train import TIME_IS_UP
 from cascade.config.train import PretrainConfig
 from cascade.stage import read_stage_config
 from cascade.train.pretrain import pretrain
@@ -60,11 +61,11 @@ def _toml(value: object) -> str:
 
 @pytest.fixture(scope="module")
 def two(config: Path, repository: Path) -> Callable[..., int]:
-    """Train into a folder in two processes; returns the exit status of torchrun."""
+    """Train into a folder in two processes or more; returns the exit status of torchrun."""
 
-    def two(output: Path, changes: Iterable[str], *arguments: str) -> int:
+    def two(output: Path, changes: Iterable[str], *arguments: str, world: int = 2) -> int:
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        command = [*torchrun, "--nproc-per-node", "2", "-m", "cascade", "train", str(config)]
+        command = [*torchrun, f"--nproc-per-node={world}", "-m", "cascade", "train", str(config)]
         sets = [word for change in (f"output={output}", *changes) for word in ("--set", change)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(repository)}
         return subprocess.run(
@@ -126,4 +127,22 @@ def test_two_processes_whose_time_is_up_go_on_to_the_bit(
     assert [path.name for path in (cut / "checkpoints").iterdir()] == ["step-1"]
     assert two(cut, RESIDENT) == 0
     weights = [(folder / "stage" / "model.safetensors").read_bytes() for folder in (cut, resident)]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.dist
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [3, 4])
+def test_more_processes_go_on_to_the_bit(
+    tmp_path: Path, two: Callable[..., int], world: int
+) -> None:
+    """Of two numbers the sum has no order; of three it has."""
+    changes = ("train.batch_size=12", "train.gradient_accumulation_steps=1")
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert two(whole, changes, world=world) == 0
+    for status in (TIME_IS_UP, 0):
+        minutes = ("--minutes", "0") if status else ()
+        # torchrun tells a failed process's status as its own 1.
+        assert bool(two(cut, changes, *minutes, world=world)) == bool(status)
+    weights = [(folder / "stage" / "model.safetensors").read_bytes() for folder in (whole, cut)]
     assert weights[0] == weights[1]

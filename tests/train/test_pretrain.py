@@ -165,6 +165,60 @@ def test_a_finished_run_is_not_trained_again_and_another_one_is_refused(
         pretrain(settings("run", train={"steps": 5, "batch_size": 2}))
 
 
+def test_a_run_of_constant_rate_is_made_longer_to_the_bit(settings: Settings) -> None:
+    def steps(count: int, **more: object) -> dict[str, object]:
+        kept = {"batch_size": 2, "checkpoint_every": 2, "keep_checkpoints": True}
+        return {"steps": count, **kept, **more}
+
+    whole = _weights(pretrain(settings("whole", train=steps(6))))
+    assert _weights(pretrain(settings("grown", train=steps(4)))) != whole
+    assert _weights(pretrain(settings("grown", train=steps(6)))) == whole
+    with pytest.raises(UserError, match=r"train\.steps is 6 there and 4 now"):
+        pretrain(settings("grown", train=steps(4)))
+
+    falling = {"optimizer": {"schedule": "linear"}}
+    pretrain(settings("falling", train=steps(4, **falling)))
+    with pytest.raises(UserError, match=r"train\.steps is 4 there and 6 now.*initial_weights"):
+        pretrain(settings("falling", train=steps(6, **falling)))
+
+
+def test_checkpoints_go_when_the_stage_is_published(settings: Settings) -> None:
+    run = settings("run")
+    pretrain(run)
+    assert not (run.output / "checkpoints").exists()
+    other = {"steps": 9, "batch_size": 2}
+    with pytest.raises(UserError, match=r"train\.steps is 4 there and 9 now"):
+        pretrain(settings("run", train=other))
+
+
+def test_what_saves_memory_or_tells_more_may_change(settings: Settings) -> None:
+    folder = pretrain(settings("run"))
+    weights = _weights(folder)
+    base = {"steps": 4, "batch_size": 2}
+    for change in (
+        {"gradient_accumulation_steps": 2},
+        {"gradient_checkpointing": True},
+        {"checkpoint_every": 1, "checkpoints_kept": 7, "log_every": 3},
+        {"kernels": "reference"},
+    ):
+        pretrain(settings("run", train={**base, **change}))
+    pretrain(settings("run", encoder_mode="bfloat16", validation={"prompts": ["a dog"]}))
+    assert _weights(folder) == weights
+
+
+@pytest.mark.parametrize("rate", [1e30, 1e38])
+def test_weights_that_draw_nothing_finite_are_not_published(
+    settings: Settings, rate: float
+) -> None:
+    absurd = {"steps": 1, "batch_size": 2, "optimizer": {"learning_rate": 1.0}}
+    run = settings("run", train=absurd)
+    optimizer = run.train.optimizer.model_copy(update={"learning_rate": rate})
+    run = run.model_copy(update={"train": run.train.model_copy(update={"optimizer": optimizer})})
+    with pytest.raises(UserError, match=r"is not published.*\(the state of step 1 is kept\)"):
+        pretrain(run)
+    assert not (run.output / "stage").exists()
+
+
 def test_the_published_stage_is_the_configured_one(settings: Settings) -> None:
     config = settings("run")
     stage = Stage.load(pretrain(config))

@@ -1,0 +1,61 @@
+"""The end of a stage's run: its weights are proven and written."""
+
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from cascade.config.train import TrainConfig
+from cascade.errors import UserError
+from cascade.stage import Stage
+from cascade.train.checkpoint import CHECKPOINTS, checkpoint_steps, kept_state
+
+_LARGEST: Final = 65504.0
+"""The largest number of half precision, in which stages are kept and exported too. The norms of a
+network with larger weights still answer with finite numbers."""
+
+
+def published(folder: Path, run_dir: Path, steps: int) -> bool:
+    """Whether a run of so many steps has published its stage: it may have been made longer."""
+    done = checkpoint_steps(run_dir / CHECKPOINTS)
+    return (folder / "model.safetensors").is_file() and not (done and done[-1] < steps)
+
+
+def can_grow(run: TrainConfig, folder: Path, run_dir: Path) -> bool:
+    """Whether a run may be made longer: by its rate, and by what there is to go on from."""
+    done = (folder / "model.safetensors").is_file()
+    return run.may_grow and (not done or bool(checkpoint_steps(run_dir / CHECKPOINTS)))
+
+
+def publish(stage: Stage, folder: Path, run_dir: Path) -> None:
+    """Write a trained stage.
+
+    Raises:
+        UserError: its weights are absurd: the last step, whose gradient was still finite, may have
+            made them so.
+    """
+    largest = max(float(weight.abs().max()) for weight in stage.network.state_dict().values())
+    if not largest <= _LARGEST or not _answers(stage):
+        raise UserError(
+            f"The trained stage '{stage.config.name}' draws nothing (weights of up to "
+            f"{largest:.3g}), so it is not published; lower the learning rate or train in fp32 "
+            f"({kept_state(run_dir / CHECKPOINTS)})."
+        )
+    stage.save(folder)
+
+
+@torch.no_grad()
+def _answers(stage: Stage) -> bool:
+    """Whether the network's answer to one small picture of noise is finite."""
+    unet, device = stage.config.unet, stage.device
+    side = unet.factor * -(-16 // unet.factor)
+    x = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0)).to(device)
+    text = torch.zeros(1, 1, unet.text_width, device=device)
+    mask = torch.ones(1, 1, dtype=torch.bool, device=device)
+    t = torch.full((1,), 500.0, device=device)
+    stage.network.eval()
+    if unet.low_res:
+        answer = stage.network(x, t, text, mask, x, t)
+    else:
+        answer = stage.network(x, t, text, mask)
+    return bool(torch.isfinite(answer).all())
