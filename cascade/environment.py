@@ -1,4 +1,4 @@
-"""Where a figure was measured: machine, versions, commit and date."""
+"""This process's machine: the devices it has, and where a figure was measured."""
 
 import datetime
 import platform
@@ -7,6 +7,29 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+
+from cascade.errors import UserError
+
+_DEVICES = ("cpu", "cuda", "mps", "xpu")
+
+
+def usable_device(name: torch.device | str | None) -> str:
+    """The device of this name, or the GPU where there is one.
+
+    Raises:
+        UserError: there is no such device.
+    """
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        if torch.device(name).type not in _DEVICES:
+            raise RuntimeError(f"known are {', '.join(_DEVICES)}")
+        torch.empty(0, device=name)
+    # A torch without CUDA asserts that it has it; what is no name at all is a TypeError.
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"There is no device '{name}' ({reason}); give 'cpu'.") from None
+    return str(name)
 
 
 def environment() -> dict[str, str]:

@@ -1,59 +1,193 @@
-"""Pictures of a cascade as files: one PNG per picture and stage, and a grid."""
+"""Pictures of a cascade as files: one PNG per picture and stage, and a grid.
 
-from collections.abc import Mapping, Sequence
+A folder holds pictures of several calls. `STAGE/NUMBER-SEED.png` is of a prompt that has this
+number in the folder: the same prompt by the same cascade and settings keeps its number, another one
+gets the next that is free. So nothing is ever replaced, and a call that was stopped goes on.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
+from typing import Final
 
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from cascade.config.stage import AugmentationLevel, SamplerConfig
-from cascade.data.images import grid, to_pil, write_png
-from cascade.errors import UserError
+from cascade.data.images import UNREADABLE, grid, read_image, to_pil, write_png
+from cascade.files import require_writable
 from cascade.pipeline import Cascade
 from cascade.progress import progress_bar, stage_steps
+from cascade.request import Request
+
+_NAME: Final = re.compile(r"(\d+)-(-?\d+)\.png")
+_Text = tuple[str, str | None]  # a prompt, and what guidance leads away from
+_WIDEST: Final = 8192  # pixels of a grid's side: 200 MB decoded, and no viewer refuses it
 
 
-def draw_to_folder(
-    cascade: Cascade,
-    prompts: Sequence[str],
-    seeds: Sequence[int],
-    folder: Path,
-    *,
-    samplers: Mapping[str, SamplerConfig] | None = None,
-    levels: Mapping[str, AugmentationLevel] | None = None,
-    last_stage: str | None = None,
-    batch_size: int = 8,
-) -> Path:
-    """Draw every prompt with every seed, with a progress bar.
+@dataclass(frozen=True)
+class Gallery:
+    """What a call has left in its folder.
 
-    Writes `STAGE/PROMPT-SEED.png` with prompt and seed in the PNG's text, and `grid.png` of the
-    last stage, a row per prompt. Pictures there from an earlier call are only ever replaced by the
-    same prompt number and seed.
+    Attributes:
+        grid: the path of the grid.
+        pictures: how many the call asked for.
+        kept: how many of them were there already, drawn by the same cascade and settings.
+        shown: how many of them the grid shows.
+    """
 
-    Returns:
-        The grid's path.
+    grid: Path
+    pictures: int
+    kept: int
+    shown: int
+
+
+def draw_to_folder(cascade: Cascade, request: Request, folder: Path, columns: int) -> Gallery:
+    """Draw what a folder does not have yet, batch by batch, with a progress bar.
+
+    Every picture's PNG text tells its prompt, seed, cascade and settings, and a hash of all that it
+    depends on but its seed. A batch is drawn whole where one of its pictures is missing: the files
+    are then those of a call that was never stopped.
+
+    Args:
+        cascade: what draws.
+        request: of that cascade.
+        folder: gets `STAGE/NUMBER-SEED.png`, and a grid of the last stage's.
+        columns: pictures in a row of the grid.
 
     Raises:
-        UserError: the folder's name is taken by a file.
+        UserError: the folder cannot be written.
     """
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file; give a folder for the pictures.")
-    pairs = [(number, seed) for number in range(len(prompts)) for seed in seeds]
-    with progress_bar() as bar:
-        drawn = cascade.sample(
-            [prompts[number] for number, _ in pairs],
-            [seed for _, seed in pairs],
-            samplers=samplers,
-            levels=levels,
-            last_stage=last_stage,
-            batch_size=batch_size,
-            on_step=stage_steps(bar),
-        )
-    for name, images in drawn.stages.items():
-        for (number, seed), image in zip(pairs, to_pil(images), strict=True):
+    require_writable(folder)
+    album = _Album(cascade, request, folder)
+    missing = [rows for rows in request.batches() if not all(map(album.has, rows))]
+    kept = sum(map(album.has, range(len(request.seeds))))
+    if missing:
+        with progress_bar() as bar:
+            for rows, drawn in cascade.draw(request, missing, stage_steps(bar)):
+                pictures = [to_pil(images) for images in drawn.stages.values()]
+                for at, row in enumerate(rows):
+                    album.write(row, [images[at] for images in pictures])
+    path, shown = album.write_grid(columns)
+    return Gallery(path, len(request.seeds), kept, shown)
+
+
+class _Album:
+    """The pictures of one request in a folder.
+
+    Attributes:
+        stages: names of the stages that draw.
+        numbers: of each text, as soon as it is asked for.
+    """
+
+    def __init__(self, cascade: Cascade, request: Request, folder: Path) -> None:
+        self.cascade, self.request, self.folder = cascade, request, folder
+        self.stages = [setting.stage for setting in request.settings]
+        self.numbers: dict[_Text, int] = {}
+        self._chain = list(_chain(cascade, request))
+        self._held = self._index()
+
+    def paths(self, row: int) -> list[Path]:
+        """The files of a picture, one per stage."""
+        text = self._text(row)
+        if text not in self.numbers:
+            self.numbers[text] = self._number(text)
+        name = f"{self.numbers[text]:02d}-{self.request.seeds[row]}.png"
+        return [self.folder / stage / name for stage in self.stages]
+
+    def has(self, row: int) -> bool:
+        """Whether all files of a picture are there."""
+        return all(path.is_file() for path in self.paths(row))
+
+    def write(self, row: int, pictures: Sequence[Image.Image]) -> None:
+        """Write a picture of every stage; what is there stays."""
+        wanted = self._hashes(self._text(row))
+        places = zip(self.paths(row), wanted, strict=True)
+        if any(path.exists() and _fingerprint(path) != mine for path, mine in places):
+            self._held = self._index()  # another call has come before this one
+            del self.numbers[self._text(row)]
+        for at, path in enumerate(self.paths(row)):
+            if not path.exists():
+                write_png(pictures[at], path, self._note(row, at, wanted[at]))
+
+    def write_grid(self, columns: int) -> tuple[Path, int]:
+        """Write the last stage's pictures as one; return where, and how many it shows."""
+        paths = [self.paths(row)[-1] for row in range(len(self.request.seeds))]
+        with Image.open(paths[0]) as first:
+            across, down = (max(1, _WIDEST // (side + 2)) for side in first.size)
+        rows = [paths[at : at + columns][:across] for at in range(0, len(paths), columns)][:down]
+        shown = [path for row in rows for path in row]
+        told = json.dumps([[path.name, _fingerprint(path)] for path in shown])
+        content = hashlib.sha256(told.encode()).hexdigest()
+        names = chain(["grid.png"], (f"grid-{number}.png" for number in count(1)))
+        places = (self.folder / name for name in names)
+        path = next(one for one in places if not one.exists() or _fingerprint(one) == content)
+        if not path.exists():
             note = PngInfo()
-            note.add_itxt("prompt", prompts[number])
-            note.add_text("seed", str(seed))
-            write_png(image, folder / name / f"{number:02d}-{seed}.png", note)
-    path = folder / "grid.png"
-    write_png(grid(drawn.images, len(seeds)), path)
-    return path
+            note.add_text("fingerprint", content)
+            write_png(grid([read_image(one) for one in shown], len(rows[0])), path, note)
+        return path, len(shown)
+
+    def _text(self, row: int) -> _Text:
+        return self.request.prompts[row], self.request.negatives[row]
+
+    def _hashes(self, text: _Text) -> list[str]:
+        """A hash for each stage of all that a prompt's pictures depend on but their seed."""
+        parts = (json.dumps([before, *text]) for before in self._chain)
+        return [hashlib.sha256(part.encode()).hexdigest() for part in parts]
+
+    def _index(self) -> dict[int, set[tuple[str, str | None]]]:
+        """Stage and hash of the pictures of each number in the folder."""
+        held: dict[int, set[tuple[str, str | None]]] = {}
+        for path in self.folder.glob("*/*.png"):
+            match = _NAME.fullmatch(path.name)
+            if match:
+                of_number = held.setdefault(int(match[1]), set())
+                if path.parent.name in self.stages:
+                    of_number.add((path.parent.name, _fingerprint(path)))
+        return held
+
+    def _number(self, text: _Text) -> int:
+        """The number that a prompt has in the folder, or the first that is free."""
+        wanted = set(zip(self.stages, self._hashes(text), strict=True))
+        mine = (number for number, held in sorted(self._held.items()) if held and held <= wanted)
+        taken = self._held.keys() | self.numbers.values()
+        return next(chain(mine, (number for number in count() if number not in taken)))
+
+    def _note(self, row: int, at: int, fingerprint: str) -> PngInfo:
+        """What a picture's file tells of it."""
+        prompt, negative = self._text(row)
+        note = PngInfo()
+        note.add_itxt("prompt", prompt)
+        if negative is not None:
+            note.add_itxt("negative prompt", negative)
+        note.add_text("seed", str(self.request.seeds[row]))
+        note.add_itxt("cascade", self.cascade.manifest.name)
+        note.add_text("sampler", self.request.settings[at].sampler.model_dump_json())
+        note.add_text("fingerprint", fingerprint)
+        return note
+
+
+def _chain(cascade: Cascade, request: Request) -> Iterator[str]:
+    """A hash for each stage of what the pictures of all prompts depend on up to there."""
+    digest = hashlib.sha256(cascade.encoder.digest.encode())
+    for stage, setting in zip(cascade.stages, request.settings, strict=False):
+        own = stage.config.low_res.sampling_level if stage.config.low_res else None
+        level = setting.level or own
+        digest.update(stage.fingerprint().encode())
+        digest.update(setting.sampler.model_dump_json().encode())
+        digest.update(level.model_dump_json().encode() if level else b"")
+        yield digest.hexdigest()
+
+
+def _fingerprint(path: Path) -> str | None:
+    """The hash that a PNG's text tells; None where it tells none, or the file is no picture."""
+    try:
+        with Image.open(path) as picture:
+            told = getattr(picture, "text", {}).get("fingerprint")
+    except UNREADABLE:
+        return None
+    return None if told is None else str(told)

@@ -3,11 +3,12 @@
 Shapes: `B` pictures, `C H W` pixels in [-1, 1].
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib.resources import files
 from pathlib import Path
+from typing import Unpack
 
 import torch
 from PIL import Image
@@ -17,20 +18,23 @@ from torch import Tensor
 
 from cascade.config.stage import (
     MANIFEST,
-    AugmentationLevel,
     CascadeManifest,
-    SamplerConfig,
     StageConfig,
 )
 from cascade.data.images import to_pil
+from cascade.environment import usable_device
 from cascade.errors import UserError
 from cascade.files import read_json
 from cascade.formats.deepfloyd import is_pipeline, load_stage, read_pipelines
+from cascade.request import Asked, Request, place_of
 from cascade.sampling import OnStep, prompt_table, sample_stage
+from cascade.scales import scales
 from cascade.stage import Stage, read_stage_config
+from cascade.text.files import EncoderFiles
 from cascade.text.modes import EncoderMode
 from cascade.text.prompts import PromptEncoder, PromptTable
 from cascade.text.source import open_text, ready
+from cascade.text.store import EmbeddingStore
 
 BUNDLED = ("mini",)
 
@@ -70,9 +74,9 @@ class Cascade:
     def load(
         cls,
         path: Path | str | Sequence[Path | str],
-        device: torch.device | str = "cpu",
+        device: torch.device | str | None = "cpu",
         variant: str | None = None,
-        embeddings: Path | None = None,
+        embeddings: Path | str | None = None,
         encoder_mode: EncoderMode = "auto",
     ) -> "Cascade":
         """Load a cascade folder, or one that ships with the project by its name ("mini").
@@ -82,7 +86,7 @@ class Cascade:
 
         Args:
             path: one folder, or those of a cascade's stages in any order.
-            device: where the weights go.
+            device: where the weights go; None is the GPU where there is one.
             variant: which files of diffusers' folders, such as "fp16"; see
                 `cascade.formats.weights.find_weights`.
             embeddings: a store of embeddings (`cascade embed`), which then stands in for the text
@@ -90,29 +94,9 @@ class Cascade:
             encoder_mode: how the text encoder's weights are held.
 
         Raises:
-            UserError: no such cascade, or a file in it is missing or damaged.
+            UserError: no such cascade or device, or a file in it is missing or damaged.
         """
-        folders = [Path(part) for part in ([path] if isinstance(path, (str, Path)) else path)]
-        loaders: list[Callable[[], Stage]]
-        if len(folders) > 1 or is_pipeline(folders[0]):
-            folder, source = folders[0], read_pipelines(folders)
-            manifest, configs = source.manifest, [stage.config for stage in source.stages]
-            loaders = [partial(load_stage, stage, device, variant) for stage in source.stages]
-        elif variant is not None:
-            raise UserError(
-                f"{folders[0]} is no diffusers pipeline, so there is no variant '{variant}' of its "
-                "weights; leave the variant out."
-            )
-        else:
-            folder = cascade_folder(folders[0])
-            manifest = read_manifest(folder)
-            configs = [read_stage_config(folder / name) for name in manifest.stages]
-            loaders = [partial(_load, folder / name, device) for name in manifest.stages]
-        print_licence(manifest)
-        text = open_text(folder / manifest.text_encoder, embeddings)
-        check_chain(configs, text.width, folder)
-        encoder = ready(text, encoder_mode, device)
-        return cls(manifest, encoder, [load() for load in loaders])
+        return Opened.at(path, variant, embeddings).load(device, encoder_mode)
 
     def stage(self, name: str) -> Stage:
         """A stage by its name.
@@ -120,11 +104,12 @@ class Cascade:
         Raises:
             UserError: the cascade has no such stage.
         """
-        for stage in self.stages:
-            if stage.config.name == name:
-                return stage
-        known = ", ".join(stage.config.name for stage in self.stages)
-        raise UserError(f"The cascade has no stage '{name}'; it has {known}.")
+        return self.stages[place_of(name, self.configs)]
+
+    @property
+    def configs(self) -> list[StageConfig]:
+        """What its stages are, base first."""
+        return [stage.config for stage in self.stages]
 
     def enlarged(self, size: int) -> "Cascade":
         """This cascade with its last stage used again, on its own pictures, up to `size` pixels.
@@ -136,13 +121,10 @@ class Cascade:
         Raises:
             UserError: the last stage is no such network, or does not arrive at `size`.
         """
-        stages = list(self.stages)
-        while stages[-1].config.size < size:
-            stages.append(_next_scale(stages[-1]))
-        if stages[-1].config.size != size:
-            made = ", ".join(str(stage.config.size) for stage in stages)
-            raise UserError(f"This cascade makes pictures of {made} pixels; give one of these.")
-        return Cascade(self.manifest, self.encoder, stages)
+        known, last = len(self.stages), self.stages[-1]
+        larger = scales(self.configs, size)[known:]
+        again = [last.with_network(last.network, config) for config in larger]
+        return Cascade(self.manifest, self.encoder, [*self.stages, *again])
 
     def prompts(self, prompts: Sequence[str]) -> PromptTable:
         """Embed a few prompts, and the unconditional text, once."""
@@ -151,52 +133,125 @@ class Cascade:
     def sample(
         self,
         prompts: str | Sequence[str],
-        seeds: Sequence[int] | None = None,
+        seeds: Iterable[int] | None = None,
         *,
-        samplers: Mapping[str, SamplerConfig] | None = None,
-        levels: Mapping[str, AugmentationLevel] | None = None,
-        last_stage: str | None = None,
-        batch_size: int = 8,
         on_step: OnStep | None = None,
+        **asked: Unpack[Asked],
     ) -> Pictures:
         """Draw one picture per seed.
 
         Args:
             prompts: one for all seeds, or one per seed.
-            seeds: a picture is a function of its prompt and its seed, never of its batch;
-                0, 1, 2, ... by default.
-            samplers: stage name to sampler settings, where they differ from the checkpoint's.
-            levels: stage name to augmentation level, where it differs from the checkpoint's.
-            last_stage: stop after this stage; the last by default.
-            batch_size: how many pictures are worked on at once.
+            seeds: a picture is a function of its prompt, its seed and its settings; what is drawn
+                beside it moves roundings alone. 0, 1, 2, ... by default.
             on_step: called with (stage name, network steps done, of how many) per batch and step.
+            asked: what differs from the checkpoints' settings; see `cascade.request.Asked`.
 
         Raises:
-            UserError: the numbers of prompts and seeds differ, or a stage name is unknown.
+            UserError: the numbers of prompts and seeds differ, a stage name is unknown, or a value
+                is of another kind or out of range.
         """
-        texts, numbers = _pairs(prompts, seeds)
-        for name in {*(samplers or {}), *(levels or {}), *([last_stage] if last_stage else [])}:
-            self.stage(name)
-        table = self.prompts(texts)
-        drawn: dict[str, Tensor] = {}
-        low_res: Tensor | None = None
-        for stage in self.stages:
-            name = stage.config.name
-            low_res = sample_stage(
-                stage,
-                table,
-                texts,
-                numbers,
-                low_res=low_res,
-                sampler=(samplers or {}).get(name),
-                level=(levels or {}).get(name),
-                batch_size=batch_size,
-                on_step=on_step,
+        request = Request.of(self.configs, prompts, seeds, asked)
+        parts = [drawn.stages for _, drawn in self.draw(request, on_step=on_step)]
+        return Pictures({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+
+    def draw(
+        self,
+        request: Request,
+        batches: Sequence[range] | None = None,
+        on_step: OnStep | None = None,
+    ) -> Iterator[tuple[range, Pictures]]:
+        """Draw batch by batch, each through all stages: what is drawn can be kept at once.
+
+        Args:
+            request: what is drawn.
+            batches: those of `request.batches()` that are wanted; all by default.
+            on_step: as in `sample`.
+        """
+        wanted = request.batches() if batches is None else batches
+        negatives = [text for text in request.negatives if text is not None]
+        table = self.prompts([*request.prompts, *negatives])
+        for number, rows in enumerate(wanted):
+            drawn: dict[str, Tensor] = {}
+            low_res: Tensor | None = None
+            for stage, setting in zip(self.stages, request.settings, strict=False):
+                low_res = sample_stage(
+                    stage,
+                    table,
+                    request.prompts[rows.start : rows.stop],
+                    request.seeds[rows.start : rows.stop],
+                    negatives=request.negatives[rows.start : rows.stop],
+                    low_res=low_res,
+                    sampler=setting.sampler,
+                    level=setting.level,
+                    batch_size=request.batch_size,
+                    on_step=_part_of(on_step, number, len(wanted)),
+                )
+                drawn[setting.stage] = low_res
+            yield rows, Pictures(drawn)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A cascade on disk: its settings are read and checked, its weights are not loaded yet.
+
+    Attributes:
+        manifest: what the cascade is.
+        configs: its stages, base first.
+        text: where its text comes from.
+        loaders: load the stages onto a device.
+    """
+
+    manifest: CascadeManifest
+    configs: list[StageConfig]
+    text: EncoderFiles | EmbeddingStore
+    loaders: list[Callable[[str], Stage]]
+
+    @classmethod
+    def at(
+        cls,
+        path: Path | str | Sequence[Path | str],
+        variant: str | None = None,
+        embeddings: Path | str | None = None,
+    ) -> "Opened":
+        """Open what `Cascade.load` loads; the arguments are as there.
+
+        Raises:
+            UserError: no such cascade, or its settings are missing or damaged.
+        """
+        folders = _folders(path)
+        loaders: list[Callable[[str], Stage]]
+        if len(folders) > 1 or is_pipeline(folders[0]):
+            folder, source = folders[0], read_pipelines(folders)
+            manifest, configs = source.manifest, [stage.config for stage in source.stages]
+            loaders = [partial(load_stage, stage, variant=variant) for stage in source.stages]
+        elif variant is not None:
+            raise UserError(
+                f"{folders[0]} is no diffusers pipeline, so there is no variant '{variant}' of its "
+                "weights; leave the variant out."
             )
-            drawn[name] = low_res
-            if name == last_stage:
-                break
-        return Pictures(drawn)
+        else:
+            folder = cascade_folder(folders[0])
+            manifest = read_manifest(folder)
+            configs = [read_stage_config(folder / name) for name in manifest.stages]
+            loaders = [partial(_load, folder / name) for name in manifest.stages]
+        print_licence(manifest)
+        store = None if embeddings is None else Path(embeddings)
+        text = open_text(folder / manifest.text_encoder, store)
+        check_chain(configs, text.width, folder)
+        return cls(manifest, configs, text, loaders)
+
+    def load(
+        self, device: torch.device | str | None = "cpu", encoder_mode: EncoderMode = "auto"
+    ) -> Cascade:
+        """Load the weights.
+
+        Raises:
+            UserError: there is no such device, or a file is missing or damaged.
+        """
+        where = usable_device(device)
+        encoder = ready(self.text, encoder_mode, where)
+        return Cascade(self.manifest, encoder, [load(where) for load in self.loaders])
 
 
 def check_chain(stages: Sequence[StageConfig], width: int, folder: Path) -> None:
@@ -266,38 +321,26 @@ def print_licence(manifest: CascadeManifest) -> None:
         Console(stderr=True).print(note, soft_wrap=True)
 
 
-def _load(folder: Path, device: torch.device | str) -> Stage:
+def _folders(path: object) -> list[Path]:
+    """The folders that are given as a cascade."""
+    parts = [path] if isinstance(path, (str, Path)) else path
+    if not isinstance(parts, Sequence) or not parts:
+        raise UserError(f"A cascade is a folder, not {path!r}; give its path, or '{BUNDLED[0]}'.")
+    for part in parts:
+        if not isinstance(part, (str, Path)) or not str(part):
+            raise UserError(f"A cascade is a folder, not {part!r}; give its path.")
+    return [Path(part) for part in parts]
+
+
+def _load(folder: Path, device: str) -> Stage:
     """Load a stage with its weights laid out as its images are: else every call copies them."""
     stage = Stage.load(folder, device)
     stage.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return stage
 
 
-def _next_scale(stage: Stage) -> Stage:
-    """The same super-resolution network, one scale up."""
-    config = stage.config
-    if config.low_res is None or {"self", "joint"} & set(config.unet.attention):
-        raise UserError(
-            f"Stage '{config.name}' cannot be used again at a larger scale: only a "
-            f"super-resolution stage without self-attention can; {config.size} is its size."
-        )
-    size = config.size * config.size // config.low_res.size
-    low_res = config.low_res.model_copy(update={"size": config.size})
-    name = f"{config.name.partition('-at-')[0]}-at-{size}"
-    larger = config.model_copy(update={"name": name, "size": size, "low_res": low_res})
-    return stage.with_network(stage.network, larger)
-
-
-def _pairs(
-    prompts: str | Sequence[str], seeds: Sequence[int] | None
-) -> tuple[list[str], list[int]]:
-    texts = [prompts] if isinstance(prompts, str) else list(prompts)
-    numbers = list(range(len(texts))) if seeds is None else list(seeds)
-    if len(texts) == 1:
-        texts = texts * len(numbers)
-    if len(texts) != len(numbers) or not texts:
-        raise UserError(
-            f"There are {len(texts)} prompts for {len(numbers)} seeds; give one prompt for all, "
-            "or one per seed."
-        )
-    return texts, numbers
+def _part_of(on_step: OnStep | None, number: int, count: int) -> OnStep | None:
+    """Counts the steps of a batch among those of `count` batches."""
+    if on_step is None:
+        return None
+    return lambda name, done, of: on_step(name, number * of + done, count * of)

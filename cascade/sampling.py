@@ -23,22 +23,27 @@ def sample_stage(
     prompts: Sequence[str],
     seeds: Sequence[int],
     *,
+    negatives: Sequence[str | None] | None = None,
     low_res: Tensor | None = None,
     sampler: SamplerConfig | None = None,
     level: AugmentationLevel | None = None,
     batch_size: int = 8,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """Draw one stage's pictures in batches; see `Cascade.sample`. Returns B C H W on the CPU."""
+    """Draw one stage's pictures in batches; see `Cascade.sample`. Returns B C H W on the CPU.
+
+    Texts of `negatives` stand in for guidance's unconditional text; they are in the table too.
+    """
     name = stage.config.name
     sampler = sampler or stage.config.sampler
     per_batch = len(sampler.timesteps or ()) or sampler.steps
     total = per_batch * -(-len(seeds) // batch_size)
+    without = negatives or [None] * len(seeds)
     parts: list[Tensor] = []
     for first in range(0, len(seeds), batch_size):
         rows = slice(first, first + batch_size)
         text = table.rows(prompts[rows])
-        null = table.rows([None] * len(seeds[rows]))
+        null = table.rows(without[rows])
         done = len(parts) * per_batch
         parts.append(
             stage.sample(

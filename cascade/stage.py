@@ -46,10 +46,12 @@ class Stage:
     Attributes:
         config: every property of the checkpoint.
         denoiser: the network under its parametrisation.
+        origin: what an engine was made from and how it runs, hashes included.
     """
 
-    def __init__(self, config: StageConfig, network: Network) -> None:
+    def __init__(self, config: StageConfig, network: Network, origin: str = "") -> None:
         self.config = config
+        self.origin = origin
         self.schedule = make_schedule(config.diffusion.schedule)
         self._backend: Backend = "auto"
         self.denoiser = Denoiser(
@@ -129,8 +131,14 @@ class Stage:
         return network.device if isinstance(network, Placed) else torch.device("cpu")
 
     def fingerprint(self) -> str:
-        """Return sha256 over the configuration and every weight's name, type, shape and bytes."""
+        """Return sha256 over the configuration and every weight's name, type, shape and bytes.
+
+        An engine's weights are told by its origin.
+        """
         digest = hashlib.sha256(self.config.model_dump_json().encode())
+        if self.origin:
+            digest.update(self.origin.encode())
+            return digest.hexdigest()
         for name, value in sorted(self.network.state_dict().items()):
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
             digest.update(value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from PIL import Image
 from rich.console import Console
 
-from cascade.cli.sample import usable_device
 from cascade.config.dreambooth import DreamBoothConfig
 from cascade.config.stage import StageConfig, SubjectConfig
 from cascade.data.images import read_image
 from cascade.dreambooth.masks import read_masks
 from cascade.dreambooth.personalise import SHEET, personalise
+from cascade.environment import usable_device
 from cascade.evaluate.features import EfficientNetLite0, FeatureExtractor
 from cascade.evaluate.subject import (
     Drawn,

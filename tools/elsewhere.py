@@ -6,11 +6,11 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from cascade.cli.sample import usable_device
 from cascade.config.stage import SubjectConfig
 from cascade.data.images import to_tensors
 from cascade.data.saliency import U2NetP
 from cascade.dreambooth.masks import Mask
+from cascade.environment import usable_device
 from cascade.evaluate.alone import alone, cut_out
 from cascade.evaluate.features import FeatureExtractor
 from cascade.evaluate.judge import FOLDER, Judge

@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from cascade.cli.sample import usable_device
 from cascade.config.dreambooth import DreamBoothConfig
 from cascade.config.stage import StageConfig
 from cascade.dreambooth.drawn import default_folder
 from cascade.dreambooth.kinds import draw, drawings
 from cascade.dreambooth.plan import all_prompts, make_plan
+from cascade.environment import usable_device
 from cascade.pipeline import Cascade, cascade_folder, read_manifest
 from cascade.sampling import prompt_table
 from cascade.stage import read_stage_config

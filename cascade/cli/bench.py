@@ -65,7 +65,7 @@ def stages(
     ),
 ) -> None:
     """Time a bundle's engines beside PyTorch's and diffusers' networks with the same weights."""
-    from cascade.cli.sample import usable_device
+    from cascade.environment import usable_device
     from cascade.progress import progress_bar, stage_steps
     from cascade_export.bench import BenchSettings, bench_stages
     from cascade_export.bench_report import bench_tables, write_bench

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from cascade.cli.values import name, path
 from cascade.config.encoder import EncoderModeName
 from cascade.errors import UserError
 
@@ -17,12 +18,20 @@ EngineName = Literal["torch", "onnxruntime", "openvino", "tensorrt", "tensorrt-r
 Bundle = Annotated[
     Path | None,
     typer.Option(
-        help="A folder made by 'cascade export', in place of a cascade.", rich_help_panel=_PANEL
+        parser=path,
+        metavar="FOLDER",
+        help="A folder made by 'cascade export', in place of a cascade.",
+        rich_help_panel=_PANEL,
     ),
 ]
 Subject = Annotated[
     str | None,
-    typer.Option(help="One of the bundle's fine-tunes.", rich_help_panel=_PANEL),
+    typer.Option(
+        parser=name,
+        metavar="NAME",
+        help="One of the bundle's fine-tunes.",
+        rich_help_panel=_PANEL,
+    ),
 ]
 Engine = Annotated[
     EngineName | None,
@@ -92,6 +101,6 @@ def refuse_without_bundle(**given: object) -> None:
     Raises:
         UserError: one is given.
     """
-    for name, value in given.items():
+    for flag, value in given.items():
         if value:
-            raise UserError(f"--{name.replace('_', '-')} belongs to a bundle; give --bundle too.")
+            raise UserError(f"--{flag.replace('_', '-')} belongs to a bundle; give --bundle too.")

@@ -6,7 +6,6 @@ from typing import Annotated, Literal
 
 import typer
 
-from cascade.cli.sample import usable_device
 from cascade.cli.text import EncoderMode
 from cascade.config.stage import TextConfig
 from cascade.errors import UserError
@@ -78,6 +77,7 @@ def embed(
     """
     from itertools import chain
 
+    from cascade.environment import usable_device
     from cascade.text.captions import read_captions
     from cascade.text.embed import Share, fill
 

@@ -1,6 +1,5 @@
 """`cascade sample`: pictures from prompts."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -18,8 +17,11 @@ from cascade.cli.bundle import (
     refuse_without_bundle,
 )
 from cascade.cli.text import Embeddings, EncoderMode
-from cascade.config.stage import AugmentationLevel, Precision, SamplerConfig
+from cascade.cli.values import name, path
+from cascade.config.stage import Precision
 from cascade.errors import UserError
+from cascade.request import MOST_AT_ONCE, MOST_PICTURES, Asked, Request
+from cascade.scales import MOST_SIDE, scales
 
 SamplerName = Literal["ancestral", "ddim", "dpmpp_2m", "heun"]
 
@@ -31,12 +33,29 @@ def sample(
     ],
     output: Annotated[
         Path,
-        typer.Option("--output", "-o", help="Folder that gets the pictures.", show_default=False),
-    ],
-    cascade: Annotated[
-        str | None, typer.Option(help="A cascade folder; 'mini' if neither this nor a bundle.")
+        typer.Option(
+            "--output",
+            "-o",
+            parser=path,
+            metavar="FOLDER",
+            help="Gets the pictures; those there are never replaced.",
+        ),
+    ] = Path("pictures"),
+    negative_prompt: Annotated[
+        str | None,
+        typer.Option(help="What to lead away from, in place of the unconditional text."),
     ] = None,
-    num_images: Annotated[int, typer.Option(min=1, help="Pictures of each prompt.")] = 4,
+    cascade: Annotated[
+        str | None,
+        typer.Option(
+            parser=name,
+            metavar="FOLDER",
+            help="A cascade folder; 'mini' if neither this nor a bundle.",
+        ),
+    ] = None,
+    num_images: Annotated[
+        int, typer.Option(min=1, max=MOST_PICTURES, help="Pictures of each prompt.")
+    ] = 4,
     seed: Annotated[int, typer.Option(help="Seed of the first picture; the next count up.")] = 0,
     sampler: Annotated[
         SamplerName | None, typer.Option(help="Replace the checkpoint's sampler (all stages).")
@@ -61,12 +80,18 @@ def sample(
         float | None,
         typer.Option(min=0, max=1, help="Augmentation level of super-resolution, in [0, 1]."),
     ] = None,
-    last_stage: Annotated[str | None, typer.Option(help="Stop after this stage.")] = None,
+    last_stage: Annotated[
+        str | None, typer.Option(parser=name, metavar="NAME", help="Stop after this stage.")
+    ] = None,
     size: Annotated[
         int | None,
-        typer.Option(min=1, help="Use the last stage again until pictures are this wide."),
+        typer.Option(
+            min=1, max=MOST_SIDE, help="Use the last stage again until pictures are this wide."
+        ),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures worked on at once.")] = 8,
+    batch_size: Annotated[
+        int, typer.Option(min=1, max=MOST_AT_ONCE, help="Pictures worked on at once.")
+    ] = 8,
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda, ...; the GPU if there is one.")
     ] = None,
@@ -86,11 +111,29 @@ def sample(
 ) -> None:
     """Draw pictures: a PNG per picture and stage, and a grid.
 
-    A picture is a function of its prompt and its seed, whatever else is drawn beside it.
+    A picture is a function of its prompt, its seed and its settings; what is drawn beside it moves
+    about one value in ten thousand, by one grey level. Each batch is written when it is drawn,
+    and the same command goes on where it was stopped.
     """
+    from cascade.environment import usable_device
+    from cascade.files import require_writable
     from cascade.gallery import draw_to_folder
-    from cascade.pipeline import Cascade
+    from cascade.pipeline import Opened
 
+    asked: Asked = {
+        "negative_prompts": negative_prompt,
+        "sampler": sampler,
+        "steps": steps,
+        "timesteps": timesteps,
+        "guidance": guidance,
+        "precision": precision,
+        "noise_level": noise_level,
+        "last_stage": last_stage,
+        "batch_size": batch_size,
+    }
+    seeds = range(seed, seed + num_images)
+    prompts = [text for text in prompt for _ in seeds]
+    require_writable(output)
     if bundle is None:
         refuse_without_bundle(
             subject=subject,
@@ -100,12 +143,11 @@ def sample(
             compile=compiled,
             max_memory=max_memory,
         )
-        loaded = Cascade.load(
-            cascade or "mini",
-            usable_device(device),
-            embeddings=embeddings,
-            encoder_mode=encoder_mode,
-        )
+        where = usable_device(device)
+        opened = Opened.at(cascade or "mini", embeddings=embeddings)
+        stages = scales(opened.configs, size or opened.configs[-1].size)
+        request = Request.of(stages, prompts, [*seeds] * len(prompt), asked)
+        loaded = opened.load(where, encoder_mode).enlarged(stages[-1].size)
     elif cascade is not None:
         raise UserError("A bundle holds its own cascade; leave --cascade or --bundle out.")
     elif precision is not None:
@@ -128,66 +170,13 @@ def sample(
             embeddings=embeddings,
             encoder_mode=encoder_mode,
         )
-    if size is not None:
-        loaded = loaded.enlarged(size)
+        request = Request.of(loaded.configs, prompts, [*seeds] * len(prompt), asked)
     if kernels != "auto":
         for stage in loaded.stages:
             stage.set_backend(kernels)
-    samplers: dict[str, SamplerConfig] = {}
-    levels: dict[str, AugmentationLevel] = {}
-    changes = {"name": sampler, "steps": steps, "guidance": guidance, "precision": precision}
-    given: dict[str, object] = {key: value for key, value in changes.items() if value is not None}
-    if steps is not None:
-        given["timesteps"] = None
-    lists = _timesteps(timesteps, steps, len(loaded.stages))
-    for stage, listed in zip(loaded.stages, lists, strict=True):
-        name = stage.config.name
-        change = given if listed is None else given | {"timesteps": listed}
-        samplers[name] = SamplerConfig.parse(
-            stage.config.sampler.model_dump() | change, "the command's flags"
-        )
-        if noise_level is not None and stage.config.low_res is not None:
-            levels[name] = AugmentationLevel(value=noise_level)
-    path = draw_to_folder(
-        loaded,
-        prompt,
-        range(seed, seed + num_images),
-        output,
-        samplers=samplers,
-        levels=levels,
-        last_stage=last_stage,
-        batch_size=batch_size,
-    )
-    typer.echo(f"The grid is {path}.")
-
-
-def _timesteps(names: Sequence[str] | None, steps: int | None, stages: int) -> Sequence[str | None]:
-    """The named list of each stage, or None where its other settings hold."""
-    if not names:
-        return [None] * stages
-    if steps is not None:
-        raise UserError("--steps and --timesteps both say how to sample; give one of them.")
-    if len(names) not in (1, stages):
-        raise UserError(
-            f"There are {len(names)} lists of timesteps for {stages} stages; give one for all, or "
-            "one for each."
-        )
-    return names if len(names) == stages else [names[0]] * stages
-
-
-def usable_device(name: str | None) -> str:
-    """The device of this name, or the GPU where there is one.
-
-    Raises:
-        UserError: there is no such device.
-    """
-    import torch
-
-    if name is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:  # a torch without CUDA asserts that it has it
-        reason = str(error).splitlines()[0]
-        raise UserError(f"There is no device '{name}' ({reason}); give 'cpu'.") from None
-    return name
+    gallery = draw_to_folder(loaded, request, output, columns=num_images)
+    if gallery.kept:
+        typer.echo(f"{gallery.kept} of {gallery.pictures} pictures were there already.")
+    if gallery.shown < gallery.pictures:
+        typer.echo(f"The grid shows {gallery.shown} of {gallery.pictures} pictures.")
+    typer.echo(f"The grid is {gallery.grid}.")

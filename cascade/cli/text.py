@@ -5,11 +5,14 @@ from typing import Annotated
 
 import typer
 
+from cascade.cli.values import path
 from cascade.config.encoder import EncoderModeName, encoder_mode
 
 Embeddings = Annotated[
     Path | None,
     typer.Option(
+        parser=path,
+        metavar="FOLDER",
         help="A store made by 'cascade embed', used instead of the text encoder.",
         rich_help_panel="Text",
     ),

@@ -32,6 +32,11 @@ class PromptEncoder(Protocol):
         """`D`, the width of the embeddings."""
         ...
 
+    @property
+    def digest(self) -> str:
+        """Tells apart what gives other embeddings: weights, vocabulary, how they are held."""
+        ...
+
     def embed(
         self, prompts: Sequence[str], max_length: int, cleaning: Cleaning, masked: bool = True
     ) -> TextEmbedding:

@@ -125,6 +125,11 @@ class EmbeddingStore:
         """`D`, the width of the embeddings."""
         return self.conventions.width
 
+    @property
+    def digest(self) -> str:
+        """Of everything that its embeddings were made with."""
+        return hashlib.sha256(self.conventions.key("")).hexdigest()
+
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of the encoder that made it."""

@@ -78,6 +78,11 @@ class TextEncoder:
         return self.files.width
 
     @property
+    def digest(self) -> str:
+        """Of the weights and the vocabulary, and how the weights are held."""
+        return f"{self.files.model_digest} {self.files.tokenizer_digest} {self.mode}"
+
+    @property
     def device(self) -> torch.device:
         """Where the encoder runs."""
         return self._model.get_parameter("embed_tokens.weight").device

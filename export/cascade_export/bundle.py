@@ -160,7 +160,10 @@ class Bundle:
         files = self.files(subject)
         kind = engine or self.manifest.engine
         engines = open_engines(kind, files, device, options, max_memory)
-        return [Stage(part.config, each) for part, each in zip(files, engines, strict=True)]
+        return [
+            Stage(part.config, each, f"{kind} {part.origin}")
+            for part, each in zip(files, engines, strict=True)
+        ]
 
     def check_weights(self, weights: Weights) -> None:
         """Prove a weights file against its size and hash.

@@ -249,13 +249,54 @@ def test_a_full_disk(dreambooth: Refusal, tmp_path: Path, monkeypatch: pytest.Mo
 def test_sampling(refused: Refusal, tiny_cascade: Path, tmp_path: Path) -> None:
     common = ("sample", "--cascade", tiny_cascade, "--prompt", "a dog", "--output")
     (tmp_path / "file").write_text("mine")
-    assert "file is a file" in refused(*common, tmp_path / "file")
+    assert "Nothing can be written into" in refused(*common, tmp_path / "file")
     told = refused(*common, tmp_path / "out", "--last_stage", "sr64")
     assert "no stage 'sr64'; it has base16, sr32" in told
     for device in ("graphics", "cuda:99"):
         told = refused(*common, tmp_path / "out", "--device", device)
         assert f"There is no device '{device}'" in told
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        *(
+            ((f"--{flag}", value), f"Invalid value for '--{flag}': It is empty")
+            for flag in ("cascade", "last-stage", "bundle", "embeddings", "subject")
+            for value in ("", " ")
+        ),
+        (("--output", ""), "Invalid value for '--output' / '-o': It is empty"),
+        (("--num-images", 10**8), "Invalid value for '--num-images'"),
+        (("--batch-size", 10**6), "Invalid value for '--batch-size'"),
+        (("--size", 16384), "Invalid value for '--size'"),
+        (("--size", 100), "makes pictures of 16, 32, 64, 128 pixels"),
+        (("--timesteps", "fast28"), "there is no list 'fast28'"),
+        (("--guidance", "nan"), "Invalid value for '--guidance'"),
+        (("--guidance", "inf"), "sampler.guidance"),
+        (("--negative-prompt", "a cat", "--guidance", 1), "a negative prompt does nothing"),
+        (("--last-stage", "sr64"), "no stage 'sr64'"),
+        (("--device", "meta"), "There is no device 'meta'"),
+        (("--output", "/dev/null/pictures"), "Nothing can be written into /dev/null/pictures"),
+    ],
+)
+def test_what_cannot_be_drawn_is_told_before_weights_are_loaded(
+    command: Command,
+    tiny_cascade: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    flags: tuple[object, ...],
+    message: str,
+) -> None:
+    def load(*_: object) -> None:
+        raise AssertionError("weights were loaded")
+
+    monkeypatch.setattr("cascade.pipeline.Opened.load", load)
+    monkeypatch.chdir(tmp_path)
+    done = command("sample", "--cascade", tiny_cascade, "--prompt", "a dog", *flags)
+    assert done.status == 2
+    assert message in " ".join(done.err.split())
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture

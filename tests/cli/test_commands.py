@@ -16,8 +16,8 @@ import pytest
 from PIL import Image
 
 from cascade.cli.recipe import PATHS, recipe_from_flags
-from cascade.cli.sample import usable_device
 from cascade.config.dreambooth import RECIPES, DreamBoothConfig
+from cascade.environment import usable_device
 from cascade.stage import Stage
 from cascade.text import Tokenizer, check_identifier
 
@@ -144,6 +144,22 @@ def test_sample_s_flags_reach_the_sampler(
     assert stopped.status == 0
     assert pixels(tmp_path / "base" / "base16" / "00-0.png") == plain["base16"]
     assert not (tmp_path / "base" / "sr32").exists()
+
+
+def test_pictures_of_another_call_stay_and_the_same_call_draws_nothing(
+    command: Command, tiny_cascade: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # without --output they go into `pictures`
+    common = ("sample", "--cascade", tiny_cascade, "--num_images", 2, "--prompt")
+    assert command(*common, "a dog").status == 0
+    before = {path: path.read_bytes() for path in sorted((tmp_path / "pictures").rglob("*.png"))}
+    assert len(before) == 5
+    other = command(*common, "a dog", "--negative_prompt", "a cat")
+    assert "The grid is pictures/grid-1.png" in other.out
+    assert "2 of 2 pictures were there already." in command(*common, "a dog").out
+    after = {path: path.read_bytes() for path in (tmp_path / "pictures").rglob("*.png")}
+    assert after.items() > before.items()
+    assert len(after) == 10
 
 
 def test_a_number_of_steps_replaces_a_checkpoint_s_list(

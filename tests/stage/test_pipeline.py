@@ -77,10 +77,12 @@ def test_samplers_and_levels_are_by_stage(cascade: Cascade) -> None:
 def test_progress_counts_steps_of_all_batches(cascade: Cascade) -> None:
     seen: list[tuple[str, int, int]] = []
     cascade.sample("a dog", [0, 1, 2], batch_size=2, on_step=lambda *step: seen.append(step))
-    # Two batches of three steps, then two of two.
+    # Each batch goes through both stages: three steps and two.
     assert seen == [
-        *(("base16", done, 6) for done in range(1, 7)),
-        *(("sr32", done, 4) for done in range(1, 5)),
+        *(("base16", done, 6) for done in range(1, 4)),
+        *(("sr32", done, 4) for done in range(1, 3)),
+        *(("base16", done, 6) for done in range(4, 7)),
+        *(("sr32", done, 4) for done in range(3, 5)),
     ]
 
 

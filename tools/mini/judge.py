@@ -17,8 +17,7 @@ import typer
 from rich.console import Console
 
 from cascade.cli.mistakes import answer
-from cascade.cli.sample import usable_device
-from cascade.environment import environment
+from cascade.environment import environment, usable_device
 from cascade.errors import UserError
 from cascade.evaluate.judge import Judge
 from cascade.evaluate.stored import to_floats

@@ -26,9 +26,9 @@ import typer
 from rich.console import Console
 
 from cascade.cli.mistakes import answer
-from cascade.cli.sample import SamplerName, usable_device
+from cascade.cli.sample import SamplerName
 from cascade.config.stage import Precision, SamplerConfig
-from cascade.environment import environment
+from cascade.environment import environment, usable_device
 from cascade.evaluate.judge import FOLDER, Judge
 from cascade.evaluate.stored import OnDone
 from cascade.files import write_bytes

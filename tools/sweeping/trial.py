@@ -12,10 +12,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from cascade.cli.sample import usable_device
 from cascade.config.dreambooth import DreamBoothConfig
 from cascade.config.stage import SubjectConfig
 from cascade.dreambooth.personalise import personalise
+from cascade.environment import usable_device
 from cascade.evaluate.features import EfficientNetLite0
 from cascade.evaluate.subject import Drawn, SubjectScores, ceiling, of_the_way, score_subject
 from cascade.pipeline import Cascade

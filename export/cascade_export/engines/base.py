@@ -119,6 +119,11 @@ class StageFiles:
     islands: tuple[str, ...] = ()
     plan: Path | None = None
 
+    @property
+    def origin(self) -> str:
+        """What its answers depend on, by hashes."""
+        return f"{self.precision} {self.graph.sha256} {self.weights_sha256}"
+
     def with_weights(self, weights: Path) -> "StageFiles":
         """The same stage with the weights of another fine-tune.
 
