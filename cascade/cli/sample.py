@@ -16,6 +16,7 @@ from cascade.cli.bundle import (
     load_bundle,
     refuse_without_bundle,
 )
+from cascade.cli.mistakes import goes_on
 from cascade.cli.text import Embeddings, EncoderMode
 from cascade.cli.values import name, path
 from cascade.config.stage import Precision
@@ -174,7 +175,8 @@ def sample(
     if kernels != "auto":
         for stage in loaded.stages:
             stage.set_backend(kernels)
-    gallery = draw_to_folder(loaded, request, output, columns=num_images)
+    with goes_on():
+        gallery = draw_to_folder(loaded, request, output, columns=num_images)
     if gallery.kept:
         typer.echo(f"{gallery.kept} of {gallery.pictures} pictures were there already.")
     if gallery.shown < gallery.pictures:

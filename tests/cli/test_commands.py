@@ -18,6 +18,7 @@ from PIL import Image
 from cascade.cli.recipe import PATHS, recipe_from_flags
 from cascade.config.dreambooth import RECIPES, DreamBoothConfig
 from cascade.environment import usable_device
+from cascade.pipeline import Cascade
 from cascade.stage import Stage
 from cascade.text import Tokenizer, check_identifier
 
@@ -160,6 +161,32 @@ def test_pictures_of_another_call_stay_and_the_same_call_draws_nothing(
     after = {path: path.read_bytes() for path in (tmp_path / "pictures").rglob("*.png")}
     assert after.items() > before.items()
     assert len(after) == 10
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_sampling_that_is_stopped_keeps_its_pictures(
+    command: Command,
+    tiny_cascade: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals,
+) -> None:
+    draw = Cascade.draw
+
+    def stopped(self: Cascade, *arguments: Any) -> Any:
+        yield next(draw(self, *arguments))
+        signal.raise_signal(number)
+
+    common = ("sample", "--cascade", tiny_cascade, "--prompt", "a dog", "-o", tmp_path / "out")
+    with monkeypatch.context() as patch:
+        patch.setattr(Cascade, "draw", stopped)
+        done = command(*common, "--batch_size", 2)
+    assert done.status == 130
+    assert "the same command goes on from here" in done.err
+    assert len(list(tmp_path.rglob("*.png"))) == 4
+    again = command(*common, "--batch_size", 2)
+    assert "2 of 4 pictures were there already." in again.out
+    assert len(list(tmp_path.rglob("*.png"))) == 9
 
 
 def test_a_number_of_steps_replaces_a_checkpoint_s_list(
