@@ -30,6 +30,7 @@ from cascade.model.memory import (
 )
 from cascade.model.precision import convolves_bf16, in_bf16
 from cascade.pipeline import cascade_folder, read_manifest
+from cascade.quiet import quiet
 from cascade.stage import read_stage_config, skeleton, weight_shapes
 from cascade.text.files import EncoderFiles
 
@@ -204,7 +205,8 @@ def encoder_bytes(shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
 
 
 def _xxl_shapes() -> dict[str, torch.Size]:
-    from transformers import T5Config, T5EncoderModel
+    with quiet():
+        from transformers import T5Config, T5EncoderModel
 
     config = T5Config(
         d_model=_XXL,

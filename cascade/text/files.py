@@ -11,15 +11,19 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import T5Config
 
 from cascade.errors import UserError
+from cascade.files import read_json
+from cascade.quiet import quiet
 from cascade.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from transformers import T5Config
 
 EMBEDDINGS: Final = "embed_tokens.weight"
 _ALIASES: Final = {"shared.weight": EMBEDDINGS}  # a whole T5 shares them with its decoder
@@ -33,13 +37,13 @@ class EncoderFiles:
 
     Attributes:
         folder: the encoder's folder.
-        config: of the T5.
+        values: the T5's configuration.
         vocabulary: the tokenizer's `spiece.model`.
         places: a weight's name inside the encoder -> its name in a file, and the file.
     """
 
     folder: Path
-    config: T5Config
+    values: Mapping[str, Any]
     vocabulary: Path
     places: Mapping[str, tuple[str, Path]]
 
@@ -51,8 +55,21 @@ class EncoderFiles:
             UserError: one is missing or damaged.
         """
         vocabulary = find_vocabulary(folder)
-        config = _read_config(folder)
-        return cls(folder, config, vocabulary, _places(folder))
+        return cls(folder, _read_config(folder), vocabulary, _places(folder))
+
+    @cached_property
+    def config(self) -> "T5Config":
+        """The T5's configuration.
+
+        Raises:
+            UserError: a value is none of a T5's.
+        """
+        with quiet():
+            from transformers import T5Config
+        try:
+            return T5Config.from_dict(dict(self.values))
+        except (ValueError, TypeError, AttributeError) as error:
+            raise unreadable(self.folder, error) from error
 
     @property
     def width(self) -> int:
@@ -149,18 +166,15 @@ def unreadable(folder: Path, error: Exception) -> UserError:
     )
 
 
-def _read_config(folder: Path) -> T5Config:
+def _read_config(folder: Path) -> Mapping[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         raise UserError(f"There is no config.json in {folder}; fetch the encoder again.")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        kind = values.get("model_type")
-        if kind != "t5":
-            raise UserError(f"{path} is the configuration of a '{kind}'; give the folder of a T5.")
-        return T5Config.from_dict(values)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise unreadable(folder, error) from error
+    values = read_json(path, "fetch the encoder again")
+    kind = values.get("model_type")
+    if kind != "t5":
+        raise UserError(f"{path} is the configuration of a '{kind}'; give the folder of a T5.")
+    return values
 
 
 def _places(folder: Path) -> dict[str, tuple[str, Path]]:

@@ -11,9 +11,9 @@ from typing import Any, Final, Literal, TypeAlias, TypeGuard
 
 import torch
 from torch import Tensor, nn
-from transformers import T5EncoderModel
 
 from cascade.errors import UserError
+from cascade.quiet import quiet
 from cascade.text.files import EMBEDDINGS, EncoderFiles
 
 EncoderMode: TypeAlias = Literal["auto", "float32", "bfloat16", "int8", "layerwise"]
@@ -97,6 +97,8 @@ def skeleton(files: EncoderFiles) -> nn.Module:
     Raises:
         UserError: weights are missing, of other shapes, or fewer than the vocabulary's pieces.
     """
+    with quiet():
+        from transformers import T5EncoderModel
     with torch.device("meta"):
         model: nn.Module = T5EncoderModel(files.config).encoder
     held = files.shapes()
@@ -174,7 +176,8 @@ def _keep_in_file(
 
 def _require_torchao() -> None:
     try:
-        import torchao  # noqa: F401
+        with quiet():
+            import torchao  # noqa: F401
     except ImportError:
         raise UserError(
             "The encoder mode 'int8' needs the package torchao; install it with "

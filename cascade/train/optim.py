@@ -12,6 +12,7 @@ from torch.optim import Adafactor, AdamW, Optimizer
 
 from cascade.config.train import OptimizerConfig
 from cascade.errors import UserError
+from cascade.quiet import quiet
 
 
 def check_optimizer(config: OptimizerConfig) -> None:
@@ -75,7 +76,8 @@ def _adamw_8bit(config: OptimizerConfig, compiled: bool) -> Callable[..., Optimi
     A U-Net has dozens, at seconds each, so that only a run that is compiled anyway does it.
     """
     check_optimizer(config)
-    from torchao.optim import AdamW8bit
+    with quiet():
+        from torchao.optim import AdamW8bit
 
     class EagerAdamW8bit(AdamW8bit):  # type: ignore[misc]  # published without types
         def step(self, closure: Callable[[], float] | None = None) -> float | None:

@@ -6,9 +6,10 @@ choose differently would add in different orders (NVIDIA/Megatron-LM#6966).
 """
 
 import os
+from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -56,6 +57,17 @@ INTERPRETED = "sm_90"  # the table of a CPU, on which only Triton's interpreter 
 # hold as constants.
 _Routes = tuple[tuple[tuple[tuple[str, int], ...], bool | None, bool], ...]
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def _constant(function: _Function) -> _Function:
+    """Have a compiler call the function once and hold its result.
+
+    As `torch.compiler.assume_constant_result`, which for this one mark imports all of the compiler:
+    two seconds of every command.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 def fused(op: str, x: Tensor, backend: Backend, training: bool, **shape: int) -> bool:
@@ -142,7 +154,7 @@ def _routed(op: str, device: torch.device, training: bool, shape: dict[str, int]
     return False
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@_constant
 def obstacle(device: torch.device, dtype: torch.dtype) -> str:
     """Say why no kernel can run on tensors of a device and type; empty where they can."""
     if dtype not in _DTYPES:
@@ -161,7 +173,7 @@ def obstacle(device: torch.device, dtype: torch.dtype) -> str:
     return ""
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@_constant
 def _routes(op: str, device: torch.device) -> _Routes:
     """The measured routes of an operation on a CUDA device.
 
