@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cascade.config.base import read_toml
+from cascade.config.folders import cascade_folder, is_pipeline, read_manifest, read_stage_config
 from cascade.config.stage import (
     AugmentationLevel,
     Precision,
@@ -20,7 +21,7 @@ from cascade.config.stage import (
 )
 from cascade.config.train import PretrainConfig
 from cascade.errors import UserError
-from cascade.formats.deepfloyd import is_pipeline, read_stage
+from cascade.formats.deepfloyd import read_stage
 from cascade.model.memory import (
     FLOAT32,
     OptimizerName,
@@ -29,9 +30,8 @@ from cascade.model.memory import (
     training_bytes,
 )
 from cascade.model.precision import convolves_bf16, in_bf16
-from cascade.pipeline import cascade_folder, read_manifest
 from cascade.quiet import quiet
-from cascade.stage import read_stage_config, skeleton, weight_shapes
+from cascade.stage import skeleton, weight_shapes
 from cascade.text.files import EncoderFiles
 
 _XXL = 4096

@@ -6,7 +6,6 @@ Shapes: `B` pictures, `C H W` pixels in [-1, 1].
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from importlib.resources import files
 from pathlib import Path
 from typing import Unpack
 
@@ -16,6 +15,13 @@ from rich.console import Console
 from rich.text import Text
 from torch import Tensor
 
+from cascade.config.folders import (
+    BUNDLED,
+    cascade_folder,
+    is_pipeline,
+    read_manifest,
+    read_stage_config,
+)
 from cascade.config.stage import (
     MANIFEST,
     CascadeManifest,
@@ -24,19 +30,16 @@ from cascade.config.stage import (
 from cascade.data.images import to_pil
 from cascade.environment import usable_device
 from cascade.errors import UserError
-from cascade.files import read_json
-from cascade.formats.deepfloyd import is_pipeline, load_stage, read_pipelines
+from cascade.formats.deepfloyd import load_stage, read_pipelines
 from cascade.request import Asked, Request, place_of
 from cascade.sampling import OnStep, prompt_table, sample_stage
 from cascade.scales import scales
-from cascade.stage import Stage, read_stage_config
+from cascade.stage import Stage
 from cascade.text.files import EncoderFiles
 from cascade.text.modes import EncoderMode
 from cascade.text.prompts import PromptEncoder, PromptTable
 from cascade.text.source import open_text, ready
 from cascade.text.store import EmbeddingStore
-
-BUNDLED = ("mini",)
 
 
 @dataclass(frozen=True)
@@ -276,41 +279,6 @@ def check_chain(stages: Sequence[StageConfig], width: int, folder: Path) -> None
                 f"the encoder's is {width}; use the encoder that belongs to the stages."
             )
         made = stage.size
-
-
-def cascade_folder(path: Path | str) -> Path:
-    """The folder of a cascade given by path or by the name of one that ships with the project.
-
-    Raises:
-        UserError: there is none.
-    """
-    if str(path) in BUNDLED and not (Path(path) / MANIFEST).is_file():
-        return Path(str(files("cascade") / "zoo" / str(path)))
-    folder = Path(path)
-    if not folder.is_dir():
-        raise UserError(
-            f"There is no cascade at {path}; give the folder of one, or '{BUNDLED[0]}'."
-        )
-    return folder
-
-
-def read_manifest(folder: Path) -> CascadeManifest:
-    """Read a cascade folder's `cascade.json`.
-
-    Raises:
-        UserError: it is missing or damaged.
-    """
-    if is_pipeline(folder) and not (folder / MANIFEST).is_file():
-        raise UserError(
-            f"{folder} is a diffusers pipeline; make a cascade of it first: cascade import "
-            f"--from {folder} --output CASCADE."
-        )
-    if not (folder / MANIFEST).is_file():
-        raise UserError(
-            f"{folder} is no cascade: it has no {MANIFEST}; a run that was cut short lacks it "
-            "until it is started again and ends."
-        )
-    return CascadeManifest.parse(read_json(folder / MANIFEST), str(folder / MANIFEST))
 
 
 @cache

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from cascade.config.folders import read_stage_config
 from cascade.config.stage import AugmentationLevel, LowResConfig, SamplerConfig, StageConfig
 from cascade.diffusion.denoiser import Conditioning, Denoised, Denoiser, Network
 from cascade.diffusion.guidance import Threshold, guided
@@ -20,7 +21,7 @@ from cascade.diffusion.noise import LowResolution, Noise, level_from_variance
 from cascade.diffusion.samplers import ancestral, ddim, dpmpp_2m, heun, initial
 from cascade.diffusion.schedule import make_schedule, sigmas
 from cascade.errors import UserError
-from cascade.files import read_json, write_bytes
+from cascade.files import write_bytes
 from cascade.model.backend import set_backend
 from cascade.model.precision import autocast, tell_if_slow
 from cascade.model.unet import UNet
@@ -258,15 +259,6 @@ class Stage:
             end = sampler.name != "dpmpp_2m"
             timesteps = self.schedule.spaced(sampler.steps, sampler.spacing, end)
         return sigmas(self.schedule, timesteps)
-
-
-def read_stage_config(folder: Path) -> StageConfig:
-    """Read a stage folder's `config.json`.
-
-    Raises:
-        UserError: the file is missing or is not a stage's configuration.
-    """
-    return StageConfig.parse(read_json(folder / "config.json"), str(folder / "config.json"))
 
 
 def weight_shapes(path: Path) -> dict[str, tuple[int, ...]]:

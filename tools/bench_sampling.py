@@ -25,13 +25,14 @@ from rich.console import Console
 from torch import Tensor
 
 from cascade.cli.mistakes import answer
+from cascade.config.folders import cascade_folder, read_manifest
 from cascade.config.stage import MANIFEST, CascadeManifest, SamplerConfig, StageConfig
 from cascade.diffusion.noise import Noise, derive_seed
 from cascade.environment import environment
 from cascade.files import write_bytes
 from cascade.formats.encoder import write_encoder
 from cascade.formats.export import export_cascade
-from cascade.pipeline import Cascade, cascade_folder, read_manifest
+from cascade.pipeline import Cascade
 from cascade.sampling import prompt_table, sample_stage
 from cascade.stage import Stage
 from cascade.text.files import EncoderFiles

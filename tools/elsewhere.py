@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
+from cascade.config.folders import cascade_folder
 from cascade.config.stage import SubjectConfig
 from cascade.data.images import to_tensors
 from cascade.data.saliency import U2NetP
@@ -16,7 +17,7 @@ from cascade.evaluate.features import FeatureExtractor
 from cascade.evaluate.judge import FOLDER, Judge
 from cascade.evaluate.metrics import self_similarity, subject_similarity
 from cascade.evaluate.subject import of_the_way
-from cascade.pipeline import Cascade, Pictures, cascade_folder
+from cascade.pipeline import Cascade, Pictures
 from cascade.progress import progress_bar, stage_steps
 from kinds import BEFORE
 

@@ -23,11 +23,11 @@ from rich.console import Console
 
 from cascade.cli.mistakes import answer
 from cascade.config.dreambooth import RECIPES
+from cascade.config.folders import cascade_folder, read_manifest
 from cascade.data.images import read_photos, write_png
 from cascade.environment import environment
 from cascade.errors import UserError
 from cascade.files import write_bytes
-from cascade.pipeline import cascade_folder, read_manifest
 from subjects import nouns_of
 from sweeping.knobs import Part, Settings, Table, coordinates, cross
 from sweeping.ledger import Ledger

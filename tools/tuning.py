@@ -6,14 +6,14 @@ from itertools import pairwise
 from pathlib import Path
 
 from cascade.config.dreambooth import DreamBoothConfig
+from cascade.config.folders import cascade_folder, read_manifest, read_stage_config
 from cascade.config.stage import StageConfig
 from cascade.dreambooth.drawn import default_folder
 from cascade.dreambooth.kinds import draw, drawings
 from cascade.dreambooth.plan import all_prompts, make_plan
 from cascade.environment import usable_device
-from cascade.pipeline import Cascade, cascade_folder, read_manifest
+from cascade.pipeline import Cascade
 from cascade.sampling import prompt_table
-from cascade.stage import read_stage_config
 from cascade.text.source import ready
 from cascade.train.distributed import processes
 

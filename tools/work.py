@@ -7,10 +7,10 @@ from pathlib import Path
 from PIL import Image
 
 from cascade.config.dreambooth import RECIPES, Recipe
+from cascade.config.folders import cascade_folder, read_manifest
 from cascade.data.images import Photos, read_photos
 from cascade.dreambooth.masks import mask_beside
 from cascade.files import write_bytes
-from cascade.pipeline import cascade_folder, read_manifest
 
 
 @dataclass(frozen=True)

@@ -298,8 +298,8 @@ def dreambooth(
 
     launch = Launch.read()
 
+    from cascade.config.folders import cascade_folder, read_manifest
     from cascade.dreambooth.personalise import personalise
-    from cascade.pipeline import cascade_folder, read_manifest
 
     start = RECIPES[recipe or read_manifest(cascade_folder(cascade)).recipe]
     config = DreamBoothConfig(

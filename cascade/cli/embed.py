@@ -106,8 +106,7 @@ def embed(
 def _encoder_and_conventions(
     encoder: Path | None, cascade: str | None, changes: Mapping[str, object]
 ) -> tuple[Path, TextConfig]:
-    from cascade.pipeline import cascade_folder, read_manifest
-    from cascade.stage import read_stage_config
+    from cascade.config.folders import cascade_folder, read_manifest, read_stage_config
 
     if encoder is not None and cascade is None:
         return encoder, TextConfig.model_validate(changes)

@@ -70,8 +70,9 @@ def export_diffusers(
     The base loads as IFPipeline, super-resolution as IFSuperResolutionPipeline. Each folder's
     README.md says what to call the pipeline with.
     """
+    from cascade.config.folders import cascade_folder, read_manifest
     from cascade.formats.export import export_cascade
-    from cascade.pipeline import cascade_folder, print_licence, read_manifest
+    from cascade.pipeline import print_licence
     from cascade.progress import progress_bar, stage_steps
 
     source = cascade_folder(cascade)

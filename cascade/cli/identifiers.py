@@ -11,8 +11,7 @@ def identifiers(
     seed: Annotated[int, typer.Option(help="The draw is a function of it.")] = 0,
 ) -> None:
     """Find rare tokens that survive the cascade's own text cleaning and tokenizer."""
-    from cascade.pipeline import cascade_folder, read_manifest
-    from cascade.stage import read_stage_config
+    from cascade.config.folders import cascade_folder, read_manifest, read_stage_config
     from cascade.text.files import find_vocabulary
     from cascade.text.identifier import find_identifiers
     from cascade.text.tokenizer import Tokenizer

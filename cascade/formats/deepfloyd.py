@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from cascade.config.folders import is_pipeline
 from cascade.config.stage import CascadeManifest, StageConfig, TextConfig
 from cascade.config.unet import UNetConfig
 from cascade.errors import UserError
@@ -60,11 +61,6 @@ class Pipelines:
 
     manifest: CascadeManifest
     stages: tuple[PipelineStage, ...]
-
-
-def is_pipeline(folder: Path) -> bool:
-    """Whether this is a diffusers pipeline folder with a U-Net."""
-    return (folder / "unet" / "config.json").is_file()
 
 
 def read_pipelines(folders: Sequence[Path]) -> Pipelines:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cascade.config.folders import read_stage_config
 from cascade.config.stage import CascadeManifest, LowResConfig, StageConfig
 from cascade.diffusion.noise import level_from_variance
 from cascade.diffusion.schedule import make_schedule
@@ -20,7 +21,7 @@ from cascade.formats.keys import entries
 from cascade.formats.scheduler import noising_to_diffusers, scheduler_to_diffusers
 from cascade.formats.unet import unet_to_diffusers
 from cascade.formats.weights import STEM, Header, OnTensor, Weights, require_output, write_weights
-from cascade.stage import check_weights, read_stage_config, weight_shapes
+from cascade.stage import check_weights, weight_shapes
 from cascade.text.files import EncoderFiles
 
 # A stage's setting, the only value that diffusers' network and pipelines for IF have, and why.

@@ -12,6 +12,7 @@ from typing import Final
 
 from filelock import FileLock, Timeout
 
+from cascade.config.folders import RUN
 from cascade.config.stage import StageConfig
 from cascade.config.train import TrainConfig
 from cascade.errors import UserError
@@ -21,8 +22,6 @@ from cascade.text.files import EncoderFiles
 from cascade.text.store import EmbeddingStore
 from cascade.train.distributed import Processes
 
-RUN: Final = "run.json"
-"""What makes the run in a folder that run: everything its weights depend on."""
 _HOLDER: Final = ".running"
 _TOLD = 3  # differing settings that a refusal names
 

@@ -1,6 +1,6 @@
 """TensorRT's plans of a bundle: one for each stage, built into the bundle's own cache."""
 
-from cascade.stage import read_stage_config
+from cascade.config.folders import read_stage_config
 from cascade_export.build import obtain_plan, plan_fingerprint, stage_profile
 from cascade_export.bundle import Bundle
 from cascade_export.cache import PlanCache

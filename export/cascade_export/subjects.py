@@ -3,10 +3,11 @@
 import re
 from pathlib import Path
 
+from cascade.config.folders import read_stage_config
 from cascade.errors import UserError
 from cascade.files import write_bytes
 from cascade.pipeline import Cascade
-from cascade.stage import Stage, read_stage_config
+from cascade.stage import Stage
 from cascade_export.bundle import Bundle
 from cascade_export.exporting import text_identity
 from cascade_export.gate import Gate, OnPart, compare, proof_of

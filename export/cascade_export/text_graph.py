@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import T5Config
 from transformers.modeling_outputs import BaseModelOutput
 
+from cascade.files import read_json
 from cascade.text.files import EncoderFiles, find_vocabulary
 from cascade.text.t5 import TextEncoder
 from cascade_export.engines.base import EngineOptions
@@ -32,7 +32,7 @@ class GraphTextEncoder(TextEncoder):
 
     def __init__(self, folder: Path) -> None:
         check_device(_CPU, "fp32")
-        config = T5Config.from_json_file(folder / "config.json")
+        config = read_json(folder / "config.json")
         files = EncoderFiles(folder, config, find_vocabulary(folder), {})
         super().__init__(files, _Session(folder, files.width), "float32")
 

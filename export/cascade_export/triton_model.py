@@ -17,13 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.dlpack import from_dlpack
-from transformers import T5Config
 from transformers.modeling_outputs import BaseModelOutput
 
+from cascade.config.folders import read_manifest, read_stage_config
 from cascade.config.stage import CascadeManifest, SamplerConfig
 from cascade.errors import UserError
-from cascade.pipeline import Cascade, read_manifest
-from cascade.stage import Stage, read_stage_config
+from cascade.files import read_json
+from cascade.pipeline import Cascade
+from cascade.stage import Stage
 from cascade.text.files import EncoderFiles, find_vocabulary
 from cascade.text.prompts import PromptEncoder
 from cascade.text.source import open_text, ready
@@ -121,7 +122,7 @@ class RemoteTextEncoder(TextEncoder):
     """
 
     def __init__(self, folder: Path, remote: Remote) -> None:
-        config = T5Config.from_json_file(folder / "config.json")
+        config = read_json(folder / "config.json")
         files = EncoderFiles(folder, config, find_vocabulary(folder), {})
         super().__init__(files, _RemoteT5(remote), "float32")
 

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cascade.config.folders import read_stage_config
 from cascade.config.train import TrainConfig
 from cascade.errors import UserError
-from cascade.stage import read_stage_config
 from cascade.train.output import require_disk
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "mini-base64.toml"

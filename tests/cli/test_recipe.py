@@ -49,6 +49,7 @@ VALUES: dict[str, Any] = {
     "seed": 9,
     "checkpointing_steps": 77,
     "checkpoints_total_limit": 3,
+    "keep_checkpoints": True,
     "validation_steps": 55,
 }
 # What a flag sets besides its own path.

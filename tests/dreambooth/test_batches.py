@@ -8,11 +8,11 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
+from cascade.config.folders import read_stage_config
 from cascade.config.stage import StageConfig
 from cascade.data.images import resize, square, to_tensor
 from cascade.diffusion.noise import derive_seed
 from cascade.dreambooth.batches import DreamBoothSamples, Kind, made_small
-from cascade.stage import read_stage_config
 
 
 def _picture(seed: int, width: int = 48, height: int = 40) -> Image.Image:

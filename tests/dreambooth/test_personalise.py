@@ -12,14 +12,15 @@ from PIL import Image
 from rich.console import Console
 
 from cascade.config.dreambooth import DreamBoothConfig, Recipe
+from cascade.config.folders import read_manifest, read_stage_config
 from cascade.diffusion.noise import derive_seed
 from cascade.dreambooth import personalise as module
 from cascade.dreambooth.drawn import Drawing
 from cascade.dreambooth.personalise import personalise
 from cascade.errors import UserError
 from cascade.info import describe
-from cascade.pipeline import Cascade, read_manifest
-from cascade.stage import Stage, read_stage_config
+from cascade.pipeline import Cascade
+from cascade.stage import Stage
 from cascade.train.report import read_log
 
 Settings = Callable[..., DreamBoothConfig]

@@ -9,6 +9,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from cascade.config.dreambooth import SceneRowsConfig
+from cascade.config.folders import read_stage_config
 from cascade.config.stage import StageConfig
 from cascade.data.images import resize, to_tensor
 from cascade.dreambooth.batches import (
@@ -19,7 +20,6 @@ from cascade.dreambooth.batches import (
     pixel_weights,
 )
 from cascade.dreambooth.compose import Cutout, InScenes, cut_out, set_into
-from cascade.stage import read_stage_config
 
 SUBJECT = (200, 40, 20)
 SCENES = tuple(Image.new("RGB", (32, 32), (0, 0, 10 * number)) for number in range(6))

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from cascade.config.folders import read_stage_config
 from cascade.evaluate.enlargement import Pairs, fidelity, make_pairs, ssim
-from cascade.stage import read_stage_config
 
 
 class Levels:

@@ -12,9 +12,10 @@ from onnx import TensorProto, helper
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from cascade.config.folders import read_stage_config
 from cascade.config.stage import StageConfig
 from cascade.errors import UserError
-from cascade.stage import Stage, read_stage_config
+from cascade.stage import Stage
 from cascade_export.build import build_plan, plan_fingerprint, shapes, stage_profile
 from cascade_export.cache import Fingerprint, PlanCache
 from cascade_export.census import PlannedMemory, planned_memory, weights_in_plan

@@ -20,8 +20,8 @@ from onnx import TensorProto, helper
 from safetensors.torch import save_file
 from torch import Tensor
 
+from cascade.config.folders import read_stage_config
 from cascade.errors import UserError
-from cascade.stage import read_stage_config
 from cascade_export.build import builder_config
 from cascade_export.cache import BuildFacts, BuiltPlan, Fingerprint, PlanCache
 from cascade_export.census import PlannedMemory, WeightsFound

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from cascade.cli import main
-from cascade.pipeline import print_licence, read_manifest
+from cascade.config.folders import read_manifest
+from cascade.pipeline import print_licence
 
 
 @pytest.fixture

@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import torch
 
+from cascade.config.folders import read_manifest
 from cascade.config.stage import StageConfig, TextConfig
 from cascade.config.unet import UNetConfig
 from cascade.errors import UserError
 from cascade.formats.deepfloyd import LICENCE, load_stage, read_pipelines, read_stage
 from cascade.formats.settings import Settings
 from cascade.formats.unet import unet_from_diffusers, unet_to_diffusers
-from cascade.pipeline import Cascade, print_licence, read_manifest
+from cascade.pipeline import Cascade, print_licence
 
 PUBLISHED = ["if-i-m", "if-i-l", "if-i-xl", "if-ii-m", "if-ii-l"]
 Rewrite = Callable[..., None]

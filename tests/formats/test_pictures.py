@@ -11,12 +11,13 @@ from diffusers.pipelines.deepfloyd_if import pipeline_if, pipeline_if_superresol
 from diffusers.schedulers import scheduling_ddpm
 from torch import Tensor
 
+from cascade.config.folders import read_manifest
 from cascade.config.respacing import named_timesteps
 from cascade.diffusion.noise import Noise, derive_seed
 from cascade.formats.deepfloyd import read_pipelines
 from cascade.formats.export import export_cascade
 from cascade.formats.importing import import_cascade
-from cascade.pipeline import Cascade, read_manifest
+from cascade.pipeline import Cascade
 from cascade.text.t5 import TextEmbedding
 
 PROMPT = "a photo of a dog on the beach"

@@ -11,13 +11,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from cascade.config.folders import cascade_folder, read_manifest, read_stage_config
 from cascade.config.stage import AugmentationLevel, SubjectConfig
 from cascade.errors import UserError
 from cascade.formats.deepfloyd import LICENCE, load_stage, read_pipelines
 from cascade.formats.export import check_expressible, export_cascade, noise_level
 from cascade.formats.importing import import_cascade
-from cascade.pipeline import Cascade, cascade_folder, read_manifest
-from cascade.stage import Stage, read_stage_config
+from cascade.pipeline import Cascade
+from cascade.stage import Stage
 
 diffusers: Any = pytest.importorskip("diffusers")
 

@@ -248,3 +248,14 @@ def test_wish_is_traced(backend: dispatch.Backend, monkeypatch: pytest.MonkeyPat
     expected = torch.full((3, 5), 1.0 if backend == "triton" else 0.0)
     assert torch.equal(choose(torch.zeros(3, 5)), expected)
     torch.compiler.reset()
+
+
+def test_the_mark_of_a_constant_is_the_compilers_own() -> None:
+    def function() -> int:
+        return 1
+
+    def other() -> int:
+        return 1
+
+    official = torch.compiler.assume_constant_result(function)
+    assert vars(dispatch._constant(other)) == vars(official)

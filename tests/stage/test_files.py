@@ -9,10 +9,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from cascade.config.folders import read_stage_config
 from cascade.config.stage import StageConfig, SubjectConfig
 from cascade.errors import UserError
 from cascade.pipeline import Cascade
-from cascade.stage import Stage, check_weights, read_stage_config, weight_shapes
+from cascade.stage import Stage, check_weights, weight_shapes
 
 
 @pytest.fixture

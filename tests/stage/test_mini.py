@@ -6,9 +6,9 @@ import pytest
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
+from cascade.config.folders import cascade_folder, read_manifest, read_stage_config
 from cascade.config.train import PretrainConfig
-from cascade.pipeline import Cascade, Pictures, cascade_folder, read_manifest
-from cascade.stage import read_stage_config
+from cascade.pipeline import Cascade, Pictures
 
 # A share of the pictures' own spread. Unrelated pictures are 1.4 of it apart, equal ones 0, and
 # what is tested here lies well to one side: the first `mini` had 0.62 and more between two prompts,

@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from cascade.config.folders import BUNDLED, cascade_folder, read_manifest
 from cascade.config.stage import AugmentationLevel, SamplerConfig
 from cascade.diffusion.noise import Noise, derive_seed
 from cascade.errors import UserError
-from cascade.pipeline import BUNDLED, Cascade, cascade_folder, read_manifest
+from cascade.pipeline import Cascade
 from cascade.sampling import sample_stage
 from cascade.text.prompts import PromptTable
 

@@ -7,8 +7,8 @@ import pytest
 from typer.testing import CliRunner
 
 from cascade.cli import app
+from cascade.config.folders import read_stage_config
 from cascade.errors import UserError
-from cascade.stage import read_stage_config
 from cascade.text import EmbeddingStore
 
 

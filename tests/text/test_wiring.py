@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from cascade.config.dreambooth import DreamBoothConfig, PriorConfig, Recipe
+from cascade.config.folders import read_stage_config
 from cascade.config.stage import SamplerConfig, TextConfig
 from cascade.config.train import PretrainConfig, TrainConfig
 from cascade.dreambooth.personalise import personalise
 from cascade.errors import UserError
 from cascade.pipeline import Cascade
-from cascade.stage import Stage, read_stage_config
+from cascade.stage import Stage
 from cascade.text import EmbeddingStore, TextEncoder, modes
 from cascade.text.embed import Share, fill
 from cascade.train.pretrain import pretrain

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 from cascade.cli.train import TIME_IS_UP
+from cascade.config.folders import read_stage_config
 from cascade.config.train import PretrainConfig
-from cascade.stage import read_stage_config
 from cascade.train.pretrain import pretrain
 from cascade.train.report import read_log
 

@@ -9,11 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from cascade.config.folders import read_stage_config
 from cascade.config.train import PretrainConfig
 from cascade.data.batch import Batch
 from cascade.data.captioned import CaptionedSamples
 from cascade.errors import UserError
-from cascade.stage import Stage, read_stage_config
+from cascade.stage import Stage
 from cascade.text.embed import Share, fill
 from cascade.train.interrupt import TimeIsUp
 from cascade.train.pretrain import pretrain

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from cascade.config.folders import read_stage_config
 from cascade.config.stage import DiffusionConfig, SamplerConfig, StageConfig
 from cascade.config.train import ObjectiveConfig, TrainConfig
 from cascade.data.batch import Samples
@@ -15,7 +16,7 @@ from cascade.diffusion.denoiser import Conditioning
 from cascade.diffusion.noise import Noise
 from cascade.diffusion.objective import BaseObjective
 from cascade.errors import UserError
-from cascade.stage import Stage, check_weights, read_stage_config
+from cascade.stage import Stage, check_weights
 from cascade.text.prompts import PromptTable
 from cascade.train.objective import make_objective
 from cascade.train.report import read_log

@@ -27,12 +27,12 @@ from rich.console import Console
 
 from cascade.cli.mistakes import answer
 from cascade.cli.sample import SamplerName
+from cascade.config.folders import cascade_folder
 from cascade.config.stage import Precision, SamplerConfig
 from cascade.environment import environment, usable_device
 from cascade.evaluate.judge import FOLDER, Judge
 from cascade.evaluate.stored import OnDone
 from cascade.files import write_bytes
-from cascade.pipeline import cascade_folder
 from cascade.progress import progress_bar, stage_steps
 from judge_pictures import Labelled
 from score_base import BaseRequest, score_base

@@ -8,12 +8,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from cascade.config.folders import cascade_folder, read_manifest, read_stage_config
 from cascade.config.stage import SamplerConfig
 from cascade.errors import UserError
 from cascade.evaluate.stored import OnDone, PictureSet
-from cascade.pipeline import cascade_folder, read_manifest
 from cascade.sampling import prompt_table
-from cascade.stage import Stage, read_stage_config
+from cascade.stage import Stage
 from cascade.text.files import EncoderFiles
 from cascade.text.prompts import PromptEncoder
 from cascade.text.source import ready
