@@ -104,6 +104,7 @@ def export(
     given = [name for name, value in fixed.items() if value]
     if into is not None and given:
         raise UserError(f"--{given[0]} is what {into} was exported with; leave it out with --into.")
+    from cascade.environment import usable_device
     from cascade_export.bundle import Bundle
     from cascade_export.engines import default_device
     from cascade_export.gate import Gate
@@ -116,7 +117,7 @@ def export(
     gate = Gate(
         prompts=tuple(prompt or PROMPTS),
         steps=steps,
-        device=device or default_device(kind),
+        device=usable_device(device) if device is not None else default_device(kind),
         command=shlex.join(["cascade", *sys.argv[1:]]),
     )
     if calibration_prompt and quantise is None:

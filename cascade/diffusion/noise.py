@@ -50,8 +50,12 @@ class NoiseSource(Protocol):
 class Noise:
     """A `NoiseSource` of one generator of PyTorch's per image.
 
+    On a CPU that generator takes the lower 32 bits of its seed: of n pictures that a stage draws
+    n^2 / 2^33 pairs are expected to share their noise, one among 100,000. It stays so because every
+    picture drawn so far depends on it; `PhiloxNoise` takes all bits.
+
     Args:
-        seeds: one per image.
+        seeds: one per image, as `derive_seed` makes them; their lower 32 bits tell them apart.
         device: where the numbers are drawn. "cpu" gives the same ones on every machine; they are
             drawn there and moved by whoever uses them.
     """

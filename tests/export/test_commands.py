@@ -72,6 +72,8 @@ def test_sample_s_refusals(
         (("-o", "B", "--target", "89"), "write targets as in sm89,sm120"),
         (("-o", "B", "--target", "sm89"), "builds no plans"),
         (("-o", "B", "--precision", "bf16", "--device", "cpu"), "no bf16 on a CPU"),
+        (("-o", "B", "--device", "tpu"), "There is no device 'tpu'"),
+        (("-o", "B", "--device", "meta"), "There is no device 'meta'"),
         (("-o", "B", "--engine", "tensorrt-rtx", "--target", "sm90"), "does not build for sm90"),
     ],
 )
