@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.text import Text
 from torch import Tensor
 
+from cascade.chain import check_chain, scales
 from cascade.config.folders import (
     BUNDLED,
     cascade_folder,
@@ -23,7 +24,6 @@ from cascade.config.folders import (
     read_stage_config,
 )
 from cascade.config.stage import (
-    MANIFEST,
     CascadeManifest,
     StageConfig,
 )
@@ -32,8 +32,7 @@ from cascade.environment import usable_device
 from cascade.errors import UserError
 from cascade.formats.deepfloyd import load_stage, read_pipelines
 from cascade.request import Asked, Request, place_of
-from cascade.sampling import OnStep, prompt_table, sample_stage
-from cascade.scales import scales
+from cascade.sampling import OnStep, draw_batches, prompt_table
 from cascade.stage import Stage
 from cascade.text.files import EncoderFiles
 from cascade.text.modes import EncoderMode
@@ -174,23 +173,7 @@ class Cascade:
         wanted = request.batches() if batches is None else batches
         negatives = [text for text in request.negatives if text is not None]
         table = self.prompts([*request.prompts, *negatives])
-        for number, rows in enumerate(wanted):
-            drawn: dict[str, Tensor] = {}
-            low_res: Tensor | None = None
-            for stage, setting in zip(self.stages, request.settings, strict=False):
-                low_res = sample_stage(
-                    stage,
-                    table,
-                    request.prompts[rows.start : rows.stop],
-                    request.seeds[rows.start : rows.stop],
-                    negatives=request.negatives[rows.start : rows.stop],
-                    low_res=low_res,
-                    sampler=setting.sampler,
-                    level=setting.level,
-                    batch_size=request.batch_size,
-                    on_step=_part_of(on_step, number, len(wanted)),
-                )
-                drawn[setting.stage] = low_res
+        for rows, drawn in draw_batches(self.stages, table, request, wanted, on_step):
             yield rows, Pictures(drawn)
 
 
@@ -257,30 +240,6 @@ class Opened:
         return Cascade(self.manifest, encoder, [load(where) for load in self.loaders])
 
 
-def check_chain(stages: Sequence[StageConfig], width: int, folder: Path) -> None:
-    """Make sure that each stage enlarges the pictures of the one before, and reads text of `width`.
-
-    Raises:
-        UserError: it does not.
-    """
-    made: int | None = None
-    for stage in stages:
-        wanted = stage.low_res.size if stage.low_res else None
-        if wanted != made:
-            enlarges = "makes pictures from nothing" if wanted is None else f"enlarges {wanted} px"
-            before = "it is the first" if made is None else f"the one before makes {made} px"
-            raise UserError(
-                f"In {folder} stage '{stage.name}' {enlarges} but {before}; "
-                f"put the stages of {MANIFEST} in order, base first."
-            )
-        if stage.unet.text_width != width:
-            raise UserError(
-                f"In {folder} stage '{stage.name}' reads text of width {stage.unet.text_width} but "
-                f"the encoder's is {width}; use the encoder that belongs to the stages."
-            )
-        made = stage.size
-
-
 @cache
 def print_licence(manifest: CascadeManifest) -> None:
     """Tell on the error stream, once, what a cascade's weights may be used for, if it is stated."""
@@ -305,10 +264,3 @@ def _load(folder: Path, device: str) -> Stage:
     stage = Stage.load(folder, device)
     stage.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return stage
-
-
-def _part_of(on_step: OnStep | None, number: int, count: int) -> OnStep | None:
-    """Counts the steps of a batch among those of `count` batches."""
-    if on_step is None:
-        return None
-    return lambda name, done, of: on_step(name, number * of + done, count * of)

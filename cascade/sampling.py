@@ -1,15 +1,16 @@
-"""Many pictures of one stage: prompts and seeds in, batches through, pictures out.
+"""Many pictures: prompts and seeds in, batches through one stage or all, pictures out.
 
 Shapes: `B` pictures, `C H W` pixels in [-1, 1].
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from cascade.config.stage import AugmentationLevel, SamplerConfig, StageConfig
 from cascade.diffusion.noise import Noise, derive_seed
+from cascade.request import Request
 from cascade.stage import Stage
 from cascade.text.prompts import PromptEncoder, PromptSource, PromptTable
 
@@ -59,12 +60,51 @@ def sample_stage(
     return torch.cat(parts)
 
 
+def draw_batches(
+    stages: Sequence[Stage],
+    table: PromptSource,
+    request: Request,
+    batches: Sequence[range],
+    on_step: OnStep | None = None,
+) -> Iterator[tuple[range, dict[str, Tensor]]]:
+    """Draw batches of a request, each through all stages; see `Cascade.draw`.
+
+    Yields:
+        A batch, and its pictures B C H W by stage name.
+    """
+    for number, rows in enumerate(batches):
+        drawn: dict[str, Tensor] = {}
+        low_res: Tensor | None = None
+        for stage, setting in zip(stages, request.settings, strict=False):
+            low_res = sample_stage(
+                stage,
+                table,
+                request.prompts[rows.start : rows.stop],
+                request.seeds[rows.start : rows.stop],
+                negatives=request.negatives[rows.start : rows.stop],
+                low_res=low_res,
+                sampler=setting.sampler,
+                level=setting.level,
+                batch_size=request.batch_size,
+                on_step=_part_of(on_step, number, len(batches)),
+            )
+            drawn[setting.stage] = low_res
+        yield rows, drawn
+
+
 def prompt_table(encoder: PromptEncoder, prompts: Sequence[str], stage: StageConfig) -> PromptTable:
     """Embed prompts by a stage's conventions, with the unconditional text."""
     text = stage.text
     return PromptTable.build(
         encoder, list(prompts), text.max_length, text.cleaning, text.null, text.masked
     )
+
+
+def _part_of(on_step: OnStep | None, number: int, count: int) -> OnStep | None:
+    """Counts the steps of one batch among those of `count` batches."""
+    if on_step is None:
+        return None
+    return lambda name, done, of: on_step(name, number * of + done, count * of)
 
 
 def _counter(

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from cascade.chain import MOST_SIDE, scales
 from cascade.cli.bundle import (
     Bundle,
     Compiled,
@@ -22,7 +23,6 @@ from cascade.cli.values import name, path
 from cascade.config.stage import Precision
 from cascade.errors import UserError
 from cascade.request import MOST_AT_ONCE, MOST_PICTURES, Asked, Request
-from cascade.scales import MOST_SIDE, scales
 
 SamplerName = Literal["ancestral", "ddim", "dpmpp_2m", "heun"]
 

@@ -4,13 +4,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from cascade.chain import check_chain
 from cascade.config.dreambooth import AUGMENTATIONS, DreamBoothConfig
 from cascade.config.folders import cascade_folder, read_manifest, read_stage_config
 from cascade.config.stage import CascadeManifest, StageConfig
 from cascade.config.train import TrainConfig
 from cascade.dreambooth.subject import Subject, read_subject
 from cascade.errors import UserError
-from cascade.pipeline import check_chain
 from cascade.stage import check_weights
 from cascade.text.files import EncoderFiles
 from cascade.text.source import open_text

@@ -16,10 +16,11 @@ from pathlib import Path
 
 import torch
 
+from cascade.chain import check_chain
 from cascade.config.folders import read_stage_config
 from cascade.errors import UserError
 from cascade.files import read_json
-from cascade.pipeline import Cascade, check_chain, print_licence
+from cascade.pipeline import Cascade, print_licence
 from cascade.stage import Stage
 from cascade.text.modes import EncoderMode
 from cascade.text.prompts import PromptEncoder

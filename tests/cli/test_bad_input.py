@@ -51,7 +51,7 @@ def refused(
     for place in ("dreambooth.personalise.train", "dreambooth.kinds.make_pictures"):
         monkeypatch.setattr(f"cascade.{place}", work)
     monkeypatch.setattr("cascade.train.pretrain.train", work)
-    monkeypatch.setattr("cascade.pipeline.sample_stage", work)
+    monkeypatch.setattr("cascade.sampling.sample_stage", work)
 
     def run(*arguments: object) -> str:
         before = listing(tmp_path)

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from cascade.chain import MOST_SIDE, scales
 from cascade.config.stage import AugmentationLevel, SamplerConfig
 from cascade.errors import UserError
 from cascade.pipeline import Cascade
 from cascade.request import Request
-from cascade.scales import MOST_SIDE, scales
 
 NAN = float("nan")
 SAMPLER = SamplerConfig()

@@ -1,13 +1,38 @@
-"""A cascade's last stage used again, on its own pictures."""
+"""How a cascade's stages follow one another, and its last one used again on its own pictures."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final
 
-from cascade.config.stage import StageConfig
+from cascade.config.stage import MANIFEST, StageConfig
 from cascade.errors import UserError
 
 MOST_SIDE: Final = 4096
 """Pixels: one step from the published cascades' 1024, sixteen times their memory and time."""
+
+
+def check_chain(stages: Sequence[StageConfig], width: int, folder: Path) -> None:
+    """Make sure that each stage enlarges the pictures of the one before, and reads text of `width`.
+
+    Raises:
+        UserError: it does not.
+    """
+    made: int | None = None
+    for stage in stages:
+        wanted = stage.low_res.size if stage.low_res else None
+        if wanted != made:
+            enlarges = "makes pictures from nothing" if wanted is None else f"enlarges {wanted} px"
+            before = "it is the first" if made is None else f"the one before makes {made} px"
+            raise UserError(
+                f"In {folder} stage '{stage.name}' {enlarges} but {before}; "
+                f"put the stages of {MANIFEST} in order, base first."
+            )
+        if stage.unet.text_width != width:
+            raise UserError(
+                f"In {folder} stage '{stage.name}' reads text of width {stage.unet.text_width} but "
+                f"the encoder's is {width}; use the encoder that belongs to the stages."
+            )
+        made = stage.size
 
 
 def scales(stages: Sequence[StageConfig], size: int) -> list[StageConfig]:
