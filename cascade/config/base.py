@@ -1,18 +1,52 @@
 """The common base of every setting, and how settings are read from TOML."""
 
 import difflib
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Final, Self
 
-from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from cascade.errors import UserError
 from cascade.files import read_text
 
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+NAME: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+
+Name = Annotated[str, StringConstraints(pattern=NAME, max_length=100)]
 """The name of a stage, a model, a subject, an engine: one component of a path, and nothing else."""
+
+# Ranges of numbers: what is outside is a slip of the hand, and would hang or overflow much later.
+# Strict, so that neither "3" nor `true` is a number.
+Count = Annotated[int, Field(strict=True, gt=0, le=10**9)]
+"""Of steps."""
+
+Rows = Annotated[int, Field(strict=True, gt=0, le=2**16)]
+"""Pictures worked on at once, or in one optimizer step."""
+
+Pictures = Annotated[int, Field(strict=True, gt=0, le=10**6)]
+"""Pictures drawn."""
+
+Side = Annotated[int, Field(strict=True, gt=0, le=2**14)]
+"""Of a picture, pixels."""
+
+Width = Annotated[int, Field(strict=True, gt=0, le=2**14)]
+"""Channels of a layer."""
+
+Seed = Annotated[int, Field(strict=True, ge=-(2**63), lt=2**64)]
+
+Share = Annotated[float, Field(strict=True, ge=0.0, le=1.0)]
+
+Factor = Annotated[float, Field(strict=True, ge=0.0, le=1000.0)]
+
+Positive = Annotated[float, Field(strict=True, gt=0.0, le=1000.0)]
+"""A factor that may not be 0."""
+
+
+_MEMBERS = ("function-", "literal[", "lax-or-strict[")
+_SUBJECT = re.compile(r"^(String|Tuple) should")
+_SHOWN = 60  # characters of a wrong value
 
 
 class Frozen(BaseModel):
@@ -21,12 +55,15 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @classmethod
-    def parse(cls, values: Mapping[str, Any], source: str) -> Self:
+    def parse(
+        cls, values: Mapping[str, Any], source: str, flags: Mapping[str, str] | None = None
+    ) -> Self:
         """Build the settings from plain values.
 
         Args:
             values: nested mappings, as a TOML or JSON file holds them.
             source: where they come from, for the error's sentence.
+            flags: setting, such as "base.steps", to the command's flag that gave it.
 
         Raises:
             UserError: a key is unknown (the nearest known one is named) or a value is wrong.
@@ -34,7 +71,7 @@ class Frozen(BaseModel):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            raise UserError(_sentence(cls, error, source)) from None
+            raise UserError(_sentence(cls, error, source, flags or {})) from None
 
     @classmethod
     def read(cls, path: Path, overrides: Iterable[str] = ()) -> Self:
@@ -86,21 +123,64 @@ def apply_override(values: dict[str, Any], override: str) -> None:
     values[last] = value
 
 
-def _sentence(cls: type[BaseModel], error: ValidationError, source: str) -> str:
-    problems = [_problem(cls, item) for item in error.errors(include_url=False)]
-    return f"In {source}: " + "; ".join(problems) + "."
+def _sentence(
+    cls: type[BaseModel], error: ValidationError, source: str, flags: Mapping[str, str]
+) -> str:
+    items = error.errors(include_url=False)
+    # A list whose entry is wrong is told to be too short as well: only the entry is at fault.
+    outer = {item["loc"][:end] for item in items for end in range(len(item["loc"]))}
+    problems = [_problem(cls, item, flags) for item in items if item["loc"] not in outer]
+    # One flag may stand for several settings: its fault is told once.
+    once = {(flag, fault): (flag or name, fault) for flag, name, fault in reversed(problems)}
+    told = [f"{name}: {fault}" if name else fault for name, fault in reversed(once.values())]
+    return f"In {source}: " + "; ".join(told) + "."
 
 
-def _problem(cls: type[BaseModel], item: Any) -> str:
+def _problem(cls: type[BaseModel], item: Any, flags: Mapping[str, str]) -> tuple[str, str, str]:
+    """The flag, if there is one, the setting, and what is wrong with it."""
     # A union's member names (`function-after[...]`) stand in pydantic's location: leave them out.
-    where = [str(part) for part in item["loc"] if not str(part).startswith("function-")]
-    name = ".".join(where) or "the settings"
+    where = [str(part) for part in item["loc"] if not str(part).startswith(_MEMBERS)]
+    paths = (".".join(where[:end]) for end in range(len(where), 0, -1))
+    flag = next((flags[path] for path in paths if path in flags), "")
+    name = ".".join(where)
+    named = f"{flag} ({name})" if flag else name
     if item["type"] != "extra_forbidden":
-        return f"{name}: {item['msg'].removeprefix('Value error, ')}"
+        return flag, named, _fault(item)
     known = sorted(_fields_at(cls, where[:-1]))
     nearest = difflib.get_close_matches(where[-1], known, n=1, cutoff=0.5)
     hint = f"did you mean '{nearest[0]}'?" if nearest else f"known are {', '.join(known)}"
-    return f"'{name}' is not a setting; {hint}"
+    return "", "", f"'{name}' is not a setting ({hint})"
+
+
+def _fault(item: Any) -> str:
+    """What is wrong with a value, in words that follow the setting's name."""
+    held = _shown(item["input"])
+    match item["type"]:
+        case "missing":
+            return "is missing"
+        case "path_type":
+            return f"must be a path, not {held}"
+        case "tuple_type":
+            return f"must be a list, not {held}"
+        case "model_type" | "model_attributes_type" | "dict_type":
+            return f"must be a table of settings, not {held}"
+        case "string_pattern_mismatch":
+            return f"must be one plain name of letters, digits, '-' and '_', not {held}"
+    message = str(item["msg"]).removeprefix("Value error, ").replace(" after validation", "")
+    if not message.startswith("Input should be"):
+        return _SUBJECT.sub("must", message)
+    return f"must{message.removeprefix('Input should')}, not {held}"
+
+
+def _shown(value: object) -> str:
+    """A wrong value as a person reads it, cut short."""
+    if isinstance(value, Mapping):
+        return "a table"
+    try:
+        text = repr(value)
+    except ValueError:  # a number of more digits than Python writes
+        return "so large a number"
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
 def _fields_at(cls: type[BaseModel], path: list[str]) -> set[str]:

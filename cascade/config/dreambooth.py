@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from cascade.config.base import Frozen
+from cascade.config.base import Factor, Frozen, Pictures, Rows, Seed, Share
 from cascade.config.encoder import EncoderMode
 from cascade.config.stage import AugmentationLevel, RecipeName, SamplerConfig, ThresholdConfig
 from cascade.config.train import ObjectiveConfig, OptimizerConfig, TrainConfig
@@ -42,8 +42,8 @@ AUGMENTATIONS: dict[AugmentationName, Augmentation] = {
 class DrawnConfig(Frozen):
     """Pictures that the frozen cascade draws before it is tuned: how many, and how."""
 
-    images: int = Field(default=1000, gt=0)
-    batch_size: int = Field(default=16, gt=0)
+    images: Pictures = 1000
+    batch_size: Rows = 16
     sampler: SamplerConfig | None = Field(
         # Guidance off: eq. 2 samples from the model itself, and pictures sharpened by guidance
         # would be sharpened again whenever the tuned model samples what they show.
@@ -58,7 +58,7 @@ class DrawnConfig(Frozen):
 class PriorConfig(DrawnConfig):
     """Class-specific prior preservation (DreamBooth section 3.3)."""
 
-    weight: float = Field(default=1.0, ge=0.0, description="lambda of eq. 2")
+    weight: Factor = Field(default=1.0, description="lambda of eq. 2")
     in_scenes: bool = Field(
         default=False,
         description="the class is drawn in the recipe's scenes too, by turns with the class alone, "
@@ -69,10 +69,8 @@ class PriorConfig(DrawnConfig):
         description="the class in other styles, other colours, with something on: templates with "
         "{class_noun}, drawn by turns with the class alone. The paper has none",
     )
-    caption_dropout: float = Field(
+    caption_dropout: Share = Field(
         default=0.0,
-        ge=0.0,
-        le=1.0,
         description="share of class images trained on without their prompt; guidance subtracts the "
         "unconditional branch, which otherwise drifts to the subject. The paper states none",
     )
@@ -88,19 +86,22 @@ class Scene(Frozen):
 class SceneRowsConfig(DrawnConfig):
     """Rows in which the cut-out subject stands in scenes that the frozen cascade draws."""
 
-    share: float = Field(default=0.0, ge=0.0, le=1.0, description="of the photos' rows; 0 is off")
+    share: Share = Field(default=0.0, description="of the photos' rows; 0 is off")
     least_size: float = Field(
-        default=0.45, gt=0.0, le=1.0, description="longer side of the subject, of the picture's"
-    )
-    largest_size: float = Field(default=0.95, gt=0.0, le=1.0)
-    spread: float = Field(
-        default=1.0,
-        ge=0.0,
+        default=0.45,
+        strict=True,
+        gt=0.0,
         le=1.0,
+        description="longer side of the subject, of the picture's",
+    )
+    largest_size: float = Field(default=0.95, strict=True, gt=0.0, le=1.0)
+    spread: Share = Field(
+        default=1.0,
         description="how far about the middle the subject stands: 0 there alone, 1 anywhere",
     )
     scene_weight: float = Field(
         default=1.0,
+        strict=True,
         gt=0.0,
         le=1.0,
         description="weight of the scene's pixels in these rows, beside 1 on the subject",
@@ -123,15 +124,14 @@ class MaskConfig(Frozen):
     )
     unmasked_weight: float = Field(
         default=0.1,
+        strict=True,
         gt=0.0,
         le=1.0,
         description="least weight of a pixel in the loss, beside 1 on the subject; the little that "
         "is left outside keeps halos away",
     )
-    unmasked_probability: float = Field(
+    unmasked_probability: Share = Field(
         default=0.1,
-        ge=0.0,
-        le=1.0,
         description="share of the photos' rows whose pixels count alike",
     )
     scenes: SceneRowsConfig = SceneRowsConfig()
@@ -339,6 +339,6 @@ class DreamBoothConfig(Frozen):
     )
     stages: tuple[str, ...] = Field(default=(), description="which are tuned; none named is all")
     validation_prompts: tuple[str, ...] = ()
-    validation_images: int = Field(default=4, gt=0)
-    seed: int = 0
+    validation_images: Pictures = 4
+    seed: Seed = 0
     recipe: Recipe

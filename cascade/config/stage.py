@@ -1,13 +1,15 @@
 """What a checkpoint is: every property that the weights were trained with and must be used with."""
 
 import math
+import re
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Any, Literal, Self
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from cascade.config.base import Frozen
+from cascade.config.base import NAME, Factor, Frozen, Name, Share, Side
 from cascade.config.respacing import named_timesteps
 from cascade.config.unet import UNetConfig
 
@@ -32,14 +34,20 @@ class AugmentationLevel(Frozen):
     of four and of 0.4 grey levels, as times both would be below one grey level.
     """
 
-    value: float = Field(ge=0.0, le=1.0)
+    value: Share
     unit: Literal["time", "variance"] = "time"
+
+    @model_validator(mode="after")
+    def _leaves_a_picture(self) -> Self:
+        if self.unit == "variance" and self.value == 1.0:
+            raise ValueError("noise of variance 1 leaves nothing of the picture; give less than 1")
+        return self
 
 
 class LowResConfig(Frozen):
     """How a super-resolution stage sees its low-resolution picture."""
 
-    size: int = Field(gt=0, description="side of the low-resolution picture, pixels")
+    size: Side = Field(description="side of the low-resolution picture, pixels")
     schedule: ScheduleName = "cosine"
     noise_at: Literal["low", "high"] = "high"
     upsample: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
@@ -49,8 +57,8 @@ class LowResConfig(Frozen):
         AugmentationLevel(value=1.0),
     )
     sampling_level: AugmentationLevel = AugmentationLevel(value=0.2)
-    crop: int | None = Field(
-        default=None, gt=0, description="side of the high-resolution crops trained on, pixels"
+    crop: Side | None = Field(
+        default=None, description="side of the high-resolution crops trained on, pixels"
     )
 
 
@@ -58,28 +66,29 @@ class ThresholdConfig(Frozen):
     """Clipping of the predicted x0 while sampling (Imagen section 2.3)."""
 
     kind: Literal["none", "static", "dynamic"] = "dynamic"
-    percentile: float = Field(default=0.995, gt=0.0, le=1.0)
-    cap: float | None = Field(default=None, ge=1.0)
+    percentile: float = Field(default=0.995, strict=True, gt=0.0, le=1.0)
+    cap: Annotated[float, Field(strict=True, ge=1.0, le=1000.0)] | None = None
 
 
 class SamplerConfig(Frozen):
     """Which sampler runs, how long, and how it is guided."""
 
     name: Literal["ancestral", "ddim", "dpmpp_2m", "heun"] = "ancestral"
-    steps: int = Field(default=100, gt=0, le=1000)
+    steps: int = Field(default=100, strict=True, gt=0, le=1000)
     spacing: Literal["linspace", "leading"] = Field(
         default="linspace",
         description="of the steps on a discrete schedule, by diffusers' names: from the last "
         "timestep to 0, or every k-th from 0",
     )
-    timesteps: tuple[float, ...] | None = Field(
+    timesteps: tuple[Annotated[float, Field(strict=True)], ...] | None = Field(
         default=None,
+        max_length=1000,
         description="an explicit descending list in 0..1000, which replaces `steps`, or the name "
         "of one of DeepFloyd IF's, such as 'smart100'",
     )
-    eta: float = Field(default=0.0, ge=0.0, le=1.0, description="DDIM's stochasticity")
+    eta: Share = Field(default=0.0, description="DDIM's stochasticity")
     variance: Literal["learned", "fixed_small", "fixed_large"] = "fixed_small"
-    guidance: float = Field(default=5.0, ge=0.0, description="w of Imagen eq. 2; 1 is off")
+    guidance: Factor = Field(default=5.0, description="w of Imagen eq. 2; 1 is off")
     threshold: ThresholdConfig = ThresholdConfig()
     precision: Precision = Field(
         default="fp32",
@@ -107,7 +116,9 @@ class SamplerConfig(Frozen):
 class TextConfig(Frozen):
     """The conventions by which captions become the network's conditioning."""
 
-    max_length: int = Field(default=128, gt=0, description="tokens, end mark included")
+    max_length: int = Field(
+        default=128, strict=True, gt=0, le=4096, description="tokens, end mark included"
+    )
     cleaning: Literal["none", "lower", "deepfloyd"] = "none"
     null: Literal["zeros", "empty"] = Field(
         default="zeros",
@@ -126,8 +137,8 @@ class SubjectConfig(Frozen):
 class StageConfig(Frozen):
     """One stage of a cascade: the network and everything its weights depend on."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
-    size: int = Field(gt=0, description="side of the pictures it makes, pixels")
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=100)
+    size: Side = Field(description="side of the pictures it makes, pixels")
     resize: ResizeKernel = Field(default="bicubic", description="Pillow's kernel, antialiased")
     unet: UNetConfig
     diffusion: DiffusionConfig = DiffusionConfig()
@@ -158,10 +169,17 @@ class StageConfig(Frozen):
                 f"size {self.size} is no multiple of low_res.size {self.low_res.size}; "
                 "super-resolution stages enlarge by a whole factor"
             )
+        if self.size % self.unet.factor:
+            raise ValueError(
+                f"size {self.size} must be a multiple of the network's {self.unet.factor}"
+            )
         if self.low_res is not None and self.low_res.crop is not None:
-            factor = self.size // self.low_res.size
-            if self.low_res.crop % factor or self.low_res.crop > self.size:
-                raise ValueError(f"low_res.crop must be a multiple of {factor} and <= {self.size}")
+            self._check_crop(self.low_res.crop, self.size // self.low_res.size)
+        if self.unet.text_norm == "group" and self.text.masked:
+            raise ValueError(
+                'unet.text_norm "group" mixes all tokens, padding too, so that a picture would '
+                'depend on the prompts beside it; set text.masked = false, or take "layer"'
+            )
         if self.sampler.variance == "learned" and not self.unet.learned_variance:
             raise ValueError("sampler.variance 'learned' needs unet.learned_variance = true")
         if self.sampler.spacing != "linspace" and self.diffusion.schedule == "cosine":
@@ -169,6 +187,14 @@ class StageConfig(Frozen):
         if self.unet.learned_variance and self.diffusion.schedule == "cosine":
             raise ValueError("learned variance needs a discrete schedule: squared_cosine or linear")
         return self
+
+    def _check_crop(self, crop: int, factor: int) -> None:
+        whole = math.lcm(factor, self.unet.factor)
+        if crop % whole or crop > self.size:
+            raise ValueError(f"low_res.crop must be a multiple of {whole} and <= {self.size}")
+        if self.low_res is not None and self.low_res.align_corners:
+            # The corners of a crop are others than the picture's: its pixels would be shifted.
+            raise ValueError("low_res.crop needs low_res.align_corners = false")
 
 
 MANIFEST = "cascade.json"
@@ -183,12 +209,27 @@ class CascadeManifest(Frozen):
         default="text",
         description="a folder in the cascade's, or the absolute path of one too large to copy",
     )
-    stages: tuple[str, ...] = Field(min_length=1, description="folders, base first")
+    stages: tuple[Name, ...] = Field(min_length=1, max_length=16, description="folders, base first")
     recipe: RecipeName = Field(
         default="paper", description="the DreamBooth preset that suits these weights"
     )
     licence: str = ""
     format: Literal[1] = 1
+
+    @field_validator("text_encoder")
+    @classmethod
+    def _beside_or_absolute(cls, value: str) -> str:
+        if re.fullmatch(NAME, value) or (Path(value).is_absolute() and value.isprintable()):
+            return value
+        raise ValueError("must be the name of a folder in the cascade's, or an absolute path")
+
+    @model_validator(mode="after")
+    def _folders_of_their_own(self) -> Self:
+        folders = [*self.stages, self.text_encoder]
+        twice = next((name for name in folders if folders.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"'{twice}' is named twice; stages and text_encoder are folders each")
+        return self
 
 
 def noise_in_grey_levels(variance: float) -> float:

@@ -5,24 +5,24 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
-from cascade.config.base import Frozen
+from cascade.config.base import Count, Frozen, Pictures, Positive, Rows, Seed, Share
 from cascade.config.encoder import EncoderMode
 from cascade.config.stage import Precision, StageConfig
 
-Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
+Decay = Annotated[float, Field(strict=True, ge=0.0, lt=1.0)]
 
 
 class OptimizerConfig(Frozen):
     """The optimizer and its learning-rate schedule, counted in optimizer steps."""
 
     name: Literal["adamw", "adamw8bit", "adafactor"] = "adamw"
-    learning_rate: float = Field(default=1e-4, gt=0.0)
+    learning_rate: float = Field(default=1e-4, strict=True, gt=0.0, le=10.0)
     betas: tuple[Decay, Decay] = (0.9, 0.999)
-    eps: float = Field(default=1e-8, gt=0.0)
-    weight_decay: float = Field(default=0.0, ge=0.0)
+    eps: float = Field(default=1e-8, strict=True, gt=0.0, le=1.0)
+    weight_decay: float = Field(default=0.0, strict=True, ge=0.0, le=10.0)
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    warmup_steps: int = Field(default=0, ge=0)
-    max_grad_norm: float = Field(default=1.0, gt=0.0)
+    warmup_steps: int = Field(default=0, strict=True, ge=0, le=10**9)
+    max_grad_norm: float = Field(default=1.0, strict=True, gt=0.0, le=1e9)
 
 
 class ObjectiveConfig(Frozen):
@@ -35,11 +35,11 @@ class ObjectiveConfig(Frozen):
     """
 
     weighting: Literal["prediction", "min_snr"] = "prediction"
-    gamma: float = Field(default=5.0, gt=0.0)
+    gamma: Positive = 5.0
     variance: Literal["train", "freeze", "drop"] | None = Field(
         default=None, description="what becomes of a learned variance"
     )
-    vb_weight: float = Field(default=1.0, gt=0.0, description="of L_vb where variance is trained")
+    vb_weight: Positive = Field(default=1.0, description="of L_vb where variance is trained")
 
 
 FREE: Final = frozenset(
@@ -62,9 +62,9 @@ Weights depend on them in the last bits at most."""
 class TrainConfig(Frozen):
     """One training run. A batch is counted in positions of the stream, over all processes."""
 
-    steps: int = Field(gt=0)
-    batch_size: int = Field(gt=0)
-    gradient_accumulation_steps: int = Field(default=1, gt=0)
+    steps: Count
+    batch_size: Rows
+    gradient_accumulation_steps: Rows = 1
     optimizer: OptimizerConfig = OptimizerConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     precision: Precision = "fp32"
@@ -73,8 +73,8 @@ class TrainConfig(Frozen):
     kernels: Literal["auto", "triton", "reference"] = Field(
         default="auto", description="auto takes a Triton kernel where it was measured to be fastest"
     )
-    ema_decay: float | None = Field(default=None, gt=0.0, lt=1.0)
-    seed: int = 0
+    ema_decay: Annotated[float, Field(strict=True, gt=0.0, lt=1.0)] | None = None
+    seed: Seed = 0
     noise: Literal["cpu", "device"] = Field(
         default="cpu",
         description="where a row's noise is drawn: one row after another on the CPU, or a batch at "
@@ -85,15 +85,15 @@ class TrainConfig(Frozen):
         description="spread the timesteps evenly over each batch instead of drawing every row's "
         "alone; the mean gradient is the same and varies less",
     )
-    log_every: int = Field(default=10, gt=0)
-    checkpoint_every: int = Field(default=500, gt=0)
-    checkpoints_kept: int = Field(
-        default=2, gt=0, description="the one before the newest is there if that is damaged"
+    log_every: Count = 10
+    checkpoint_every: Count = 500
+    checkpoints_kept: Count = Field(
+        default=2, description="the one before the newest is there if that is damaged"
     )
     keep_checkpoints: bool = Field(
         default=False, description="whether they stay when the stage is published"
     )
-    validate_every: int | None = Field(default=None, gt=0)
+    validate_every: Count | None = None
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
@@ -117,7 +117,7 @@ class DataConfig(Frozen):
     """A folder of pictures with captions, and how a training row is drawn from it."""
 
     folder: Path
-    caption_dropout: float = Field(default=0.1, ge=0.0, le=1.0)
+    caption_dropout: Share = 0.1
     flip: bool = Field(default=True, description="mirror half of the rows")
     resident: bool = Field(
         default=False,
@@ -129,7 +129,7 @@ class ValidationConfig(Frozen):
     """The pictures drawn while training."""
 
     prompts: tuple[str, ...] = ()
-    images_per_prompt: int = Field(default=4, gt=0)
+    images_per_prompt: Pictures = 4
 
 
 class PretrainConfig(Frozen):

@@ -2,9 +2,9 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
-from cascade.config.base import Frozen
+from cascade.config.base import Frozen, Positive, Width
 
 LevelAttention = Literal["none", "self", "cross", "joint"]
 """What the image tokens of one level attend to: nothing, themselves, the text, or both at once."""
@@ -19,10 +19,10 @@ class UNetConfig(Frozen):
     the sizes, which have none.
     """
 
-    channels: tuple[PositiveInt, ...] = Field(min_length=1)
+    channels: tuple[Width, ...] = Field(min_length=1, max_length=8)
     """Width of each level; the first is also the width of the timestep's sinusoids."""
 
-    blocks: tuple[PositiveInt, ...]
+    blocks: tuple[Annotated[int, Field(strict=True, gt=0, le=64)], ...]
     """Residual blocks of each level on the way down. With `resample = "residual"` the way up has
     one more per level, since every block and every change of resolution hands over a skip."""
 
@@ -31,24 +31,24 @@ class UNetConfig(Frozen):
     (Imagen, appendix D.3.1); "cross" sees the text alone and leaves the network fully
     convolutional in the image."""
 
-    head_channels: PositiveInt = 64
+    head_channels: Width = 64
     """Channels of one attention head; the number of heads follows from the level's width."""
 
-    text_width: PositiveInt
+    text_width: Width
     """Width of the text encoder's embeddings (4096 for T5-XXL)."""
 
-    context_width: PositiveInt
+    context_width: Width
     """Width to which the text is projected once, before the attention layers read it."""
 
-    time_width: PositiveInt
+    time_width: Width
     """Width of the conditioning vector: timestep, pooled text and augmentation level, summed."""
 
-    pool_heads: PositiveInt = 64
+    pool_heads: Width = 64
     """Heads of the attention pooling over the text."""
 
     text_norm: Literal["layer", "group"] = "layer"
     """Norm of the projected text ahead of its keys and values: Imagen's LayerNorm, or DeepFloyd
-    IF's GroupNorm, whose statistics run over all tokens, the masked ones too."""
+    IF's GroupNorm, whose statistics run over all tokens: for text whose padding is not masked."""
 
     resample: Literal["residual", "convolution"] = "residual"
     """Where the resolution changes. "residual": inside residual blocks between levels (BigGAN,
@@ -60,15 +60,15 @@ class UNetConfig(Frozen):
     one more residual block at the picture's own size, over the input convolution's skip. Imagen's
     has none; without it a narrow network cannot carry the pixels' noise through its levels."""
 
-    skip_scale: Annotated[float, Field(gt=0)] = 1.0
+    skip_scale: Positive = 1.0
     """Factor on every skip connection; 1/sqrt(2) in the Efficient U-Net."""
 
-    residual_scale: Annotated[float, Field(gt=0)] = 1.0
+    residual_scale: Positive = 1.0
     """Factor on the sum that leaves a residual block; 0.7071 in DeepFloyd IF's second stage."""
 
     activation: Activation = "silu"
-    norm_groups: PositiveInt = 32
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    norm_groups: Width = 32
+    dropout: Annotated[float, Field(strict=True, ge=0, lt=1)] = 0.0
 
     low_res: bool = False
     """Super-resolution: three more input channels and the augmentation level's embedding."""

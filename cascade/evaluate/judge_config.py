@@ -7,7 +7,7 @@ from typing import Final, Literal, Self, TypeAlias
 
 from pydantic import model_validator
 
-from cascade.config.base import Frozen
+from cascade.config.base import Frozen, Width
 
 AttributeName: TypeAlias = Literal["concept", "style", "scene", "colour", "accessory"]
 
@@ -62,7 +62,7 @@ class JudgeConfig(Frozen):
     """
 
     attributes: dict[AttributeName, Attribute]
-    widths: tuple[int, int, int, int] = (32, 64, 128, 192)
+    widths: tuple[Width, Width, Width, Width] = (32, 64, 128, 192)
 
     @model_validator(mode="after")
     def _every_value_can_be_stated(self) -> Self:

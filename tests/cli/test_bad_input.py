@@ -220,7 +220,7 @@ def test_an_unknown_key_in_a_checkpoint(refused: Refusal, mine: Path) -> None:
     path = mine / "base16" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"lisence": "mine"}))
     told = refused("info", mine)
-    assert "'lisence' is not a setting; did you mean 'licence'?" in told
+    assert "'lisence' is not a setting (did you mean 'licence'?)." in told
 
 
 def test_output_folders(dreambooth: Refusal, tmp_path: Path) -> None:

@@ -19,8 +19,8 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
         ("base64", "stage.unet.low_res=true", r"\[low_res\] and unet.low_res belong together"),
         ("base64", "stage.low_res.size=16", "belong together"),
         ("sr256", "stage.size=250", "250 is no multiple of low_res.size 64"),
-        ("sr256", "stage.low_res.crop=66", "crop must be a multiple of 4 and <= 256"),
-        ("sr256", "stage.low_res.crop=260", "crop must be a multiple of 4 and <= 256"),
+        ("sr256", "stage.low_res.crop=66", "crop must be a multiple of 8 and <= 256"),
+        ("sr256", "stage.low_res.crop=264", "crop must be a multiple of 8 and <= 256"),
         ("base64", "stage.sampler.variance='learned'", "needs unet.learned_variance = true"),
         ("base64", "stage.unet.learned_variance=true", "needs a discrete schedule"),
         ("base64", "stage.sampler.timesteps=[1, 2]", "strictly descending"),
@@ -64,7 +64,7 @@ def test_a_checkpoint_of_one_subject_is_read() -> None:
     assert StageConfig.parse(values | {"subject": None}, "config.json").subjects == ()
     (subject,) = StageConfig.parse(values | {"subject": held}, "config.json").subjects
     assert (subject.identifier, subject.class_noun) == ("sec", "dog")
-    with pytest.raises(UserError, match="'subject' is not a setting; did you mean 'subjects'"):
+    with pytest.raises(UserError, match="'subject' is not a setting"):
         StageConfig.parse(values | {"subject": held, "subjects": [held]}, "config.json")
 
 

@@ -1,0 +1,107 @@
+"""Every number of every setting has a range, and nothing but a number is one."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+from cascade.config.base import Frozen
+from cascade.config.dreambooth import RECIPES, DrawnConfig, DreamBoothConfig
+from cascade.config.stage import CascadeManifest
+from cascade.config.train import PretrainConfig
+from cascade.errors import UserError
+from cascade.evaluate.judge_config import Attribute, JudgeConfig
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+WRONG = (math.inf, math.nan, -1e30, 1e30, -(10**30), 10**30, 10**5000, True, "x", "1")
+
+# Every setting that may be left out is given, and every list has an entry.
+WHOLE: tuple[Frozen, ...] = (
+    PretrainConfig.read(
+        CONFIGS / "mini-sr256.toml",
+        [
+            "stage.low_res.crop=64",
+            "stage.sampler.timesteps=[3, 1.5]",
+            "stage.sampler.threshold={cap=1.5}",
+            "train.ema_decay=0.9",
+            "train.validate_every=5",
+        ],
+    ),
+    DreamBoothConfig(
+        cascade="mini",
+        instance_data_dir=Path("photos"),
+        output_dir=Path("out"),
+        class_noun="dog",
+        recipe=RECIPES["mini"],
+    ),
+    CascadeManifest(name="tiny", stages=("base",)),
+    JudgeConfig(attributes={"concept": Attribute(words={"dog": ("dog",)})}),
+)
+
+
+Place = tuple[type[Frozen] | None, tuple[str | int, ...]]
+
+
+def numbers(
+    settings: object, owner: type[Frozen] | None = None, path: tuple[str | int, ...] = ()
+) -> Iterator[Place]:
+    """Where the numbers inside of settings are, with the class that each is a field of."""
+    if isinstance(settings, Frozen):
+        for name in type(settings).model_fields:
+            yield from numbers(getattr(settings, name), type(settings), (*path, name))
+    elif isinstance(settings, tuple):
+        for index, entry in enumerate(settings):
+            yield from numbers(entry, owner, (*path, index))
+    elif isinstance(settings, int | float) and not isinstance(settings, bool):
+        yield owner, path
+
+
+def field_of(path: tuple[str | int, ...]) -> str:
+    return next(part for part in reversed(path) if isinstance(part, str))
+
+
+PLACES = [(whole, path) for whole in WHOLE for _, path in numbers(whole)]
+
+
+@pytest.mark.parametrize(
+    ("whole", "path"),
+    PLACES,
+    ids=[f"{type(whole).__name__}-{'.'.join(map(str, path))}" for whole, path in PLACES],
+)
+def test_what_is_no_number_in_its_range_is_refused(
+    whole: Frozen, path: tuple[str | int, ...]
+) -> None:
+    for wrong in WRONG:
+        values: Any = whole.model_dump(mode="json")
+        table = values
+        for part in path[:-1]:
+            table = table[part]
+        table[path[-1]] = wrong
+        with pytest.raises(UserError, match=field_of(path)) as caught:
+            type(whole).parse(values, "settings.toml")
+        assert "\n" not in str(caught.value)
+        assert str(caught.value).endswith(".")
+
+
+def test_no_number_was_left_out() -> None:
+    seen = {(owner, field_of(path)) for whole in WHOLE for owner, path in numbers(whole)}
+    held = {kind for kind in settings_classes(Frozen) if kind.__module__.startswith("cascade.")}
+    everywhere = {
+        (kind, name)
+        for kind in held - {DrawnConfig}  # only its heirs are made
+        for name, field in kind.model_fields.items()
+        if is_number(field.annotation)
+    }
+    assert everywhere - seen == set()
+
+
+def settings_classes(kind: type[Frozen]) -> Iterator[type[Frozen]]:
+    for inner in kind.__subclasses__():
+        yield inner
+        yield from settings_classes(inner)
+
+
+def is_number(annotation: Any) -> bool:
+    return annotation in (int, float) or any(map(is_number, get_args(annotation)))
