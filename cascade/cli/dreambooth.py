@@ -282,7 +282,9 @@ def dreambooth(
             help="May be repeated; the instance prompt if left out.", rich_help_panel=REPORT
         ),
     ] = None,
-    num_validation_images: Annotated[int, typer.Option(min=1, rich_help_panel=REPORT)] = 4,
+    num_validation_images: Annotated[
+        int, typer.Option(min=1, max=1000, rich_help_panel=REPORT)
+    ] = 4,
     validation_steps: Annotated[
         int | None,
         typer.Option(min=1, help="Draw pictures every so often.", rich_help_panel=REPORT),

@@ -82,7 +82,7 @@ def recipe_from_flags(start: Recipe, flags: Mapping[str, Any], world: int) -> Re
         run["batch_size"] *= run["gradient_accumulation_steps"] * world
         if flags.get("scale_lr"):
             run["optimizer"]["learning_rate"] *= run["batch_size"]
-    return Recipe.parse(values, "the command's flags")
+    return Recipe.parse(values, "the command's flags", FLAGS)
 
 
 def comma_separated(text: str) -> tuple[str, ...]:
@@ -114,6 +114,18 @@ def _switch(values: dict[str, Any], flags: Mapping[str, Any]) -> None:
 LISTS: dict[str, tuple[str, Callable[[str], object]]] = {
     "class_variations": ("prior.variations", comma_separated),
     "scenes": ("scenes", _scenes),
+}
+
+
+# Settings back to the flags that give them, for what is told of a wrong value.
+FLAGS: dict[str, str] = {
+    path: f"--{flag.replace('_', '-')}"
+    for flag, paths in (
+        PATHS
+        | {flag: (path,) for flag, (path, _) in LISTS.items()}
+        | {f"adam_beta{i + 1}": _both(f"optimizer.betas.{i}") for i in range(2)}
+    ).items()
+    for path in paths
 }
 
 

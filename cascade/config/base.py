@@ -131,9 +131,10 @@ def _sentence(
     outer = {item["loc"][:end] for item in items for end in range(len(item["loc"]))}
     problems = [_problem(cls, item, flags) for item in items if item["loc"] not in outer]
     # One flag may stand for several settings: its fault is told once.
-    once = {(flag, fault): (flag or name, fault) for flag, name, fault in reversed(problems)}
-    told = [f"{name}: {fault}" if name else fault for name, fault in reversed(once.values())]
-    return f"In {source}: " + "; ".join(told) + "."
+    once: dict[tuple[str, str], str] = {}
+    for flag, name, fault in problems:
+        once.setdefault((flag or name, fault), f"{name}: {fault}" if name else fault)
+    return f"In {source}: " + "; ".join(once.values()) + "."
 
 
 def _problem(cls: type[BaseModel], item: Any, flags: Mapping[str, str]) -> tuple[str, str, str]:

@@ -210,7 +210,7 @@ def test_variations_of_the_class_are_templates() -> None:
 
 
 def test_values_that_do_not_work_are_named() -> None:
-    with pytest.raises(UserError, match=r"the command's flags: base\.optimizer\.learning_rate"):
+    with pytest.raises(UserError, match=r"flags: --learning-rate .base\.optimizer\.learning_rate"):
         recipe_from_flags(START, {"learning_rate": 0.0}, world=1)
     with pytest.raises(UserError, match=r"optimizer\.betas"):
         recipe_from_flags(START, {"adam_beta1": 1.5}, world=1)

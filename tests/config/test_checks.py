@@ -35,6 +35,12 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
         ("base64", "train.ema_decay=1.0", "train.ema_decay"),
         ("base64", "data.caption_dropout=1.5", "data.caption_dropout"),
         ("sr256", "stage.low_res.sampling_level={value=1.5}", "sampling_level.value"),
+        ("sr256", "stage.low_res.sampling_level={value=1.0,unit='variance'}", "less than 1"),
+        ("sr256", "stage.low_res={size=64,align_corners=true,crop=64}", "align_corners = false"),
+        ("base64", "stage.size=66", "size 66 must be a multiple of the network's 8"),
+        ("base64", "stage.unet.text_norm='group'", "set text.masked = false"),
+        ("base64", "stage.unet.blocks=[10000000, 1, 1]", "stage.unet.blocks.0: must be less"),
+        ("base64", "stage.unet.channels=[64, 64, 64, 64, 64, 64, 64, 64, 64]", "at most 8 items"),
     ],
 )
 def test_impossible_settings(config: str, override: str, message: str) -> None:
@@ -56,6 +62,38 @@ def test_a_cascade_has_a_stage_and_a_known_format() -> None:
         CascadeManifest.parse({"name": "x", "stages": []}, "cascade.json")
     with pytest.raises(UserError, match="format"):
         CascadeManifest.parse({"name": "x", "stages": ["a"], "format": 2}, "cascade.json")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"stages": ["base", "../evil"]}, r"stages\.1: must be one plain name .* not '\.\./evil'"),
+        ({"stages": ["/etc"]}, r"stages\.0: must be one plain name"),
+        ({"stages": ["."]}, r"stages\.0: must be one plain name"),
+        ({"stages": ["a\0b"]}, r"stages\.0: must be one plain name"),
+        ({"stages": ["a\n"]}, r"stages\.0: must be one plain name"),
+        ({"stages": [""]}, r"stages\.0: must be one plain name"),
+        ({"stages": ["base", "base"]}, "'base' is named twice"),
+        ({"stages": ["text"]}, "'text' is named twice"),
+        ({"stages": "base"}, "stages: must be a list, not 'base'"),
+        ({"stages": [3]}, "stages.0: must be a valid string, not 3.$"),
+        ({"text_encoder": "../text"}, "text_encoder: must be the name of a folder"),
+        ({"text_encoder": "/a\0b"}, "text_encoder: must be the name of a folder"),
+        ({"text_encoder": ""}, "text_encoder: must be the name of a folder"),
+    ],
+)
+def test_names_in_a_manifest_are_folders_of_the_cascade(
+    change: dict[str, object], message: str
+) -> None:
+    values = {"name": "x", "stages": ["base"]} | change
+    with pytest.raises(UserError, match=message):
+        CascadeManifest.parse(values, "cascade.json")
+
+
+@pytest.mark.parametrize("encoder", ["text", "T5.v1_1-xl", str(Path("/models/IF I/text_encoder"))])
+def test_a_text_encoder_is_beside_the_stages_or_anywhere(encoder: str) -> None:
+    values = {"name": "x", "stages": ["base"], "text_encoder": encoder}
+    assert CascadeManifest.parse(values, "cascade.json").text_encoder == encoder
 
 
 def test_a_checkpoint_of_one_subject_is_read() -> None:

@@ -9,7 +9,6 @@ import pytest
 
 from cascade.config.base import Frozen
 from cascade.config.dreambooth import RECIPES, DrawnConfig, DreamBoothConfig
-from cascade.config.stage import CascadeManifest
 from cascade.config.train import PretrainConfig
 from cascade.errors import UserError
 from cascade.evaluate.judge_config import Attribute, JudgeConfig
@@ -36,7 +35,6 @@ WHOLE: tuple[Frozen, ...] = (
         class_noun="dog",
         recipe=RECIPES["mini"],
     ),
-    CascadeManifest(name="tiny", stages=("base",)),
     JudgeConfig(attributes={"concept": Attribute(words={"dog": ("dog",)})}),
 )
 

@@ -7,6 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from cascade.config.base import apply_override, read_toml
+from cascade.config.dreambooth import RECIPES, Recipe
 from cascade.config.stage import StageConfig
 from cascade.config.train import OptimizerConfig, PretrainConfig
 from cascade.errors import UserError
@@ -62,9 +63,27 @@ def test_every_mistake_is_told_at_once_in_one_sentence() -> None:
     assert "\n" not in message
 
 
+def test_a_fault_names_the_flag_once() -> None:
+    values = RECIPES["mini"].model_dump()
+    for run in (values["base"], values["super_resolution"]):
+        run["optimizer"]["betas"] = (1.5, 0.9)
+    flags = {f"{run}.optimizer.betas.0": "--adam-beta1" for run in ("base", "super_resolution")}
+    with pytest.raises(UserError) as caught:
+        Recipe.parse(values, "the command's flags", flags)
+    assert str(caught.value) == (
+        "In the command's flags: --adam-beta1 (base.optimizer.betas.0): must be less than 1, not "
+        "1.5."
+    )
+
+
+def test_a_value_is_told_and_cut_short() -> None:
+    with pytest.raises(UserError, match=r"stage: must be a table of settings, not 'x{59}….*\.$"):
+        PretrainConfig.read(MINI, [f"stage={'x' * 100_000}"])
+
+
 def test_overrides_replace_single_values() -> None:
     changes = [
-        "train.steps=7",
+        "train.steps=700",
         "train.optimizer.learning_rate = 2e-5",
         "train.optimizer.schedule=cosine",
         "stage.unet.blocks=[1, 1, 1]",
@@ -73,7 +92,7 @@ def test_overrides_replace_single_values() -> None:
         "initial_weights=some/folder",
     ]
     config, before = PretrainConfig.read(MINI, changes), PretrainConfig.read(MINI)
-    assert config.train.steps == 7
+    assert config.train.steps == 700
     assert config.train.optimizer.learning_rate == 2e-5
     assert config.train.optimizer.schedule == "cosine"
     assert config.stage.unet.blocks == (1, 1, 1)
