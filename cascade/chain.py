@@ -18,7 +18,14 @@ def check_chain(stages: Sequence[StageConfig], width: int, folder: Path) -> None
         UserError: it does not.
     """
     made: int | None = None
+    names: set[str] = set()
     for stage in stages:
+        if stage.name in names:
+            raise UserError(
+                f"In {folder} two stages are called '{stage.name}'; give one of them another name "
+                "in its config.json."
+            )
+        names.add(stage.name)
         wanted = stage.low_res.size if stage.low_res else None
         if wanted != made:
             enlarges = "makes pictures from nothing" if wanted is None else f"enlarges {wanted} px"

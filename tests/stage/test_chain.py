@@ -26,8 +26,14 @@ def test_stages_in_the_wrong_order_are_named(cascade: Path) -> None:
 
 def test_two_bases_are_refused(cascade: Path) -> None:
     manifest = json.loads((cascade / MANIFEST).read_text())
-    manifest["stages"] = [manifest["stages"][0]] * 2
+    base = manifest["stages"][0]
+    manifest["stages"] = [base, "again"]
+    shutil.copytree(cascade / base, cascade / "again")
+    config = json.loads((cascade / "again" / "config.json").read_text())
     (cascade / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=f"two stages are called '{base}'"):
+        Cascade.load(cascade)
+    (cascade / "again" / "config.json").write_text(json.dumps(config | {"name": "again"}))
     with pytest.raises(UserError, match="makes pictures from nothing but the one before"):
         Cascade.load(cascade)
 

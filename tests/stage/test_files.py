@@ -113,7 +113,7 @@ def test_json_that_is_no_object_and_settings_that_are_none(folder: Path) -> None
     with pytest.raises(UserError, match=r"config\.json holds no JSON object"):
         read_stage_config(folder)
     path.write_text(json.dumps(values | {"sise": 16}))
-    with pytest.raises(UserError, match=r"config\.json: 'sise' is not .* did you mean 'size'"):
+    with pytest.raises(UserError, match=r"config\.json: 'sise' is not .*did you mean 'size'"):
         read_stage_config(folder)
 
 
