@@ -1,5 +1,16 @@
-"""`python -m cascade`, for `torchrun -m cascade`."""
+"""`python -m cascade`, for `torchrun -m cascade`, and the console's `cascade`."""
 
-from cascade.cli import main
+import sys
 
-main()
+
+def main() -> None:
+    """Run the command; Ctrl-C ends it quietly from its first import on."""
+    try:
+        from cascade.cli import main as command
+    except KeyboardInterrupt:
+        sys.exit(130)
+    command()
+
+
+if __name__ == "__main__":
+    main()

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from cascade.cli import values
 from cascade.errors import UserError
 
 bench = typer.Typer(help="Measure this machine.", no_args_is_help=True)
@@ -26,7 +27,14 @@ def kernels(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Folder for what is written.", show_default=False),
+        typer.Option(
+            "--output",
+            "-o",
+            parser=values.writable,
+            metavar="FOLDER",
+            help="Folder for what is written.",
+            show_default=False,
+        ),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer shapes and rounds.")] = False,
     tune: Annotated[
@@ -50,7 +58,15 @@ def kernels(
 
 @bench.command()
 def stages(
-    bundle: Annotated[Path, typer.Option(help="An exported cascade.", show_default=False)],
+    bundle: Annotated[
+        Path,
+        typer.Option(
+            parser=values.folder,
+            metavar="FOLDER",
+            help="An exported cascade.",
+            show_default=False,
+        ),
+    ],
     batch: Annotated[str, typer.Option(help="Pictures at a time, as a list.")] = "1,2,4",
     against: Annotated[
         str, typer.Option(help="A list of eager, compiled and diffusers.")
@@ -60,9 +76,16 @@ def stages(
         int | None, typer.Option(min=1, help="Of each stage, for the first picture.")
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")] = Path(
-        "runs/bench"
-    ),
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            parser=values.writable,
+            metavar="FOLDER",
+            help="Folder for the results.",
+        ),
+    ] = Path("runs/bench"),
 ) -> None:
     """Time a bundle's engines beside PyTorch's and diffusers' networks with the same weights."""
     from cascade.environment import usable_device

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from cascade.cli.values import name, path
+from cascade.cli import values
 from cascade.config.encoder import EncoderModeName
 from cascade.errors import UserError
 
@@ -18,7 +18,7 @@ EngineName = Literal["torch", "onnxruntime", "openvino", "tensorrt", "tensorrt-r
 Bundle = Annotated[
     Path | None,
     typer.Option(
-        parser=path,
+        parser=values.folder,
         metavar="FOLDER",
         help="A folder made by 'cascade export', in place of a cascade.",
         rich_help_panel=_PANEL,
@@ -27,7 +27,7 @@ Bundle = Annotated[
 Subject = Annotated[
     str | None,
     typer.Option(
-        parser=name,
+        parser=values.name,
         metavar="NAME",
         help="One of the bundle's fine-tunes.",
         rich_help_panel=_PANEL,

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from cascade.cli import values
 from cascade.cli.mistakes import goes_on
 from cascade.cli.recipe import comma_separated, recipe_from_flags
 from cascade.cli.text import Embeddings, EncoderMode
@@ -21,19 +22,36 @@ SR, REPORT = "Super-resolution", "Validation"
 
 def dreambooth(
     instance_data_dir: Annotated[
-        Path, typer.Option(help="Folder with 3 to 5 photos of the subject.", show_default=False)
+        Path,
+        typer.Option(
+            parser=values.folder,
+            metavar="FOLDER",
+            help="Folder with 3 to 5 photos of the subject.",
+            show_default=False,
+        ),
     ],
     class_noun: Annotated[
         str, typer.Option(help="The subject's class: dog, backpack, ...", show_default=False)
     ],
     output_dir: Annotated[
-        Path, typer.Option(help="Folder that becomes the new cascade.", show_default=False)
+        Path,
+        typer.Option(
+            "--output-dir",
+            "--output",
+            "-o",
+            parser=values.writable,
+            metavar="FOLDER",
+            help="Folder that becomes the new cascade.",
+            show_default=False,
+        ),
     ],
     cascade: Annotated[
         str,
         typer.Option(
             "--cascade",
             "--pretrained-model-name-or-path",
+            parser=values.cascade,
+            metavar="FOLDER",
             help="The cascade to personalise: a folder, or 'mini'.",
         ),
     ] = "mini",
@@ -95,6 +113,8 @@ def dreambooth(
     class_data_dir: Annotated[
         Path | None,
         typer.Option(
+            parser=values.writable,
+            metavar="FOLDER",
             help="Where class images and scenes are kept; pictures of your own in it are used as "
             "class images.",
             rich_help_panel=PRIOR,

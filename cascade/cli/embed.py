@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from cascade.cli import values
 from cascade.cli.text import EncoderMode
 from cascade.config.stage import TextConfig
 from cascade.errors import UserError
@@ -17,20 +18,38 @@ CONVENTIONS = "Conventions, with --encoder; a cascade has its own"
 def embed(
     output: Annotated[
         Path,
-        typer.Option("--output", "-o", help="Folder of the store.", show_default=False),
+        typer.Option(
+            "--output",
+            "-o",
+            parser=values.writable,
+            metavar="FOLDER",
+            help="Folder of the store.",
+            show_default=False,
+        ),
     ],
     encoder: Annotated[
-        Path | None, typer.Option(help="Folder of a T5 encoder.", show_default=False)
+        Path | None,
+        typer.Option(
+            parser=values.folder,
+            metavar="FOLDER",
+            help="Folder of a T5 encoder.",
+            show_default=False,
+        ),
     ] = None,
     cascade: Annotated[
         str | None,
         typer.Option(
-            help="A cascade, for its encoder and conventions, instead.", show_default=False
+            parser=values.cascade,
+            metavar="FOLDER",
+            help="A cascade, for its encoder and conventions, instead.",
+            show_default=False,
         ),
     ] = None,
     captions: Annotated[
         list[Path] | None,
         typer.Option(
+            parser=values.existing,
+            metavar="FILE|FOLDER",
             help="A text file, a caption per line; a .jsonl file; or a folder with captions.jsonl. "
             "May be repeated.",
             show_default=False,

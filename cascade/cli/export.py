@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import typer
 
+from cascade.cli import values
 from cascade.cli.bundle import EngineName
 from cascade.cli.text import Embeddings, EncoderMode
 from cascade.config.encoder import EncoderModeName
@@ -23,13 +24,27 @@ PrecisionName = Literal["fp32", "fp16", "bf16"]
 
 
 def export(
-    cascade: Annotated[str, typer.Option(help="A cascade folder, or 'mini'.")] = "mini",
+    cascade: Annotated[
+        str,
+        typer.Option(parser=values.cascade, metavar="FOLDER", help="A cascade folder, or 'mini'."),
+    ] = "mini",
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="A new folder for the bundle.")
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            parser=values.writable,
+            metavar="FOLDER",
+            help="A new folder for the bundle.",
+        ),
     ] = None,
     into: Annotated[
         Path | None,
-        typer.Option(help="Add the cascade, a fine-tune, to this bundle instead."),
+        typer.Option(
+            parser=values.folder,
+            metavar="FOLDER",
+            help="Add the cascade, a fine-tune, to this bundle instead.",
+        ),
     ] = None,
     subject: Annotated[
         str | None, typer.Option(help="With --into: what to call the fine-tune.")

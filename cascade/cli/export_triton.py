@@ -5,13 +5,22 @@ from typing import Annotated
 
 import typer
 
+from cascade.cli import values
+
 
 def export_triton(
-    bundle: Annotated[Path, typer.Argument(help="An exported cascade.")],
+    bundle: Annotated[
+        Path, typer.Argument(parser=values.folder, metavar="BUNDLE", help="An exported cascade.")
+    ],
     output: Annotated[
         Path,
         typer.Option(
-            "--output", "-o", help="The model repository; may hold others.", show_default=False
+            "--output",
+            "-o",
+            parser=values.writable,
+            metavar="FOLDER",
+            help="The model repository; may hold others.",
+            show_default=False,
         ),
     ],
     subject: Annotated[str | None, typer.Option(help="A fine-tune of the bundle's.")] = None,

@@ -5,17 +5,30 @@ from typing import Annotated
 
 import typer
 
+from cascade.cli import values
+
 
 def import_cascade(
     sources: Annotated[
         list[Path],
         typer.Option(
-            "--from", help="A stage's downloaded folder; repeat for each stage.", show_default=False
+            "--from",
+            parser=values.folder,
+            metavar="FOLDER",
+            help="A stage's downloaded folder; repeat for each stage.",
+            show_default=False,
         ),
     ],
     output: Annotated[
         Path,
-        typer.Option("--output", "-o", help="Folder that gets the cascade.", show_default=False),
+        typer.Option(
+            "--output",
+            "-o",
+            parser=values.writable,
+            metavar="FOLDER",
+            help="Gets the cascade.",
+            show_default=False,
+        ),
     ],
     variant: Annotated[
         str | None,
@@ -54,11 +67,21 @@ def import_cascade(
 
 
 def export_diffusers(
-    cascade: Annotated[str, typer.Option(help="A cascade folder.", show_default=False)],
+    cascade: Annotated[
+        str,
+        typer.Option(
+            parser=values.cascade, metavar="FOLDER", help="A cascade folder.", show_default=False
+        ),
+    ],
     output: Annotated[
         Path,
         typer.Option(
-            "--output", "-o", help="Folder that gets one folder per stage.", show_default=False
+            "--output",
+            "-o",
+            parser=values.writable,
+            metavar="FOLDER",
+            help="Gets one folder per stage.",
+            show_default=False,
         ),
     ],
     text_encoder: Annotated[

@@ -4,9 +4,14 @@ from typing import Annotated
 
 import typer
 
+from cascade.cli import values
+
 
 def identifiers(
-    cascade: Annotated[str, typer.Option(help="A cascade folder, or 'mini'.")] = "mini",
+    cascade: Annotated[
+        str,
+        typer.Option(parser=values.cascade, metavar="FOLDER", help="A cascade folder, or 'mini'."),
+    ] = "mini",
     count: Annotated[int, typer.Option(min=1, help="How many.")] = 10,
     seed: Annotated[int, typer.Option(help="The draw is a function of it.")] = 0,
 ) -> None:

@@ -4,6 +4,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from cascade.cli import values
+from cascade.config.folders import cascade_folder
 from cascade.config.stage import Precision
 
 OptimizerName = Literal["adamw", "adamw8bit", "adafactor"]
@@ -13,7 +15,11 @@ _PANEL = "With --memory"
 def info(
     path: Annotated[
         str,
-        typer.Argument(help="A cascade folder, or 'mini'; with --memory also a stage's TOML file."),
+        typer.Argument(
+            parser=values.name,
+            metavar="FOLDER",
+            help="A cascade folder, or 'mini'; with --memory also a stage's TOML file.",
+        ),
     ],
     memory: Annotated[
         bool, typer.Option("--memory", help="Tell what sampling and fine-tuning will take.")
@@ -38,6 +44,9 @@ def info(
     ] = "adamw",
 ) -> None:
     """Show a cascade's stages, sizes, conventions, subject and licence, or the memory it needs."""
+    if not memory or not path.endswith(".toml"):
+        cascade_folder(path)  # before torch is imported
+
     from rich.console import Console
 
     from cascade.info import Plan, describe, describe_memory

@@ -1,5 +1,6 @@
 """How every program of the project answers a person's mistake."""
 
+import io
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -37,17 +38,60 @@ def goes_on() -> Iterator[None]:
 
 def answer(program: Callable[[], object]) -> None:
     """Run a Typer program; a person's mistake is one sentence and exit status 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a console that lacks a character shows its code
+            stream.reconfigure(errors="backslashreplace")
     try:
         program()
-    except UserError as error:
-        # As `Text`: brackets in a path or in "[stage.unet]" are no markup.
-        message = Text.assemble(("Error:", "bold red"), f" {error}")
-        Console(stderr=True).print(message, soft_wrap=True)
-        sys.exit(2)
+    except BrokenPipeError:  # whoever read the output has seen enough
+        sys.exit(1)
     except GoesOn:
         typer.echo("Interrupted; the same command goes on from here.", err=True)
         sys.exit(INTERRUPTED)
+    except KeyboardInterrupt:
+        _interrupted()
     except SystemExit as end:
         if end.code == INTERRUPTED:  # Typer's, of a KeyboardInterrupt
-            typer.echo("Interrupted.", err=True)
+            _interrupted()
         raise
+    except Exception as error:
+        sentence = _sentence(error)
+        if sentence is None:
+            raise
+        # As `Text`: brackets in a path or in "[stage.unet]" are no markup.
+        message = Text.assemble(("Error:", "bold red"), f" {sentence}")
+        Console(stderr=True).print(message, soft_wrap=True)
+        sys.exit(2)
+
+
+def _sentence(error: Exception) -> str | None:
+    """What a person is told; None of an error that is the program's own."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError):
+        place = f"{error.filename}: " if error.filename is not None else ""
+        return f"{place}{error.strerror or error}; check the path, its rights and the disk."
+    if isinstance(error, RecursionError):
+        return "What was given is nested too deeply to be read; simplify it."
+    if _lacks_memory(error):
+        told = str(error).splitlines()[0] if str(error) else "of this machine"
+        return (
+            f"There is not enough memory ({told}); take a smaller batch or size, or see what "
+            "'cascade info --memory' counts."
+        )
+    return None
+
+
+def _interrupted() -> None:
+    typer.echo("Interrupted.", err=True)
+    sys.exit(INTERRUPTED)
+
+
+def _lacks_memory(error: Exception) -> bool:
+    """Whether an allocation failed: on a CPU PyTorch says so in a `RuntimeError`'s words alone."""
+    told = str(error)
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "allocate memory" in told
+    )

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from cascade.chain import MOST_SIDE, scales
+from cascade.cli import values
 from cascade.cli.bundle import (
     Bundle,
     Compiled,
@@ -19,9 +20,9 @@ from cascade.cli.bundle import (
 )
 from cascade.cli.mistakes import goes_on
 from cascade.cli.text import Embeddings, EncoderMode
-from cascade.cli.values import name, path
 from cascade.config.stage import Precision
 from cascade.errors import UserError
+from cascade.files import require_writable
 from cascade.request import MOST_AT_ONCE, MOST_PICTURES, Asked, Request
 
 SamplerName = Literal["ancestral", "ddim", "dpmpp_2m", "heun"]
@@ -37,7 +38,7 @@ def sample(
         typer.Option(
             "--output",
             "-o",
-            parser=path,
+            parser=values.path,
             metavar="FOLDER",
             help="Gets the pictures; those there are never replaced.",
         ),
@@ -49,7 +50,7 @@ def sample(
     cascade: Annotated[
         str | None,
         typer.Option(
-            parser=name,
+            parser=values.cascade,
             metavar="FOLDER",
             help="A cascade folder; 'mini' if neither this nor a bundle.",
         ),
@@ -82,7 +83,7 @@ def sample(
         typer.Option(min=0, max=1, help="Augmentation level of super-resolution, in [0, 1]."),
     ] = None,
     last_stage: Annotated[
-        str | None, typer.Option(parser=name, metavar="NAME", help="Stop after this stage.")
+        str | None, typer.Option(parser=values.name, metavar="NAME", help="Stop after this stage.")
     ] = None,
     size: Annotated[
         int | None,
@@ -116,8 +117,9 @@ def sample(
     about one value in ten thousand, by one grey level. Each batch is written when it is drawn,
     and the same command goes on where it was stopped.
     """
+    require_writable(output)
+
     from cascade.environment import usable_device
-    from cascade.files import require_writable
     from cascade.gallery import draw_to_folder
     from cascade.pipeline import Opened
 
@@ -134,7 +136,6 @@ def sample(
     }
     seeds = range(seed, seed + num_images)
     prompts = [text for text in prompt for _ in seeds]
-    require_writable(output)
     if bundle is None:
         refuse_without_bundle(
             subject=subject,

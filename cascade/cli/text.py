@@ -5,13 +5,13 @@ from typing import Annotated
 
 import typer
 
-from cascade.cli.values import path
+from cascade.cli import values
 from cascade.config.encoder import EncoderModeName, encoder_mode
 
 Embeddings = Annotated[
     Path | None,
     typer.Option(
-        parser=path,
+        parser=values.folder,
         metavar="FOLDER",
         help="A store made by 'cascade embed', used instead of the text encoder.",
         rich_help_panel="Text",

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from cascade.cli import values
 from cascade.cli.mistakes import goes_on
 from cascade.launch import Launch
 
@@ -13,7 +14,12 @@ TIME_IS_UP = 3
 
 
 def train(
-    config: Annotated[Path, typer.Argument(help="A TOML file; see configs/ for examples.")],
+    config: Annotated[
+        Path,
+        typer.Argument(
+            parser=values.path, metavar="CONFIG", help="A TOML file; see configs/ for examples."
+        ),
+    ],
     override: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="A.B=C", help="Replace one setting; may be repeated."),

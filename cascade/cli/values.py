@@ -1,8 +1,15 @@
-"""Kinds of values that flags take: parsers for Typer, which name the flag in their refusal."""
+"""Kinds of values that flags take: parsers for Typer, which refuse a wrong one before any work.
+
+Nothing here imports torch: a mistyped path is answered at once.
+"""
 
 from pathlib import Path
 
 import typer
+
+from cascade.config.folders import cascade_folder
+from cascade.errors import UserError
+from cascade.files import require_writable
 
 
 def name(text: str) -> str:
@@ -15,3 +22,32 @@ def name(text: str) -> str:
 def path(text: str | Path) -> Path:
     """A path: an empty one would be the current folder."""
     return Path(name(str(text)))
+
+
+def folder(text: str | Path) -> Path:
+    """A folder that is there."""
+    found = path(text)
+    if not found.is_dir():
+        raise UserError(f"There is no folder {found}; check the path.")
+    return found
+
+
+def writable(text: str | Path) -> Path:
+    """A folder that can be written into, made if need be."""
+    found = path(text)
+    require_writable(found)
+    return found
+
+
+def existing(text: str | Path) -> Path:
+    """A file or a folder that is there."""
+    found = path(text)
+    if not found.exists():
+        raise UserError(f"There is no file {found}; check the path.")
+    return found
+
+
+def cascade(text: str) -> str:
+    """A cascade's folder, or the name of one that ships with the project."""
+    cascade_folder(name(text))
+    return text
