@@ -316,12 +316,15 @@ def test_dreambooth_s_flags_in_both_spellings(
     received: list[DreamBoothConfig],
     tiny_cascade: Path,
     monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
     spelling: str,
 ) -> None:
     assert set(PATHS) <= FLAGS.keys() | SWITCHES.keys()
     launched = {"WORLD_SIZE": 3, "RANK": 0, "LOCAL_RANK": 0, "MASTER_ADDR": "", "MASTER_PORT": 1}
     for name, value in launched.items():
         monkeypatch.setenv(name, str(value))
+    monkeypatch.chdir(tmp_path)
+    Path("some/photos").mkdir(parents=True)
     given: dict[str, Any] = {
         "instance_data_dir": "some/photos",
         "class_noun": "dog",
@@ -366,7 +369,7 @@ def test_dreambooth_s_flags_in_both_spellings(
 def test_the_cascade_names_its_recipe(
     command: Command, received: list[DreamBoothConfig], tiny_cascade: Path
 ) -> None:
-    short = ("--instance_data_dir", "x", "--class_noun", "dog", "--output_dir", "y")
+    short = ("--instance_data_dir", tiny_cascade, "--class_noun", "dog", "--output_dir", "y")
     assert command("dreambooth", *short, "--cascade", tiny_cascade).status == 0
     assert received[0].recipe == RECIPES["mini"]
     assert received[0].class_noun == "dog"

@@ -53,12 +53,12 @@ def test_an_encoder_alone_takes_the_flags(encoder_folder: Path, tmp_path: Path) 
     [
         ([], "nothing to embed"),
         (["--caption", "a"], "one of the two"),
-        (["--caption", "a", "--cascade", "mini", "--encoder", "x"], "one of the two"),
+        (["--caption", "a", "--cascade", "mini", "--encoder", "."], "one of the two"),
         (["--caption", "a", "--cascade", "mini", "--max-length", "9"], "has its own conventions"),
         (["--caption", "a", "--cascade", "mini", "--shard", "3/2"], "is no share"),
         (["--caption", "a", "--cascade", "mini", "--encoder-mode", "fp16"], "overflows in float16"),
-        (["--caption", "a", "--encoder", "nowhere"], "no text encoder folder nowhere"),
-        (["--captions", "nowhere.txt", "--cascade", "mini"], "no captions at nowhere.txt"),
+        (["--caption", "a", "--encoder", "nowhere"], "There is no folder nowhere"),
+        (["--captions", "nowhere.txt", "--cascade", "mini"], "There is no file nowhere.txt"),
     ],
 )
 def test_mistakes(tmp_path: Path, arguments: list[str], message: str) -> None:
