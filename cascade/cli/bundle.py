@@ -56,7 +56,7 @@ MaxMemory = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help="MB for the stages' weights; those of stages that wait leave.",
+        help="MB for the stages' weights; those of stages that wait leave, batch by batch.",
         rich_help_panel=_PANEL,
     ),
 ]

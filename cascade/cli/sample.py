@@ -22,7 +22,6 @@ from cascade.cli.mistakes import goes_on
 from cascade.cli.text import Embeddings, EncoderMode
 from cascade.config.stage import Precision
 from cascade.errors import UserError
-from cascade.files import require_writable
 from cascade.request import MOST_AT_ONCE, MOST_PICTURES, Asked, Request
 
 SamplerName = Literal["ancestral", "ddim", "dpmpp_2m", "heun"]
@@ -117,12 +116,6 @@ def sample(
     about one value in ten thousand, by one grey level. Each batch is written when it is drawn,
     and the same command goes on where it was stopped.
     """
-    require_writable(output)
-
-    from cascade.environment import usable_device
-    from cascade.gallery import draw_to_folder
-    from cascade.pipeline import Opened
-
     asked: Asked = {
         "negative_prompts": negative_prompt,
         "sampler": sampler,
@@ -145,20 +138,19 @@ def sample(
             compile=compiled,
             max_memory=max_memory,
         )
+    else:
+        _refuse_with_bundle(cascade, precision, size)
+
+    from cascade.environment import usable_device
+    from cascade.gallery import draw_to_folder
+    from cascade.pipeline import Opened
+
+    if bundle is None:
         where = usable_device(device)
         opened = Opened.at(cascade or "mini", embeddings=embeddings)
         stages = scales(opened.configs, size or opened.configs[-1].size)
         request = Request.of(stages, prompts, [*seeds] * len(prompt), asked)
         loaded = opened.load(where, encoder_mode).enlarged(stages[-1].size)
-    elif cascade is not None:
-        raise UserError("A bundle holds its own cascade; leave --cascade or --bundle out.")
-    elif precision is not None:
-        raise UserError(
-            "A bundle's engines keep the precision they were exported in; leave --precision or "
-            "--bundle out."
-        )
-    elif size is not None:
-        raise UserError("A bundle's engines are built for one size; leave --size or --bundle out.")
     else:
         loaded = load_bundle(
             bundle,
@@ -183,3 +175,20 @@ def sample(
     if gallery.shown < gallery.pictures:
         typer.echo(f"The grid shows {gallery.shown} of {gallery.pictures} pictures.")
     typer.echo(f"The grid is {gallery.grid}.")
+
+
+def _refuse_with_bundle(cascade: str | None, precision: str | None, size: int | None) -> None:
+    """Refuse flags of what a bundle has decided.
+
+    Raises:
+        UserError: one is given.
+    """
+    if cascade is not None:
+        raise UserError("A bundle holds its own cascade; leave --cascade or --bundle out.")
+    if precision is not None:
+        raise UserError(
+            "A bundle's engines keep the precision they were exported in; leave --precision or "
+            "--bundle out."
+        )
+    if size is not None:
+        raise UserError("A bundle's engines are built for one size; leave --size or --bundle out.")
