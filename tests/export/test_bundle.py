@@ -16,6 +16,7 @@ from cascade.pipeline import Cascade, Pictures
 from cascade.stage import Stage
 from cascade_export.adapted import parse_lora, with_lora
 from cascade_export.bundle import Bundle, open_bundle
+from cascade_export.engines import EngineKind
 from cascade_export.exporting import export_bundle
 from cascade_export.gate import Gate, runner
 from cascade_export.graph import GRAPH
@@ -72,6 +73,15 @@ def test_a_subject_draws_what_the_fine_tune_draws(
     expected = tuned.sample(PROMPTS)
     assert greatest_difference(drawn.sample(PROMPTS), expected) <= 1
     assert greatest_difference(bundle.cascade().sample(PROMPTS), expected) > 10
+
+
+def test_a_picture_tells_which_engine_and_whose_weights_drew_it(bundle: Bundle) -> None:
+    def drawn_by(subject: str | None = None, engine: EngineKind | None = None) -> list[str]:
+        return [stage.fingerprint() for stage in bundle.cascade(subject, engine=engine).stages]
+
+    every = [drawn_by(), drawn_by(SUBJECT), drawn_by(engine="torch")]
+    assert drawn_by() == every[0]
+    assert len({fingerprint for stages in every for fingerprint in stages}) == 6
 
 
 def test_a_subject_takes_room_only_for_what_it_changes(bundle: Bundle) -> None:
