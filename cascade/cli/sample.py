@@ -22,6 +22,7 @@ from cascade.cli.mistakes import goes_on
 from cascade.cli.text import Embeddings, EncoderMode
 from cascade.config.stage import Precision
 from cascade.errors import UserError
+from cascade.files import require_writable
 from cascade.request import MOST_AT_ONCE, MOST_PICTURES, Asked, Request
 
 SamplerName = Literal["ancestral", "ddim", "dpmpp_2m", "heun"]
@@ -116,6 +117,7 @@ def sample(
     about one value in ten thousand, by one grey level. Each batch is written when it is drawn,
     and the same command goes on where it was stopped.
     """
+    require_writable(output)
     asked: Asked = {
         "negative_prompts": negative_prompt,
         "sampler": sampler,
