@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from cascade.cli.bench import bench
+from cascade.cli.diffusers_flags import KnowsDiffusers
 from cascade.cli.dreambooth import dreambooth
 from cascade.cli.embed import embed
 from cascade.cli.export import export
@@ -25,7 +26,7 @@ app = typer.Typer(
     # People know these flags from diffusers with underscores; both spellings work.
     context_settings={"token_normalize_func": lambda token: token.replace("_", "-")},
 )
-app.command()(dreambooth)
+app.command(cls=KnowsDiffusers)(dreambooth)
 app.command()(sample)
 app.command()(train)
 app.command()(embed)

@@ -6,6 +6,7 @@ from typing import Any
 import typer
 
 from cascade.config.dreambooth import MaskConfig, PriorConfig, Recipe
+from cascade.errors import UserError
 
 
 def _both(path: str) -> tuple[str, str]:
@@ -69,12 +70,11 @@ def recipe_from_flags(start: Recipe, flags: Mapping[str, Any], world: int) -> Re
     for run in (values["base"], values["super_resolution"]):
         run["batch_size"] //= run["gradient_accumulation_steps"]
     for flag, paths in PATHS.items():
-        if flag in flags:
-            for path in paths:
-                _set(values, path, flags[flag])
+        if flag in flags and not [path for path in paths if _set(values, path, flags[flag])]:
+            _refuse_idle(flag, paths[0])
     for flag, (path, parsed) in LISTS.items():
-        if flag in flags:
-            _set(values, path, parsed(flags[flag]))
+        if flag in flags and not _set(values, path, parsed(flags[flag])):
+            _refuse_idle(flag, path)
     for run in (values["base"], values["super_resolution"]):
         _set_derived(run, flags)
         if "lr_warmup_steps" not in flags:
@@ -152,10 +152,25 @@ def _fit_warmup(run: dict[str, Any]) -> None:
         )
 
 
-def _set(values: dict[str, Any], path: str, value: object) -> None:
+def _set(values: dict[str, Any], path: str, value: object) -> bool:
+    """Set one number; tell whether there is a place for it."""
     *outer, last = path.split(".")
     for name in outer:
-        if values[name] is None:  # prior preservation or masks are off: no place for their numbers
-            return
+        if values[name] is None:
+            return False
         values = values[name]
     values[last] = value
+    return True
+
+
+_SWITCHES = {
+    "prior": "prior preservation; give --with-prior-preservation",
+    "masks": "masks; give --masks auto",
+}
+
+
+def _refuse_idle(flag: str, path: str) -> None:
+    spelt = flag.replace("_", "-")
+    raise UserError(
+        f"--{spelt} needs {_SWITCHES[path.partition('.')[0]]} too, or leave --{spelt} out."
+    )

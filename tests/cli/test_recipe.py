@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cascade.cli.dreambooth import dreambooth
-from cascade.cli.recipe import PATHS, recipe_from_flags
+from cascade.cli.recipe import LISTS, PATHS, recipe_from_flags
 from cascade.config.dreambooth import RECIPES, MaskConfig, Recipe
 from cascade.config.stage import RecipeName
 from cascade.errors import UserError
@@ -157,7 +157,7 @@ def test_scale_lr_multiplies_by_the_whole_batch() -> None:
 
 
 def test_prior_preservation_is_switched_off_and_on() -> None:
-    off = recipe_from_flags(START, {"prior_preservation": False, "num_class_images": 3}, world=1)
+    off = recipe_from_flags(START, {"prior_preservation": False}, world=1)
     assert off.prior is None
     on = recipe_from_flags(off, {"prior_preservation": True, "num_class_images": 3}, world=1)
     assert on.prior is not None
@@ -167,7 +167,7 @@ def test_prior_preservation_is_switched_off_and_on() -> None:
 
 
 def test_masks_are_switched_off_and_on() -> None:
-    off = recipe_from_flags(START, {"masks": "none", "unmasked_weight": 0.5}, world=1)
+    off = recipe_from_flags(START, {"masks": "none"}, world=1)
     assert off.masks is None
     assert off.scene_rows is None
     on = recipe_from_flags(off, {"masks": "alpha", "unmasked_weight": 0.5}, world=1)
@@ -205,8 +205,35 @@ def test_variations_of_the_class_are_templates() -> None:
     assert none.variations == ()
     with pytest.raises(UserError, match=r"prior\.variations\.1"):
         recipe_from_flags(START, {"class_variations": "a red {class_noun},"}, world=1)
-    off = flags | {"prior_preservation": False}
-    assert recipe_from_flags(START, off, world=1).prior is None
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        name
+        for name, paths in {**PATHS, **{name: (path,) for name, (path, _) in LISTS.items()}}.items()
+        if all(path.startswith(("prior.", "masks.")) for path in paths)
+    ],
+)
+def test_a_flag_without_effect_is_refused(flag: str) -> None:
+    plain = recipe_from_flags(START, {"prior_preservation": False, "masks": "none"}, world=1)
+    value = "x" if flag in LISTS else VALUES[flag]
+    with pytest.raises(UserError, match=rf"--{flag.replace('_', '-')} needs (prior|masks)"):
+        recipe_from_flags(plain, {flag: value}, world=1)
+
+
+def test_a_recipes_own_warm_up_is_shortened_and_a_persons_is_not(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    base = START.base.optimizer.model_copy(update={"warmup_steps": 30})
+    start = START.model_copy(
+        update={"base": START.base.model_copy(update={"steps": 99, "optimizer": base})}
+    )
+    short = recipe_from_flags(start, {"max_train_steps": 20}, world=1)
+    assert short.base.optimizer.warmup_steps == 2
+    assert "warm-up is longer than 20 steps; it is 2 here" in capsys.readouterr().err
+    with pytest.raises(UserError, match="learning rate would never be reached"):
+        recipe_from_flags(start, {"max_train_steps": 20, "lr_warmup_steps": 20}, world=1)
 
 
 def test_values_that_do_not_work_are_named() -> None:
