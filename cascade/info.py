@@ -31,7 +31,8 @@ from cascade.model.memory import (
 )
 from cascade.model.precision import convolves_bf16, in_bf16
 from cascade.quiet import quiet
-from cascade.stage import skeleton, weight_shapes
+from cascade.stage import skeleton
+from cascade.tensors import weight_shapes
 from cascade.text.files import EncoderFiles
 
 _XXL = 4096

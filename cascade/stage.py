@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 
 from cascade.config.folders import read_stage_config
@@ -25,6 +24,7 @@ from cascade.files import write_bytes
 from cascade.model.backend import set_backend
 from cascade.model.precision import autocast, tell_if_slow
 from cascade.model.unet import UNet
+from cascade.tensors import headers, read_weights, require_finite
 from cascade.text.t5 import TextEmbedding
 from cascade_kernels.dispatch import Backend, obstacle
 
@@ -71,17 +71,23 @@ class Stage:
         """Load `config.json` and `model.safetensors` of a stage folder, in float32.
 
         Raises:
-            UserError: a file is missing, truncated, or does not belong to the other.
+            UserError: a file is missing, truncated, does not belong to the other, or holds what is
+                no number.
         """
         config = read_stage_config(folder)
         check_weights(folder, config)
-        tensors = load_file(folder / "model.safetensors", str(device))
         network = skeleton(config)
-        network.load_state_dict({name: v.float() for name, v in tensors.items()}, assign=True)
+        tensors = read_weights(folder / "model.safetensors", device)
+        network.load_state_dict(tensors, assign=True)
         return cls(config, network.eval())
 
     def save(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
-        """Write the stage as a folder; the weights last, so that a folder with them is whole."""
+        """Write the stage as a folder; the weights last, so that a folder with them is whole.
+
+        Raises:
+            UserError: a weight is no number, or the folder cannot be written.
+        """
+        require_finite(self.network.state_dict(), f"the stage '{self.config.name}'")
         text = self.config.model_dump_json(indent=2)
         tensors = {
             name: value.detach().to("cpu", dtype).contiguous()
@@ -198,6 +204,11 @@ class Stage:
                 x = dpmpp_2m(denoise, x, steps, on_step)
             else:
                 x = heun(denoise, x, steps, on_step)
+        if not bool(torch.isfinite(x).all()):
+            raise UserError(
+                f"Stage '{self.config.name}' drew what is no picture (NaN or infinite); take a "
+                "lower guidance, precision fp32, or weights that were not spoilt in training."
+            )
         return x.clamp(-1.0, 1.0)
 
     def low_resolution(self) -> LowResolution:
@@ -261,21 +272,6 @@ class Stage:
         return sigmas(self.schedule, timesteps)
 
 
-def weight_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Shapes of the tensors in a safetensors file by name; reads its header alone.
-
-    Raises:
-        UserError: the file is missing or truncated.
-    """
-    _require(path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = list(file.keys())
-            return {name: tuple(file.get_slice(name).get_shape()) for name in names}
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is damaged ({error}); copy the checkpoint again.") from None
-
-
 def check_weights(folder: Path, config: StageConfig) -> None:
     """Compare a stage folder's weights with its configuration; reads the file's header alone.
 
@@ -289,9 +285,9 @@ def check_tensors(path: Path, network: torch.nn.Module) -> None:
     """Compare a file's tensors with a network's, by name and shape.
 
     Raises:
-        UserError: the file is missing, truncated, or holds other tensors.
+        UserError: the file is missing, truncated, holds other tensors, or is not of floats.
     """
-    held = weight_shapes(path)
+    held = {name: header.shape for name, header in headers(path).items()}
     wanted = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     names = sorted(held.keys() | wanted.keys())
     differing = [name for name in names if held.get(name) != wanted.get(name)]
@@ -306,8 +302,3 @@ def skeleton(config: StageConfig) -> UNet:
     """The stage's network without weights, on the meta device."""
     with torch.device("meta"):
         return UNet(config.unet)
-
-
-def _require(path: Path) -> None:
-    if not path.is_file():
-        raise UserError(f"{path} is missing; the folder is not a whole checkpoint, copy it again.")

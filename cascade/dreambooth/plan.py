@@ -17,6 +17,7 @@ from cascade.text.source import open_text
 from cascade.text.store import EmbeddingStore
 from cascade.train.optim import check_optimizer
 from cascade.train.output import require_disk
+from cascade.train.room import require_room
 from cascade.train.variance import check_variance
 
 
@@ -66,6 +67,7 @@ def make_plan(config: DreamBoothConfig) -> Plan:
     for stage, run in runs:
         check_variance(stage, run.objective)
         check_optimizer(run.optimizer)
+    require_room(runs)
     copied = [source / name for name, stage in stages.items() if stage.name not in tuned]
     require_disk(config.output_dir, runs, _size_of([*copied, source / manifest.text_encoder]))
     text = open_text(source / manifest.text_encoder, config.embeddings)

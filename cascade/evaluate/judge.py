@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final, Self
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 
 from cascade.errors import UserError
@@ -20,6 +20,7 @@ from cascade.evaluate.judge_config import AttributeName, JudgeConfig, Stated
 from cascade.evaluate.judge_network import SIDE, JudgeNetwork
 from cascade.files import read_json, write_bytes
 from cascade.stage import check_tensors
+from cascade.tensors import read_weights
 
 FOLDER: Final = "judge"
 """Where a cascade's folder keeps its judge."""
@@ -52,8 +53,7 @@ class Judge:
             network = JudgeNetwork(config.widths, list(config.counts.values()))
         weights = folder / "model.safetensors"
         check_tensors(weights, network)
-        tensors = load_file(weights, str(device))
-        network.load_state_dict({name: v.float() for name, v in tensors.items()}, assign=True)
+        network.load_state_dict(read_weights(weights, device), assign=True)
         return cls(config, network.eval().requires_grad_(False))
 
     def save(self, folder: Path) -> None:

@@ -20,8 +20,9 @@ from cascade.formats.encoder import encoder_weights, write_encoder
 from cascade.formats.keys import entries
 from cascade.formats.scheduler import noising_to_diffusers, scheduler_to_diffusers
 from cascade.formats.unet import unet_to_diffusers
-from cascade.formats.weights import STEM, Header, OnTensor, Weights, require_output, write_weights
-from cascade.stage import check_weights, weight_shapes
+from cascade.formats.weights import STEM, OnTensor, Weights, require_output, write_weights
+from cascade.stage import check_weights
+from cascade.tensors import Header, weight_shapes
 from cascade.text.files import EncoderFiles
 
 # A stage's setting, the only value that diffusers' network and pipelines for IF have, and why.

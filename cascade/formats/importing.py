@@ -1,7 +1,9 @@
 """From published pipeline folders to a cascade folder of ours, tensor by tensor."""
 
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from shutil import rmtree
 
 from torch import Tensor
 
@@ -11,7 +13,8 @@ from cascade.files import write_bytes
 from cascade.formats.deepfloyd import Pipelines, PipelineStage, one_dtype, open_weights
 from cascade.formats.encoder import encoder_weights, write_encoder
 from cascade.formats.keys import entries, meta_tensors
-from cascade.formats.weights import Header, OnTensor, Weights, require_output, write_weights
+from cascade.formats.weights import OnTensor, Weights, require_output, write_weights
+from cascade.tensors import Header
 from cascade.text.files import EncoderFiles
 
 
@@ -34,7 +37,7 @@ def import_cascade(
         on_tensor: told of the progress.
 
     Returns:
-        The folder, with its manifest written last.
+        The folder, with its manifest written last; it is removed if that does not come about.
 
     Raises:
         UserError: the output is not empty or its disk too small, the weights are not whole, or
@@ -47,13 +50,16 @@ def import_cascade(
         copied.append(encoder_weights(encoder))
     require_output(output, copied)
     manifest = source.manifest
-    if copy_text_encoder and encoder is not None:
-        manifest = manifest.model_copy(update={"text_encoder": "text"})
-        write_encoder(encoder, output / "text", output / "text" / encoder.vocabulary.name)
-    for stage, weights in opened:
-        _import_stage(stage, weights, output / stage.config.name, on_tensor)
-    text = manifest.model_dump_json(indent=2) + "\n"
-    write_bytes(text.encode(), output / MANIFEST)
+    with ExitStack() as undo:
+        undo.callback(rmtree, output, ignore_errors=True)
+        if copy_text_encoder and encoder is not None:
+            manifest = manifest.model_copy(update={"text_encoder": "text"})
+            write_encoder(encoder, output / "text", output / "text" / encoder.vocabulary.name)
+        for stage, weights in opened:
+            _import_stage(stage, weights, output / stage.config.name, on_tensor)
+        text = manifest.model_dump_json(indent=2) + "\n"
+        write_bytes(text.encode(), output / MANIFEST)
+        undo.pop_all()
     return output
 
 

@@ -9,41 +9,20 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from cascade.errors import UserError
 from cascade.files import read_json
-from cascade.stage import weight_shapes
+from cascade.tensors import FLOATS, Header, headers, opened, require_finite, weight_shapes
 
 STEM = "diffusion_pytorch_model"
-# The names of the format itself.
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-}
-_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_NAMES = {dtype: name for name, dtype in FLOATS.items()}
 
 
 OnTensor = Callable[[str, int, int], None]
 """Called with (stage name, tensors written, of how many)."""
-
-
-class Header(NamedTuple):
-    """What a file tells of a tensor before it is read."""
-
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-
-    @property
-    def size(self) -> int:
-        """Bytes."""
-        return torch.Size(self.shape).numel() * self.dtype.itemsize
 
 
 class Weights:
@@ -63,23 +42,24 @@ class Weights:
         Raises:
             UserError: a file is missing or damaged, or does not hold what it should.
         """
-        shapes = {path: weight_shapes(path) for path in dict.fromkeys(files.values())}
-        opened: dict[Path, Any] = {
-            path: safe_open(path, framework="pt", device=device) for path in shapes
-        }
-        self._files = {name: opened[path] for name, path in files.items()}
+        held = {path: headers(path) for path in dict.fromkeys(files.values())}
+        handles = {path: opened(path, device) for path in held}
+        self._files = {name: (path, handles[path]) for name, path in files.items()}
         self.headers: dict[str, Header] = {}
         for name, path in files.items():
-            if name not in shapes[path]:
+            if name not in held[path]:
                 raise UserError(f"{path} does not hold '{name}'; copy the checkpoint again.")
-            kind = self._files[name].get_slice(name).get_dtype()
-            if kind not in _DTYPES:
-                raise UserError(f"'{name}' in {path} is of type {kind}; floats can be read.")
-            self.headers[name] = Header(_DTYPES[kind], shapes[path][name])
+            self.headers[name] = held[path][name]
 
     def __getitem__(self, name: str) -> Tensor:
-        """Read one tensor; on a CPU it stays in its file until it is used."""
-        tensor: Tensor = self._files[name].get_tensor(name)
+        """Read one tensor; on a CPU it stays in its file.
+
+        Raises:
+            UserError: it holds what is no number.
+        """
+        path, file = self._files[name]
+        tensor: Tensor = file.get_tensor(name)
+        require_finite({name: tensor}, str(path))
         return tensor
 
 

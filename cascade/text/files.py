@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from cascade.errors import UserError
 from cascade.files import read_json
 from cascade.quiet import quiet
+from cascade.tensors import float_type, opened
 from cascade.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -28,6 +28,18 @@ if TYPE_CHECKING:
 EMBEDDINGS: Final = "embed_tokens.weight"
 _ALIASES: Final = {"shared.weight": EMBEDDINGS}  # a whole T5 shares them with its decoder
 _VARIANTS: Final = ("", "fp16", "bf16")
+_MEND: Final = "fetch the text encoder's files again"
+# A wrong size would be built for hours, or overflow.
+_MOST: Final = {
+    "num_layers": 1000,
+    "num_heads": 10_000,
+    "d_model": 100_000,
+    "d_ff": 1_000_000,
+    "d_kv": 10_000,
+    "vocab_size": 10_000_000,
+    "relative_attention_num_buckets": 10_000,
+    "relative_attention_max_distance": 100_000,
+}
 _DIGESTED: Final = 1 << 14  # values of a tensor that the digest reads
 
 
@@ -106,13 +118,15 @@ class EncoderFiles:
         """Shape of every weight, from the files' headers.
 
         Raises:
-            UserError: a file is damaged.
+            UserError: a file is damaged, or a weight is not of floats.
         """
         shapes: dict[str, tuple[int, ...]] = {}
         for path, names in self._by_file(self.places).items():
-            with _opened(path) as file:
+            with opened(path, mend=_MEND) as file:
                 for name in names:
-                    shapes[name] = tuple(file.get_slice(self.places[name][0]).get_shape())
+                    part = file.get_slice(self.places[name][0])
+                    float_type(part.get_dtype(), self.places[name][0], path)
+                    shapes[name] = tuple(part.get_shape())
         return shapes
 
     def read(self, names: Iterable[str], dtype: torch.dtype | None = None) -> dict[str, Tensor]:
@@ -127,7 +141,7 @@ class EncoderFiles:
         """
         tensors: dict[str, Tensor] = {}
         for path, wanted in self._by_file(names).items():
-            with _opened(path) as file:
+            with opened(path, mend=_MEND) as file:
                 for name in wanted:
                     tensor: Tensor = file.get_tensor(self.places[name][0])
                     tensors[name] = tensor if dtype is None else tensor.to(dtype)
@@ -174,6 +188,13 @@ def _read_config(folder: Path) -> Mapping[str, Any]:
     kind = values.get("model_type")
     if kind != "t5":
         raise UserError(f"{path} is the configuration of a '{kind}'; give the folder of a T5.")
+    for key, most in _MOST.items():
+        value = values.get(key, 1)
+        if type(value) is not int or not 0 < value <= most:
+            raise UserError(
+                f"In {path} '{key}' is {str(value)[:60]}, and a T5's is a whole number of at most "
+                f"{most}; fetch the encoder again."
+            )
     return values
 
 
@@ -184,7 +205,7 @@ def _places(folder: Path) -> dict[str, tuple[str, Path]]:
         whole = folder / f"model{infix}.safetensors"
         index = folder / f"model.safetensors.index{infix}.json"
         if whole.is_file():
-            with _opened(whole) as file:
+            with opened(whole, mend=_MEND) as file:
                 return _of_encoder(dict.fromkeys(file.keys(), whole))
         if index.is_file():
             return _of_encoder(_read_index(index))
@@ -214,10 +235,3 @@ def _of_encoder(files: Mapping[str, Path]) -> dict[str, tuple[str, Path]]:
         if name in _ALIASES or name.startswith("encoder."):
             places[_ALIASES.get(name, name.removeprefix("encoder."))] = (name, path)
     return places
-
-
-def _opened(path: Path) -> safe_open:
-    try:
-        return safe_open(path, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise unreadable(path.parent, error) from error

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from cascade.errors import UserError
 from cascade.quiet import quiet
+from cascade.tensors import require_finite
 from cascade.text.files import EMBEDDINGS, EncoderFiles
 
 EncoderMode: TypeAlias = Literal["auto", "float32", "bfloat16", "int8", "layerwise"]
@@ -82,6 +83,8 @@ def hold(files: EncoderFiles, mode: EncoderMode, device: torch.device) -> tuple[
             _keep_in_file(module, prefix, files, dtype, device)
         else:
             _fill(module, prefix, files, dtype, device)
+            weights = {prefix + name: value for name, value in module.state_dict().items()}
+            require_finite(weights, str(files.folder))
         if held == "int8" and is_block:
             _quantise(module)
     return model.eval().requires_grad_(False), held

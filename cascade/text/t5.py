@@ -11,6 +11,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from cascade.errors import UserError
 from cascade.text.cleaning import Cleaning, clean
 from cascade.text.files import EncoderFiles
 from cascade.text.modes import EncoderMode, Held, hold
@@ -108,6 +109,7 @@ class TextEncoder:
 
         Raises:
             ValueError: there are no prompts.
+            UserError: the encoder's weights or configuration are broken: it gives no numbers.
         """
         if not prompts:
             raise ValueError("embed needs at least one prompt.")
@@ -117,6 +119,11 @@ class TextEncoder:
         lengths = torch.tensor([len(row) for row in rows], device=self.device)
         mask = torch.arange(length, device=self.device) < lengths[:, None]
         output = self._model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+        if not bool(torch.isfinite(output).all()):
+            raise UserError(
+                f"The text encoder in {self.files.folder} answers NaN or infinite numbers; fetch "
+                "its files again."
+            )
         if not masked:
             return TextEmbedding(output, torch.ones_like(mask))
         return TextEmbedding(output * mask[..., None], mask)

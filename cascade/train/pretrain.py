@@ -29,6 +29,7 @@ from cascade.train.optim import check_optimizer
 from cascade.train.output import claimed, file_digest, require_disk, text_identity
 from cascade.train.publish import can_grow, publish, published
 from cascade.train.resident import require_memory, resident_prompts
+from cascade.train.room import require_room
 from cascade.train.validation import ValidationGrid
 from cascade.train.variance import check_variance, drop_variance
 
@@ -59,6 +60,7 @@ def pretrain(config: PretrainConfig, minutes: float | None = None) -> Path:
         config.data.flip,
     )
     text = _open_text(config, samples.data)
+    require_room([(config.stage, config.train)])
     stage = _initial(config)
     if config.train.objective.variance == "drop":
         stage = drop_variance(stage)

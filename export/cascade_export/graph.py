@@ -28,9 +28,9 @@ from torch.export import Dim, export
 from cascade.config.unet import UNetConfig
 from cascade.errors import UserError
 from cascade.files import write_bytes
-from cascade.formats.weights import Header
 from cascade.model.unet import IMAGE_CHANNELS
 from cascade.stage import Stage
+from cascade.tensors import Header
 from cascade.text.modes import hold
 from cascade.text.t5 import TextEncoder
 from cascade_export import operators, passes

@@ -21,7 +21,7 @@ from cascade.config.unet import UNetConfig
 from cascade.errors import UserError
 from cascade.files import read_json
 from cascade.formats.keys import entries
-from cascade.stage import weight_shapes
+from cascade.tensors import weight_shapes
 
 ADAPTER: Final = "adapter_config.json"
 _FACTOR: Final = re.compile(

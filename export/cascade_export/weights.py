@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from cascade.errors import UserError
-from cascade.formats.weights import Header
 from cascade.formats.weights import write_weights as write_safetensors
-from cascade.stage import weight_shapes
+from cascade.tensors import Header, weight_shapes
 
 WEIGHTS = "weights.safetensors"
 """The name of a graph's own weights; what its external data refers to."""

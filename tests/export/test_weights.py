@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cascade.errors import UserError
-from cascade.formats.weights import Header
+from cascade.tensors import Header
 from cascade_export.graph import Graph
 from cascade_export.weights import check_weights, digest, places, write_weights
 

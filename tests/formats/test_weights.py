@@ -1,5 +1,6 @@
 """Weight files: found by the rules of diffusers, written tensor by tensor."""
 
+import math
 import shutil
 from itertools import pairwise
 from pathlib import Path
@@ -9,7 +10,10 @@ import torch
 from safetensors.torch import load_file, save, save_file
 
 from cascade.errors import UserError
-from cascade.formats.weights import Header, Weights, find_weights, require_output, write_weights
+from cascade.formats.deepfloyd import read_pipelines
+from cascade.formats.importing import import_cascade
+from cascade.formats.weights import Weights, find_weights, require_output, write_weights
+from cascade.tensors import Header
 
 NAME = "diffusion_pytorch_model"
 TENSORS = {
@@ -132,3 +136,16 @@ def test_a_full_disk_is_seen_before_the_work(
     require_output(tmp_path / "new", [weights])
     with pytest.raises(UserError, match="its disk has"):
         require_output(tmp_path / "new", [weights, weights])
+
+
+def test_a_weight_that_is_no_number_is_not_imported(
+    my_pipelines: tuple[Path, Path], tmp_path: Path
+) -> None:
+    path = my_pipelines[0] / "unet" / f"{NAME}.safetensors"
+    tensors = load_file(path)
+    name = max(tensors)
+    tensors[name].view(-1)[0] = math.nan
+    save_file(tensors, path)
+    with pytest.raises(UserError, match=f"'{name}' in .* NaN"):
+        import_cascade(read_pipelines(my_pipelines), tmp_path / "ours")
+    assert not (tmp_path / "ours").exists()

@@ -13,7 +13,8 @@ from cascade.config.folders import read_stage_config
 from cascade.config.stage import StageConfig, SubjectConfig
 from cascade.errors import UserError
 from cascade.pipeline import Cascade
-from cascade.stage import Stage, check_weights, weight_shapes
+from cascade.stage import Stage, check_weights
+from cascade.tensors import weight_shapes
 
 
 @pytest.fixture

@@ -1,0 +1,45 @@
+"""What surely does not fit a machine's memory is not begun."""
+
+import pytest
+
+from cascade.config.stage import StageConfig
+from cascade.config.train import OptimizerConfig, TrainConfig
+from cascade.errors import UserError
+from cascade.model.memory import optimizer_bytes
+from cascade.stage import skeleton
+from cascade.train import room
+from cascade.train.room import require_room
+
+STAGE = StageConfig.parse(
+    {
+        "name": "tiny",
+        "size": 16,
+        "unet": {
+            "channels": [32],
+            "blocks": [1],
+            "attention": ["none"],
+            "text_width": 64,
+            "context_width": 32,
+            "time_width": 32,
+        },
+    },
+    "here",
+)
+
+
+@pytest.mark.parametrize("ema_decay", [None, 0.9])
+@pytest.mark.parametrize("name", ["adamw", "adamw8bit", "adafactor"])
+def test_weights_gradients_moments_and_average_are_counted(
+    monkeypatch: pytest.MonkeyPatch, name: str, ema_decay: float | None
+) -> None:
+    optimizer = OptimizerConfig.model_validate({"name": name})
+    run = TrainConfig(steps=1, batch_size=1, optimizer=optimizer, ema_decay=ema_decay)
+    shapes = [parameter.shape for parameter in skeleton(STAGE).parameters()]
+    copies = 2 if ema_decay is None else 3
+    needed = copies * 4 * sum(shape.numel() for shape in shapes)
+    needed += optimizer_bytes(shapes, optimizer.name)
+    monkeypatch.setattr(room, "device_memory", lambda device: needed)
+    require_room([(STAGE, run)])
+    monkeypatch.setattr(room, "device_memory", lambda device: needed - 1)
+    with pytest.raises(UserError, match=f"'tiny' takes .* to be trained .*{name}.* in all"):
+        require_room([(STAGE, run)])
