@@ -6,6 +6,7 @@ from typing import Final
 
 from cascade.config.stage import MANIFEST, StageConfig
 from cascade.errors import UserError
+from cascade.request import whole
 
 MOST_SIDE: Final = 4096
 """Pixels: one step from the published cascades' 1024, sixteen times their memory and time."""
@@ -49,8 +50,7 @@ def scales(stages: Sequence[StageConfig], size: int) -> list[StageConfig]:
         UserError: the last stage cannot be used again, or does not arrive at `size`.
     """
     chain = list(stages)
-    if size > MOST_SIDE:
-        raise UserError(f"{size} pixels are too many; {MOST_SIDE} is the largest side drawn.")
+    size = whole(size, "the size", 1, MOST_SIDE)
     while chain[-1].size < size:
         chain.append(_next_scale(chain[-1]))
     if chain[-1].size != size:

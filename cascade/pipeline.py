@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
+from types import NoneType
 from typing import Unpack
 
 import torch
@@ -222,6 +223,8 @@ class Opened:
             configs = [read_stage_config(folder / name) for name in manifest.stages]
             loaders = [partial(_load, folder / name) for name in manifest.stages]
         print_licence(manifest)
+        if not isinstance(embeddings, (Path, str, NoneType)):
+            raise UserError(f"embeddings are {embeddings!r}; give the folder of a store.")
         store = None if embeddings is None else Path(embeddings)
         text = open_text(folder / manifest.text_encoder, store)
         check_chain(configs, text.width, folder)

@@ -6,6 +6,7 @@ Only the stages' configurations are looked at, so a mistake is told before weigh
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Final, TypedDict
 
 from cascade.config.stage import AugmentationLevel, Precision, SamplerConfig, StageConfig
@@ -40,7 +41,7 @@ class Asked(TypedDict, total=False):
     negative_prompts: str | Sequence[str] | None
     sampler: str | None
     steps: int | None
-    timesteps: Sequence[str] | None
+    timesteps: str | Sequence[str] | None
     guidance: float | None
     precision: Precision | None
     noise_level: float | None
@@ -170,10 +171,8 @@ def _pairs(prompts: object, seeds: object, each: object) -> tuple[list[str], lis
         texts = [text for text in texts for _ in range(count)]
     elif seeds is None:
         numbers = list(range(len(texts)))
-    elif isinstance(seeds, str) or not isinstance(seeds, Iterable):
-        raise UserError(f"seeds are {seeds!r}; give a list of whole numbers, such as [3].")
     else:
-        numbers = [_index(seed, "a seed") for seed in seeds]
+        numbers = _seeds(seeds)
     if len(texts) == 1:
         texts = texts * len(numbers)
     if len(texts) != len(numbers) or not texts:
@@ -182,8 +181,21 @@ def _pairs(prompts: object, seeds: object, each: object) -> tuple[list[str], lis
             "or one per seed."
         )
     if len(texts) > MOST_PICTURES:
-        raise UserError(f"{len(texts)} pictures are too many; {MOST_PICTURES} is one call's most.")
+        raise UserError(
+            f"More than {MOST_PICTURES} pictures are too many for one call; draw in parts."
+        )
     return texts, numbers
+
+
+def _seeds(given: Any) -> list[int]:
+    """Whole numbers of a list, a range, an array or a tensor."""
+    try:
+        seeds = list(islice(given, MOST_PICTURES + 1))  # a range may be endlessly long
+    except TypeError:  # a tensor of no dimension says only here that it holds no list
+        seeds = None
+    if seeds is None or isinstance(given, str):
+        raise UserError(f"seeds are {given!r}; give a list of whole numbers, such as [3].")
+    return [_index(seed, "a seed") for seed in seeds]
 
 
 def _negatives(given: object, count: int) -> list[str | None]:
@@ -248,9 +260,10 @@ def _changes(asked: Asked) -> dict[str, object]:
 
 def _lists(asked: Asked, stages: int) -> Sequence[str | None]:
     """The named list of timesteps of each stage, or None where its other settings hold."""
-    names = asked.get("timesteps")
-    if not names:
+    given = asked.get("timesteps")
+    if given is None:
         return [None] * stages
+    names = _texts(given, "the lists of timesteps")
     if asked.get("steps") is not None:
         raise UserError("steps and timesteps both say how to sample; give one of them.")
     if len(names) not in (1, stages):

@@ -108,8 +108,12 @@ class SamplerConfig(Frozen):
         if times is None:
             return self
         inside = all(0 <= time <= 1000 for time in times)
-        if not times or not inside or any(a <= b for a, b in pairwise(times)):
-            raise ValueError("timesteps must be a strictly descending list of numbers in 0..1000")
+        # Nearer to each other two may share a level where a schedule is clipped, at its ends.
+        if not times or not inside or any(a - b < 0.1 for a, b in pairwise(times)):
+            raise ValueError(
+                "timesteps must be a strictly descending list of numbers in 0..1000, 0.1 apart or "
+                "more"
+            )
         return self
 
 
@@ -182,6 +186,12 @@ class StageConfig(Frozen):
             )
         if self.sampler.variance == "learned" and not self.unet.learned_variance:
             raise ValueError("sampler.variance 'learned' needs unet.learned_variance = true")
+        if (
+            self.sampler.timesteps
+            and self.sampler.timesteps[0] > 999
+            and self.diffusion.schedule != "cosine"
+        ):
+            raise ValueError("sampler.timesteps end at 999 on a discrete schedule")
         if self.sampler.spacing != "linspace" and self.diffusion.schedule == "cosine":
             raise ValueError("sampler.spacing needs a discrete schedule: squared_cosine or linear")
         if self.unet.learned_variance and self.diffusion.schedule == "cosine":

@@ -26,6 +26,7 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
         ("base64", "stage.sampler.timesteps=[1, 2]", "strictly descending"),
         ("base64", "stage.sampler.timesteps=[1001, 2]", "strictly descending"),
         ("base64", "stage.sampler.timesteps=[]", "strictly descending"),
+        ("base64", "stage.sampler.timesteps=[5.05, 5]", "0.1 apart"),
         ("base64", "stage.sampler.steps=1001", "stage.sampler.steps"),
         ("base64", "stage.name='../up'", "stage.name"),
         ("base64", "stage.unet.blocks=[1]", "one value for each level"),
@@ -47,6 +48,11 @@ def test_impossible_settings(config: str, override: str, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         PretrainConfig.read(CONFIGS / f"mini-{config}.toml", [override])
     assert "Value error" not in str(caught.value)
+
+
+def test_a_discrete_schedule_ends_at_999() -> None:
+    with pytest.raises(UserError, match="end at 999 on a discrete schedule"):
+        StageConfig.read(CONFIGS / "if-i-m.toml", ["sampler.timesteps=[1000, 2]"])
 
 
 def test_a_learned_variance_has_a_discrete_schedule() -> None:

@@ -1,5 +1,6 @@
 """Mistakes in a call are one sentence, told before anything is drawn; what is right is drawn."""
 
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +28,8 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "bytes among prompts": ({"prompts": ["a", b"b"]}, "b'b' among the prompts is no text"),
     "an empty list": ({"prompts": []}, "give one prompt for all"),
     "one seed": ({"seeds": 3}, r"seeds are 3; give a list of whole numbers, such as \[3\]"),
+    "endless seeds": ({"seeds": itertools.count()}, "More than 100000 pictures are too many"),
+    "a tensor of one seed": ({"seeds": torch.tensor(3)}, r"seeds are tensor\(3\); give a list"),
     "digits as seeds": ({"seeds": "12"}, "seeds are '12'; give a list"),
     "seeds of fractions": ({"seeds": [0.5]}, "a seed is 0.5; give a whole number"),
     "whole floats": ({"seeds": np.array([1.0])}, "a seed is .*1.0.*; give a whole number"),
@@ -37,7 +40,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no images": ({"num_images": 0}, "num_images is 0; give a whole number from 1"),
     "half an image": ({"num_images": 1.5}, "num_images is 1.5; give a whole number"),
     "too many images": ({"num_images": 10**8}, "num_images is 100000000; .* to 100000"),
-    "too many in all": ({"prompts": ["a", "b"], "num_images": 60_000}, "120000 pictures are too"),
+    "too many in all": ({"prompts": ["a", "b"], "num_images": 60_000}, "More than 100000 pictures"),
     "no batch": ({"batch_size": 0}, "the batch size is 0; give a whole number from 1"),
     "a negative batch": ({"batch_size": -1}, "the batch size is -1"),
     "half a batch": ({"batch_size": 1.5}, "the batch size is 1.5; give a whole number"),
@@ -49,6 +52,12 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "an unknown sampler": ({"sampler": "euler"}, "sampler.name"),
     "an unknown list": ({"timesteps": ["fast28"]}, "known are fast27"),
     "lists for other stages": ({"timesteps": ["fast27"] * 3}, "3 lists of timesteps for 2"),
+    "a number as list": ({"timesteps": 27}, "the lists of timesteps are 27; give a text"),
+    "an empty list of lists": ({"timesteps": []}, "There are 0 lists of timesteps for 2"),
+    "two steps of one level": (
+        {"samplers": {"base16": {"timesteps": [0.005, 0]}}},
+        r"In samplers\['base16'\]: sampler: timesteps must be a strictly",
+    ),
     "steps twice": ({"steps": 3, "timesteps": ["fast27"]}, "give one of them"),
     "samplers of one stage": ({"samplers": SAMPLER}, r"samplers are by stage; .*\{'base16': "),
     "an unknown stage": ({"samplers": {"x": SAMPLER}}, "no stage 'x'; it has base16, sr32"),
@@ -173,15 +182,24 @@ def test_what_is_no_device(tiny_cascade: Path, device: Any) -> None:
 
 
 def test_a_store_is_given_as_text_too(tiny_cascade: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="embeddings are 3; give the folder of a store"):
+        Cascade.load(tiny_cascade, embeddings=3)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="gone"):
         Cascade.load(tiny_cascade, embeddings=str(tmp_path / "gone"))
 
 
 @pytest.mark.parametrize(
     ("size", "message"),
-    [(48, "pictures of 16, 32, 64 pixels"), (2 * MOST_SIDE, "are too many"), (10**9, "too many")],
+    [
+        (48, "pictures of 16, 32, 64 pixels"),
+        (2 * MOST_SIDE, "the size is 8192; give a whole number from 1 to 4096"),
+        (0, "the size is 0; give a whole number"),
+        (64.0, "the size is 64.0; give a whole number"),
+        ("64", "the size is '64'; give a whole number"),
+        (None, "the size is None; give a whole number"),
+    ],
 )
-def test_sizes_that_are_not_made(cascade: Cascade, size: int, message: str) -> None:
+def test_sizes_that_are_not_made(cascade: Cascade, size: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         scales(cascade.configs, size)
 
