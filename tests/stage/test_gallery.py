@@ -189,6 +189,15 @@ def test_another_call_that_comes_first_keeps_its_number(
     assert files(tmp_path)[-2:] == ["sr32/00-0.png", "sr32/01-0.png"]
 
 
+def test_what_is_no_picture_is_not_written(cascade: Cascade, tmp_path: Path) -> None:
+    network = copy.deepcopy(cascade.stages[1].network)
+    next(network.parameters()).data.fill_(float("nan"))
+    spoilt = (cascade.stages[0], cascade.stages[1].with_network(network))
+    with pytest.raises(UserError, match="'sr32' drew what is no picture"):
+        draw(Cascade(cascade.manifest, cascade.encoder, spoilt), tmp_path / "out", "a dog", [0])
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_grid_has_no_more_pixels_than_viewers_take(
     cascade: Cascade, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
