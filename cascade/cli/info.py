@@ -7,6 +7,7 @@ import typer
 from cascade.cli import values
 from cascade.config.folders import cascade_folder
 from cascade.config.stage import Precision
+from cascade.errors import UserError
 
 OptimizerName = Literal["adamw", "adamw8bit", "adafactor"]
 _PANEL = "With --memory"
@@ -24,13 +25,16 @@ def info(
     memory: Annotated[
         bool, typer.Option("--memory", help="Tell what sampling and fine-tuning will take.")
     ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Tell it as JSON, for programs.")] = False,
     batch_size: Annotated[
-        int, typer.Option(min=1, help="Pictures worked on at once.", rich_help_panel=_PANEL)
+        int,
+        typer.Option(min=1, max=2**16, help="Pictures worked on at once.", rich_help_panel=_PANEL),
     ] = 1,
     size: Annotated[
         int | None,
         typer.Option(
             min=1,
+            max=2**14,
             help="Side of the pictures; by default the stage's, or of its training crops.",
             rich_help_panel=_PANEL,
         ),
@@ -44,16 +48,28 @@ def info(
     ] = "adamw",
 ) -> None:
     """Show a cascade's stages, sizes, conventions, subject and licence, or the memory it needs."""
-    if not memory or not path.endswith(".toml"):
+    if path.endswith(".toml") and not memory:
+        raise UserError(
+            f"{path} is a settings file; add --memory to tell what its stage takes, or give the "
+            "folder of a cascade."
+        )
+    if not path.endswith(".toml"):
         cascade_folder(path)  # before torch is imported
 
     from rich.console import Console
 
-    from cascade.info import Plan, describe, describe_memory
+    from cascade.info.folder import describe
+    from cascade.info.memory import Plan, describe_memory
 
     # A path or an identifier such as "[v]" is no markup.
     console = Console(markup=False, emoji=False, highlight=False)
     if memory:
         console.print(describe_memory(path, Plan(batch_size, size, precision, optimizer)))
+        return
+    found = describe(path)
+    if as_json:
+        typer.echo(found.json())
     else:
-        console.print(describe(path))
+        console.print(found.table())
+    if found.faults:
+        raise UserError(f"{found.folder} is not whole: {' '.join(found.faults)}")

@@ -400,6 +400,6 @@ def test_an_interrupt_of_what_begins_anew_promises_nothing(
     def interrupted(path: str) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("cascade.info.describe", interrupted)
+    monkeypatch.setattr("cascade.info.folder.describe", interrupted)
     stopped = command("info", tiny_cascade)
     assert (stopped.status, stopped.err) == (130, "Interrupted.\n")

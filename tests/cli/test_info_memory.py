@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cascade.info import encoder_bytes
+from cascade.info.memory import encoder_bytes
 from cascade.text.files import EncoderFiles
 
 Command = Callable[..., Any]

@@ -18,7 +18,7 @@ from cascade.dreambooth import personalise as module
 from cascade.dreambooth.drawn import Drawing
 from cascade.dreambooth.personalise import personalise
 from cascade.errors import UserError
-from cascade.info import describe
+from cascade.info.folder import describe
 from cascade.pipeline import Cascade
 from cascade.stage import Stage
 from cascade.train.report import read_log

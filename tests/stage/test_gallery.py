@@ -7,17 +7,14 @@ from typing import Any, Unpack
 
 import pytest
 from PIL import Image
-from rich.console import Console
 
 from cascade import gallery as gallery_module
-from cascade.config.stage import CascadeManifest, SamplerConfig, SubjectConfig
+from cascade.config.stage import SamplerConfig
 from cascade.data.images import to_pil
 from cascade.errors import UserError
 from cascade.gallery import Gallery, draw_to_folder
-from cascade.info import count_parameters, describe
 from cascade.pipeline import Cascade
 from cascade.request import Asked, Request
-from cascade.stage import Stage
 
 
 def files(folder: Path) -> list[str]:
@@ -217,43 +214,3 @@ def test_a_place_that_cannot_be_written_is_told_before_anything_is_drawn(
         with pytest.raises(UserError, match="Nothing can be written into"):
             draw(cascade, tmp_path / place, "a dog", [0])
     assert (tmp_path / "taken").read_text() == "mine"
-
-
-def shown(path: Path) -> str:
-    console = Console(width=150, record=True, markup=False, emoji=False, quiet=True)
-    with console.capture() as text:
-        console.quiet = False
-        console.print(describe(str(path)))
-    return text.get()
-
-
-def test_info_shows_what_each_stage_is(tiny_cascade: Path) -> None:
-    text = shown(tiny_cascade)
-    for part in ("tiny", "base16", "sr32", "16 x 16", "32 x 32", "0.26 M", "0.14 M"):
-        assert part in text
-    assert "dpmpp_2m, 3 steps, guidance 3" in text
-    assert "time 0 to time 1" in text
-    assert "at low resolution" in text
-    assert "Licence: not stated" in text
-    assert "subject" not in text
-
-
-def test_info_shows_the_subject_and_the_licence_as_written(base: Stage, tmp_path: Path) -> None:
-    subject = SubjectConfig(identifier="[v]", class_noun="dog")
-    changes = {"subjects": (subject,), "licence": "[research] only"}
-    base.with_network(base.network, base.config.model_copy(update=changes)).save(tmp_path / "base")
-    manifest = CascadeManifest(name="[mine]", stages=("base",), licence="[all] rights")
-    (tmp_path / "cascade.json").write_text(manifest.model_dump_json())
-    text = shown(tmp_path)
-    for part in ("a [v] dog", "[research] only", "[mine]", "Licence: [all] rights"):
-        assert part in text
-
-
-def test_info_counts_from_the_header(base: Stage, tiny_cascade: Path, tmp_path: Path) -> None:
-    path = tiny_cascade / "base16" / "model.safetensors"
-    assert count_parameters(path) == sum(p.numel() for p in base.network.parameters())
-    (tmp_path / "half.safetensors").write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(UserError, match=r"half\.safetensors is damaged"):
-        count_parameters(tmp_path / "half.safetensors")
-    with pytest.raises(UserError, match=r"gone\.safetensors is missing"):
-        count_parameters(tmp_path / "gone.safetensors")

@@ -1,4 +1,4 @@
-"""What a cascade folder holds, and what its stages take of a device's memory, for people."""
+"""What a cascade's stages take of a device's memory."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,13 +12,7 @@ from rich.text import Text
 
 from cascade.config.base import read_toml
 from cascade.config.folders import cascade_folder, is_pipeline, read_manifest, read_stage_config
-from cascade.config.stage import (
-    AugmentationLevel,
-    Precision,
-    SamplerConfig,
-    StageConfig,
-    noise_in_grey_levels,
-)
+from cascade.config.stage import Precision, StageConfig
 from cascade.config.train import PretrainConfig
 from cascade.errors import UserError
 from cascade.formats.deepfloyd import read_stage
@@ -32,31 +26,10 @@ from cascade.model.memory import (
 from cascade.model.precision import convolves_bf16, in_bf16
 from cascade.quiet import quiet
 from cascade.stage import skeleton
-from cascade.tensors import weight_shapes
 from cascade.text.files import EncoderFiles
 
 _XXL = 4096
 """Width of T5 v1.1 XXL, the encoder of every published cascade."""
-
-
-def describe(path: str) -> RenderableType:
-    """A table of a cascade's stages, and its licence.
-
-    Raises:
-        UserError: no such cascade, or it is not whole.
-    """
-    folder = cascade_folder(path)
-    manifest = read_manifest(folder)
-    stages = [(folder / name, read_stage_config(folder / name)) for name in manifest.stages]
-    table = Table(title=f"Cascade {manifest.name} ({folder})")
-    table.add_column("")
-    for _, config in stages:
-        table.add_column(config.name)
-    columns = [dict(_properties(place, config)) for place, config in stages]
-    for row in dict.fromkeys(name for column in columns for name in column):
-        table.add_row(row, *(column.get(row, "-") for column in columns))
-    licence = Text(f"Licence: {manifest.licence or 'not stated'}")
-    return Group(table, licence)
 
 
 @dataclass(frozen=True)
@@ -100,7 +73,7 @@ def describe_memory(path: str, plan: Plan) -> RenderableType:
         table.add_column(config.name, justify="right")
     columns = [dict(_memory(config, plan)) for config in stages]
     for row in columns[0]:
-        table.add_row(row, *(_amount(column[row]) for column in columns))
+        table.add_row(row, *(amount(column[row]) for column in columns))
     return Group(table, *_encoder_lines(encoder, stages[0]), Text(_NOT_COUNTED))
 
 
@@ -176,7 +149,7 @@ def _encoder_lines(files: EncoderFiles | None, stage: StageConfig) -> Iterator[T
         return
     name = "T5 v1.1 XXL" if files is None else str(files.folder)
     held = encoder_bytes(_xxl_shapes() if files is None else files.shapes())
-    modes = ", ".join(f"{mode} {_amount(size)}" for mode, size in held.items())
+    modes = ", ".join(f"{mode} {amount(size)}" for mode, size in held.items())
     yield Text(f"Text encoder {name}, weights: {modes}. A store of embeddings needs none.")
 
 
@@ -223,47 +196,6 @@ def _xxl_shapes() -> dict[str, torch.Size]:
     return {name: value.shape for name, value in encoder.state_dict().items()}
 
 
-def _amount(size: int) -> str:
+def amount(size: int) -> str:
+    """A number of bytes for people."""
     return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
-
-
-def count_parameters(weights: Path) -> int:
-    """Number of values in a safetensors file, read from its header.
-
-    Raises:
-        UserError: the file is missing or damaged.
-    """
-    return sum(math.prod(shape) for shape in weight_shapes(weights).values())
-
-
-def _properties(folder: Path, config: StageConfig) -> Iterator[tuple[str, str]]:
-    yield "makes", f"{config.size} x {config.size}"
-    yield "parameters", f"{count_parameters(folder / 'model.safetensors') / 1e6:.2f} M"
-    yield "predicts", config.diffusion.prediction
-    yield "schedule", config.diffusion.schedule
-    yield "learned variance", "yes" if config.unet.learned_variance else "no"
-    yield "sampler", _sampler(config.sampler)
-    yield "text", f"{config.text.max_length} tokens, cleaning {config.text.cleaning}"
-    yield "null text", config.text.null
-    yield "resize kernel", config.resize
-    if config.low_res is not None:
-        low, high = (_level(level) for level in config.low_res.training_levels)
-        yield "enlarges", f"{config.low_res.size} x {config.low_res.size}"
-        yield "noise added", f"at {config.low_res.noise_at} resolution"
-        yield "augmentation, trained", low if low == high else f"{low} to {high}"
-        yield "augmentation, sampling", _level(config.low_res.sampling_level)
-    if config.subjects:
-        subjects = (f"a {one.identifier} {one.class_noun}" for one in config.subjects)
-        yield "subjects", "\n".join(subjects)
-    yield "licence", config.licence or "not stated"
-
-
-def _sampler(sampler: SamplerConfig) -> str:
-    steps = len(sampler.timesteps or ()) or sampler.steps
-    return f"{sampler.name}, {steps} steps, guidance {sampler.guidance:g}"
-
-
-def _level(level: AugmentationLevel) -> str:
-    if level.unit == "time":
-        return f"time {level.value:g}"
-    return f"variance {level.value:g} ({noise_in_grey_levels(level.value):.1f} grey levels)"

@@ -1,0 +1,1 @@
+"""What a cascade folder holds, and what its stages take of a device's memory, for people."""
