@@ -18,6 +18,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from cascade.data.images import UNREADABLE, grid, read_image, to_pil, write_png
+from cascade.errors import UserError
 from cascade.files import require_writable
 from cascade.pipeline import Cascade
 from cascade.progress import progress_bar, stage_steps
@@ -59,7 +60,7 @@ def draw_to_folder(cascade: Cascade, request: Request, folder: Path, columns: in
         columns: pictures in a row of the grid.
 
     Raises:
-        UserError: the folder cannot be written.
+        UserError: the folder cannot be written, or another call has just written into it.
     """
     require_writable(folder)
     album = _Album(cascade, request, folder)
@@ -89,6 +90,7 @@ class _Album:
         self.numbers: dict[_Text, int] = {}
         self._chain = list(_chain(cascade, request))
         self._held = self._index()
+        self._begun: set[_Text] = set()
 
     def paths(self, row: int) -> list[Path]:
         """The files of a picture, one per stage."""
@@ -103,15 +105,20 @@ class _Album:
         return all(path.is_file() for path in self.paths(row))
 
     def write(self, row: int, pictures: Sequence[Image.Image]) -> None:
-        """Write a picture of every stage; what is there stays."""
-        wanted = self._hashes(self._text(row))
-        places = zip(self.paths(row), wanted, strict=True)
-        if any(path.exists() and _fingerprint(path) != mine for path, mine in places):
-            self._held = self._index()  # another call has come before this one
-            del self.numbers[self._text(row)]
-        for at, path in enumerate(self.paths(row)):
+        """Write a picture of every stage; what is there stays.
+
+        Raises:
+            UserError: another call has just written a picture of the same name.
+        """
+        text = self._text(row)
+        if text not in self._begun:
+            self._begun.add(text)
+            self._settle(text)
+        for at, (path, wanted) in enumerate(zip(self.paths(row), self._hashes(text), strict=True)):
             if not path.exists():
-                write_png(pictures[at], path, self._note(row, at, wanted[at]))
+                write_png(pictures[at], path, self._note(row, at, wanted))
+            elif _fingerprint(path) != wanted:
+                raise UserError(f"{path} was written by another call; start the same one again.")
 
     def write_grid(self, columns: int) -> tuple[Path, int]:
         """Write the last stage's pictures as one; return where, and how many it shows."""
@@ -156,6 +163,17 @@ class _Album:
         mine = (number for number, held in sorted(self._held.items()) if held and held <= wanted)
         taken = self._held.keys() | self.numbers.values()
         return next(chain(mine, (number for number in count() if number not in taken)))
+
+    def _settle(self, text: _Text) -> None:
+        """Take another number if a call that began at the same time has come first."""
+        wanted = dict(zip(self.stages, self._hashes(text), strict=True))
+        for path in self.folder.glob(f"*/{self.numbers[text]:02d}-*.png"):
+            stage = path.parent.name
+            if stage in wanted and _fingerprint(path) != wanted[stage]:
+                self._held = self._index()
+                del self.numbers[text]
+                self.numbers[text] = self._number(text)
+                return
 
     def _note(self, row: int, at: int, fingerprint: str) -> PngInfo:
         """What a picture's file tells of it."""

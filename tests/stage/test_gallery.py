@@ -169,21 +169,37 @@ def test_a_call_that_was_stopped_goes_on_to_the_same_files(
     assert len(batches) == 2  # nothing more is drawn
 
 
+@pytest.mark.parametrize("seed", [0, 7])
 def test_another_call_that_comes_first_keeps_its_number(
-    cascade: Cascade, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cascade: Cascade, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     drawing = Cascade.draw
 
     def slow(self: Cascade, *arguments: Any) -> Any:
         monkeypatch.setattr(Cascade, "draw", drawing)
-        draw(cascade, tmp_path, "a cat", [0])
+        draw(cascade, tmp_path, "a cat", [seed])
         return drawing(self, *arguments)
 
     monkeypatch.setattr(Cascade, "draw", slow)
-    draw(cascade, tmp_path, "a dog", [0])
-    prompts = [told(tmp_path / "sr32" / f"0{number}-0.png")["prompt"] for number in (0, 1)]
-    assert prompts == ["a cat", "a dog"]
-    assert files(tmp_path)[-2:] == ["sr32/00-0.png", "sr32/01-0.png"]
+    draw(cascade, tmp_path, "a dog", [0, 1], batch_size=1)
+    assert files(tmp_path / "sr32") == [f"00-{seed}.png", "01-0.png", "01-1.png"]
+    assert told(tmp_path / "sr32" / f"00-{seed}.png")["prompt"] == "a cat"
+
+
+def test_another_call_s_picture_of_the_same_name_stays(
+    cascade: Cascade, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = gallery_module.write_png
+
+    def meanwhile(image: Image.Image, path: Path, note: object) -> None:
+        write(image, path, note)  # type: ignore[arg-type]
+        (tmp_path / "sr32").mkdir(exist_ok=True)
+        (tmp_path / "sr32" / "00-0.png").write_text("another call's")
+
+    monkeypatch.setattr(gallery_module, "write_png", meanwhile)
+    with pytest.raises(UserError, match=r"00-0\.png was written by another call"):
+        draw(cascade, tmp_path, "a dog", [0])
+    assert (tmp_path / "sr32" / "00-0.png").read_text() == "another call's"
 
 
 def test_what_is_no_picture_is_not_written(cascade: Cascade, tmp_path: Path) -> None:
