@@ -33,7 +33,7 @@ from cascade.environment import usable_device
 from cascade.errors import UserError
 from cascade.formats.deepfloyd import load_stage, read_pipelines
 from cascade.request import Asked, Request, place_of
-from cascade.sampling import OnStep, draw_batches, prompt_table
+from cascade.sampling import OnStep, draw_batches, prompt_table, prompt_tables
 from cascade.stage import Stage
 from cascade.text.files import EncoderFiles
 from cascade.text.modes import EncoderMode
@@ -129,9 +129,10 @@ class Cascade:
         again = [last.with_network(last.network, config) for config in larger]
         return Cascade(self.manifest, self.encoder, [*self.stages, *again])
 
-    def prompts(self, prompts: Sequence[str]) -> PromptTable:
-        """Embed a few prompts, and the unconditional text, once."""
-        return prompt_table(self.encoder, prompts, self.stages[0].config)
+    def prompts(self, prompts: Sequence[str], stage: str | None = None) -> PromptTable:
+        """Embed a few prompts, and the unconditional text, for one stage; the base by default."""
+        config = self.stages[0].config if stage is None else self.stage(stage).config
+        return prompt_table(self.encoder, prompts, config)
 
     def sample(
         self,
@@ -173,8 +174,9 @@ class Cascade:
         """
         wanted = request.batches() if batches is None else batches
         negatives = [text for text in request.negatives if text is not None]
-        table = self.prompts([*request.prompts, *negatives])
-        for rows, drawn in draw_batches(self.stages, table, request, wanted, on_step):
+        texts = [*request.prompts, *negatives]
+        tables = prompt_tables(self.encoder, texts, self.configs)
+        for rows, drawn in draw_batches(self.stages, tables, request, wanted, on_step):
             yield rows, Pictures(drawn)
 
 

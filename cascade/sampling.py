@@ -3,16 +3,20 @@
 Shapes: `B` pictures, `C H W` pixels in [-1, 1].
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from cascade.config.stage import AugmentationLevel, SamplerConfig, StageConfig
+from cascade.config.stage import AugmentationLevel, SamplerConfig, StageConfig, TextConfig
 from cascade.diffusion.noise import Noise, derive_seed
 from cascade.request import Request
 from cascade.stage import Stage
+from cascade.text.lost import tell_lost
 from cascade.text.prompts import PromptEncoder, PromptSource, PromptTable
+
+Tables = Mapping[TextConfig, PromptTable]
+"""Embeddings by the conventions that they follow."""
 
 OnStep = Callable[[str, int, int], None]
 """Called with (stage name, steps done, of how many), a step being one of one batch."""
@@ -62,7 +66,7 @@ def sample_stage(
 
 def draw_batches(
     stages: Sequence[Stage],
-    table: PromptSource,
+    tables: Tables,
     request: Request,
     batches: Sequence[range],
     on_step: OnStep | None = None,
@@ -78,7 +82,7 @@ def draw_batches(
         for stage, setting in zip(stages, request.settings, strict=False):
             low_res = sample_stage(
                 stage,
-                table,
+                tables[stage.config.text],
                 request.prompts[rows.start : rows.stop],
                 request.seeds[rows.start : rows.stop],
                 negatives=request.negatives[rows.start : rows.stop],
@@ -98,6 +102,22 @@ def prompt_table(encoder: PromptEncoder, prompts: Sequence[str], stage: StageCon
     return PromptTable.build(
         encoder, list(prompts), text.max_length, text.cleaning, text.null, text.masked
     )
+
+
+def prompt_tables(
+    encoder: PromptEncoder, prompts: Sequence[str], stages: Iterable[StageConfig]
+) -> Tables:
+    """Embed prompts by the conventions of every stage, each distinct one once.
+
+    What is lost of them, behind a token limit or in no vocabulary, is said on the error stream.
+    """
+    tables: dict[TextConfig, PromptTable] = {}
+    for stage in stages:
+        if stage.text not in tables:
+            tables[stage.text] = prompt_table(encoder, prompts, stage)
+            text = stage.text
+            tell_lost(encoder.tokenizer, prompts, text.max_length, text.cleaning)
+    return tables
 
 
 def _part_of(on_step: OnStep | None, number: int, count: int) -> OnStep | None:

@@ -13,7 +13,7 @@ from cascade.dreambooth.kinds import draw, drawings
 from cascade.dreambooth.plan import all_prompts, make_plan
 from cascade.environment import usable_device
 from cascade.pipeline import Cascade
-from cascade.sampling import prompt_table
+from cascade.sampling import prompt_tables
 from cascade.text.source import ready
 from cascade.train.distributed import processes
 
@@ -43,14 +43,15 @@ def draw_in_advance(config: DreamBoothConfig) -> dict[str, float]:
     """
     plan = make_plan(config)
     folder, base = next(iter(plan.stages.items()))
-    table = prompt_table(ready(plan.text, config.encoder_mode), sorted(all_prompts(plan)), base)
+    encoder = ready(plan.text, config.encoder_mode)
+    tables = prompt_tables(encoder, sorted(all_prompts(plan)), [base])
     seconds = {}
     with processes() as here:
         for name, drawing in drawings(plan, folder, here.device).items():
             place = (config.class_data_dir or default_folder()) / drawing.key()
             if len(list(place.glob("*.png"))) < drawing.config.images:
                 start = time.perf_counter()
-                draw(name, drawing, plan, table, here)
+                draw(name, drawing, plan, tables, here)
                 seconds[name] = time.perf_counter() - start
     return seconds
 

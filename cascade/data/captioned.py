@@ -28,6 +28,8 @@ from cascade.data.pairs import crop_pair, crop_places, whole_pair
 from cascade.diffusion.noise import derive_seed
 from cascade.diffusion.philox import philox4x32, round_keys
 from cascade.errors import UserError
+from cascade.files import read_text
+from cascade.text.side import names_side
 
 _DIGESTED: Final = 256  # pictures of a dataset that its digest reads
 
@@ -144,15 +146,18 @@ class CaptionedSamples:
         choices = _below(caption, self._caption_counts[index])
         dropped = drop < self.caption_dropout * 2**32
         offsets = crop_places(self.stage)
+        prompts = tuple(
+            None if nothing else self.data.captions[picture][choice]
+            for picture, choice, nothing in zip(index, choices, dropped, strict=True)
+        )
+        # A caption that says "on the left" is not told of a mirrored picture.
+        turns = np.array([not names_side(prompt) for prompt in prompts]) & self.flip
         return Decisions(
             index=index,
-            mirrored=(mirror < 2**31) & self.flip,
+            mirrored=(mirror < 2**31) & turns,
             top=_below(top, offsets),
             left=_below(left, offsets),
-            prompts=tuple(
-                None if nothing else self.data.captions[picture][choice]
-                for picture, choice, nothing in zip(index, choices, dropped, strict=True)
-            ),
+            prompts=prompts,
             seeds=tuple(((high >> 1 << 32) | low).tolist()),
         )
 
@@ -184,6 +189,8 @@ def _open_images(path: Path) -> np.ndarray:
         images: np.ndarray = np.load(path, mmap_mode="r")
     except (ValueError, OSError, EOFError) as error:
         raise UserError(f"{path} cannot be read ({error}); make the dataset again.") from None
+    if not isinstance(images, np.ndarray):
+        raise UserError(f"{path} is an archive of arrays; save one array, with numpy.save.")
     right = images.ndim == 4 and images.shape[1] == 3 and images.shape[2] == images.shape[3]
     if not right or images.dtype != np.uint8 or not len(images):
         raise UserError(
@@ -195,14 +202,14 @@ def _open_images(path: Path) -> np.ndarray:
 
 def _read_captions(path: Path) -> tuple[tuple[str, ...], ...]:
     # Not `splitlines`, which also breaks at separators that may stand inside a JSON string.
-    lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    lines = read_text(path).removesuffix("\n").split("\n")
     return tuple(_parse_captions(path, number, line) for number, line in enumerate(lines, start=1))
 
 
 def _parse_captions(path: Path, number: int, line: str) -> tuple[str, ...]:
     try:
         captions = json.loads(line)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         captions = None
     if (
         not isinstance(captions, list)

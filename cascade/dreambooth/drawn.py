@@ -20,9 +20,8 @@ from cascade.config.stage import SamplerConfig
 from cascade.data.images import SUFFIXES, read_image, read_photos, to_pil, write_png
 from cascade.diffusion.noise import derive_seed
 from cascade.files import write_bytes
-from cascade.sampling import sample_stage
+from cascade.sampling import Tables, sample_stage
 from cascade.stage import Stage
-from cascade.text.prompts import PromptSource
 
 OnImages = Callable[[int, int], None]
 """Called with (pictures there, of how many)."""
@@ -60,7 +59,7 @@ class Drawing:
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:20]
 
-    def draw(self, table: PromptSource, indices: Sequence[int]) -> list[Image.Image]:
+    def draw(self, tables: Tables, indices: Sequence[int]) -> list[Image.Image]:
         """Draw the pictures of these indices; each is a function of its index alone."""
         seeds = [derive_seed(self.seed, "class image", index) for index in indices]
         prompts = [self.prompts[index % len(self.prompts)] for index in indices]
@@ -68,7 +67,7 @@ class Drawing:
         for stage, sampler in zip(self.stages, self.samplers(), strict=True):
             low_res = sample_stage(
                 stage,
-                table,
+                tables[stage.config.text],
                 prompts,
                 seeds,
                 low_res=low_res,
@@ -81,7 +80,7 @@ class Drawing:
 
 def make_pictures(
     drawing: Drawing,
-    table: PromptSource,
+    tables: Tables,
     folder: Path | None,
     rank: int = 0,
     world: int = 1,
@@ -91,7 +90,7 @@ def make_pictures(
 
     Args:
         drawing: what the pictures depend on.
-        table: holds the prompts' embeddings.
+        tables: hold the prompts' embeddings.
         folder: where sets are kept, each under its key. None is the user's cache.
         rank: this process's number; each makes its batches and none waits here for the others.
         world: how many processes there are.
@@ -111,7 +110,7 @@ def make_pictures(
         if not all(paths[index].is_file() for index in batch):
             # The batch is drawn whole: one of another size rounds differently in its last bits,
             # and a run that was cut short would not end with the files of one that was not.
-            for index, image in zip(batch, drawing.draw(table, batch), strict=True):
+            for index, image in zip(batch, drawing.draw(tables, batch), strict=True):
                 if not paths[index].is_file():
                     write_png(image, paths[index])
         if on_images is not None:

@@ -13,22 +13,23 @@ from cascade.dreambooth.compose import InScenes, cut_out
 from cascade.dreambooth.drawn import Drawing, given_class_images, make_pictures, read_pictures
 from cascade.dreambooth.plan import Plan, photo_prompt
 from cascade.progress import progress_bar
+from cascade.sampling import Tables
 from cascade.stage import Stage
-from cascade.text.prompts import PromptSource
+from cascade.text.side import names_side
 from cascade.train.distributed import Processes
 
 CLASS_IMAGES, SCENES = "class images", "scenes"
 console = Console()
 
 
-def kinds(plan: Plan, folder: str, table: PromptSource, here: Processes) -> tuple[Kind, ...]:
+def kinds(plan: Plan, folder: str, tables: Tables, here: Processes) -> tuple[Kind, ...]:
     """The photos, and the class images where the prior of this stage is preserved.
 
     What is missing of the pictures that the frozen cascade draws is drawn, by all processes
     together.
     """
     drawn = {
-        name: draw(name, drawing, plan, table, here)
+        name: draw(name, drawing, plan, tables, here)
         for name, drawing in drawings(plan, folder, here.device).items()
     }
     found = [_photos(plan, folder, drawn.get(SCENES))]
@@ -55,15 +56,13 @@ def drawings(plan: Plan, folder: str, device: torch.device) -> dict[str, Drawing
     return {name: Drawing(frozen, *parts) for name, parts in sets.items()}
 
 
-def draw(
-    name: str, drawing: Drawing, plan: Plan, table: PromptSource, here: Processes
-) -> list[Path]:
+def draw(name: str, drawing: Drawing, plan: Plan, tables: Tables, here: Processes) -> list[Path]:
     """Make what is missing of a set, all processes together; return all its paths."""
     with progress_bar(console, here.first) as bar:
         task = bar.add_task(name, total=drawing.config.images, details="")
         paths = make_pictures(
             drawing,
-            table,
+            tables,
             plan.config.class_data_dir,
             here.rank,
             here.world,
@@ -96,7 +95,7 @@ def _photos(plan: Plan, folder: str, scenes: list[Path] | None) -> Kind:
         term="instance",
         images=subject.images,
         prompts=(prompt,),
-        flip=recipe.flip,
+        flip=recipe.flip and not names_side(prompt),
         center_crop=recipe.center_crop,
     )
     if recipe.masks is None:

@@ -32,7 +32,7 @@ from cascade.dreambooth.plan import (
 )
 from cascade.files import write_bytes
 from cascade.pipeline import print_licence
-from cascade.sampling import prompt_table
+from cascade.sampling import Tables, prompt_tables
 from cascade.stage import Stage
 from cascade.text.prompts import PromptTable
 from cascade.text.source import ready
@@ -81,9 +81,9 @@ def personalise(config: DreamBoothConfig) -> Path:
         ]
         here.barrier()  # all processes have looked before the first one writes
         if unfinished:
-            table = _embed(plan, here.first)
+            tables = _embed(plan, here.first)
             for folder in unfinished:
-                _tune(plan, folder, table, here)
+                _tune(plan, folder, tables, here)
                 here.barrier()
         if here.first:
             _complete(plan)
@@ -148,11 +148,12 @@ def _run_dir(plan: Plan, folder: str) -> Path:
     return plan.config.output_dir / "runs" / folder
 
 
-def _tune(plan: Plan, folder: str, table: PromptTable, here: Processes) -> None:
+def _tune(plan: Plan, folder: str, tables: Tables, here: Processes) -> None:
     """Tune one stage and publish it."""
     config, run_dir = plan.config, _run_dir(plan, folder)
     run = run_of(config, plan.stages[folder])
-    rows = kinds(plan, folder, table, here)
+    rows = kinds(plan, folder, tables, here)
+    table = tables[plan.stages[folder].text]
     stage = Stage.load(plan.source / folder, here.device)  # those that drew pictures are freed
     if run.objective.variance == "drop":
         stage = drop_variance(stage)
@@ -172,13 +173,13 @@ def _tune(plan: Plan, folder: str, table: PromptTable, here: Processes) -> None:
         publish(tuned, config.output_dir / folder, run_dir)
 
 
-def _embed(plan: Plan, shown: bool) -> PromptTable:
+def _embed(plan: Plan, shown: bool) -> Tables:
     """Embed the few prompts of the run once; the encoder is freed on return."""
     encoder = ready(plan.text, plan.config.encoder_mode)
-    table = prompt_table(encoder, sorted(all_prompts(plan)), next(iter(plan.stages.values())))
+    tables = prompt_tables(encoder, sorted(all_prompts(plan)), plan.stages.values())
     if shown and isinstance(encoder, TextEncoder):
         console.print(f"The text encoder ({encoder.mode}) has read the prompts and is freed.")
-    return table
+    return tables
 
 
 def _validation(
@@ -187,7 +188,7 @@ def _validation(
     if run.validate_every is None:
         return None
     each = plan.config.validation_images
-    chosen = plan.config.validation_prompts or (photo_prompt(plan, stage.config),)
+    chosen = plan.subject.validation_prompts or (photo_prompt(plan, stage.config),)
     prompts = [prompt for prompt in chosen for _ in range(each)]
     low_res: Tensor | None = None
     if stage.config.low_res is not None:

@@ -72,7 +72,8 @@ def make_plan(config: DreamBoothConfig) -> Plan:
     require_disk(config.output_dir, runs, _size_of([*copied, source / manifest.text_encoder]))
     text = open_text(source / manifest.text_encoder, config.embeddings)
     check_chain(list(stages.values()), text.width, source)
-    subject = read_subject(config, chosen, text.tokenizer)
+    earlier = [subject for stage in stages.values() for subject in stage.subjects]
+    subject = read_subject(config, chosen, earlier, text.tokenizer)
     return Plan(config, source, manifest, stages, tuned, subject, text)
 
 
@@ -108,7 +109,7 @@ def tuned_config(plan: Plan, stage: StageConfig) -> StageConfig:
 def all_prompts(plan: Plan) -> set[str]:
     """Every prompt that the run needs embedded."""
     recipe, subject = plan.config.recipe, plan.subject
-    prompts = {subject.instance_prompt, subject.sr_prompt, *plan.config.validation_prompts}
+    prompts = {subject.instance_prompt, subject.sr_prompt, *subject.validation_prompts}
     if recipe.prior is not None:
         prompts.update((subject.class_prompt, *subject.class_prompts))
     if recipe.scene_rows is not None:

@@ -1,5 +1,6 @@
 """The subject: its photos, its identifier and the prompts that name it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from PIL import Image
@@ -8,8 +9,7 @@ from cascade.config.dreambooth import DreamBoothConfig
 from cascade.config.stage import StageConfig, SubjectConfig
 from cascade.data.images import Photos, read_photos
 from cascade.dreambooth.masks import Mask, read_masks
-from cascade.errors import UserError
-from cascade.text.identifier import check_identifier, find_identifiers
+from cascade.dreambooth.naming import fill, require_kept, require_named, settle_names
 from cascade.text.tokenizer import Tokenizer
 
 
@@ -25,6 +25,7 @@ class Subject:
         sr_prompt: what super-resolution stages are told of the photos; need not name the subject.
         class_prompt: names its class, `a [class noun]`.
         class_prompts: what class images show that are drawn, by turns.
+        validation_prompts: what the run draws of itself.
     """
 
     photos: Photos
@@ -34,6 +35,7 @@ class Subject:
     sr_prompt: str
     class_prompt: str
     class_prompts: tuple[str, ...]
+    validation_prompts: tuple[str, ...]
 
     @property
     def images(self) -> tuple[Image.Image, ...]:
@@ -42,62 +44,45 @@ class Subject:
 
 
 def read_subject(
-    config: DreamBoothConfig, stages: list[StageConfig], tokenizer: Tokenizer
+    config: DreamBoothConfig,
+    stages: Sequence[StageConfig],
+    known: Sequence[SubjectConfig],
+    tokenizer: Tokenizer,
 ) -> Subject:
-    """Read the photos and settle the identifier.
+    """Read the photos and settle what the subject is called.
 
     Args:
         config: the run's settings.
         stages: those that will be tuned; photos must be as large as the largest.
+        known: the subjects that the cascade was personalised on before.
         tokenizer: the cascade's, which the identifier must survive.
 
     Raises:
         UserError: there are no usable photos or masks, or the identifier or the prompts cannot
             work.
     """
+    conventions = list(dict.fromkeys(stage.text for stage in stages))
+    called = settle_names(config, conventions, known, tokenizer)
+    instance_prompt = fill(config.instance_prompt, called)
+    require_named(instance_prompt, called, conventions[0], tokenizer)
+    sr_prompt = instance_prompt if config.sr_prompt is None else fill(config.sr_prompt, called)
+    class_prompt = fill(config.class_prompt, called)
+    recipe = config.recipe
+    variations = [fill(one, called) for one in (recipe.prior.variations if recipe.prior else ())]
+    class_prompts = recipe.class_prompts(class_prompt, variations)
+    in_scenes = [scene for name in (instance_prompt, sr_prompt) for scene in recipe.in_scenes(name)]
+    said = [instance_prompt, sr_prompt, class_prompt]
+    said += class_prompts if recipe.prior else ()
+    said += in_scenes if recipe.scene_rows else ()
+    require_kept(said, called, conventions, tokenizer)
     photos = read_photos(config.instance_data_dir, max(stage.size for stage in stages))
-    noun = config.class_noun.strip()
-    if not noun:
-        raise UserError("The class noun is empty; give the subject's class, for instance 'dog'.")
-    cleaning = stages[0].text.cleaning
-    if config.identifier is None:
-        identifier = find_identifiers(tokenizer, cleaning, count=1, seed=config.seed)[0]
-    else:
-        identifier = config.identifier.strip()
-    check_identifier(tokenizer, cleaning, identifier, noun)
-    instance_prompt = _fill(config.instance_prompt, identifier, noun, needs="{identifier}")
-    class_prompt = _fill(config.class_prompt, identifier, noun, needs=None)
-    masked, prior = config.recipe.masks, config.recipe.prior
-    templates = () if prior is None else prior.variations
-    variations = [_fill(template, identifier, noun, needs=None) for template in templates]
     return Subject(
         photos=photos,
-        masks=() if masked is None else read_masks(photos, masked.source),
-        config=SubjectConfig(identifier=identifier, class_noun=noun),
+        masks=() if recipe.masks is None else read_masks(photos, recipe.masks.source),
+        config=called,
         instance_prompt=instance_prompt,
-        sr_prompt=(
-            instance_prompt
-            if config.sr_prompt is None
-            else _fill(config.sr_prompt, identifier, noun, needs=None)
-        ),
+        sr_prompt=sr_prompt,
         class_prompt=class_prompt,
-        class_prompts=config.recipe.class_prompts(class_prompt, variations),
+        class_prompts=class_prompts,
+        validation_prompts=tuple(fill(prompt, called) for prompt in config.validation_prompts),
     )
-
-
-def _fill(template: str, identifier: str, noun: str, needs: str | None) -> str:
-    try:
-        prompt = template.format(identifier=identifier, class_noun=noun)
-    except (KeyError, IndexError, ValueError):
-        raise UserError(
-            f"The prompt '{template}' has a placeholder that is not known; "
-            "use {identifier} and {class_noun}."
-        ) from None
-    words, name = prompt.split(), identifier.split()
-    places = range(len(words) - len(name) + 1)
-    if needs is not None and not any(words[i : i + len(name)] == name for i in places):
-        raise UserError(
-            f"The instance prompt '{prompt}' does not name the subject; put {needs} (here "
-            f"'{identifier}') into it as a word of its own."
-        )
-    return prompt

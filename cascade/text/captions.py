@@ -19,7 +19,7 @@ def read_captions(path: Path) -> Iterator[str]:
             holds such a file named `captions.jsonl`.
 
     Raises:
-        UserError: there is no such file, or a line of it holds no caption.
+        UserError: there is no such file, it is empty, or a line of it holds no caption.
     """
     file = path / "captions.jsonl" if path.is_dir() else path
     if not file.is_file():
@@ -27,23 +27,27 @@ def read_captions(path: Path) -> Iterator[str]:
             f"There are no captions at {file}; give a text file, a .jsonl file, or a folder with "
             "captions.jsonl."
         )
-    with file.open(encoding="utf-8") as lines:
+    found = False
+    with file.open(encoding="utf-8-sig") as lines:
         try:
             for number, line in enumerate(lines, start=1):
                 if not line.strip():
                     continue
+                found = True
                 if file.suffix == ".jsonl":
                     yield from _parse(file, number, line)
                 else:
                     yield line.strip()
         except UnicodeDecodeError:
             raise UserError(f"{file} is not UTF-8 text; save it as UTF-8.") from None
+    if not found:
+        raise UserError(f"{file} holds no captions; write one per line.")
 
 
 def _parse(file: Path, number: int, line: str) -> list[str]:
     try:
         value = json.loads(line)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         value = None
     if isinstance(value, dict):
         value = next((value[field] for field in _FIELDS if field in value), None)

@@ -5,6 +5,7 @@ Every path from a prompt to the encoder goes through `clean`, in training and in
 
 from typing import Literal, TypeAlias, assert_never
 
+from cascade.errors import UserError
 from cascade.text.deepfloyd import clean_once
 
 Cleaning: TypeAlias = Literal["none", "lower", "deepfloyd"]
@@ -19,7 +20,16 @@ def clean(text: str, cleaning: Cleaning) -> str:
             removes what DeepFloyd IF's captions were stripped of, in two passes: the first can lay
             a second match bare. It deletes whole words, DreamBooth identifiers such as `xyz123`
             among them; `identifier.py` guards against that.
+
+    Raises:
+        UserError: the prompt came in bytes that are no text.
     """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"The prompt {text!a} has bytes that are no text; give it in UTF-8."
+        ) from None
     match cleaning:
         case "none":
             return " ".join(text.split())

@@ -7,6 +7,7 @@ the text must come through the checkpoint's cleaning and come back as the same t
 
 import random
 import re
+from collections.abc import Collection
 from typing import Final
 
 from cascade.errors import UserError
@@ -35,6 +36,7 @@ def find_identifiers(
     seed: int,
     lowest: int | None = None,
     highest: int | None = None,
+    taken: Collection[str] = (),
 ) -> list[str]:
     """Draw `count` distinct identifiers, each a single token in the prompt "a {identifier} dog".
 
@@ -45,6 +47,7 @@ def find_identifiers(
         seed: the draw is a function of it.
         lowest: first id to draw from; `rare_range` when omitted.
         highest: last id to draw from; `rare_range` when omitted.
+        taken: identifiers that name other subjects already.
 
     Raises:
         UserError: the range leaves the vocabulary or holds fewer than `count` identifiers.
@@ -57,12 +60,14 @@ def find_identifiers(
             "give a range inside it."
         )
     found = [
-        text for index in range(first, last + 1) if (text := _survivor(tokenizer, cleaning, index))
+        text
+        for index in range(first, last + 1)
+        if (text := _survivor(tokenizer, cleaning, index)) and text not in taken
     ]
     if len(found) < count:
         raise UserError(
             f"The ids {first} to {last} hold {len(found)} usable identifiers, {count} were asked "
-            "for; ask for fewer or widen the range."
+            "for; ask for fewer."
         )
     return random.Random(seed).sample(found, count)
 
@@ -72,8 +77,7 @@ def check_identifier(
 ) -> None:
     """Make sure that `identifier` reaches the encoder unharmed in "a {identifier} {class_noun}".
 
-    One to three known tokens are fine. Whether it is an ordinary word is not checked: that is the
-    user's choice to make.
+    One to three known tokens are fine; see `is_common` for ordinary words.
 
     Raises:
         UserError: says what happens to the identifier.
@@ -81,6 +85,8 @@ def check_identifier(
     hint = "take one that 'cascade identifiers' finds"
     if not identifier.strip():
         raise UserError(f"The identifier is empty; {hint}.")
+    if clean(identifier, cleaning) == clean(class_noun, cleaning):
+        raise UserError(f"The identifier '{identifier}' is the class noun itself; {hint}.")
     cleaned, bare = clean(identifier, cleaning), identifier.strip()
     prompt = clean(f"a {bare} {class_noun}", cleaning)
     noun = clean(class_noun, cleaning)
@@ -101,6 +107,20 @@ def check_identifier(
             f"The identifier '{bare}' is split into {len(ids)} pieces ({names}), at most {LONGEST} "
             f"work; {hint}."
         )
+
+
+def is_common(tokenizer: Tokenizer, cleaning: Cleaning, identifier: str) -> bool:
+    """Whether an identifier is one frequent piece of the vocabulary, so likely an ordinary word."""
+    ids = tokenizer.ids(clean(identifier, cleaning))
+    return len(ids) == 1 and ids[0] < rare_range(tokenizer)[0]
+
+
+def names(tokenizer: Tokenizer, cleaning: Cleaning, identifier: str, prompt: str) -> bool:
+    """Whether the identifier's tokens stand in a prompt, one after another."""
+    wanted = tokenizer.ids(clean(identifier, cleaning))
+    held = tokenizer.ids(clean(prompt, cleaning))
+    places = range(len(held) - len(wanted) + 1)
+    return any(held[i : i + len(wanted)] == wanted for i in places)
 
 
 def _survivor(tokenizer: Tokenizer, cleaning: Cleaning, index: int) -> str | None:

@@ -19,6 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from cascade.text.cleaning import Cleaning
 from cascade.text.t5 import TextEmbedding
+from cascade.text.tokenizer import Tokenizer
 
 Null: TypeAlias = Literal["zeros", "empty"]
 _EMBED_BATCH: Final = 32
@@ -35,6 +36,11 @@ class PromptEncoder(Protocol):
     @property
     def digest(self) -> str:
         """Tells apart what gives other embeddings: weights, vocabulary, how they are held."""
+        ...
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that prompts go through."""
         ...
 
     def embed(

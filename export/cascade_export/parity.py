@@ -21,7 +21,6 @@ from cascade.config.stage import SamplerConfig
 from cascade.environment import environment
 from cascade.errors import UserError
 from cascade.pipeline import Cascade
-from cascade.sampling import prompt_table
 from cascade_export.cases import tensor_cases
 from cascade_export.comparison import (
     Draw,
@@ -170,7 +169,6 @@ def check(
     """
     numbers = tuple(range(len(prompts)) if seeds is None else seeds)
     draw = Draw(tuple(prompts), numbers, batch_size, samplers or {})
-    table = prompt_table(cascade.encoder, draw.prompts, cascade.stages[0].config)
     tensors: list[TensorResult] = []
     trajectories: list[TrajectoryResult] = []
     departures: list[Departure] = []
@@ -183,6 +181,7 @@ def check(
         name = eager.config.name
         measure = yardstick(eager.network, precision, (islands or {}).get(name, ()))
         trio = Trio(eager, eager.with_network(measure), bundled.stage(name))
+        table = cascade.prompts(draw.prompts, name)
         cases = list(tensor_cases(eager.config, table, draw.prompts, dynamic=dynamic))
         results = compare_tensors(trio, cases, precision, quantisation)
         tensors += results

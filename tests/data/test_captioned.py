@@ -215,3 +215,44 @@ def test_damaged_and_missing_files_are_named(tmp_path: Path, folder: Path) -> No
 def test_pictures_must_be_of_the_stage_s_size(data: CaptionedArray) -> None:
     with pytest.raises(UserError, match="16 pixels wide but stage 'base' makes 32"):
         samples(data, BASE.model_copy(update={"size": 32}))
+
+
+def test_no_row_belies_its_caption(tmp_path: Path) -> None:
+    """Mirrored, what is on the left is on the right."""
+    sided = [["a dog on the left", "a dog"], ["a cat, right of a tree", "a cat"]] * (COUNT // 2)
+    data = CaptionedArray.open(write_dataset(tmp_path / "sided", pictures(), sided))
+    chosen = samples(data, flip=True, caption_dropout=0.3).decide(range(400))
+    named = np.array(["left" in (one or "") or "right" in (one or "") for one in chosen.prompts])
+    assert not chosen.mirrored[named].any()
+    assert 0.3 < chosen.mirrored[~named].mean() < 0.7
+    assert 100 < named.sum() < 200
+
+
+def test_a_byte_order_mark_is_no_part_of_a_caption(folder: Path, tmp_path: Path) -> None:
+    marked = write_dataset(tmp_path / "marked", pictures(), [["a dog"]] * COUNT)
+    text = (marked / "captions.jsonl").read_bytes()
+    (marked / "captions.jsonl").write_bytes(b"\xef\xbb\xbf" + text)
+    assert CaptionedArray.open(marked).captions == (("a dog",),) * COUNT
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("caf\xe9".encode("latin-1"), "is not UTF-8 text"),
+        (b"[" * 100_000, "Line 1 of .* is no JSON list"),
+        (b"[" + b"9" * 5000 + b"]", "Line 1 of .* is no JSON list"),
+    ],
+)
+def test_captions_that_cannot_be_read(tmp_path: Path, content: bytes, told: str) -> None:
+    place = write_dataset(tmp_path / "bad", pictures(), [["a dog"]] * COUNT)
+    (place / "captions.jsonl").write_bytes(content)
+    with pytest.raises(UserError, match=told):
+        CaptionedArray.open(place)
+
+
+def test_an_archive_of_arrays_is_named(tmp_path: Path) -> None:
+    place = write_dataset(tmp_path / "bad", pictures(), [["a dog"]] * COUNT)
+    with (place / "images.npy").open("wb") as file:
+        np.savez(file, images=pictures())
+    with pytest.raises(UserError, match="is an archive of arrays"):
+        CaptionedArray.open(place)

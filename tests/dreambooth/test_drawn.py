@@ -20,9 +20,8 @@ from cascade.dreambooth.drawn import (
 )
 from cascade.errors import UserError
 from cascade.pipeline import Cascade
-from cascade.sampling import prompt_table
+from cascade.sampling import Tables, prompt_tables
 from cascade.stage import Stage
-from cascade.text.prompts import PromptTable
 from cascade.text.t5 import TextEncoder
 
 CONFIG = DrawnConfig(
@@ -41,8 +40,9 @@ def drawing(stages: tuple[Stage, Stage]) -> Drawing:
 
 
 @pytest.fixture(scope="module")
-def table(tiny_cascade: Path, stages: tuple[Stage, Stage]) -> PromptTable:
-    return prompt_table(TextEncoder.load(tiny_cascade / "text"), ["a dog"], stages[0].config)
+def tables(tiny_cascade: Path, stages: tuple[Stage, Stage]) -> Tables:
+    encoder = TextEncoder.load(tiny_cascade / "text")
+    return prompt_tables(encoder, ["a dog"], [stage.config for stage in stages])
 
 
 @pytest.fixture
@@ -51,9 +51,9 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     indices: list[int] = []
     draw = Drawing.draw
 
-    def noted(self: Drawing, table: PromptTable, batch: Sequence[int]) -> list[Image.Image]:
+    def noted(self: Drawing, tables: Tables, batch: Sequence[int]) -> list[Image.Image]:
         indices.extend(batch)
-        return draw(self, table, batch)
+        return draw(self, tables, batch)
 
     monkeypatch.setattr(Drawing, "draw", noted)
     return indices
@@ -68,9 +68,9 @@ def test_the_paper_samples_with_the_ancestral_sampler() -> None:
 
 
 def test_they_are_what_the_cascade_draws_of_the_class(
-    tmp_path: Path, tiny_cascade: Path, drawing: Drawing, table: PromptTable
+    tmp_path: Path, tiny_cascade: Path, drawing: Drawing, tables: Tables
 ) -> None:
-    paths = make_pictures(drawing, table, tmp_path)
+    paths = make_pictures(drawing, tables, tmp_path)
     assert [path.name for path in paths] == [f"00000{index}.png" for index in range(5)]
     pictures = Cascade.load(tiny_cascade).sample(
         "a dog",
@@ -86,23 +86,23 @@ def _pixels(images: Sequence[Image.Image]) -> list[bytes]:
     return [image.tobytes() for image in images]
 
 
-def test_a_picture_does_not_depend_on_its_batch(drawing: Drawing, table: PromptTable) -> None:
-    together = drawing.draw(table, range(4))
-    alone = drawing.draw(table, [2])[0]
+def test_a_picture_does_not_depend_on_its_batch(drawing: Drawing, tables: Tables) -> None:
+    together = drawing.draw(tables, range(4))
+    alone = drawing.draw(tables, [2])[0]
     # A batch of another size rounds differently: a pixel on the edge may fall to either level.
     assert np.abs(np.asarray(together[2], int) - np.asarray(alone, int)).max() <= 1
     assert together[2].tobytes() != together[1].tobytes()
 
 
 def test_a_second_run_draws_nothing(
-    tmp_path: Path, drawing: Drawing, table: PromptTable, drawn: list[int]
+    tmp_path: Path, drawing: Drawing, tables: Tables, drawn: list[int]
 ) -> None:
-    first = make_pictures(drawing, table, tmp_path)
+    first = make_pictures(drawing, tables, tmp_path)
     assert drawn == [0, 1, 2, 3, 4]
     drawn.clear()
     told: list[tuple[int, int]] = []
     second = make_pictures(
-        drawing, table, tmp_path, on_images=lambda done, total: told.append((done, total))
+        drawing, tables, tmp_path, on_images=lambda done, total: told.append((done, total))
     )
     assert second == first
     assert drawn == []
@@ -110,14 +110,14 @@ def test_a_second_run_draws_nothing(
 
 
 def test_only_what_is_missing_is_written_again_and_with_the_same_bytes(
-    tmp_path: Path, drawing: Drawing, table: PromptTable, drawn: list[int]
+    tmp_path: Path, drawing: Drawing, tables: Tables, drawn: list[int]
 ) -> None:
-    paths = make_pictures(drawing, table, tmp_path)
+    paths = make_pictures(drawing, tables, tmp_path)
     before, times = _bytes(paths), [path.stat().st_mtime_ns for path in paths]
     drawn.clear()
     for index in (1, 4):
         paths[index].unlink()
-    assert make_pictures(drawing, table, tmp_path) == paths
+    assert make_pictures(drawing, tables, tmp_path) == paths
     assert drawn == [0, 1, 4]  # whole batches, so that every bit is as before
     assert _bytes(paths) == before
     kept = [index for index in range(5) if paths[index].stat().st_mtime_ns == times[index]]
@@ -125,22 +125,24 @@ def test_only_what_is_missing_is_written_again_and_with_the_same_bytes(
 
 
 def test_a_larger_set_goes_on_from_a_smaller_one(
-    tmp_path: Path, drawing: Drawing, table: PromptTable, drawn: list[int]
+    tmp_path: Path, drawing: Drawing, tables: Tables, drawn: list[int]
 ) -> None:
-    make_pictures(replace(drawing, config=CONFIG.model_copy(update={"images": 4})), table, tmp_path)
+    make_pictures(
+        replace(drawing, config=CONFIG.model_copy(update={"images": 4})), tables, tmp_path
+    )
     drawn.clear()
-    assert len(make_pictures(drawing, table, tmp_path)) == 5
+    assert len(make_pictures(drawing, tables, tmp_path)) == 5
     assert drawn == [4]
 
 
 def test_two_processes_share_the_work_and_make_the_same_files(
-    tmp_path: Path, drawing: Drawing, table: PromptTable, drawn: list[int]
+    tmp_path: Path, drawing: Drawing, tables: Tables, drawn: list[int]
 ) -> None:
-    alone = make_pictures(drawing, table, tmp_path / "alone")
+    alone = make_pictures(drawing, tables, tmp_path / "alone")
     drawn.clear()
-    make_pictures(drawing, table, tmp_path / "shared", rank=1, world=2)
+    make_pictures(drawing, tables, tmp_path / "shared", rank=1, world=2)
     assert drawn == [2, 3]
-    paths = make_pictures(drawing, table, tmp_path / "shared", rank=0, world=2)
+    paths = make_pictures(drawing, tables, tmp_path / "shared", rank=0, world=2)
     assert drawn == [2, 3, 0, 1, 4]
     assert _bytes(paths) == _bytes(alone)
 
@@ -167,9 +169,10 @@ def test_the_key_names_everything_they_depend_on(
 
 def test_prompts_take_turns(tmp_path: Path, tiny_cascade: Path, drawing: Drawing) -> None:
     in_scenes = replace(drawing, prompts=("a dog", "a dog in snow"))
-    table = Cascade.load(tiny_cascade).prompts(["a dog", "a dog in snow"])
-    alone = read_pictures(make_pictures(drawing, table, tmp_path))
-    mixed = read_pictures(make_pictures(in_scenes, table, tmp_path))
+    cascade = Cascade.load(tiny_cascade)
+    tables = prompt_tables(cascade.encoder, ["a dog", "a dog in snow"], cascade.configs)
+    alone = read_pictures(make_pictures(drawing, tables, tmp_path))
+    mixed = read_pictures(make_pictures(in_scenes, tables, tmp_path))
     # A longer prompt in the batch pads the others, whose sums then round differently on some CPUs:
     # one grey level. Another prompt moves pixels by a hundred.
     same = [
@@ -191,11 +194,15 @@ def test_the_class_is_shown_in_scenes_where_a_recipe_wants_it() -> None:
 
 
 def test_super_resolution_enlarges_by_its_own_sampler(
-    tmp_path: Path, tiny_cascade: Path, drawing: Drawing, stages: tuple[Stage, Stage]
+    tmp_path: Path,
+    tiny_cascade: Path,
+    drawing: Drawing,
+    stages: tuple[Stage, Stage],
+    tables: Tables,
 ) -> None:
     cascade = Cascade.load(tiny_cascade)
     both = replace(drawing, stages=stages)
-    paths = make_pictures(both, cascade.prompts(["a dog"]), tmp_path)
+    paths = make_pictures(both, tables, tmp_path)
     seeds = [derive_seed(3, "class image", index) for index in range(5)]
     pictures = cascade.sample("a dog", seeds, samplers={"base16": CONFIG.sampler}, batch_size=2)
     assert pictures.images[0].size == (32, 32)
@@ -211,18 +218,16 @@ def test_pictures_of_ones_own_are_found_and_nothing_else_is(tmp_path: Path, phot
     assert given_class_images(tmp_path) == []
 
 
-def test_a_damaged_class_image_is_named(
-    tmp_path: Path, drawing: Drawing, table: PromptTable
-) -> None:
-    paths = make_pictures(drawing, table, tmp_path)
+def test_a_damaged_class_image_is_named(tmp_path: Path, drawing: Drawing, tables: Tables) -> None:
+    paths = make_pictures(drawing, tables, tmp_path)
     paths[3].write_bytes(paths[3].read_bytes()[:40])
     with pytest.raises(UserError, match=r"000003\.png cannot be read"):
         read_pictures(paths)
 
 
 def test_the_users_cache_is_the_default_place(
-    tmp_path: Path, drawing: Drawing, table: PromptTable, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, drawing: Drawing, tables: Tables, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    paths = make_pictures(drawing, table, None)
+    paths = make_pictures(drawing, tables, None)
     assert paths[0].parent == tmp_path / "dreamcascade" / "class-images" / drawing.key()

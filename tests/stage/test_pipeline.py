@@ -154,3 +154,23 @@ def test_only_sizes_that_the_factor_reaches_are_made(cascade: Cascade) -> None:
     base = Cascade(cascade.manifest, cascade.encoder, cascade.stages[:1])
     with pytest.raises(UserError, match="'base16' cannot be used again at a larger scale"):
         base.enlarged(32)
+
+
+def test_every_stage_reads_text_by_its_own_conventions(tiny_cascade: Path) -> None:
+    """What a super-resolution stage was trained with is not what its base was trained with."""
+    cascade = Cascade.load(tiny_cascade)
+    base, sr = cascade.stages
+    other = sr.config.text.model_copy(update={"max_length": 3, "null": "empty", "masked": False})
+    changed = sr.with_network(sr.network, sr.config.model_copy(update={"text": other}))
+    settings = {"guidance": 3.0, "steps": 2}
+    prompt = "a dog on the beach"
+    plain = cascade.sample(prompt, [0], **settings)
+    mixed = Cascade(cascade.manifest, cascade.encoder, [base, changed]).sample(
+        prompt, [0], **settings
+    )
+    assert torch.equal(plain.stages["base16"], mixed.stages["base16"])
+    assert not torch.equal(plain.stages["sr32"], mixed.stages["sr32"])
+    rows = cascade.prompts([prompt], "sr32").rows([prompt])
+    assert rows.embedding.shape[1] > 3
+    alike = cascade.prompts([prompt]).rows([prompt])
+    assert torch.equal(rows.embedding, alike.embedding)

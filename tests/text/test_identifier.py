@@ -15,7 +15,7 @@ def test_draw_from_a_small_vocabulary(tokenizer: Tokenizer) -> None:
     assert len(set(found)) == 2
     for identifier in found:
         assert len(tokenizer.ids(identifier)) == 1
-        check_identifier(tokenizer, "lower", identifier, "dog")
+        check_identifier(tokenizer, "lower", identifier, "thing")
 
 
 def test_range_of_a_small_vocabulary_is_its_last_tenth(tokenizer: Tokenizer) -> None:
@@ -53,7 +53,9 @@ def test_draw_from_t5(shared_data: Path, cleaning: Cleaning) -> None:
         ("", "none", "empty"),
         ("xxyysyttoo", "none", r"split into \d+ pieces"),
         ("日本", "none", "does not know"),
-        ("dog", "none", None),
+        ("dog", "none", "is the class noun itself"),
+        ("Dog", "lower", "is the class noun itself"),
+        ("cat", "none", None),
     ],
 )
 def test_check(

@@ -47,7 +47,7 @@ def enlarge(cascade: Cascade, subject: SubjectConfig, low: Drawn, stages: Sequen
         for name in stages:
             last = sample_stage(
                 cascade.stage(name),
-                cascade.prompts([prompt]),
+                cascade.prompts([prompt], name),
                 [prompt] * len(SEEDS),
                 SEEDS,
                 low_res=last,
