@@ -23,6 +23,7 @@ from cascade.launch import Launch
 from cascade.progress import progress_bar
 from cascade.text.cleaning import Cleaning, clean
 from cascade.text.files import EncoderFiles
+from cascade.text.lost import SAMPLED, tell_lost
 from cascade.text.modes import EncoderMode, skeleton
 from cascade.text.store import (
     NOTE,
@@ -33,7 +34,6 @@ from cascade.text.store import (
 )
 from cascade.text.t5 import TextEncoder
 
-_SAMPLED: Final = 10_000  # captions that are tokenised for the estimate
 _WINDOW: Final = 64  # batches whose captions are sorted by length, to pad little
 
 OnProgress = Callable[[int], None]
@@ -187,7 +187,8 @@ def plan(store: EmbeddingStore, files: EncoderFiles, captions: Iterable[str], sh
     mine = {key: text for key, text in keyed.items() if key in share}
     lacking = {key: text for key, text in mine.items() if store.index.find(key) is None}
     texts = list(lacking.values())
-    sample = texts[:: max(1, len(texts) // _SAMPLED)]
+    sample = texts[:: max(1, len(texts) // SAMPLED)]
+    tell_lost(files.tokenizer, sample, held.max_length, held.cleaning)
     # `embed` cleans; lengths of raw captions would be too long where cleaning deletes much.
     lengths = _lengths(files, held, sample)
     tokens = round(sum(lengths) * len(texts) / max(1, len(sample)))

@@ -10,6 +10,8 @@ from cascade.launch import Launch
 from cascade.text.cleaning import Cleaning, clean
 from cascade.text.tokenizer import UNK, Tokenizer
 
+SAMPLED: Final = 10_000
+"""Captions of a dataset that are looked at."""
 _EACH: Final = 20  # prompts that are told one by one; of more, how many
 _EXAMPLES: Final = 3
 _WORDS: Final = 8  # of a prompt that are told

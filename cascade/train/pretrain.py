@@ -17,6 +17,7 @@ from cascade.errors import UserError
 from cascade.sampling import prompt_table
 from cascade.stage import Stage
 from cascade.text.files import EncoderFiles
+from cascade.text.lost import SAMPLED, tell_lost
 from cascade.text.prompts import OnlinePrompts, PromptEncoder, PromptSource
 from cascade.text.source import open_text, ready
 from cascade.text.store import EmbeddingStore, StoredPrompts
@@ -60,6 +61,9 @@ def pretrain(config: PretrainConfig, minutes: float | None = None) -> Path:
         config.data.flip,
     )
     text = _open_text(config, samples.data)
+    looked_at = samples.data.captions[:: max(1, len(samples.data.captions) // SAMPLED)]
+    held = config.stage.text
+    tell_lost(text.tokenizer, chain.from_iterable(looked_at), held.max_length, held.cleaning)
     require_room([(config.stage, config.train)])
     stage = _initial(config)
     if config.train.objective.variance == "drop":
