@@ -34,6 +34,16 @@ def import_cascade(
         str | None,
         typer.Option(help="Of the weight files: fp16, ...; the plain ones if left out."),
     ] = None,
+    text_encoder: Annotated[
+        Path | None,
+        typer.Option(
+            parser=values.folder,
+            metavar="FOLDER",
+            help="The text encoder's, where no stage's folder has it (diffusers leaves it out with "
+            "--skip_save_text_encoder).",
+            show_default="that of a stage's folder",
+        ),
+    ] = None,
     copy_text_encoder: Annotated[
         bool,
         typer.Option(
@@ -51,7 +61,7 @@ def import_cascade(
     from cascade.pipeline import print_licence
     from cascade.progress import progress_bar, stage_steps
 
-    found = read_pipelines(sources)
+    found = read_pipelines(sources, text_encoder)
     print_licence(found.manifest)
     with progress_bar() as bar:
         folder = write(
@@ -63,7 +73,10 @@ def import_cascade(
         )
     typer.echo(f"The cascade is in {folder}; its stages are {', '.join(found.manifest.stages)}.")
     if not Path(found.manifest.text_encoder).is_dir():
-        typer.echo(f"There is no {found.manifest.text_encoder}: use the cascade with --embeddings.")
+        typer.echo(
+            f"There is no {found.manifest.text_encoder}: use the cascade with --embeddings, or "
+            "make it again with --text-encoder, the text_encoder folder of the original checkpoint."
+        )
 
 
 def export_diffusers(

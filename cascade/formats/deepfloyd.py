@@ -63,8 +63,12 @@ class Pipelines:
     stages: tuple[PipelineStage, ...]
 
 
-def read_pipelines(folders: Sequence[Path]) -> Pipelines:
+def read_pipelines(folders: Sequence[Path], text_encoder: Path | None = None) -> Pipelines:
     """Read the configurations of pipeline folders, given in any order.
+
+    Args:
+        folders: of the stages.
+        text_encoder: the encoder's folder; None is that of one of the stages.
 
     Raises:
         UserError: a folder is no pipeline or not of IF's kind, or together they are no cascade.
@@ -73,14 +77,15 @@ def read_pipelines(folders: Sequence[Path]) -> Pipelines:
     for folder in sorted(folders, key=lambda folder: _network(folder).need("sample_size", int)):
         stages.append(read_stage(folder, stages[-1].config.size if stages else None))
     _check_chain(stages)
-    encoder = _text_encoder(folders)
-    manifest = CascadeManifest(
-        name=stages[0].folder.resolve().name,
-        text_encoder=str(encoder),
-        stages=tuple(stage.config.name for stage in stages),
-        licence=LICENCE,
-        recipe="deepfloyd",
-    )
+    encoder = (text_encoder or _text_encoder(folders)).resolve()
+    values = {
+        "name": stages[0].folder.resolve().name,
+        "text_encoder": str(encoder),
+        "stages": [stage.config.name for stage in stages],
+        "licence": LICENCE,
+        "recipe": "deepfloyd",
+    }
+    manifest = CascadeManifest.parse(values, "the cascade of these folders")
     return Pipelines(manifest, tuple(stages))
 
 

@@ -13,6 +13,7 @@ from cascade.formats.settings import Settings
 _TIMESTEPS = 1000
 _SCHEDULES = {"squaredcos_cap_v2": "squared_cosine", "linear": "linear"}
 _PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
+_ORIGINAL = "put the original file of the checkpoint back, and choose a sampler when you sample"
 _VARIANCES = {
     "learned_range": "learned",
     "fixed_small": "fixed_small",
@@ -46,7 +47,8 @@ def schedule_from_diffusers(file: Settings) -> str:
     Raises:
         UserError: it is none of ours, or the file holds something unknown.
     """
-    file.one_of("_class_name", "DDPMScheduler", "DDPMScheduler")
+    # Pipelines are saved with the sampler they were last given; the weights are as before.
+    file.one_of("_class_name", "DDPMScheduler", "DDPMScheduler", mend=_ORIGINAL)
     file.only(_READ | _DEFAULTS.keys())
     for key, wanted in _DEFAULTS.items():
         file.one_of(key, wanted, wanted)

@@ -42,15 +42,21 @@ class Settings:
             raise self.refusal(key, f"a value of type {kind.__name__}")
         return self.values[key]
 
-    def one_of(self, key: str, default: Any, *allowed: Any) -> Any:
+    def one_of(self, key: str, default: Any, *allowed: Any, mend: str = "") -> Any:
         """A key's value, which has to be one of those that ours stands for.
+
+        Args:
+            key: which.
+            default: what diffusers takes in its absence.
+            allowed: those.
+            mend: what to do about another, for the error's sentence.
 
         Raises:
             UserError: it is another.
         """
         value = self.values.get(key, default)
         if value not in allowed:
-            raise self.refusal(key, " or ".join(repr(option) for option in allowed))
+            raise self.refusal(key, " or ".join(repr(option) for option in allowed), mend)
         return value
 
     def only(self, known: Collection[str]) -> None:
@@ -63,10 +69,10 @@ class Settings:
             if key not in known and not key.startswith("_"):
                 raise self.refusal(key, "no such key")
 
-    def refusal(self, key: str, wanted: str) -> UserError:
+    def refusal(self, key: str, wanted: str, mend: str = "") -> UserError:
         """The error that a key's value deserves."""
         held = repr(self.values[key]) if key in self.values else "absent"
         return UserError(
             f"In {self._source} '{key}' is {held}; of checkpoints of DeepFloyd IF's kind this "
-            f"project reads {wanted}."
+            f"project reads {wanted}{'; ' if mend else ''}{mend}."
         )

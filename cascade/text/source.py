@@ -28,6 +28,12 @@ def open_text(encoder: Path | None, embeddings: Path | None) -> EncoderFiles | E
     if embeddings is None:
         if encoder is None:
             raise UserError("There is no text encoder; give its folder, or a store of embeddings.")
+        if not encoder.is_dir():
+            raise UserError(
+                f"There is no text encoder folder {encoder}; fetch it, name another in "
+                "cascade.json (cascade import --text-encoder), or give a store of its embeddings "
+                "(--embeddings)."
+            )
         files = EncoderFiles.open(encoder)
         skeleton(files)
         return files

@@ -1,5 +1,6 @@
 """`cascade import`, `cascade export-diffusers` and named timesteps, as the console runs them."""
 
+import json
 import shutil
 import sys
 from collections.abc import Callable
@@ -96,3 +97,38 @@ def test_contradicting_timesteps(
     assert status == 2
     assert message in told
     assert not (tmp_path / "out").exists()
+
+
+def test_a_text_encoder_of_its_own(
+    run: Run, my_pipelines: tuple[Path, Path], tmp_path: Path
+) -> None:
+    one, two = my_pipelines
+    ours, kept = tmp_path / "ours", tmp_path / "T5" / "text_encoder"
+    for name in ("text_encoder", "tokenizer"):
+        shutil.move(one / name, kept.with_name(name))
+    status, told = run("import", "--from", one, "--from", two, "--output", ours)
+    assert status == 0, told
+    assert "make it again with --text-encoder" in told
+    asked = ("--prompt", "a dog", "--num-images", 1, "--output", tmp_path / "drawn", "--steps", 1)
+    status, told = run("sample", "--cascade", ours, *asked)
+    assert status == 2
+    assert "cascade import --text-encoder" in told
+    again = tmp_path / "again"
+    flags = ("--text-encoder", kept, "--output", again)
+    status, told = run("import", "--from", one, "--from", two, *flags)
+    assert status == 0, told
+    assert "There is no" not in told
+    status, told = run("sample", "--cascade", again, *asked)
+    assert status == 0, told
+
+
+@pytest.mark.parametrize("name", ["DDIMScheduler", "DPMSolverMultistepScheduler"])
+def test_a_swapped_scheduler_is_told_what_to_do(
+    run: Run, my_pipelines: tuple[Path, Path], tmp_path: Path, name: str
+) -> None:
+    path = my_pipelines[0] / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"_class_name": name}))
+    status, told = run("import", "--from", my_pipelines[0], "--output", tmp_path / "ours")
+    assert status == 2
+    assert f"'_class_name' is '{name}'" in told
+    assert "put the original file of the checkpoint back" in told
