@@ -143,9 +143,12 @@ def test_a_text_encoder_that_gives_no_numbers_is_named(tiny_cascade: Path, tmp_p
         TextEncoder.load(folder, mode="layerwise").embed(["a dog"], 8, "none")
 
 
-@pytest.mark.parametrize("key", ["num_layers", "d_model", "d_ff", "d_kv", "num_heads"])
+@pytest.mark.parametrize(
+    "key",
+    ["num_layers", "d_model", "d_ff", "d_kv", "num_heads", "layer_norm_epsilon", "dense_act_fn"],
+)
 @pytest.mark.parametrize("value", [10**6, 2**62, 10**30, 0, -1, 1.5, True, "12", None, [1]])
-def test_a_text_encoder_of_absurd_sizes_is_not_built(
+def test_a_text_encoder_of_absurd_settings_is_not_built(
     tiny_cascade: Path, tmp_path: Path, key: str, value: object
 ) -> None:
     folder = Path(shutil.copytree(tiny_cascade / "text", tmp_path / "text"))

@@ -22,7 +22,7 @@ class UNetConfig(Frozen):
     channels: tuple[Width, ...] = Field(min_length=1, max_length=8)
     """Width of each level; the first is also the width of the timestep's sinusoids."""
 
-    blocks: tuple[Annotated[int, Field(strict=True, gt=0, le=32)], ...]
+    blocks: tuple[Annotated[int, Field(strict=True, gt=0, le=16)], ...]
     """Residual blocks of each level on the way down. With `resample = "residual"` the way up has
     one more per level, since every block and every change of resolution hands over a skip."""
 

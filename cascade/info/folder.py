@@ -26,7 +26,8 @@ from cascade.errors import UserError
 from cascade.info.memory import amount
 from cascade.stage import check_weights
 from cascade.tensors import weight_shapes
-from cascade.text.files import EMBEDDINGS, EncoderFiles
+from cascade.text.files import EncoderFiles
+from cascade.text.modes import skeleton
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,9 @@ def describe(path: str) -> Description:
     if encoder.is_dir():
         told = str(encoder)
         with _noted(faults):
-            width = EncoderFiles.open(encoder).shapes()[EMBEDDINGS][1]
+            files = EncoderFiles.open(encoder)
+            skeleton(files)
+            width = files.width
     if len(configs) == len(manifest.stages):
         with _noted(faults):
             check_chain(configs, width or configs[0].unet.text_width, folder)

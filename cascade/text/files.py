@@ -30,7 +30,7 @@ _ALIASES: Final = {"shared.weight": EMBEDDINGS}  # a whole T5 shares them with i
 _VARIANTS: Final = ("", "fp16", "bf16")
 _MEND: Final = "fetch the text encoder's files again"
 # A wrong size would be built for hours, or overflow.
-_MOST: Final = {
+_MOST: Final[Mapping[str, float]] = {
     "num_layers": 1000,
     "num_heads": 10_000,
     "d_model": 100_000,
@@ -39,6 +39,12 @@ _MOST: Final = {
     "vocab_size": 10_000_000,
     "relative_attention_num_buckets": 10_000,
     "relative_attention_max_distance": 100_000,
+    "layer_norm_epsilon": 0.1,
+}
+_ONE_OF: Final[Mapping[str, tuple[object, ...]]] = {
+    "feed_forward_proj": ("relu", "gated-gelu"),  # T5 v1.0, v1.1
+    "dense_act_fn": ("relu", "gelu_new"),
+    "is_gated_act": (False, True),
 }
 _DIGESTED: Final = 1 << 14  # values of a tensor that the digest reads
 
@@ -188,14 +194,19 @@ def _read_config(folder: Path) -> Mapping[str, Any]:
     kind = values.get("model_type")
     if kind != "t5":
         raise UserError(f"{path} is the configuration of a '{kind}'; give the folder of a T5.")
-    for key, most in _MOST.items():
-        value = values.get(key, 1)
-        if type(value) is not int or not 0 < value <= most:
+    known = {key: value for key, value in values.items() if key in _MOST or key in _ONE_OF}
+    for key, value in known.items():
+        if key in _MOST:
+            right = type(value) is type(_MOST[key]) and 0 < value <= _MOST[key]
+            wanted = f"above 0 and at most {_MOST[key]}"
+        else:
+            right = any(type(value) is type(one) and value == one for one in _ONE_OF[key])
+            wanted = f"one of {', '.join(map(str, _ONE_OF[key]))}"
+        if not right:
             raise UserError(
-                f"In {path} '{key}' is {str(value)[:60]}, and a T5's is a whole number of at most "
-                f"{most}; fetch the encoder again."
+                f"In {path} '{key}' is {str(value)[:60]}, and a T5's is {wanted}; {_MEND}."
             )
-    return values
+    return known
 
 
 def _places(folder: Path) -> dict[str, tuple[str, Path]]:

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from cascade.cli import app
@@ -89,6 +91,10 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         "is damaged",
     ),
     "stage": (lambda folder: shutil.rmtree(folder / "sr32"), "sr32/config.json is missing"),
+    "encoder's weights": (
+        lambda folder: save_file({"a": torch.ones(1)}, folder / "text" / "model.safetensors"),
+        "lacks",
+    ),
     "encoder": (lambda folder: (folder / "text" / "model.safetensors").unlink(), "no model.safet"),
 }
 
