@@ -1,5 +1,6 @@
 """Reading what people write, and writing files so that nobody ever sees half of one."""
 
+import hashlib
 import json
 import os
 import tempfile
@@ -42,6 +43,12 @@ def read_json(path: Path, mend: str = "copy the checkpoint again") -> dict[str, 
     if not isinstance(value, dict):
         raise UserError(f"{path} holds no JSON object; {mend}.")
     return value
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_bytes(data: bytes, path: Path) -> None:

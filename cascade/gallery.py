@@ -17,7 +17,8 @@ from typing import Final
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from cascade.data.images import UNREADABLE, grid, read_image, to_pil, write_png
+from cascade.data.decoding import UNREADABLE
+from cascade.data.images import grid, read_image, to_pil, write_png
 from cascade.errors import UserError
 from cascade.files import require_writable
 from cascade.pipeline import Cascade

@@ -10,23 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from cascade.data.decoding import read_upright
+from cascade.data.finding import find_pictures
 from cascade.errors import UserError
 from cascade.files import write_bytes
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
-MASK_SUFFIX = "-masklabel.png"  # OneTrainer's name for a mask beside its photo
-# Everything that Pillow's decoders raise for a damaged or an absurdly large file.
-UNREADABLE = (
-    UnidentifiedImageError,
-    Image.DecompressionBombError,
-    OSError,
-    SyntaxError,
-    ValueError,
-)
 KERNELS = {
     "bicubic": Image.Resampling.BICUBIC,
     "bilinear": Image.Resampling.BILINEAR,
@@ -40,11 +32,19 @@ Box = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class Photos:
-    """The pictures of a folder, decoded, and the names of the files that are no pictures."""
+    """The pictures of a folder, decoded.
+
+    Attributes:
+        paths: the files.
+        images: what is in them.
+        skipped: names of the files that are no pictures.
+        notes: what a person should know of the folder, in sentences.
+    """
 
     paths: tuple[Path, ...]
     images: tuple[Image.Image, ...]
     skipped: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 def read_photos(folder: Path, least_side: int = 1) -> Photos:
@@ -59,32 +59,29 @@ def read_photos(folder: Path, least_side: int = 1) -> Photos:
     Raises:
         UserError: no such folder, no pictures in it, a corrupt picture, or one too small.
     """
-    if not folder.is_dir():
-        raise UserError(f"There is no folder {folder}; give a folder of 3 to 5 photos.")
-    files = sorted(
-        p
-        for p in folder.iterdir()
-        if p.is_file() and not p.name.startswith(".") and not p.name.endswith(MASK_SUFFIX)
-    )
-    paths = [p for p in files if p.suffix.lower() in SUFFIXES]
-    skipped = tuple(p.name for p in files if p.suffix.lower() not in SUFFIXES)
-    if not paths:
-        found = f" (it holds {', '.join(skipped[:5])})" if skipped else ""
-        raise UserError(
-            f"The folder {folder} holds no pictures{found}; add .jpg, .png or .webp files."
-        )
-    images = tuple(read_image(path) for path in paths)
+    found = find_pictures(folder)
+    images = tuple(read_image(path) for path in found.pictures)
+    require_sides(found.pictures, [image.size for image in images], least_side)
+    notes = tuple(found.notes())
+    return Photos(found.pictures, images, found.others, notes)
+
+
+def require_sides(paths: Sequence[Path], sizes: Sequence[tuple[int, int]], least_side: int) -> None:
+    """Refuse pictures whose shorter side is below a stage's.
+
+    Raises:
+        UserError: names them with their sizes.
+    """
     small = [
-        f"{path.name} ({image.width}x{image.height})"
-        for path, image in zip(paths, images, strict=True)
-        if min(image.size) < least_side
+        f"{path.name} ({width}x{height})"
+        for path, (width, height) in zip(paths, sizes, strict=True)
+        if min(width, height) < least_side
     ]
     if small:
         raise UserError(
             f"Too small for a stage of {least_side} pixels: {', '.join(small)}; "
             f"use photos of at least {least_side}x{least_side}, or leave these out."
         )
-    return Photos(tuple(paths), images, skipped)
 
 
 def read_image(path: Path) -> Image.Image:
@@ -93,7 +90,7 @@ def read_image(path: Path) -> Image.Image:
     Raises:
         UserError: the file is missing or corrupt.
     """
-    return _on_ground(_read_upright(path), "white")
+    return _on_ground(read_upright(path), "white")
 
 
 def read_alpha(path: Path) -> Image.Image | None:
@@ -102,7 +99,7 @@ def read_alpha(path: Path) -> Image.Image | None:
     Raises:
         UserError: the file is missing or corrupt.
     """
-    upright = _read_upright(path)
+    upright = read_upright(path)
     return upright.getchannel("A") if upright.mode == "RGBA" else None
 
 
@@ -112,23 +109,7 @@ def read_mask(path: Path) -> Image.Image:
     Raises:
         UserError: the file is missing or corrupt.
     """
-    return _on_ground(_read_upright(path), "black").convert("L")
-
-
-def _read_upright(path: Path) -> Image.Image:
-    """Decode a picture upright, in RGBA where it has transparency, else in RGB."""
-    try:
-        with Image.open(path) as file:
-            upright = ImageOps.exif_transpose(file)
-            if upright.mode.startswith("I;16"):
-                # Pillow would clip 16-bit grey at 255 and return an all but white picture.
-                upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
-            layered = upright.mode in ("RGBA", "LA", "P", "PA") and upright.has_transparency_data
-            return upright.convert("RGBA" if layered else "RGB")
-    except UNREADABLE as error:
-        raise UserError(
-            f"{path} cannot be read as a picture ({error}); replace or remove it."
-        ) from None
+    return _on_ground(read_upright(path), "black").convert("L")
 
 
 def _on_ground(image: Image.Image, colour: str) -> Image.Image:

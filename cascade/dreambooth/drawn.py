@@ -16,10 +16,12 @@ from PIL import Image
 from torch import Tensor
 
 from cascade.config.dreambooth import DrawnConfig
-from cascade.config.stage import SamplerConfig
-from cascade.data.images import SUFFIXES, read_image, read_photos, to_pil, write_png
+from cascade.config.stage import SamplerConfig, StageConfig
+from cascade.data.finding import find_pictures
+from cascade.data.images import read_image, require_sides, resize, square, to_pil, write_png
 from cascade.diffusion.noise import derive_seed
-from cascade.files import write_bytes
+from cascade.errors import UserError
+from cascade.files import file_digest, require_writable, write_bytes
 from cascade.sampling import Tables, sample_stage
 from cascade.stage import Stage
 
@@ -119,16 +121,39 @@ def make_pictures(
 
 
 def given_class_images(folder: Path | None) -> list[Path]:
-    """The person's own class pictures, directly inside the folder, if any; each is checked.
-
-    Raises:
-        UserError: a picture is corrupt.
-    """
+    """The person's own class pictures, directly inside the folder, if any."""
     if folder is None or not folder.is_dir():
         return []
-    if not any(path.suffix.lower() in SUFFIXES for path in folder.iterdir()):
-        return []
-    return list(read_photos(folder).paths)
+    if not any(path.is_file() and not path.name.startswith(".") for path in folder.iterdir()):
+        return []  # sets that were drawn lie in folders of their own
+    return list(find_pictures(folder).pictures)
+
+
+def check_class_images(folder: Path | None, photos: Sequence[Path], least_side: int) -> None:
+    """Look at a person's own class pictures, one after another, and at the place for drawn ones.
+
+    Raises:
+        UserError: one is corrupt, too small, or a photo of the subject; or nothing can be written.
+    """
+    own = given_class_images(folder)
+    digests = {file_digest(path): path.name for path in photos} if own else {}
+    for path in own:
+        if file_digest(path) in digests:
+            raise UserError(
+                f"The class picture {path} is the subject's photo {digests[file_digest(path)]}; "
+                "give pictures of others of its class, or no --class-data-dir to have them drawn."
+            )
+        require_sides([path], [read_image(path).size], least_side)
+    require_writable(folder or default_folder())
+
+
+def read_squares(paths: Sequence[Path], stage: StageConfig) -> tuple[Image.Image, ...]:
+    """Decode pictures one after another, each cut to its centred square of the stage's size.
+
+    Raises:
+        UserError: a picture is corrupt or missing.
+    """
+    return tuple(resize(square(read_image(path)), stage.size, stage.resize) for path in paths)
 
 
 def read_pictures(paths: Sequence[Path]) -> tuple[Image.Image, ...]:

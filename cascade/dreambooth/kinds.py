@@ -10,7 +10,13 @@ from cascade.config.dreambooth import DrawnConfig, PriorConfig, SceneRowsConfig
 from cascade.diffusion.noise import derive_seed
 from cascade.dreambooth.batches import Kind, PixelWeighting, made_small
 from cascade.dreambooth.compose import InScenes, cut_out
-from cascade.dreambooth.drawn import Drawing, given_class_images, make_pictures, read_pictures
+from cascade.dreambooth.drawn import (
+    Drawing,
+    given_class_images,
+    make_pictures,
+    read_pictures,
+    read_squares,
+)
 from cascade.dreambooth.plan import Plan, photo_prompt
 from cascade.progress import progress_bar
 from cascade.sampling import Tables
@@ -35,7 +41,7 @@ def kinds(plan: Plan, folder: str, tables: Tables, here: Processes) -> tuple[Kin
     found = [_photos(plan, folder, drawn.get(SCENES))]
     prior = _prior(plan, folder)
     if prior is not None:
-        found.append(_class(plan, prior, drawn.get(CLASS_IMAGES)))
+        found.append(_class(plan, folder, prior, drawn.get(CLASS_IMAGES)))
     return tuple(made_small(kind, plan.stages[folder]) for kind in found)
 
 
@@ -115,13 +121,13 @@ def _photos(plan: Plan, folder: str, scenes: list[Path] | None) -> Kind:
     return replace(kind, pixels=pixels, in_scenes=in_scenes)
 
 
-def _class(plan: Plan, prior: PriorConfig, drawn: list[Path] | None) -> Kind:
+def _class(plan: Plan, folder: str, prior: PriorConfig, drawn: list[Path] | None) -> Kind:
     """The class images: those that were drawn, else a person's own."""
     subject = plan.subject
     own = given_class_images(plan.config.class_data_dir)
     return Kind(
         term="prior",
-        images=read_pictures(own if drawn is None else drawn),
+        images=read_squares(own if drawn is None else drawn, plan.stages[folder]),
         # Of a person's own pictures nobody knows the scenes.
         prompts=(subject.class_prompt,) if drawn is None else subject.class_prompts,
         weight=prior.weight,

@@ -8,15 +8,8 @@ from typing import Final, Literal
 import numpy as np
 from PIL import Image, ImageOps
 
-from cascade.data.images import (
-    MASK_SUFFIX,
-    SUFFIXES,
-    Photos,
-    grid,
-    read_alpha,
-    read_mask,
-    write_png,
-)
+from cascade.data.finding import MASK_SUFFIX, SUFFIXES
+from cascade.data.images import Photos, grid, read_alpha, read_mask, write_png
 from cascade.data.saliency import U2NetP
 from cascade.errors import UserError
 

@@ -30,7 +30,7 @@ from cascade.dreambooth.plan import (
     run_of,
     tuned_config,
 )
-from cascade.files import write_bytes
+from cascade.files import file_digest, write_bytes
 from cascade.pipeline import print_licence
 from cascade.sampling import Tables, prompt_tables
 from cascade.stage import Stage
@@ -41,7 +41,7 @@ from cascade.train.checkpoint import CHECKPOINTS, remove_checkpoints
 from cascade.train.distributed import Processes, processes
 from cascade.train.loop import train
 from cascade.train.objective import make_objective
-from cascade.train.output import claimed, file_digest, text_identity
+from cascade.train.output import claimed, text_identity
 from cascade.train.publish import can_grow, publish, published
 from cascade.train.validation import ValidationGrid
 from cascade.train.variance import drop_variance
@@ -210,8 +210,8 @@ def _copy(source: Path, output: Path, folder: str) -> None:
 
 def _say_what(plan: Plan) -> None:
     subject = plan.subject
-    if subject.photos.skipped:
-        console.print(f"Skipped, no pictures: {', '.join(subject.photos.skipped)}", markup=False)
+    for note in subject.photos.notes:
+        console.print(note, markup=False, highlight=False, soft_wrap=True)
     console.print(
         f"{len(subject.images)} photos of '{subject.instance_prompt}' "
         f"(identifier '{subject.config.identifier}'); tuning {', '.join(plan.tuned)}.",

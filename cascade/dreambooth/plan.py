@@ -9,6 +9,7 @@ from cascade.config.dreambooth import AUGMENTATIONS, DreamBoothConfig
 from cascade.config.folders import cascade_folder, read_manifest, read_stage_config
 from cascade.config.stage import CascadeManifest, StageConfig
 from cascade.config.train import TrainConfig
+from cascade.dreambooth.drawn import check_class_images
 from cascade.dreambooth.subject import Subject, read_subject
 from cascade.errors import UserError
 from cascade.stage import check_weights
@@ -74,6 +75,11 @@ def make_plan(config: DreamBoothConfig) -> Plan:
     check_chain(list(stages.values()), text.width, source)
     earlier = [subject for stage in stages.values() for subject in stage.subjects]
     subject = read_subject(config, chosen, earlier, text.tokenizer)
+    prior = config.recipe.prior
+    if prior is not None:
+        uses = [stage.size for stage in chosen if stage.low_res is None or prior.super_resolution]
+        photos = subject.photos.paths
+        check_class_images(config.class_data_dir, photos, max(uses, default=1))
     return Plan(config, source, manifest, stages, tuned, subject, text)
 
 

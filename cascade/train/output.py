@@ -1,6 +1,5 @@
 """The output folder of a run: taken by one at a time, refused to other runs, and large enough."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -148,12 +147,6 @@ def _flat(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
 def _short(value: object) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return "not set" if value is None else text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def text_identity(text: EncoderFiles | EmbeddingStore) -> dict[str, object]:

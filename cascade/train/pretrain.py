@@ -14,6 +14,7 @@ from cascade.data.captioned import CaptionedArray, CaptionedSamples
 from cascade.data.images import resize, to_tensors
 from cascade.data.resident import ResidentSamples
 from cascade.errors import UserError
+from cascade.files import file_digest
 from cascade.sampling import prompt_table
 from cascade.stage import Stage
 from cascade.text.files import EncoderFiles
@@ -27,7 +28,7 @@ from cascade.train.distributed import Processes, processes
 from cascade.train.loop import train
 from cascade.train.objective import make_objective
 from cascade.train.optim import check_optimizer
-from cascade.train.output import claimed, file_digest, require_disk, text_identity
+from cascade.train.output import claimed, require_disk, text_identity
 from cascade.train.publish import can_grow, publish, published
 from cascade.train.resident import require_memory, resident_prompts
 from cascade.train.room import require_room

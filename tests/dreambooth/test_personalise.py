@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from rich.console import Console
 
 from cascade.config.dreambooth import DreamBoothConfig, Recipe
 from cascade.config.folders import read_manifest, read_stage_config
+from cascade.data.images import read_image
 from cascade.diffusion.noise import derive_seed
 from cascade.dreambooth import personalise as module
 from cascade.dreambooth.drawn import Drawing
@@ -146,7 +147,13 @@ def test_class_pictures_of_ones_own(
     assert recipe.prior is not None
     prior = {**recipe.prior.model_dump(), "in_scenes": True}  # of drawn ones only
     scenes = [{"phrase": "in the snow", "prompt": "snow"}]
-    own = {"class_data_dir": photos, "stages": ("base16",)}
+    with pytest.raises(UserError, match=r"is the subject's photo .*; give pictures of others"):
+        personalise(settings(tmp_path / "same", class_data_dir=photos, stages=("base16",)))
+    assert not (tmp_path / "same").exists()
+    (tmp_path / "class").mkdir()
+    for path in photos.iterdir():
+        ImageOps.invert(read_image(path)).save(tmp_path / "class" / path.name)
+    own = {"class_data_dir": tmp_path / "class", "stages": ("base16",)}
     personalise(settings(tmp_path / "mine", **own))
     personalise(settings(tmp_path / "scenes", _changed(recipe, prior=prior, scenes=scenes), **own))
     tuned = [tmp_path / name / "base16" / "model.safetensors" for name in ("mine", "scenes")]

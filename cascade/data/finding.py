@@ -1,0 +1,113 @@
+"""Which files of a folder are pictures, and what to say of the others."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from cascade.data.decoding import is_picture
+from cascade.errors import UserError
+
+SUFFIXES: Final = frozenset(
+    {".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+)
+"""Of files that are meant to be pictures, even where they cannot be read."""
+MASK_SUFFIX: Final = "-masklabel.png"  # OneTrainer's name for a mask beside its photo
+# Cameras' and phones' own formats, which Pillow does not read.
+_FOREIGN: Final = frozenset({".arw", ".cr2", ".cr3", ".dng", ".heic", ".heif", ".nef", ".raf"})
+_HEIF_BRANDS: Final = (b"heic", b"heix", b"hevc", b"mif1", b"msf1")
+_FEW = 5
+_USUAL = 20
+
+
+@dataclass(frozen=True)
+class Found:
+    """The files of a folder.
+
+    Attributes:
+        pictures: those that are pictures, and those that are meant to be and are damaged.
+        foreign: names of pictures that cannot be read here.
+        others: names of what is no picture.
+        dangling: names of links that lead nowhere.
+    """
+
+    pictures: tuple[Path, ...]
+    foreign: tuple[str, ...]
+    others: tuple[str, ...]
+    dangling: tuple[str, ...]
+
+    def notes(self) -> Iterator[str]:
+        """What a person should know, in sentences."""
+        count = len(self.pictures) + len(self.foreign) + len(self.others) + len(self.dangling)
+        if self.foreign:
+            yield (
+                f"{len(self.foreign)} of {count} files are pictures that cannot be read here: "
+                f"{_named(self.foreign)}; convert them to JPEG."
+            )
+        if self.dangling:
+            yield f"Links that lead nowhere: {_named(self.dangling)}."
+        if self.others:
+            yield f"Skipped, no pictures: {_named(self.others)}."
+        if len(self.pictures) > _USUAL:
+            yield f"{len(self.pictures)} photos are many: 3 to 5 of one subject are usual."
+
+
+def find_pictures(folder: Path) -> Found:
+    """Sort the files directly inside a folder by their content, in the order of their names.
+
+    Hidden files and masks beside photos are left out.
+
+    Raises:
+        UserError: there is no such folder, or no picture in it.
+    """
+    if not folder.is_dir():
+        raise UserError(f"There is no folder {folder}; give a folder of 3 to 5 photos.")
+    pictures, foreign, others, dangling = [], [], [], []
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or path.name.endswith(MASK_SUFFIX) or path.is_dir():
+            continue
+        if not path.exists():
+            dangling.append(path.name)
+        elif _is_foreign(path):
+            foreign.append(path.name)
+        elif path.suffix.lower() in SUFFIXES or is_picture(path):
+            pictures.append(path)
+        else:
+            others.append(path.name)
+    found = Found(tuple(pictures), tuple(foreign), tuple(others), tuple(dangling))
+    if not pictures:
+        raise UserError(f"The folder {folder} holds no pictures{_instead(folder, found)}.")
+    return found
+
+
+def _instead(folder: Path, found: Found) -> str:
+    """What a folder without pictures holds, and what to do."""
+    if found.foreign:
+        return f" that can be read here ({_named(found.foreign)}); convert them to JPEG"
+    within = [
+        place.name
+        for place in sorted(folder.iterdir())
+        if place.is_dir() and any(is_picture(file) for file in place.iterdir() if file.is_file())
+    ]
+    if within:
+        return f" itself, but its folder '{within[0]}' does; give that one"
+    rest = (*found.others, *found.dangling)
+    held = f" (it holds {_named(rest)})" if rest else ""
+    return f"{held}; add .jpg, .png or .webp files"
+
+
+def _is_foreign(path: Path) -> bool:
+    """Whether a file is a picture of a kind that Pillow does not read, whatever it is called."""
+    if path.suffix.lower() in _FOREIGN:
+        return True
+    try:
+        with path.open("rb") as file:
+            head = file.read(12)
+    except OSError:  # reading it will say why
+        return False
+    return head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS
+
+
+def _named(names: tuple[str, ...]) -> str:
+    more = f" and {len(names) - _FEW} more" if len(names) > _FEW else ""
+    return ", ".join(names[:_FEW]) + more

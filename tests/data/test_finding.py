@@ -1,0 +1,67 @@
+"""What of a folder is a picture, and what is said of the rest."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from cascade.data.finding import find_pictures
+from cascade.errors import UserError
+
+HEIC = b"\0\0\0\x24ftypheic\0\0\0\0mif1heic" + bytes(300)
+
+
+def _picture(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 8), "red").save(path, format="JPEG")
+    return path
+
+
+def test_everything_is_told_apart(tmp_path: Path) -> None:
+    pictures = [_picture(tmp_path / name) for name in ("a.jfif", "b.jpg", "c")]
+    (tmp_path / "d.heic").write_bytes(HEIC)
+    (tmp_path / "e.jpg").write_bytes(HEIC)
+    (tmp_path / "f.txt").write_text("the dog")
+    (tmp_path / "g.jpg").symlink_to("nowhere.jpg")
+    (tmp_path / "h.jpg").mkdir()
+    (tmp_path / ".hidden.jpg").write_bytes(b"")
+    _picture(tmp_path / "a-masklabel.png")
+    found = find_pictures(tmp_path)
+    assert found.pictures == tuple(pictures)
+    assert list(found.notes()) == [
+        "2 of 7 files are pictures that cannot be read here: d.heic, e.jpg; convert them to JPEG.",
+        "Links that lead nowhere: g.jpg.",
+        "Skipped, no pictures: f.txt.",
+    ]
+
+
+def test_many_photos_are_told(tmp_path: Path) -> None:
+    for number in range(21):
+        _picture(tmp_path / f"{number:02d}.jpg")
+    (note,) = find_pictures(tmp_path).notes()
+    assert note.startswith("21 photos are many: 3 to 5")
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ({}, "holds no pictures; add"),
+        ({"notes.txt": b"the dog"}, r"holds no pictures \(it holds notes\.txt\); add"),
+        ({"a.heic": HEIC}, r"that can be read here \(a\.heic\); convert them to JPEG"),
+        ({"10_sks dog/a.txt": b"x"}, "holds no pictures; add"),
+    ],
+)
+def test_a_folder_without_pictures_says_what_it_holds(
+    tmp_path: Path, content: dict[str, bytes], told: str
+) -> None:
+    for name, data in content.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+    with pytest.raises(UserError, match=told):
+        find_pictures(tmp_path)
+
+
+def test_pictures_one_folder_down_are_named(tmp_path: Path) -> None:
+    _picture(tmp_path / "10_sks dog" / "a.jpg")
+    with pytest.raises(UserError, match="itself, but its folder '10_sks dog' does; give that one"):
+        find_pictures(tmp_path)
