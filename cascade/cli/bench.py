@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from cascade.cli import values
+from cascade.cli.bundle import BundleArgument, BundleOption, one_bundle
 from cascade.errors import UserError
 
 bench = typer.Typer(help="Measure this machine.", no_args_is_help=True)
@@ -58,22 +59,15 @@ def kernels(
 
 @bench.command()
 def stages(
-    bundle: Annotated[
-        Path,
-        typer.Option(
-            parser=values.folder,
-            metavar="FOLDER",
-            help="An exported cascade.",
-            show_default=False,
-        ),
-    ],
+    folder: BundleArgument = None,
+    bundle: BundleOption = None,
     batch: Annotated[str, typer.Option(help="Pictures at a time, as a list.")] = "1,2,4",
     against: Annotated[
         str, typer.Option(help="A list of eager, compiled and diffusers.")
     ] = "eager,compiled",
-    rounds: Annotated[int, typer.Option(min=2, help="Turns of each.")] = 5,
+    rounds: Annotated[int, typer.Option(min=2, max=10_000, help="Turns of each.")] = 5,
     steps: Annotated[
-        int | None, typer.Option(min=1, help="Of each stage, for the first picture.")
+        int | None, typer.Option(min=1, max=1000, help="Of each stage, for the first picture.")
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
     output: Annotated[
@@ -88,6 +82,7 @@ def stages(
     ] = Path("runs/bench"),
 ) -> None:
     """Time a bundle's engines beside PyTorch's and diffusers' networks with the same weights."""
+    chosen = one_bundle(folder, bundle)
     from cascade.environment import usable_device
     from cascade.progress import progress_bar, stage_steps
     from cascade_export.bench import BenchSettings, bench_stages
@@ -95,7 +90,7 @@ def stages(
     from cascade_export.bundle import Bundle
 
     settings = BenchSettings.parse(batch, against, rounds, steps, usable_device(device))
-    opened = Bundle.open(bundle)
+    opened = Bundle.open(chosen)
     with progress_bar() as bar:
         result = bench_stages(opened, settings, stage_steps(bar))
     path = write_bench(result, output)

@@ -24,6 +24,14 @@ Bundle = Annotated[
         rich_help_panel=_PANEL,
     ),
 ]
+BundleArgument = Annotated[
+    Path | None,
+    typer.Argument(parser=values.folder, metavar="BUNDLE", help="An exported cascade."),
+]
+BundleOption = Annotated[
+    Path | None,
+    typer.Option("--bundle", parser=values.folder, metavar="FOLDER", help="The same as BUNDLE."),
+]
 Subject = Annotated[
     str | None,
     typer.Option(
@@ -38,7 +46,9 @@ Engine = Annotated[
     typer.Option(help="Run its graphs on another engine than its own.", rich_help_panel=_PANEL),
 ]
 Threads = Annotated[
-    int | None, typer.Option(min=1, help="Of an engine on the CPU.", rich_help_panel=_PANEL)
+    int | None,
+    # More take longer to start than to draw.
+    typer.Option(min=1, max=512, help="Of an engine on the CPU.", rich_help_panel=_PANEL),
 ]
 Spinning = Annotated[
     bool,
@@ -60,6 +70,18 @@ MaxMemory = Annotated[
         rich_help_panel=_PANEL,
     ),
 ]
+
+
+def one_bundle(argument: Path | None, option: Path | None) -> Path:
+    """Return the bundle that a command was given, in either spelling.
+
+    Raises:
+        UserError: none or two are given.
+    """
+    given = [folder for folder in (argument, option) if folder is not None]
+    if len(given) != 1:
+        raise UserError("Give one bundle, as BUNDLE or as --bundle FOLDER.")
+    return given[0]
 
 
 def load_bundle(

@@ -12,6 +12,7 @@ from cascade.cli.bundle import EngineName
 from cascade.cli.text import Embeddings, EncoderMode
 from cascade.config.encoder import EncoderModeName
 from cascade.errors import UserError
+from cascade.files import require_writable
 
 if TYPE_CHECKING:
     from cascade.pipeline import Cascade
@@ -67,7 +68,8 @@ def export(
         str | None, typer.Option(help="GPUs that TensorRT builds for, as in sm89,sm120.")
     ] = None,
     max_batch: Annotated[
-        int | None, typer.Option(min=1, help="Most pictures at a time of a TensorRT plan.")
+        int | None,
+        typer.Option(min=1, max=1024, help="Most pictures at a time of a TensorRT plan."),
     ] = None,
     text_encoder: Annotated[
         Literal["torch", "graph"] | None,
@@ -189,8 +191,10 @@ def _make(output: Path, source: Source, request: "Request") -> None:
 
 def _add(bundle: "Bundle", source: Source, name: str, gate: "Gate") -> None:
     from cascade.progress import progress_bar, stage_steps
-    from cascade_export.subjects import add_subject, subject_folder
+    from cascade_export.subjects import add_subject, check_subject_name, subject_folder
 
+    check_subject_name(bundle, name)
+    require_writable(bundle.folder)
     loaded = source.load()
     with progress_bar() as bar:
         subject = add_subject(bundle, loaded, name, gate, stage_steps(bar))

@@ -6,12 +6,10 @@ from typing import Annotated
 import typer
 
 from cascade.cli import values
+from cascade.cli.bundle import BundleArgument, BundleOption, one_bundle
 
 
 def export_triton(
-    bundle: Annotated[
-        Path, typer.Argument(parser=values.folder, metavar="BUNDLE", help="An exported cascade.")
-    ],
     output: Annotated[
         Path,
         typer.Option(
@@ -23,6 +21,8 @@ def export_triton(
             show_default=False,
         ),
     ],
+    folder: BundleArgument = None,
+    bundle: BundleOption = None,
     subject: Annotated[str | None, typer.Option(help="A fine-tune of the bundle's.")] = None,
     name: Annotated[str, typer.Option(help="What clients call the model.")] = "cascade",
     pictures_at_once: Annotated[
@@ -46,18 +46,21 @@ def export_triton(
     Stages run on TensorRT where the bundle has its plans, else on ONNX Runtime; plans of TensorRT
     for RTX cannot be loaded by that server.
     """
+    chosen = one_bundle(folder, bundle)
     from cascade_export.bundle import Bundle
     from cascade_export.triton_repository import ServerOptions, write_repository
 
-    opened = Bundle.open(bundle)
-    options = ServerOptions(
-        name=name,
-        pictures_at_once=pictures_at_once,
-        queue_delay=queue_delay,
-        queue_size=queue_size,
-        queue_timeout=queue_timeout,
-        concurrent=concurrent,
-    )
+    given = {
+        "name": name,
+        "pictures_at_once": pictures_at_once,
+        "queue_delay": queue_delay,
+        "queue_size": queue_size,
+        "queue_timeout": queue_timeout,
+        "concurrent": concurrent,
+    }
+    flags = {key: f"--{key.replace('_', '-')}" for key in given}
+    options = ServerOptions.parse(given, "the server's options", flags)
+    opened = Bundle.open(chosen)
     models = write_repository(opened, output, subject, options)
     typer.echo(f"{output} serves {', '.join(model.name for model in models)}.")
     if opened.manifest.engine == "tensorrt-rtx":

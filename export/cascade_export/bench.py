@@ -8,6 +8,7 @@ Shapes: `B` rows of a call, two for each picture where guidance is on.
 
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -33,6 +34,7 @@ from cascade_export.peer import DiffusersNetwork
 
 Against = Literal["eager", "compiled", "diffusers"]
 _WARM_UPS = 2
+_MOST = 1024  # pictures at a time; more would take the memory of no machine to an end
 
 OnPart = Callable[[str, int, int], None]
 """Called with (what is timed, parts done, of how many)."""
@@ -70,8 +72,11 @@ class BenchSettings:
             UserError: a list holds something else.
         """
         numbers = [part.strip() for part in batches.split(",")]
-        if not all(part.isdecimal() and int(part) > 0 for part in numbers):
-            raise UserError(f"--batch {batches} is no list of numbers; write it as in 1,2,4.")
+        if not all(re.fullmatch("[0-9]{1,4}", part) and 0 < int(part) <= _MOST for part in numbers):
+            raise UserError(
+                f"--batch {batches[:60]} is no list of numbers from 1 to {_MOST}; write it as in "
+                "1,2,4."
+            )
         names = [part.strip() for part in against.split(",") if part.strip()]
         known = get_args(Against)
         chosen = tuple(name for name in known if name in names)

@@ -18,10 +18,11 @@ import torch
 
 from cascade.chain import check_chain
 from cascade.config.folders import read_stage_config
+from cascade.config.stage import StageConfig
 from cascade.errors import UserError
-from cascade.files import read_json
 from cascade.pipeline import Cascade, print_licence
 from cascade.stage import Stage
+from cascade.text.files import EncoderFiles
 from cascade.text.modes import EncoderMode
 from cascade.text.prompts import PromptEncoder
 from cascade.text.source import open_text, ready
@@ -34,6 +35,7 @@ from cascade_export.manifest import (
     Weights,
     check_file,
     read_manifest,
+    read_subject,
 )
 from cascade_export.text_graph import GraphTextEncoder
 
@@ -59,12 +61,11 @@ class Bundle:
         """
         bundle = cls(folder, read_manifest(folder))
         for name, entry in bundle.manifest.stages.items():
+            check_file(bundle.stage_folder(name) / "config.json", entry.config)
             check_file(bundle.stage_folder(name) / GRAPH, entry.graph)
             bundle.check_weights(entry.weights)
-        text = bundle.manifest.text
-        if text.graph is not None and text.weights is not None:
-            check_file(bundle.text_folder / GRAPH, text.graph)
-            bundle.check_weights(text.weights)
+            _check_config(name, read_stage_config(bundle.stage_folder(name)), folder)
+        bundle._check_text()
         return bundle
 
     @property
@@ -99,7 +100,13 @@ class Bundle:
                 f"--cascade TUNED --into {self.folder} --subject {name}."
             )
         path = self.folder / "subjects" / name / ABOUT
-        subject = Subject.parse(read_json(path), str(path))
+        subject = read_subject(path)
+        if subject.name != name or subject.cascade.stages != self.manifest.cascade.stages:
+            raise UserError(
+                f"{path} is of another subject or bundle; delete its folder, add it again."
+            )
+        for stage, entry in subject.stages.items():
+            _check_config(stage, entry.config, path)
         for entry in subject.stages.values():
             self.check_weights(entry.weights)
         return subject
@@ -175,6 +182,23 @@ class Bundle:
         """
         check_file(self.folder / weights.file, weights.sha256, weights.size)
 
+    def _check_text(self) -> None:
+        text, folder = self.manifest.text, self.text_folder
+        inside = bool(text.files) and not Path(self.manifest.cascade.text_encoder).is_absolute()
+        # A store of embeddings may stand in for an encoder that is elsewhere.
+        if not inside and not folder.is_dir():
+            return
+        for name, sha256 in text.files.items():
+            check_file(folder / name, sha256)
+        if inside:
+            return
+        files = EncoderFiles.open(folder)
+        if (files.model_digest, files.tokenizer_digest) != (text.model, text.tokenizer):
+            raise UserError(
+                f"{folder} is not the text encoder that {self.folder} was made with; put that one "
+                "there, or export again."
+            )
+
     def _stage_files(self, name: str, subject: Subject | None) -> StageFiles:
         entry = self.manifest.stages[name]
         tuned = subject.stages[name] if subject else None
@@ -198,6 +222,14 @@ class Bundle:
             return GraphTextEncoder(self.text_folder)
         text = open_text(None if as_graph else self.text_folder, embeddings)
         return ready(text, mode, device)
+
+
+def _check_config(name: str, config: StageConfig, source: Path) -> None:
+    if config.name != name:
+        raise UserError(
+            f"{source} has stage '{config.name}' in the place of '{name}'; copy the bundle or "
+            "export it again."
+        )
 
 
 def open_bundle(

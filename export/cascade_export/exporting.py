@@ -29,6 +29,7 @@ from cascade_export.manifest import (
     StageEntry,
     TextEntry,
     describe_weights,
+    write_sealed,
 )
 from cascade_export.plans import with_plans
 from cascade_export.precision import DEFAULT_ISLANDS, Precision
@@ -37,6 +38,9 @@ from cascade_export.request import Request, exporter_versions, require_place
 from cascade_export.weights import WEIGHTS, digest
 
 _RECORD: Final = "export.json"
+_CONFIG: Final = "config.json"
+_VOCABULARY: Final = "spiece.model"
+_MODEL: Final = "model.safetensors"
 _MOST_RETRIES = 8
 
 
@@ -99,7 +103,7 @@ def export_bundle(
             islands[name] = (*islands.get(name, ()), island)
     report.require()
     sealed = bundle.manifest.model_copy(update={"proof": proof_of(report)})
-    write_bytes((sealed.model_dump_json(indent=2) + "\n").encode(), output / BUNDLE)
+    write_sealed(sealed, output / BUNDLE)
     return Bundle(output, sealed)
 
 
@@ -156,14 +160,16 @@ def _write_stage(
     if record is None or record.model_dump(include=set(wanted)) != wanted:
         (folder / _RECORD).unlink(missing_ok=True)
         graph = _write_graph(stage, folder, request, islands, calls)
-        settings = stage.config.model_dump_json(indent=2) + "\n"
-        write_bytes(settings.encode(), folder / "config.json")
         hashes = {"graph": graph.sha256, "weights": digest(folder / WEIGHTS)}
         record = _Record.model_validate(wanted | hashes)
         write_bytes((record.model_dump_json(indent=2) + "\n").encode(), folder / _RECORD)
+    # Written in any case: the record does not tell whether what lies there is whole.
+    settings = stage.config.model_dump_json(indent=2) + "\n"
+    write_bytes(settings.encode(), folder / _CONFIG)
     told(f"export {name}", 1, 1)
     weights = describe_weights(output, folder / WEIGHTS, record.weights)
-    return StageEntry(graph=record.graph, weights=weights, islands=islands)
+    config = digest(folder / _CONFIG)
+    return StageEntry(config=config, graph=record.graph, weights=weights, islands=islands)
 
 
 def _quantised(request: Request) -> tuple[str, ...]:
@@ -208,13 +214,17 @@ def _write_text(cascade: Cascade, output: Path, request: Request) -> tuple[TextE
             )
         return entry, place
     files = cascade.encoder.files
+    if request.text == "torch" and Path(place).is_absolute():
+        # One too large to copy, for a bundle as for a cascade.
+        return _with_files(entry, files.folder, (_CONFIG,)), place
     if request.text == "graph":
-        graph: Graph = export_text_encoder(cascade.encoder, folder)
-        write_bytes((files.folder / "config.json").read_bytes(), folder / "config.json")
-        write_bytes(files.vocabulary.read_bytes(), folder / "spiece.model")
-        weights = describe_weights(output, folder / WEIGHTS, digest(folder / WEIGHTS))
-        return entry.model_copy(update={"graph": graph.sha256, "weights": weights}), "text"
-    if Path(place).is_absolute():  # one too large to copy, for a bundle as for a cascade
-        return entry, place
-    write_encoder(files, folder, folder / "spiece.model")
-    return entry, "text"
+        export_text_encoder(cascade.encoder, folder)
+        write_bytes((files.folder / _CONFIG).read_bytes(), folder / _CONFIG)
+        write_bytes(files.vocabulary.read_bytes(), folder / _VOCABULARY)
+        return _with_files(entry, folder, (_CONFIG, _VOCABULARY, GRAPH, WEIGHTS)), "text"
+    write_encoder(files, folder, folder / _VOCABULARY)
+    return _with_files(entry, folder, (_CONFIG, _VOCABULARY, _MODEL)), "text"
+
+
+def _with_files(entry: TextEntry, folder: Path, names: Sequence[str]) -> TextEntry:
+    return entry.model_copy(update={"files": {name: digest(folder / name) for name in names}})

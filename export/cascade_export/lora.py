@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Final
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from cascade.config.unet import UNetConfig
 from cascade.errors import UserError
 from cascade.files import read_json
 from cascade.formats.keys import entries
-from cascade.tensors import weight_shapes
+from cascade.tensors import read_weights, require_finite
 
 ADAPTER: Final = "adapter_config.json"
 _FACTOR: Final = re.compile(
@@ -29,6 +28,7 @@ _FACTOR: Final = re.compile(
     r"(?:\.lora_(?P<peft>[AB])(?:\.default)?|[._]lora\.(?P<diffusers>down|up))\.weight"
 )
 _PREFIX: Final = re.compile(r"^(?:base_model\.model\.|unet\.|network\.)+")
+_TEXT = re.compile(r"^(?:base_model\.model\.)?(?:text_encoder|lora_te)")
 _UNREAD: Final = ("alpha_pattern", "rank_pattern", "use_dora", "use_rslora")
 
 
@@ -68,6 +68,8 @@ def merge_lora(
                 )
             added = (rows[part].double() + scale * delta.view(rows[part].shape)).to(rows[part])
             merged[name] = torch.cat([*rows[:part], added, *rows[part + 1 :]])
+            # Sums may overflow where neither summand does.
+            require_finite({name: merged[name]}, f"the network with {path} merged")
     return merged
 
 
@@ -89,15 +91,24 @@ def _targets(
 
 def _deltas(path: Path) -> dict[str, Tensor]:
     """Module to alpha/r B A of a file, O I in float64 (a convolution's I counts its taps)."""
-    weight_shapes(path)  # whole, and there
     pairs: dict[str, dict[str, Tensor]] = {}
     alphas: dict[str, float] = {}
-    for name, value in load_file(path).items():
+    for name, value in read_weights(path).items():
         factor = _FACTOR.fullmatch(name)
+        if _TEXT.match(name):
+            raise UserError(
+                f"{path} changes the text encoder too ('{name}'), which is frozen here; save the "
+                "file again without those tensors."
+            )
         if factor:
+            if value.dim() < 2 or not value.numel():
+                raise UserError(
+                    f"'{name}' in {path} is of shape {tuple(value.shape)}, which is no LoRA "
+                    "factor; take a LoRA file."
+                )
             side = {"down": "A", "up": "B"}.get(factor["diffusers"], factor["peft"])
             pairs.setdefault(_module(factor["module"]), {})[side] = value.double().flatten(1)
-        elif name.endswith(".alpha"):
+        elif name.endswith(".alpha") and value.numel() == 1:
             alphas[_module(name.removesuffix(".alpha"))] = float(value)
         else:
             raise UserError(f"{path} holds '{name}', which is no LoRA factor; take a LoRA file.")

@@ -1,29 +1,42 @@
 """What a bundle's files say of it: `bundle.json`, and `about.json` of each of its subjects."""
 
+import hashlib
+import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Final, Literal
+from typing import Annotated, Any, Final, Literal, Self, TypeVar
 
-from cascade.config.base import Frozen
+from pydantic import Field, StringConstraints, model_validator
+
+from cascade.config.base import NAME, Frozen, Name
 from cascade.config.stage import MANIFEST, CascadeManifest, StageConfig
 from cascade.errors import UserError
-from cascade.files import read_json
+from cascade.files import read_json, write_bytes
 from cascade_export.engines import EngineKind
 from cascade_export.precision import Precision
 from cascade_export.targets import Quantisation
 from cascade_export.tolerance import PictureDeviation
 from cascade_export.weights import digest
 
-SCHEMA: Final = 1
+SCHEMA: Final = 2
 BUNDLE: Final = "bundle.json"
 ABOUT: Final = "about.json"
 _AGAIN = "copy the bundle or export it again"
+_SEAL = "seal"
+
+Sha256 = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
+
+Inside = Annotated[
+    str, StringConstraints(pattern=rf"^{NAME[1:-1]}(/{NAME[1:-1]})*$", max_length=1000)
+]
+"""A file in the bundle: plain names with '/' between them, which lead nowhere else."""
 
 
 class Weights(Frozen):
     """A weights file, its path relative to the bundle."""
 
-    file: str
-    sha256: str
+    file: Inside
+    sha256: Sha256
     size: int
 
 
@@ -31,16 +44,18 @@ class StageEntry(Frozen):
     """One stage.
 
     Attributes:
+        config: sha256 of `config.json`.
         graph: sha256 of `graph.onnx`.
         weights: its own.
         islands: modules left in fp32 beside the default ones.
         plan: key of the plan that TensorRT's engines run.
     """
 
-    graph: str
+    config: Sha256
+    graph: Sha256
     weights: Weights
     islands: tuple[str, ...] = ()
-    plan: str | None = None
+    plan: Name | None = None
 
 
 class TextEntry(Frozen):
@@ -50,15 +65,14 @@ class TextEntry(Frozen):
         form: an encoder's own folder, which transformers runs, or a graph for ONNX Runtime.
         model: digest of the encoder's weights, as `EncoderFiles.model_digest`.
         tokenizer: digest of its vocabulary.
-        graph: sha256 of the graph, where there is one.
-        weights: the graph's.
+        files: sha256 of the files in its folder, by name; of an encoder outside of the bundle,
+            which the digests prove, its configuration's; none where embeddings stand in.
     """
 
     form: Literal["torch", "graph"]
-    model: str
-    tokenizer: str
-    graph: str | None = None
-    weights: Weights | None = None
+    model: Sha256
+    tokenizer: Sha256
+    files: dict[Name, Sha256] = Field(default_factory=dict)
 
 
 class Proof(Frozen):
@@ -88,16 +102,21 @@ class BundleManifest(Frozen):
         proof: by the parity gate; a draft has none.
     """
 
-    schema_version: int = SCHEMA
+    schema_version: Literal[2] = SCHEMA
     cascade: CascadeManifest
     engine: EngineKind
     precision: Precision
     quantisation: Quantisation = "none"
     targets: tuple[int, ...] = ()
     text: TextEntry
-    stages: dict[str, StageEntry]
+    stages: dict[Name, StageEntry]
     versions: dict[str, str]
     proof: Proof | None = None
+
+    @model_validator(mode="after")
+    def _stages_of_the_cascade(self) -> Self:
+        _check_stages(self.cascade, self.stages)
+        return self
 
 
 class SubjectStage(Frozen):
@@ -110,29 +129,62 @@ class SubjectStage(Frozen):
 class Subject(Frozen):
     """`about.json`: a fine-tune that a bundle serves beside its own weights."""
 
-    name: str
+    name: Name
     cascade: CascadeManifest
-    stages: dict[str, SubjectStage]
+    stages: dict[Name, SubjectStage]
     proof: Proof
+
+    @model_validator(mode="after")
+    def _stages_of_the_cascade(self) -> Self:
+        _check_stages(self.cascade, self.stages)
+        return self
+
+
+_Record = TypeVar("_Record", BundleManifest, Subject)
 
 
 def read_manifest(folder: Path) -> BundleManifest:
     """Read a bundle's manifest.
 
     Raises:
-        UserError: there is none, it is damaged, or of a later version of this project.
+        UserError: there is none, it is damaged, or of another version of this project.
     """
     path = folder / BUNDLE
     if not path.is_file():
         raise UserError(_no_bundle(folder))
-    values = read_json(path)
+    values = read_json(path, _AGAIN)
     version = values.get("schema_version")
     if isinstance(version, int) and version > SCHEMA:
         raise UserError(
             f"{folder} was made by a later version of dreamcascade (bundle schema {version}, here "
             f"{SCHEMA}); update dreamcascade, or export again."
         )
-    return BundleManifest.parse(values, str(path))
+    if isinstance(version, int) and version < SCHEMA:
+        raise UserError(
+            f"{folder} was made by an earlier version of dreamcascade, which did not prove all "
+            "that decides a picture; export it again."
+        )
+    return _unsealed(BundleManifest, values, path)
+
+
+def read_subject(path: Path) -> Subject:
+    """Read a subject's `about.json`.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    return _unsealed(Subject, read_json(path, _AGAIN), path)
+
+
+def write_sealed(record: BundleManifest | Subject, path: Path) -> None:
+    """Write a record with the hash of its values, which proves them when it is read.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    values = record.model_dump(mode="json")
+    text = json.dumps(values | {_SEAL: _seal(values)}, indent=2, ensure_ascii=False)
+    write_bytes((text + "\n").encode(), path)
 
 
 def check_file(path: Path, sha256: str, size: int | None = None) -> None:
@@ -154,6 +206,29 @@ def describe_weights(folder: Path, path: Path, sha256: str) -> Weights:
     """What a bundle's manifest says of a weights file in its folder."""
     file = path.relative_to(folder).as_posix()
     return Weights(file=file, sha256=sha256, size=path.stat().st_size)
+
+
+def _unsealed(kind: type[_Record], values: Mapping[str, Any], path: Path) -> _Record:
+    """Parse a record first, so that a wrong value is named, and prove it then."""
+    held = {key: value for key, value in values.items() if key != _SEAL}
+    record = kind.parse(held, str(path))
+    if values.get(_SEAL) != _seal(held):
+        raise UserError(f"{path} is not as it was written; {_AGAIN}.")
+    return record
+
+
+def _seal(values: Mapping[str, Any]) -> str:
+    """Return sha256 over the canonical JSON."""
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _check_stages(cascade: CascadeManifest, stages: Mapping[str, object]) -> None:
+    if tuple(stages) != cascade.stages:
+        raise ValueError(
+            f"the cascade has the stages {', '.join(cascade.stages)} and the bundle "
+            f"{', '.join(stages) or 'none'}"
+        )
 
 
 def _no_bundle(folder: Path) -> str:

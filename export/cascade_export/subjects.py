@@ -3,9 +3,9 @@
 import re
 from pathlib import Path
 
+from cascade.config.base import NAME
 from cascade.config.folders import read_stage_config
 from cascade.errors import UserError
-from cascade.files import write_bytes
 from cascade.pipeline import Cascade
 from cascade.stage import Stage
 from cascade_export.bundle import Bundle
@@ -19,6 +19,7 @@ from cascade_export.manifest import (
     SubjectStage,
     Weights,
     describe_weights,
+    write_sealed,
 )
 from cascade_export.plans import build_for
 from cascade_export.weights import write_weights
@@ -44,7 +45,7 @@ def add_subject(
             another text encoder, or the engines do not draw what it draws.
     """
     folder = subject_folder(bundle, name)
-    _check_name(bundle, name)
+    check_subject_name(bundle, name)
     _check_fits(bundle, cascade)
     stages = {
         stage.config.name: SubjectStage(
@@ -67,7 +68,7 @@ def add_subject(
     report = compare(cascade, bundle, subject, gate, folder / "report", on_part)
     report.require()
     proven = subject.model_copy(update={"proof": proof_of(report)})
-    write_bytes((proven.model_dump_json(indent=2) + "\n").encode(), folder / ABOUT)
+    write_sealed(proven, folder / ABOUT)
     return proven
 
 
@@ -91,10 +92,15 @@ def _write(bundle: Bundle, stage: Stage, folder: Path, on_part: OnPart | None) -
     return describe_weights(bundle.folder, path, sha256)
 
 
-def _check_name(bundle: Bundle, name: str) -> None:
-    if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name):
+def check_subject_name(bundle: Bundle, name: str) -> None:
+    """Refuse a name that is no component of a path, or is taken.
+
+    Raises:
+        UserError: with the reason.
+    """
+    if not re.fullmatch(NAME, name) or len(name) > 100:
         raise UserError(
-            f"'{name}' is no name for a subject; use small letters, digits, '-' and '_'."
+            f"{name!r} is no name for a subject; use at most 100 letters, digits, '-' and '_'."
         )
     if name in bundle.subjects():
         raise UserError(

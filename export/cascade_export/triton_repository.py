@@ -12,16 +12,18 @@ server has not, and ONNX Runtime runs their graphs instead.
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
 
+from pydantic import Field
+
+from cascade.config.base import Frozen, Name
 from cascade.config.stage import MANIFEST, CascadeManifest
 from cascade.errors import UserError
 from cascade.files import write_bytes
 from cascade.text.files import find_vocabulary
 from cascade_export.bundle import Bundle
-from cascade_export.cache import Manifest as PlanManifest
+from cascade_export.cache import PlanCache
 from cascade_export.engines import StageFiles
 from cascade_export.graph import GRAPH, Graph, TensorSpec
 from cascade_export.weights import WEIGHTS
@@ -38,8 +40,11 @@ __all__ = ["TritonPythonModel"]
 '''
 
 
-@dataclass(frozen=True)
-class ServerOptions:
+# The server holds buffers for the largest batch, and writes times as 64-bit microseconds.
+_AtOnce = Annotated[int, Field(strict=True, gt=0, le=1024)]
+
+
+class ServerOptions(Frozen):
     """How the server runs the models.
 
     Attributes:
@@ -53,12 +58,12 @@ class ServerOptions:
             meet in the batches.
     """
 
-    name: str = "cascade"
-    pictures_at_once: int = 4
-    queue_delay: int = 2000
-    queue_size: int = 64
-    queue_timeout: float = 60.0
-    concurrent: int = 2
+    name: Name = "cascade"
+    pictures_at_once: _AtOnce = 4
+    queue_delay: int = Field(default=2000, strict=True, ge=0, le=10**9)
+    queue_size: int = Field(default=64, strict=True, gt=0, le=10**6)
+    queue_timeout: float = Field(default=60.0, ge=0.001, le=10**6)
+    concurrent: _AtOnce = 2
 
     @property
     def max_rows(self) -> int:
@@ -97,13 +102,19 @@ def write_repository(
                 f"{output / name} is there already; choose another name or another repository."
             )
     plans = [_plan(bundle, part, options) for part in files]
-    for name, part, plan in zip(names, files, plans, strict=False):
-        _write_stage(output / name, part, plan, options)
-    if as_graph:
-        _write_text(output / names[-1], bundle.text_folder, options)
     manifest = bundle.manifest.cascade if chosen is None else chosen.cascade
-    _write_cascade(output / options.name, bundle, manifest, files, options)
-    return [output / name for name in (*names, options.name)]
+    models = [output / name for name in (*names, options.name)]
+    try:
+        for name, part, plan in zip(names, files, plans, strict=False):
+            _write_stage(output / name, part, plan, options)
+        if as_graph:
+            _write_text(output / names[-1], bundle.text_folder, options)
+        _write_cascade(output / options.name, bundle, manifest, files, options)
+    except BaseException:  # a full disk, or Ctrl-C: the server would load half of a model
+        for model in models:
+            shutil.rmtree(model, ignore_errors=True)
+        raise
+    return models
 
 
 def model_config(
@@ -224,8 +235,9 @@ def _plan(bundle: Bundle, part: StageFiles, options: ServerOptions) -> Path | No
     """
     if bundle.manifest.engine != "tensorrt" or part.plan is None:
         return None
-    path = part.plan / "manifest.json"
-    most = PlanManifest.model_validate_json(path.read_bytes()).fingerprint.profile["batch"][2]
+    stored = PlanCache(bundle.plans).named(part.plan.name)
+    stored.read()  # proven
+    most = stored.manifest.fingerprint.profile["batch"][2]
     if most < options.max_rows:
         raise UserError(
             f"The plan of stage '{part.config.name}' takes {most} rows and a batch would have "

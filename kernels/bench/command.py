@@ -37,11 +37,11 @@ def bench_kernels(
     Raises:
         UserError: there is no CUDA device, or a choice is unknown.
     """
+    todo = jobs(names, wanted, quick=quick)  # a wrong name is told on every machine
     if not torch.cuda.is_available():
         raise UserError(
             "The benchmark needs a CUDA device and finds none; run it on a machine with a GPU."
         )
-    todo = jobs(names, wanted, quick=quick)
     settings = QUICK if quick else Settings()
     if tuning:
         return f"The launch table is {_tune(todo, output, settings)}."

@@ -20,9 +20,11 @@ from cascade_export.engines import EngineKind
 from cascade_export.exporting import export_bundle
 from cascade_export.gate import Gate, runner
 from cascade_export.graph import GRAPH
+from cascade_export.manifest import BundleManifest, Subject
 from cascade_export.request import Request, require_place
 from cascade_export.subjects import add_subject
 from cascade_export.tolerance import to_levels
+from cascade_export.triton_repository import ServerOptions
 from cascade_export.weights import WEIGHTS
 
 PROMPTS = ["a dog", "a photo of a sec dog on the beach", "a cat", ""]
@@ -119,7 +121,10 @@ Change = Callable[[Path], object]
 CHANGES: dict[str, tuple[Change, str]] = {
     "no manifest": (lambda folder: (folder / "bundle.json").unlink(), "cut short"),
     "half a manifest": (lambda folder: cut(folder / "bundle.json"), "not whole JSON"),
-    "a later schema": (lambda folder: edit(folder, schema_version=2), "later version"),
+    "a later schema": (lambda folder: edit(folder, schema_version=3), "later version"),
+    "an earlier schema": (lambda folder: edit(folder, schema_version=1), "export it again"),
+    "an edited value": (lambda folder: edit(folder, versions={}), "not as it was written"),
+    "no stages": (lambda folder: edit(folder, stages={}), "has the stages base16, sr32"),
     "an unknown field": (lambda folder: edit(folder, colour="red"), "'colour' is not a setting"),
     "half the weights": (lambda folder: cut(folder / "stages/base16" / WEIGHTS), "bytes instead"),
     "no weights": (lambda folder: (folder / "stages/sr32" / WEIGHTS).unlink(), "is missing"),
@@ -149,6 +154,64 @@ def test_a_damaged_bundle_is_refused(my_bundle: Bundle, name: str) -> None:
     change(my_bundle.folder)
     with pytest.raises(UserError, match=reason):
         Bundle.open(my_bundle.folder)
+
+
+def deciding(folder: Path) -> list[str]:
+    """The files of a bundle that decide a picture."""
+    every = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
+    return sorted(
+        str(path)
+        for path in every
+        if "report" not in path.parts and path.name not in ("export.json", ".lock")
+    )
+
+
+def test_whatever_decides_a_picture_is_proven(my_bundle: Bundle) -> None:
+    folder = my_bundle.folder
+    files = deciding(folder)
+    assert len(files) == 12  # the manifest, three a stage, three of the text, a subject's two
+    for name in files:
+        path = folder / name
+        whole = path.read_bytes()
+        for damage in (flip, cut, Path.unlink):
+            damage(path)
+            with pytest.raises(UserError) as refused:
+                Bundle.open(folder).subject(SUBJECT)
+            told = str(refused.value)
+            assert path.name in told or (damage is Path.unlink and "no subject" in told), name
+            assert "\n" not in told
+            path.write_bytes(whole)
+    Bundle.open(folder).subject(SUBJECT)
+
+
+NAMES = ("..", "../evil", "/etc", "a/../b", "", "a\nb", "a\0b", ".", "a\\b")
+
+
+@pytest.mark.parametrize("value", NAMES)
+def test_names_and_places_lead_nowhere_else(my_bundle: Bundle, value: str) -> None:
+    held = json.loads((my_bundle.folder / "bundle.json").read_text())
+    about = json.loads((my_bundle.folder / "subjects" / SUBJECT / "about.json").read_text())
+    (sha256, *_), entry = held["text"]["files"].values(), held["stages"]["base16"]
+    wrong = [
+        held | {"cascade": held["cascade"] | {"stages": [value, "sr32"]}},
+        held | {"stages": {value: entry, "sr32": held["stages"]["sr32"]}},
+        held | {"stages": held["stages"] | {"base16": entry | {"plan": value}}},
+        held | {"text": held["text"] | {"files": {value: sha256}}},
+        held
+        | {
+            "stages": held["stages"]
+            | {"base16": entry | {"weights": entry["weights"] | {"file": value}}}
+        },
+    ]
+    if value != "/etc":  # an absolute place is how an encoder too large to copy is named
+        wrong.append(held | {"cascade": held["cascade"] | {"text_encoder": value}})
+    for values in wrong:
+        with pytest.raises(UserError):
+            BundleManifest.parse({k: v for k, v in values.items() if k != "seal"}, "bundle.json")
+    with pytest.raises(UserError, match="name"):
+        Subject.parse({k: v for k, v in about.items() if k != "seal"} | {"name": value}, "about")
+    with pytest.raises(UserError, match="--name"):
+        ServerOptions.parse({"name": value}, "options", {"name": "--name"})
 
 
 def test_other_folders_are_refused(tiny_cascade: Path, tmp_path: Path) -> None:

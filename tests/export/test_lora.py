@@ -138,6 +138,10 @@ def test_files_add_up(state: dict[str, Tensor], tmp_path: Path) -> None:
         ({f"{QKV}.lora_A.weight": (2, 32), f"{QKV}.lora_B.weight": (96, 3)}, "only half"),
         ({f"{QKV}.weight": (96, 32)}, "no LoRA factor"),
         ({f"{QKV}.alpha": ()}, "no whole LoRA"),
+        ({f"{QKV}.alpha": (2,)}, "no LoRA factor"),
+        ({f"{QKV}.lora_A.weight": (2,)}, r"shape \(2,\)"),
+        ({f"{QKV}.lora_A.weight": (0, 32), f"{QKV}.lora_B.weight": (96, 0)}, r"shape \(0, 32\)"),
+        ({"text_encoder.q.lora.down.weight": (2, 8)}, "changes the text encoder too"),
     ],
 )
 def test_what_does_not_fit_is_refused(
@@ -147,6 +151,20 @@ def test_what_does_not_fit_is_refused(
     save_file({name: torch.ones(shape) for name, shape in tensors.items()}, path)
     with pytest.raises(UserError, match=message):
         merge_lora(state, [path], config=CONFIG)
+
+
+def test_a_sum_that_is_no_number_and_a_pickle_are_refused(
+    state: dict[str, Tensor], tmp_path: Path
+) -> None:
+    path = tmp_path / "lora.safetensors"
+    a, b = pair(96, (32,))
+    for value, scale in ((float("nan"), 1.0), (1.0, float("inf"))):
+        save_file({f"{QKV}.lora_A.weight": a * value, f"{QKV}.lora_B.weight": b}, path)
+        with pytest.raises(UserError, match="NaN or infinite"):
+            merge_lora(state, [path], scale=scale)
+    torch.save({"a": a}, path)
+    with pytest.raises(UserError, match="save its tensors with safetensors"):
+        merge_lora(state, [path])
 
 
 def test_an_adapter_that_is_no_plain_lora_is_refused(
