@@ -17,6 +17,15 @@ def test_without_a_gpu_it_says_so(command: Command, monkeypatch: pytest.MonkeyPa
     assert "needs a CUDA device and finds none" in done.err
 
 
+def test_a_wrong_name_is_told_without_a_gpu(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    done = command("bench", "kernels", "--op", "frobnicate")
+    assert done.status == 2
+    assert "frobnicate" in done.err
+
+
 def test_an_installed_package_has_no_benchmark(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -42,6 +42,14 @@ def test_a_subject_under_every_flag(command: Command, bundle: Bundle, tmp_path: 
     assert (tmp_path / "out" / "sr32" / "00-0.png").is_file()
 
 
+@pytest.fixture
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Empty folders B and C, since a path that leads nowhere is told before all else."""
+    monkeypatch.chdir(tmp_path)
+    for name in "BC":
+        (tmp_path / name).mkdir()
+
+
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
@@ -50,9 +58,10 @@ def test_a_subject_under_every_flag(command: Command, bundle: Bundle, tmp_path: 
         (("--no-spinning",), "--no-spinning belongs to a bundle"),
         (("--bundle", "B", "--cascade", "mini"), "leave --cascade or --bundle out"),
         (("--bundle", "B", "--precision", "bf16"), "leave --precision or --bundle out"),
-        (("--bundle", "nowhere"), "There is no bundle at nowhere"),
+        (("--bundle", "nowhere"), "There is no folder nowhere"),
     ],
 )
+@pytest.mark.usefixtures("folders")
 def test_sample_s_refusals(
     command: Command, tmp_path: Path, flags: tuple[object, ...], told: str
 ) -> None:
@@ -77,6 +86,7 @@ def test_sample_s_refusals(
         (("-o", "B", "--engine", "tensorrt-rtx", "--target", "sm90"), "does not build for sm90"),
     ],
 )
+@pytest.mark.usefixtures("folders")
 def test_export_s_refusals(command: Command, flags: tuple[object, ...], told: str) -> None:
     shown = command("export", *flags)
     assert shown.status == 2
