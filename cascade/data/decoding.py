@@ -1,6 +1,7 @@
 """From a picture's file to the colours that every viewer shows: upright, sRGB, 8 bits."""
 
 import io
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -22,6 +23,7 @@ UNREADABLE: Final = (
     UnidentifiedImageError,
     Image.DecompressionBombError,
     OSError,
+    RuntimeError,
     SyntaxError,
     ValueError,
 )
@@ -51,11 +53,20 @@ def read_upright(path: Path) -> Image.Image:
                     f"{path} is {file.width}x{file.height}, more than {LARGEST // 10**6} million "
                     "pixels; make it smaller."
                 )
-            return _in_srgb(_in_8_bits(ImageOps.exif_transpose(file), path))
+            return _in_srgb(_in_8_bits(_upright(file), path))
     except UNREADABLE as error:
         raise UserError(
             f"{path} cannot be read as a picture ({error}); replace or remove it."
         ) from None
+
+
+def _upright(file: Image.Image) -> Image.Image:
+    """Turn a picture as its camera says; damaged notes of the camera turn nothing."""
+    try:
+        return ImageOps.exif_transpose(file)
+    except (*UNREADABLE, TypeError, KeyError, struct.error):
+        file.load()  # where the pixels are the trouble, it is told
+        return file
 
 
 def _in_8_bits(image: Image.Image, path: Path) -> Image.Image:
@@ -99,8 +110,6 @@ def _by_profile(image: Image.Image, profile: bytes | None) -> Image.Image | None
             own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         else:
             return None
-        if "srgb" in ImageCms.getProfileDescription(own).lower():
-            return None  # converted, colours would still move by roundings
         return ImageCms.profileToProfile(image, own, srgb, outputMode="RGB")
     except (ImageCms.PyCMSError, OSError, TypeError, ValueError):
         return None

@@ -21,7 +21,7 @@ from cascade.data.finding import find_pictures
 from cascade.data.images import read_image, require_sides, resize, square, to_pil, write_png
 from cascade.diffusion.noise import derive_seed
 from cascade.errors import UserError
-from cascade.files import file_digest, require_writable, write_bytes
+from cascade.files import file_digest, write_bytes
 from cascade.sampling import Tables, sample_stage
 from cascade.stage import Stage
 
@@ -38,12 +38,14 @@ class Drawing:
         prompts: what the pictures show, by turns.
         config: how many, and the base's sampler.
         seed: of the set.
+        text: what embeds the prompts: weights, vocabulary, whether in 8 bits.
     """
 
     stages: tuple[Stage, ...]
     prompts: tuple[str, ...]
     config: DrawnConfig
     seed: int
+    text: str = ""
 
     def samplers(self) -> list[SamplerConfig]:
         """The base's by the recipe; super-resolution samples by the checkpoint's own settings."""
@@ -52,12 +54,16 @@ class Drawing:
         return [base, *own[1:]]
 
     def key(self) -> str:
-        """A hash of the weights, the prompts, the samplers and the seed."""
+        """A hash of the weights, the prompts and what embeds them, the samplers and the seed."""
         parts = {
             "weights": [stage.fingerprint() for stage in self.stages],
             "prompts": self.prompts,
             "samplers": [sampler.model_dump(mode="json") for sampler in self.samplers()],
             "seed": self.seed,
+            "text": self.text,
+            # Pictures of batches of another size, or on another device, round differently.
+            "batch_size": self.config.batch_size,
+            "device": self.stages[0].device.type,
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:20]
 
@@ -110,9 +116,10 @@ def make_pictures(
     for first in range(rank * size, len(paths), world * size):
         batch = range(first, min(first + size, len(paths)))
         if not all(paths[index].is_file() for index in batch):
-            # The batch is drawn whole: one of another size rounds differently in its last bits,
-            # and a run that was cut short would not end with the files of one that was not.
-            for index, image in zip(batch, drawing.draw(tables, batch), strict=True):
+            # The batch is drawn whole, the last one too: one of another size rounds differently in
+            # its last bits, and files would depend on where runs stopped and what they asked for.
+            whole = range(first, first + size)
+            for index, image in zip(batch, drawing.draw(tables, whole), strict=False):
                 if not paths[index].is_file():
                     write_png(image, paths[index])
         if on_images is not None:
@@ -130,10 +137,10 @@ def given_class_images(folder: Path | None) -> list[Path]:
 
 
 def check_class_images(folder: Path | None, photos: Sequence[Path], least_side: int) -> None:
-    """Look at a person's own class pictures, one after another, and at the place for drawn ones.
+    """Look at a person's own class pictures, one after another.
 
     Raises:
-        UserError: one is corrupt, too small, or a photo of the subject; or nothing can be written.
+        UserError: one is corrupt, too small, or a photo of the subject.
     """
     own = given_class_images(folder)
     digests = {file_digest(path): path.name for path in photos} if own else {}
@@ -144,7 +151,6 @@ def check_class_images(folder: Path | None, photos: Sequence[Path], least_side: 
                 "give pictures of others of its class, or no --class-data-dir to have them drawn."
             )
         require_sides([path], [read_image(path).size], least_side)
-    require_writable(folder or default_folder())
 
 
 def read_squares(paths: Sequence[Path], stage: StageConfig) -> tuple[Image.Image, ...]:

@@ -1,5 +1,6 @@
 """The kinds of rows that a stage is tuned on, with the pictures that are drawn for them first."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +23,9 @@ from cascade.progress import progress_bar
 from cascade.sampling import Tables
 from cascade.stage import Stage
 from cascade.text.side import names_side
+from cascade.text.store import EmbeddingStore
 from cascade.train.distributed import Processes
+from cascade.train.output import text_identity
 
 CLASS_IMAGES, SCENES = "class images", "scenes"
 console = Console()
@@ -59,7 +62,15 @@ def drawings(plan: Plan, folder: str, device: torch.device) -> dict[str, Drawing
         return {}
     names = list(plan.stages)[: list(plan.stages).index(folder) + 1]
     frozen = tuple(Stage.load(plan.source / name, device) for name in names)
-    return {name: Drawing(frozen, *parts) for name, parts in sets.items()}
+    text = _embedded_by(plan)
+    return {name: Drawing(frozen, *parts, text) for name, parts in sets.items()}
+
+
+def _embedded_by(plan: Plan) -> str:
+    """What of the text encoder moves embeddings by more than roundings."""
+    stored = isinstance(plan.text, EmbeddingStore) and plan.text.conventions.quantised
+    quantised = stored or plan.config.encoder_mode == "int8"
+    return json.dumps({**text_identity(plan.text), "quantised": quantised})
 
 
 def draw(name: str, drawing: Drawing, plan: Plan, tables: Tables, here: Processes) -> list[Path]:

@@ -9,9 +9,10 @@ from cascade.config.dreambooth import AUGMENTATIONS, DreamBoothConfig
 from cascade.config.folders import cascade_folder, read_manifest, read_stage_config
 from cascade.config.stage import CascadeManifest, StageConfig
 from cascade.config.train import TrainConfig
-from cascade.dreambooth.drawn import check_class_images
+from cascade.dreambooth.drawn import check_class_images, default_folder
 from cascade.dreambooth.subject import Subject, read_subject
 from cascade.errors import UserError
+from cascade.files import require_writable
 from cascade.stage import check_weights
 from cascade.text.files import EncoderFiles
 from cascade.text.source import open_text
@@ -80,6 +81,8 @@ def make_plan(config: DreamBoothConfig) -> Plan:
         uses = [stage.size for stage in chosen if stage.low_res is None or prior.super_resolution]
         photos = subject.photos.paths
         check_class_images(config.class_data_dir, photos, max(uses, default=1))
+    if prior is not None or config.recipe.scene_rows is not None:
+        require_writable(config.class_data_dir or default_folder())
     return Plan(config, source, manifest, stages, tuned, subject, text)
 
 

@@ -29,8 +29,6 @@ def _profile() -> bytes:
         raw[green + 4 : green + 12],
         raw[red + 4 : red + 12],
     )
-    name = raw.find(b"s\0R\0G\0B")
-    raw[name : name + 7] = b"o\0d\0d\0d"  # it is no sRGB by name either
     return bytes(raw)
 
 

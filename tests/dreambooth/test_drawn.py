@@ -98,7 +98,7 @@ def test_a_second_run_draws_nothing(
     tmp_path: Path, drawing: Drawing, tables: Tables, drawn: list[int]
 ) -> None:
     first = make_pictures(drawing, tables, tmp_path)
-    assert drawn == [0, 1, 2, 3, 4]
+    assert drawn == [0, 1, 2, 3, 4, 5]
     drawn.clear()
     told: list[tuple[int, int]] = []
     second = make_pictures(
@@ -118,7 +118,7 @@ def test_only_what_is_missing_is_written_again_and_with_the_same_bytes(
     for index in (1, 4):
         paths[index].unlink()
     assert make_pictures(drawing, tables, tmp_path) == paths
-    assert drawn == [0, 1, 4]  # whole batches, so that every bit is as before
+    assert drawn == [0, 1, 4, 5]  # whole batches, so that every bit is as before
     assert _bytes(paths) == before
     kept = [index for index in range(5) if paths[index].stat().st_mtime_ns == times[index]]
     assert kept == [0, 2, 3]
@@ -132,7 +132,7 @@ def test_a_larger_set_goes_on_from_a_smaller_one(
     )
     drawn.clear()
     assert len(make_pictures(drawing, tables, tmp_path)) == 5
-    assert drawn == [4]
+    assert drawn == [4, 5]
 
 
 def test_two_processes_share_the_work_and_make_the_same_files(
@@ -143,7 +143,7 @@ def test_two_processes_share_the_work_and_make_the_same_files(
     make_pictures(drawing, tables, tmp_path / "shared", rank=1, world=2)
     assert drawn == [2, 3]
     paths = make_pictures(drawing, tables, tmp_path / "shared", rank=0, world=2)
-    assert drawn == [2, 3, 0, 1, 4]
+    assert drawn == [2, 3, 0, 1, 4, 5]
     assert _bytes(paths) == _bytes(alone)
 
 
@@ -159,11 +159,13 @@ def test_the_key_names_everything_they_depend_on(
         replace(drawing, config=CONFIG.model_copy(update={"sampler": guided})),
         replace(drawing, prompts=("a dog", "a dog in snow")),
         replace(drawing, seed=4),
+        replace(drawing, text="another encoder"),
+        replace(drawing, config=CONFIG.model_copy(update={"batch_size": 3})),
     ]
     keys = {drawing.key(), *(other.key() for other in others)}
-    assert len(keys) == 7
-    # How many there are and how many at once change no picture.
-    same = CONFIG.model_copy(update={"images": 7, "batch_size": 3})
+    assert len(keys) == 9
+    # How many there are changes no picture.
+    same = CONFIG.model_copy(update={"images": 7})
     assert replace(drawing, config=same).key() == drawing.key()
 
 

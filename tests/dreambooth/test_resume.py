@@ -135,8 +135,14 @@ def test_the_command_stopped_by_ctrl_c_goes_on(
     (saved,) = (checkpoints / "checkpoints").iterdir()
     assert 10 <= int(saved.name.removeprefix("step-")) < 40
     subprocess.run(command, env=environment, check=True, capture_output=True)
-    settings = json.loads((tmp_path / "cut" / "run.json").read_text())["settings"]
-    undisturbed = {**settings, "output_dir": tmp_path / "whole"}
+    run = json.loads((tmp_path / "cut" / "run.json").read_text())
+    undisturbed = {
+        "cascade": str(tiny_cascade),
+        "instance_data_dir": photos,
+        "output_dir": tmp_path / "whole",
+        "class_data_dir": tmp_path / "class",
+        **{name: run[name] for name in ("class_noun", "identifier", "stages", "seed", "recipe")},
+    }
     personalise(DreamBoothConfig.model_validate(undisturbed))
     cut, whole = (
         (tmp_path / output / "base16" / "model.safetensors").read_bytes()
