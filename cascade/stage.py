@@ -24,7 +24,7 @@ from cascade.files import write_bytes
 from cascade.model.backend import set_backend
 from cascade.model.precision import autocast, tell_if_slow
 from cascade.model.unet import UNet
-from cascade.tensors import headers, read_weights, require_finite
+from cascade.tensors import check_tensors, read_weights, require_finite
 from cascade.text.t5 import TextEmbedding
 from cascade_kernels.dispatch import Backend, obstacle
 
@@ -279,23 +279,6 @@ def check_weights(folder: Path, config: StageConfig) -> None:
         UserError: the file is missing, truncated, or holds other tensors than the network's.
     """
     check_tensors(folder / "model.safetensors", skeleton(config))
-
-
-def check_tensors(path: Path, network: torch.nn.Module) -> None:
-    """Compare a file's tensors with a network's, by name and shape.
-
-    Raises:
-        UserError: the file is missing, truncated, holds other tensors, or is not of floats.
-    """
-    held = {name: header.shape for name, header in headers(path).items()}
-    wanted = {name: tuple(value.shape) for name, value in network.state_dict().items()}
-    names = sorted(held.keys() | wanted.keys())
-    differing = [name for name in names if held.get(name) != wanted.get(name)]
-    if differing:
-        raise UserError(
-            f"The weights in {path} do not fit their config.json ({len(differing)} differ, "
-            f"{differing[0]} among them); the two files come from different checkpoints."
-        )
 
 
 def skeleton(config: StageConfig) -> UNet:

@@ -117,6 +117,23 @@ def read_weights(path: Path, device: torch.device | str = "cpu") -> dict[str, Te
     return tensors
 
 
+def check_tensors(path: Path, network: torch.nn.Module) -> None:
+    """Compare a file's tensors with a network's, by name and shape.
+
+    Raises:
+        UserError: the file is missing, truncated, holds other tensors, or is not of floats.
+    """
+    held = {name: header.shape for name, header in headers(path).items()}
+    wanted = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    names = sorted(held.keys() | wanted.keys())
+    differing = [name for name in names if held.get(name) != wanted.get(name)]
+    if differing:
+        raise UserError(
+            f"The weights in {path} do not fit their config.json ({len(differing)} differ, "
+            f"{differing[0]} among them); the two files come from different checkpoints."
+        )
+
+
 def require_finite(tensors: Mapping[str, Tensor], where: str) -> None:
     """Refuse weights that are no numbers.
 

@@ -19,8 +19,7 @@ from cascade.evaluate.features import extract
 from cascade.evaluate.judge_config import AttributeName, JudgeConfig, Stated
 from cascade.evaluate.judge_network import SIDE, JudgeNetwork
 from cascade.files import read_json, write_bytes
-from cascade.stage import check_tensors
-from cascade.tensors import read_weights
+from cascade.tensors import check_tensors, read_weights
 
 FOLDER: Final = "judge"
 """Where a cascade's folder keeps its judge."""
