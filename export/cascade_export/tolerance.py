@@ -32,7 +32,9 @@ GREY_LEVELS: Final = 127.5  # per unit of a picture in [-1, 1]
 class Figures(Frozen):
     """Figures that an engine's NaN may reach; JSON has no such number, so they become text."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=True, ser_json_inf_nan="strings"
+    )
 
 
 class TensorDeviation(Figures):

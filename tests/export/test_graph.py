@@ -11,7 +11,7 @@ import torch
 from onnxruntime import InferenceSession
 from torch import Tensor
 
-from cascade.config.stage import DiffusionConfig, LowResConfig, StageConfig
+from cascade.config.stage import DiffusionConfig, LowResConfig, StageConfig, TextConfig
 from cascade.config.unet import UNetConfig
 from cascade.errors import UserError
 from cascade.model.backend import set_backend
@@ -65,6 +65,7 @@ def stage_of(unet: UNetConfig) -> Stage:
         unet=unet,
         diffusion=DiffusionConfig(schedule="squared_cosine"),
         low_res=LowResConfig(size=8) if unet.low_res else None,
+        text=TextConfig(masked=unet.text_norm != "group"),
     )
     stage = Stage.build(config)
     torch.manual_seed(0)
