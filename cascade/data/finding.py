@@ -53,15 +53,24 @@ class Found:
 
 
 def find_pictures(folder: Path) -> Found:
-    """Sort the files directly inside a folder by their content, in the order of their names.
-
-    Hidden files and masks beside photos are left out.
+    """Sort a folder's files as `sort_files`; it must hold pictures.
 
     Raises:
         UserError: there is no such folder, or no picture in it.
     """
     if not folder.is_dir():
         raise UserError(f"There is no folder {folder}; give a folder of 3 to 5 photos.")
+    found = sort_files(folder)
+    if not found.pictures:
+        raise UserError(f"The folder {folder} holds no pictures{_instead(folder, found)}.")
+    return found
+
+
+def sort_files(folder: Path) -> Found:
+    """Sort the files directly inside a folder by their content, in the order of their names.
+
+    Hidden files and masks beside photos are left out.
+    """
     pictures, foreign, others, dangling = [], [], [], []
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or path.name.endswith(MASK_SUFFIX) or path.is_dir():
@@ -74,10 +83,7 @@ def find_pictures(folder: Path) -> Found:
             pictures.append(path)
         else:
             others.append(path.name)
-    found = Found(tuple(pictures), tuple(foreign), tuple(others), tuple(dangling))
-    if not pictures:
-        raise UserError(f"The folder {folder} holds no pictures{_instead(folder, found)}.")
-    return found
+    return Found(tuple(pictures), tuple(foreign), tuple(others), tuple(dangling))
 
 
 def _instead(folder: Path, found: Found) -> str:

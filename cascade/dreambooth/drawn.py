@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cascade.config.dreambooth import DrawnConfig
 from cascade.config.stage import SamplerConfig, StageConfig
-from cascade.data.finding import find_pictures
+from cascade.data.finding import sort_files
 from cascade.data.images import read_image, require_sides, resize, square, to_pil, write_png
 from cascade.diffusion.noise import derive_seed
 from cascade.errors import UserError
@@ -105,21 +105,23 @@ def make_pictures(
         on_images: told about progress.
     """
     place = (folder or default_folder()) / drawing.key()
-    paths = [place / f"{index:06d}.png" for index in range(drawing.config.images)]
+    size = drawing.config.batch_size
+    batches = [
+        range(first, min(first + size, drawing.config.images))
+        for first in range(0, drawing.config.images, size)
+    ]
+    paths = [place / _name(index, batch, size) for batch in batches for index in batch]
     if rank == 0 and not all(path.is_file() for path in paths):
         note = {
             "prompts": drawing.prompts,
             "stages": [stage.config.name for stage in drawing.stages],
         }
         write_bytes((json.dumps(note) + "\n").encode(), place / "about.json")
-    size = drawing.config.batch_size
-    for first in range(rank * size, len(paths), world * size):
-        batch = range(first, min(first + size, len(paths)))
+    for batch in batches[rank::world]:
         if not all(paths[index].is_file() for index in batch):
-            # The batch is drawn whole, the last one too: one of another size rounds differently in
-            # its last bits, and files would depend on where runs stopped and what they asked for.
-            whole = range(first, first + size)
-            for index, image in zip(batch, drawing.draw(tables, whole), strict=False):
+            # The batch is drawn whole: one of another size rounds differently in its last bits,
+            # and a run that was cut short would not end with the files of one that was not.
+            for index, image in zip(batch, drawing.draw(tables, batch), strict=True):
                 if not paths[index].is_file():
                     write_png(image, paths[index])
         if on_images is not None:
@@ -127,13 +129,16 @@ def make_pictures(
     return paths
 
 
+def _name(index: int, batch: range, size: int) -> str:
+    """A picture's file; those of a last, shorter batch, which round differently, have their own."""
+    return f"{index:06d}.png" if len(batch) == size else f"{index:06d}-of-{len(batch)}.png"
+
+
 def given_class_images(folder: Path | None) -> list[Path]:
     """The person's own class pictures, directly inside the folder, if any."""
     if folder is None or not folder.is_dir():
         return []
-    if not any(path.is_file() and not path.name.startswith(".") for path in folder.iterdir()):
-        return []  # sets that were drawn lie in folders of their own
-    return list(find_pictures(folder).pictures)
+    return list(sort_files(folder).pictures)  # sets that were drawn lie in folders of their own
 
 
 def check_class_images(folder: Path | None, photos: Sequence[Path], least_side: int) -> None:
@@ -145,9 +150,10 @@ def check_class_images(folder: Path | None, photos: Sequence[Path], least_side: 
     own = given_class_images(folder)
     digests = {file_digest(path): path.name for path in photos} if own else {}
     for path in own:
-        if file_digest(path) in digests:
+        photo = digests.get(file_digest(path))
+        if photo is not None:
             raise UserError(
-                f"The class picture {path} is the subject's photo {digests[file_digest(path)]}; "
+                f"The class picture {path} is the subject's photo {photo}; "
                 "give pictures of others of its class, or no --class-data-dir to have them drawn."
             )
         require_sides([path], [read_image(path).size], least_side)

@@ -71,7 +71,8 @@ def test_they_are_what_the_cascade_draws_of_the_class(
     tmp_path: Path, tiny_cascade: Path, drawing: Drawing, tables: Tables
 ) -> None:
     paths = make_pictures(drawing, tables, tmp_path)
-    assert [path.name for path in paths] == [f"00000{index}.png" for index in range(5)]
+    names = [*(f"00000{index}.png" for index in range(4)), "000004-of-1.png"]
+    assert [path.name for path in paths] == names
     pictures = Cascade.load(tiny_cascade).sample(
         "a dog",
         [derive_seed(3, "class image", index) for index in range(5)],
@@ -98,7 +99,7 @@ def test_a_second_run_draws_nothing(
     tmp_path: Path, drawing: Drawing, tables: Tables, drawn: list[int]
 ) -> None:
     first = make_pictures(drawing, tables, tmp_path)
-    assert drawn == [0, 1, 2, 3, 4, 5]
+    assert drawn == [0, 1, 2, 3, 4]
     drawn.clear()
     told: list[tuple[int, int]] = []
     second = make_pictures(
@@ -118,7 +119,7 @@ def test_only_what_is_missing_is_written_again_and_with_the_same_bytes(
     for index in (1, 4):
         paths[index].unlink()
     assert make_pictures(drawing, tables, tmp_path) == paths
-    assert drawn == [0, 1, 4, 5]  # whole batches, so that every bit is as before
+    assert drawn == [0, 1, 4]  # whole batches, so that every bit is as before
     assert _bytes(paths) == before
     kept = [index for index in range(5) if paths[index].stat().st_mtime_ns == times[index]]
     assert kept == [0, 2, 3]
@@ -132,7 +133,7 @@ def test_a_larger_set_goes_on_from_a_smaller_one(
     )
     drawn.clear()
     assert len(make_pictures(drawing, tables, tmp_path)) == 5
-    assert drawn == [4, 5]
+    assert drawn == [4]
 
 
 def test_two_processes_share_the_work_and_make_the_same_files(
@@ -143,7 +144,7 @@ def test_two_processes_share_the_work_and_make_the_same_files(
     make_pictures(drawing, tables, tmp_path / "shared", rank=1, world=2)
     assert drawn == [2, 3]
     paths = make_pictures(drawing, tables, tmp_path / "shared", rank=0, world=2)
-    assert drawn == [2, 3, 0, 1, 4, 5]
+    assert drawn == [2, 3, 0, 1, 4]
     assert _bytes(paths) == _bytes(alone)
 
 
@@ -233,3 +234,23 @@ def test_the_users_cache_is_the_default_place(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     paths = make_pictures(drawing, tables, None)
     assert paths[0].parent == tmp_path / "dreamcascade" / "class-images" / drawing.key()
+
+
+def test_a_last_shorter_batch_is_not_taken_for_a_part_of_a_whole_one(
+    tmp_path: Path, drawing: Drawing, tables: Tables, drawn: list[int]
+) -> None:
+    """Its pictures round differently: a set would depend on what was asked for before."""
+    small = replace(drawing, config=CONFIG.model_copy(update={"images": 3}))
+    make_pictures(small, tables, tmp_path / "grown")
+    drawn.clear()
+    grown = make_pictures(drawing, tables, tmp_path / "grown")
+    assert drawn == [2, 3, 4]
+    at_once = make_pictures(drawing, tables, tmp_path / "at once")
+    assert _bytes(grown) == _bytes(at_once)
+    assert [path.name for path in grown] == [path.name for path in at_once]
+
+
+def test_a_folder_for_drawn_sets_may_hold_notes(tmp_path: Path) -> None:
+    (tmp_path / "README.txt").write_text("class images")
+    (tmp_path / "a set").mkdir()
+    assert given_class_images(tmp_path) == []
