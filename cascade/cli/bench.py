@@ -28,14 +28,7 @@ def kernels(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            parser=values.writable,
-            metavar="FOLDER",
-            help="Folder for what is written.",
-            show_default=False,
-        ),
+        values.output("Folder for what is written."),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer shapes and rounds.")] = False,
     tune: Annotated[
@@ -72,13 +65,7 @@ def stages(
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
     output: Annotated[
         Path,
-        typer.Option(
-            "--output",
-            "-o",
-            parser=values.writable,
-            metavar="FOLDER",
-            help="Folder for the results.",
-        ),
+        values.output("Folder for the results."),
     ] = Path("runs/bench"),
 ) -> None:
     """Time a bundle's engines beside PyTorch's and diffusers' networks with the same weights."""

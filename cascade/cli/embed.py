@@ -18,14 +18,7 @@ CONVENTIONS = "Conventions, with --encoder; a cascade has its own"
 def embed(
     output: Annotated[
         Path,
-        typer.Option(
-            "--output",
-            "-o",
-            parser=values.writable,
-            metavar="FOLDER",
-            help="Folder of the store.",
-            show_default=False,
-        ),
+        values.output("Folder of the store."),
     ],
     encoder: Annotated[
         Path | None,

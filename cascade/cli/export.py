@@ -31,13 +31,7 @@ def export(
     ] = "mini",
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            parser=values.writable,
-            metavar="FOLDER",
-            help="A new folder for the bundle.",
-        ),
+        values.output("A new folder for the bundle."),
     ] = None,
     into: Annotated[
         Path | None,

@@ -12,14 +12,7 @@ from cascade.cli.bundle import BundleArgument, BundleOption, one_bundle
 def export_triton(
     output: Annotated[
         Path,
-        typer.Option(
-            "--output",
-            "-o",
-            parser=values.writable,
-            metavar="FOLDER",
-            help="The model repository; may hold others.",
-            show_default=False,
-        ),
+        values.output("The model repository; may hold others."),
     ],
     folder: BundleArgument = None,
     bundle: BundleOption = None,

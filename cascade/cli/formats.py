@@ -21,14 +21,7 @@ def import_cascade(
     ],
     output: Annotated[
         Path,
-        typer.Option(
-            "--output",
-            "-o",
-            parser=values.writable,
-            metavar="FOLDER",
-            help="Gets the cascade.",
-            show_default=False,
-        ),
+        values.output("Gets the cascade."),
     ],
     variant: Annotated[
         str | None,
@@ -88,14 +81,7 @@ def export_diffusers(
     ],
     output: Annotated[
         Path,
-        typer.Option(
-            "--output",
-            "-o",
-            parser=values.writable,
-            metavar="FOLDER",
-            help="Gets one folder per stage.",
-            show_default=False,
-        ),
+        values.output("Gets one folder per stage."),
     ],
     text_encoder: Annotated[
         bool, typer.Option(help="Copy the text encoder into the base's folder.")

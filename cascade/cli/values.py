@@ -4,6 +4,7 @@ Nothing here imports torch: a mistyped path is answered at once.
 """
 
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -51,3 +52,8 @@ def cascade(text: str) -> str:
     """A cascade's folder, or the name of one that ships with the project."""
     cascade_folder(name(text))
     return text
+
+
+def output(told: str) -> Any:
+    """The flag that says where files go: `--output`, `-o`."""
+    return typer.Option("--output", "-o", parser=writable, metavar="FOLDER", help=told)

@@ -403,3 +403,14 @@ def test_an_interrupt_of_what_begins_anew_promises_nothing(
     monkeypatch.setattr("cascade.info.folder.describe", interrupted)
     stopped = command("info", tiny_cascade)
     assert (stopped.status, stopped.err) == (130, "Interrupted.\n")
+
+
+def test_nobody_else_is_heard() -> None:
+    """Packages that are merely installed have nothing to say to a command."""
+    done = subprocess.run(
+        [sys.executable, "-m", "cascade", "info", "mini"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr == ""
