@@ -1,5 +1,6 @@
 """The console command `cascade`: parse, compose, call."""
 
+import warnings
 from typing import Annotated
 
 import typer
@@ -58,4 +59,5 @@ def _root(
 
 def main() -> None:
     """Run the command."""
+    warnings.filterwarnings("ignore", module="PIL")  # of notes in pictures, and of many pixels
     answer(app)

@@ -2,14 +2,15 @@
 
 import io
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
+import zlib
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Final
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageFile, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TiffImageFile
 
 from cascade.errors import UserError
 
@@ -27,92 +28,170 @@ UNREADABLE: Final = (
     SyntaxError,
     ValueError,
 )
+_PNG: Final = b"\x89PNG\r\n\x1a\n"
+# A PNG's texts that may say how it is turned, if they are no longer than a camera's notes.
+_TURNING: Final = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")
+_NOTES: Final = 2**16
+_LARGEST_PROFILE: Final = 2**24  # bytes; printers' profiles have some three million
 
 
 def is_picture(path: Path) -> bool:
     """Whether a file's content is a picture's, whatever its name."""
     try:
-        with _patience(), Image.open(path, formats=_formats()):
-            return True
+        _opened(path)[0].close()
     except UNREADABLE:
         return False
+    return True
 
 
-def read_upright(path: Path) -> Image.Image:
+def read_upright(path: Path, least_side: int | None = None) -> Image.Image:
     """Decode a picture upright and in sRGB: RGBA where it has transparency, else RGB.
 
     An embedded colour profile is converted, one that is damaged is left out, as viewers do.
+
+    Args:
+        path: the file.
+        least_side: a shorter side that is enough, pixels. A JPEG is then decoded at a half, a
+            quarter or an eighth of its size where that is no less: of a large photo neither the
+            memory nor the time is spent. None decodes every pixel.
 
     Raises:
         UserError: the file is missing, corrupt or too large, or its numbers have no known range.
     """
     try:
-        with _patience(), Image.open(path, formats=_formats()) as file:
+        file, bits = _opened(path)
+        with file:
             if file.width * file.height > LARGEST:
-                raise UserError(
-                    f"{path} is {file.width}x{file.height}, more than {LARGEST // 10**6} million "
-                    "pixels; make it smaller."
-                )
-            return _in_srgb(_in_8_bits(_upright(file), path))
+                raise Image.DecompressionBombError
+            if least_side is not None:
+                file.draft(None, (least_side, least_side))
+            _turn(file)
+            return _in_srgb(file, bits, path)
+    except Image.DecompressionBombError:  # Pillow's own limit is above ours
+        raise UserError(
+            f"{path} has more than {LARGEST // 10**6} million pixels; make it smaller."
+        ) from None
     except UNREADABLE as error:
         raise UserError(
             f"{path} cannot be read as a picture ({error}); replace or remove it."
         ) from None
 
 
-def _upright(file: Image.Image) -> Image.Image:
-    """Turn a picture as its camera says; damaged notes of the camera turn nothing."""
+def _opened(path: Path) -> tuple[ImageFile.ImageFile, int]:
+    """Open a picture, and say how many bits each of its samples has in the file."""
+    with path.open("rb") as stream:
+        png = _PNG + stream.read() if stream.read(len(_PNG)) == _PNG else None
+    if png is not None:
+        pixels, profile = _without_texts(png)
+        file = Image.open(io.BytesIO(pixels), formats=("PNG",))
+        file.info["icc_profile"] = profile
+        return file, png[24]
+    file = Image.open(path, formats=_formats())
+    if isinstance(file, TiffImageFile):
+        return file, file.tag_v2.get(BITSPERSAMPLE, (1,))[0]
+    return file, 16 if file.mode.startswith("I;16") else 8
+
+
+def _without_texts(png: bytes) -> tuple[bytes, bytes | None]:
+    """Leave a PNG's texts out, and take its colour profile out.
+
+    Pillow refuses the whole picture where one of them has more than a megabyte, as editors write;
+    its limits hold for all threads, so they are none to change.
+    """
+    kept, profile, at = [_PNG], None, len(_PNG)
+    while at < len(png):
+        end = at + 12 + int.from_bytes(png[at : at + 4], "big")
+        kind, data = png[at + 4 : at + 8], png[at + 8 : end - 4]
+        if kind == b"iCCP":
+            packed = data.partition(b"\0")[2][1:]  # behind its name and the packing's number
+            with suppress(zlib.error):
+                profile = zlib.decompressobj().decompress(packed, _LARGEST_PROFILE)
+        elif kind not in (b"tEXt", b"zTXt", b"iTXt") or (
+            data.startswith(_TURNING) and len(data) < _NOTES
+        ):
+            kept.append(png[at:end])
+        at = end
+    return b"".join(kept), profile
+
+
+def _turn(file: ImageFile.ImageFile) -> None:
+    """Load a picture and turn it as its camera says, as far as that can be read."""
     try:
-        return ImageOps.exif_transpose(file)
+        ImageOps.exif_transpose(file, in_place=True)
     except (*UNREADABLE, TypeError, KeyError, struct.error):
         file.load()  # where the pixels are the trouble, it is told
-        return file
 
 
-def _in_8_bits(image: Image.Image, path: Path) -> Image.Image:
-    """The picture with 8 bits a channel, its transparency an alpha channel."""
-    info = image.info
-    if image.mode.startswith("I;16"):
-        # Pillow would clip 16-bit grey at 255 and return an all but white picture.
-        deep = np.asarray(image)
-        shallow = Image.fromarray((deep >> 8).astype(np.uint8))
-        if isinstance(hidden := info.get("transparency"), int):
-            shallow.putalpha(Image.fromarray(np.where(deep == hidden, 0, 255).astype(np.uint8)))
-        shallow.info = {name: value for name, value in info.items() if name != "transparency"}
-        return shallow
-    if image.mode in ("I", "F"):
+def _in_srgb(file: ImageFile.ImageFile, bits: int, path: Path) -> Image.Image:
+    """The loaded picture's colours, and its transparency as an alpha channel."""
+    alpha = _alpha(file, bits)
+    file.info.pop("transparency", None)  # Pillow would convert it too
+    colours = _by_profile(_in_8_bits(file, bits, path), file.info.get("icc_profile"))
+    if alpha is not None:
+        colours.putalpha(alpha)
+    return colours
+
+
+def _alpha(file: ImageFile.ImageFile, bits: int) -> Image.Image | None:
+    """The picture's transparency, None where it has none."""
+    key = file.info.get("transparency")
+    if key is None or file.mode not in ("1", "L", "RGB", "I;16"):
+        return file.convert("RGBA").getchannel("A") if file.has_transparency_data else None
+    # One colour is transparent (PNG, section 11.3.1.1). It is told in the file's own bits, while
+    # Pillow widens samples of less than 8 bits to them, and cuts those of colours at them.
+    hidden = np.array(key)
+    if file.mode == "L":
+        hidden *= 255 // (2**bits - 1)
+    elif file.mode == "RGB" and bits == 16:
+        hidden >>= 8
+    seen = np.asarray(file) != hidden
+    opaque = seen.any(axis=-1) if seen.ndim == 3 else seen
+    return Image.fromarray(opaque.astype(np.uint8) * 255)
+
+
+def _in_8_bits(file: ImageFile.ImageFile, bits: int, path: Path) -> Image.Image:
+    """The colours with 8 bits a sample, in a mode that a profile may be of: L, RGB, CMYK, LAB."""
+    if file.mode.startswith("I;16"):
+        # Pillow would clip at 255 and return an all but white picture.
+        samples = np.asarray(file) >> (bits - 8)
+        if isinstance(file, TiffImageFile) and file.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == 0:
+            samples = 255 - samples  # 0 is white
+        return Image.fromarray(samples.astype(np.uint8))
+    if file.mode in ("I", "F"):
         raise UserError(
             f"{path} holds numbers of 32 bits, of which nobody states what is black and what is "
             "white; save it with 8 or 16 bits."
         )
-    if image.has_transparency_data:
-        return image.convert("LA" if image.mode in ("L", "LA", "1") else "RGBA")
-    return image.convert("RGB") if image.mode == "P" else image
+    if file.mode in ("1", "LA"):
+        return file.convert("L")
+    return file if file.mode in ("L", "CMYK", "LAB") else file.convert("RGB")
 
 
-def _in_srgb(image: Image.Image) -> Image.Image:
-    """Convert by the embedded profile, or take the numbers as sRGB."""
-    alpha = image.getchannel("A") if "A" in image.getbands() and image.mode != "LAB" else None
-    colours = image.convert(image.mode.removesuffix("A")) if alpha is not None else image
-    converted = _by_profile(colours, image.info.get("icc_profile")) or colours.convert("RGB")
-    if alpha is not None:
-        converted.putalpha(alpha)
-    return converted
-
-
-def _by_profile(image: Image.Image, profile: bytes | None) -> Image.Image | None:
-    """The picture in sRGB, or None where there is nothing to convert, or nothing to do it by."""
-    srgb = ImageCms.createProfile("sRGB")
+def _by_profile(image: Image.Image, profile: bytes | None) -> Image.Image:
+    """Convert to sRGB by the embedded profile, or take the numbers as sRGB."""
     try:
         if image.mode == "LAB":
             own = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB"))
         elif profile:
             own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         else:
-            return None
-        return ImageCms.profileToProfile(image, own, srgb, outputMode="RGB")
-    except (ImageCms.PyCMSError, OSError, TypeError, ValueError):
-        return None
+            return image.convert("RGB")
+        space = own.profile.xcolor_space
+        if space == "RGB " and image.mode == "L":
+            image = image.convert("RGB")
+        elif space == "GRAY" and image.mode == "RGB" and _is_grey(image):
+            image = image.getchannel("R")  # Pillow reads 16 bits of grey with alpha as colours
+        srgb = ImageCms.createProfile("sRGB")
+        converted = ImageCms.profileToProfile(image, own, srgb, outputMode="RGB")
+    except (ImageCms.PyCMSError, OSError, TypeError, ValueError):  # damaged, or of other samples
+        return image.convert("RGB")
+    assert converted is not None, "it is not made in place"
+    return converted
+
+
+def _is_grey(image: Image.Image) -> bool:
+    red, *others = (band.tobytes() for band in image.split())
+    return all(other == red for other in others)
 
 
 @cache
@@ -120,17 +199,3 @@ def _formats() -> list[str]:
     """The kinds of pictures that are read, of those that this Pillow knows."""
     Image.init()
     return [name for name in _FORMATS if name in Image.OPEN]
-
-
-@contextmanager
-def _patience() -> Iterator[None]:
-    """Let no limit of Pillow's on metadata or warning of size stand before the pixels."""
-    text = PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY
-    pixels = Image.MAX_IMAGE_PIXELS
-    PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 1 << 28
-    Image.MAX_IMAGE_PIXELS = None
-    try:
-        yield
-    finally:
-        PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY = text
-        Image.MAX_IMAGE_PIXELS = pixels

@@ -17,7 +17,6 @@ MASK_SUFFIX: Final = "-masklabel.png"  # OneTrainer's name for a mask beside its
 _FOREIGN: Final = frozenset({".arw", ".cr2", ".cr3", ".dng", ".heic", ".heif", ".nef", ".raf"})
 _HEIF_BRANDS: Final = (b"heic", b"heix", b"hevc", b"mif1", b"msf1")
 _FEW = 5
-_USUAL = 20
 
 
 @dataclass(frozen=True)
@@ -31,14 +30,15 @@ class Found:
         dangling: names of links that lead nowhere.
     """
 
-    pictures: tuple[Path, ...]
-    foreign: tuple[str, ...]
-    others: tuple[str, ...]
-    dangling: tuple[str, ...]
+    pictures: tuple[Path, ...] = ()
+    foreign: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
+    dangling: tuple[str, ...] = ()
 
     def notes(self) -> Iterator[str]:
         """What a person should know, in sentences."""
-        count = len(self.pictures) + len(self.foreign) + len(self.others) + len(self.dangling)
+        unused = len(self.foreign) + len(self.others) + len(self.dangling)
+        count = len(self.pictures) + unused
         if self.foreign:
             yield (
                 f"{len(self.foreign)} of {count} files are pictures that cannot be read here: "
@@ -48,8 +48,8 @@ class Found:
             yield f"Links that lead nowhere: {_named(self.dangling)}."
         if self.others:
             yield f"Skipped, no pictures: {_named(self.others)}."
-        if len(self.pictures) > _USUAL:
-            yield f"{len(self.pictures)} photos are many: 3 to 5 of one subject are usual."
+        if unused > len(self.pictures):
+            yield f"Only {len(self.pictures)} of {count} files are used as pictures."
 
 
 def find_pictures(folder: Path) -> Found:

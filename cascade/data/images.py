@@ -7,6 +7,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import torch
@@ -26,6 +27,8 @@ KERNELS = {
     "box": Image.Resampling.BOX,
 }
 
+_USUAL: Final = 20  # photos
+
 Box = tuple[int, int, int, int]
 """Left, top, right and lower edge, in pixels."""
 
@@ -36,18 +39,20 @@ class Photos:
 
     Attributes:
         paths: the files.
-        images: what is in them.
+        images: what is in them, as small as was enough.
+        sizes: width and height of each as its file has it, upright, pixels.
         skipped: names of the files that are no pictures.
         notes: what a person should know of the folder, in sentences.
     """
 
     paths: tuple[Path, ...]
     images: tuple[Image.Image, ...]
+    sizes: tuple[tuple[int, int], ...]
     skipped: tuple[str, ...]
     notes: tuple[str, ...] = ()
 
 
-def read_photos(folder: Path, least_side: int = 1) -> Photos:
+def read_photos(folder: Path, least_side: int = 1, enough: int | None = None) -> Photos:
     """Decode every picture directly inside a folder, in the order of their names.
 
     Masks beside photos (`NAME-masklabel.png`) are left out.
@@ -55,15 +60,26 @@ def read_photos(folder: Path, least_side: int = 1) -> Photos:
     Args:
         folder: where they are.
         least_side: the shorter side that each must have, pixels.
+        enough: the shorter side to make larger ones as small as, one after another; None leaves
+            them as they are.
 
     Raises:
         UserError: no such folder, no pictures in it, a corrupt picture, or one too small.
     """
     found = find_pictures(folder)
-    images = tuple(read_image(path) for path in found.pictures)
-    require_sides(found.pictures, [image.size for image in images], least_side)
-    notes = tuple(found.notes())
-    return Photos(found.pictures, images, found.others, notes)
+    read = [_read(path, enough) for path in found.pictures]
+    sizes, images = tuple(size for size, _ in read), tuple(image for _, image in read)
+    require_sides(found.pictures, sizes, least_side)
+    notes = list(found.notes())
+    if len(images) > _USUAL:
+        notes.append(f"{len(images)} photos are many: 3 to 5 of one subject are usual.")
+    return Photos(found.pictures, images, sizes, found.others, tuple(notes))
+
+
+def _read(path: Path, enough: int | None) -> tuple[tuple[int, int], Image.Image]:
+    """A picture's size, and the picture, made small where that is enough."""
+    image = read_image(path)
+    return image.size, image if enough is None else no_larger(image, enough)
 
 
 def require_sides(paths: Sequence[Path], sizes: Sequence[tuple[int, int]], least_side: int) -> None:
@@ -84,13 +100,17 @@ def require_sides(paths: Sequence[Path], sizes: Sequence[tuple[int, int]], least
         )
 
 
-def read_image(path: Path) -> Image.Image:
+def read_image(path: Path, least_side: int | None = None) -> Image.Image:
     """Decode one picture upright and in RGB; transparency is laid on white.
+
+    Args:
+        path: the file.
+        least_side: a shorter side that is enough; see `read_upright`.
 
     Raises:
         UserError: the file is missing or corrupt.
     """
-    return _on_ground(read_upright(path), "white")
+    return _on_ground(read_upright(path, least_side), "white")
 
 
 def read_alpha(path: Path) -> Image.Image | None:
@@ -128,6 +148,15 @@ def centred_square(image: Image.Image) -> Box:
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     return left, top, left + side, top + side
+
+
+def no_larger(image: Image.Image, side: int) -> Image.Image:
+    """Make a picture smaller until its shorter side has no more than so many pixels."""
+    scale = side / min(image.size)
+    if scale >= 1:
+        return image
+    width, height = (round(scale * length) for length in image.size)
+    return image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=None)
 
 
 def resize(image: Image.Image, size: int, kernel: str) -> Image.Image:

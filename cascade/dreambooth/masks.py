@@ -1,7 +1,7 @@
 """Masks of the photos: where the subject is, from whatever tells it."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
 
@@ -27,7 +27,7 @@ class Mask:
     """Where the subject is in a photo.
 
     Attributes:
-        image: grey, of the photo's size; 255 on the subject.
+        image: grey, of the size that the photo is held in; 255 on the subject.
         origin: where it comes from; with the photo itself, all that it depends on.
     """
 
@@ -44,11 +44,14 @@ def read_masks(photos: Photos, source: Source) -> tuple[Mask, ...]:
     """
     network: U2NetP | None = None
     masks = []
-    for path, photo in zip(photos.paths, photos.images, strict=True):
-        mask = _given(path, photo, source, photos.paths)
+    for path, photo, size in zip(photos.paths, photos.images, photos.sizes, strict=True):
+        mask = _given(path, size, source, photos.paths)
         if mask is None:
             network = network or U2NetP()
             mask = Mask(network(photo), f"found by U2-Net-p {network.digest}")
+        if mask.image.size != photo.size:
+            smaller = mask.image.resize(photo.size, Image.Resampling.BILINEAR, reducing_gap=None)
+            mask = replace(mask, image=smaller)
         _check(path, mask)
         masks.append(mask)
     return tuple(masks)
@@ -69,14 +72,16 @@ def write_sheet(photos: Photos, masks: tuple[Mask, ...], path: Path) -> None:
     write_png(grid(tiles, columns=3), path)
 
 
-def _given(path: Path, photo: Image.Image, source: Source, photos: tuple[Path, ...]) -> Mask | None:
+def _given(
+    path: Path, size: tuple[int, int], source: Source, photos: tuple[Path, ...]
+) -> Mask | None:
     """The mask that a person made; None where one is to be found."""
     if isinstance(source, Path):
-        return _from_file(_in_folder(path, source, photos), photo)
+        return _from_file(_in_folder(path, source, photos), size)
     if source == "auto":
         beside = mask_beside(path)
         if beside.is_file():
-            return _from_file(beside, photo)
+            return _from_file(beside, size)
     alpha = read_alpha(path)
     if alpha is not None and (source == "alpha" or _LEAST <= _marked(alpha) <= _MOST):
         return Mask(alpha, "alpha")
@@ -103,17 +108,15 @@ def _in_folder(path: Path, folder: Path, photos: tuple[Path, ...]) -> Path:
     )
 
 
-def _from_file(file: Path, photo: Image.Image) -> Mask:
+def _from_file(file: Path, size: tuple[int, int]) -> Mask:
     """Read a mask file, of its photo's size or of another of the same shape."""
     image = read_mask(file)
-    width, height = photo.size
+    width, height = size
     if abs(image.width * height / image.height - width) > max(1.0, width / image.width):
         raise UserError(
             f"The mask {file} is {image.width}x{image.height} but its photo, upright, is "
             f"{width}x{height}; make it of the photo's shape."
         )
-    if image.size != photo.size:
-        image = image.resize(photo.size, Image.Resampling.BILINEAR, reducing_gap=None)
     return Mask(image, f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}")
 
 

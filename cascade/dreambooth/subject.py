@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from PIL import Image
 
@@ -11,6 +12,11 @@ from cascade.data.images import Photos, read_photos
 from cascade.dreambooth.masks import Mask, read_masks
 from cascade.dreambooth.naming import fill, require_kept, require_named, settle_names
 from cascade.text.tokenizer import Tokenizer
+
+# Sides of the largest stage that are kept of a photo's shorter one, and pixels at least: rows are
+# cut from it, masks found (at 320 pixels), and what a mask cuts out is never enlarged.
+_SIDES: Final = 4
+_LEAST: Final = 1024
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,7 @@ class Subject:
 
     @property
     def images(self) -> tuple[Image.Image, ...]:
-        """The photos, decoded."""
+        """The photos, decoded and no larger than the stages need."""
         return self.photos.images
 
 
@@ -75,7 +81,8 @@ def read_subject(
     said += class_prompts if recipe.prior else ()
     said += in_scenes if recipe.scene_rows else ()
     require_kept(said, called, conventions, tokenizer)
-    photos = read_photos(config.instance_data_dir, max(stage.size for stage in stages))
+    largest = max(stage.size for stage in stages)
+    photos = read_photos(config.instance_data_dir, largest, max(_SIDES * largest, _LEAST))
     return Subject(
         photos=photos,
         masks=() if recipe.masks is None else read_masks(photos, recipe.masks.source),

@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from cascade.data.finding import find_pictures
+from cascade.data.images import read_photos
 from cascade.errors import UserError
 
 HEIC = b"\0\0\0\x24ftypheic\0\0\0\0mif1heic" + bytes(300)
@@ -32,14 +33,18 @@ def test_everything_is_told_apart(tmp_path: Path) -> None:
         "2 of 7 files are pictures that cannot be read here: d.heic, e.jpg; convert them to JPEG.",
         "Links that lead nowhere: g.jpg.",
         "Skipped, no pictures: f.txt.",
+        "Only 3 of 7 files are used as pictures.",
     ]
+    pictures.append(_picture(tmp_path / "i.jpg"))
+    assert "Only" not in " ".join(find_pictures(tmp_path).notes())
 
 
 def test_many_photos_are_told(tmp_path: Path) -> None:
-    for number in range(21):
+    for number in range(20):
         _picture(tmp_path / f"{number:02d}.jpg")
-    (note,) = find_pictures(tmp_path).notes()
-    assert note.startswith("21 photos are many: 3 to 5")
+    assert read_photos(tmp_path).notes == ()
+    _picture(tmp_path / "20.jpg")
+    assert read_photos(tmp_path).notes == ("21 photos are many: 3 to 5 of one subject are usual.",)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Pictures come in upright, opaque and square, and go out whole."""
 
 import os
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from cascade.data.decoding import LARGEST
 from cascade.data.images import (
     KERNELS,
     grid,
@@ -187,11 +189,13 @@ def test_an_absurdly_large_picture_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     noise(64, 64).save(tmp_path / "huge.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    assert read_image(tmp_path / "huge.png").size == (64, 64)  # Pillow's limit is not ours
-    monkeypatch.setattr("cascade.data.decoding.LARGEST", 4000)
-    with pytest.raises(UserError, match=r"huge\.png is 64x64, more than .*; make it smaller"):
-        read_image(tmp_path / "huge.png")
+    assert Image.MAX_IMAGE_PIXELS is not None
+    assert LARGEST < 2 * Image.MAX_IMAGE_PIXELS  # where Pillow refuses; it warns of half as much
+    for limit in ("cascade.data.decoding.LARGEST", "PIL.Image.MAX_IMAGE_PIXELS"):
+        with monkeypatch.context() as changed:
+            changed.setattr(limit, 64 * 64 // 2 - 1)
+            with pytest.raises(UserError, match="make it smaller"):
+                read_image(tmp_path / "huge.png")
 
 
 def test_small_photos_are_named_with_their_sizes(tmp_path: Path) -> None:
@@ -199,3 +203,40 @@ def test_small_photos_are_named_with_their_sizes(tmp_path: Path) -> None:
         noise(*size).save(tmp_path / f"{name}.png")
     with pytest.raises(UserError, match=r"64 pixels: b\.png \(63x200\), c\.png \(200x31\);"):
         read_photos(tmp_path, least_side=64)
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_large_jpeg_is_not_decoded_larger_than_is_enough(
+    tmp_path: Path, orientation: int
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    photo = noise(12, 9).resize((1600, 1200), Image.Resampling.BICUBIC)
+    photo.save(tmp_path / "photo.jpg", exif=exif, quality=95)
+    whole = read_image(tmp_path / "photo.jpg")
+    for least, scale in ((None, 1), (1200, 1), (601, 1), (600, 2), (200, 4), (150, 8), (1, 8)):
+        seen = read_image(tmp_path / "photo.jpg", least)
+        assert seen.size == (whole.width // scale, whole.height // scale)
+        # What a stage's kernel makes of it is the same but for rounding to 8 bits on the way.
+        both = [np.asarray(resize(square(image), 32, "bicubic"), int) for image in (seen, whole)]
+        assert np.abs(both[0] - both[1]).max() <= 2
+
+
+def test_large_photos_are_held_as_small_as_is_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = [(400, 300), (300, 420), (200, 200), (90, 80)]
+    for number, size in enumerate(sizes):
+        noise(*size).save(tmp_path / f"{number}.png")
+    held: list[weakref.ref[Image.Image]] = []
+
+    def one(path: Path) -> Image.Image:
+        assert not [image for image in held if image() is not None]
+        image = read_image(path)
+        held.append(weakref.ref(image))
+        return image
+
+    monkeypatch.setattr("cascade.data.images.read_image", one)
+    found = read_photos(tmp_path, least_side=80, enough=100)
+    assert found.sizes == tuple(sizes)
+    assert [image.size for image in found.images] == [(133, 100), (100, 140), (100, 100), (90, 80)]

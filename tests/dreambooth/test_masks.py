@@ -147,6 +147,23 @@ def test_a_mask_of_the_same_shape_is_enlarged(folder: Path, tmp_path: Path) -> N
     assert {mask.image.size for mask in masks} == {SIZE}
 
 
+def test_masks_are_as_small_as_their_photos_are_held(folder: Path, tmp_path: Path) -> None:
+    """And are compared with the photos as they are in their files."""
+    _with_alpha(_mask()).save(folder / "cat.png")
+    photos = read_photos(folder, enough=20)
+    place = _save_masks(tmp_path / "masks", "dog.png", mask=_mask((120, 80), (10, 10, 60, 50)))
+    _save_masks(place, "cat.png", mask=_mask((60, 44)))
+    with pytest.raises(UserError, match="is 60x44 but its photo, upright, is 60x40"):
+        read_masks(photos, place)
+    _save_masks(place, "cat.png")
+    for source in (place, "auto"):
+        _save_masks(folder, "dog-masklabel.png")
+        for mask in read_masks(photos, source):
+            assert mask.image.size == (30, 20)
+            truth = np.asarray(_mask((30, 20), (2, 2, 15, 12))) > 127
+            assert ((np.asarray(mask.image) > 127) != truth).mean() < 0.1
+
+
 @pytest.mark.parametrize(
     ("mask", "message"),
     [
