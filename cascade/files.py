@@ -4,10 +4,14 @@ import hashlib
 import json
 import os
 import tempfile
+import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Final
 
 from cascade.errors import UserError
+
+_WRITTEN_WITHIN: Final = 60.0  # seconds; a file takes less
 
 
 def read_text(path: Path, mend: str = "save it as UTF-8") -> str:
@@ -74,6 +78,17 @@ def write_bytes(data: bytes, path: Path) -> None:
     finally:
         with suppress(OSError):
             partial.unlink()
+
+
+def remove_partials(folder: Path) -> None:
+    """Remove what `write_bytes` left in a folder when its process was killed.
+
+    What is new may be another's, who is writing it at this moment.
+    """
+    for partial in folder.glob(".*.partial"):
+        with suppress(FileNotFoundError):  # renamed or removed by now
+            if time.time() - partial.stat().st_mtime > _WRITTEN_WITHIN:
+                partial.unlink()
 
 
 def require_writable(folder: Path) -> None:

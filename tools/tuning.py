@@ -8,7 +8,6 @@ from pathlib import Path
 from cascade.config.dreambooth import DreamBoothConfig
 from cascade.config.folders import cascade_folder, read_manifest, read_stage_config
 from cascade.config.stage import StageConfig
-from cascade.dreambooth.drawn import default_folder
 from cascade.dreambooth.kinds import draw, drawings
 from cascade.dreambooth.plan import all_prompts, make_plan
 from cascade.environment import usable_device
@@ -48,8 +47,7 @@ def draw_in_advance(config: DreamBoothConfig) -> dict[str, float]:
     seconds = {}
     with processes() as here:
         for name, drawing in drawings(plan, folder, here.device).items():
-            place = (config.class_data_dir or default_folder()) / drawing.key()
-            if len(list(place.glob("*.png"))) < drawing.config.images:
+            if not all(path.is_file() for path in drawing.paths(config.class_data_dir)):
                 start = time.perf_counter()
                 draw(name, drawing, plan, tables, here)
                 seconds[name] = time.perf_counter() - start

@@ -11,19 +11,24 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from PIL import Image
 from torch import Tensor
 
 from cascade.config.dreambooth import DrawnConfig
 from cascade.config.stage import SamplerConfig, StageConfig
-from cascade.data.finding import sort_files
+from cascade.data.finding import Found, sort_files
 from cascade.data.images import read_image, require_sides, resize, square, to_pil, write_png
 from cascade.diffusion.noise import derive_seed
 from cascade.errors import UserError
-from cascade.files import file_digest, write_bytes
+from cascade.files import file_digest, remove_partials, write_bytes
 from cascade.sampling import Tables, sample_stage
 from cascade.stage import Stage
+
+# Sides of a stage that a larger picture is decoded at least at: the stage's kernel then averages
+# what it would have, to less than a grey level.
+_SIDES: Final = 4
 
 OnImages = Callable[[int, int], None]
 """Called with (pictures there, of how many)."""
@@ -48,10 +53,12 @@ class Drawing:
     text: str = ""
 
     def samplers(self) -> list[SamplerConfig]:
-        """The base's by the recipe; super-resolution samples by the checkpoint's own settings."""
-        own = [stage.config.sampler for stage in self.stages]
-        base = self.config.sampler or own[0].model_copy(update={"guidance": 1.0})
-        return [base, *own[1:]]
+        """The base's by the recipe; super-resolution's are the checkpoint's own, guidance off.
+
+        As the base's, for the same reason: see `DrawnConfig.sampler`.
+        """
+        own = [s.config.sampler.model_copy(update={"guidance": 1.0}) for s in self.stages]
+        return [self.config.sampler or own[0], *own[1:]]
 
     def key(self) -> str:
         """A hash of the weights, the prompts and what embeds them, the samplers and the seed."""
@@ -66,6 +73,26 @@ class Drawing:
             "device": self.stages[0].device.type,
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:20]
+
+    def batches(self) -> list[range]:
+        """The pictures' indices, those drawn at once together."""
+        count, size = self.config.images, self.config.batch_size
+        return [range(first, min(first + size, count)) for first in range(0, count, size)]
+
+    def paths(self, folder: Path | None) -> list[Path]:
+        """The pictures' files.
+
+        Those of a last, shorter batch, which round differently, have names of their own.
+
+        Args:
+            folder: where sets are kept, each under its key. None is the user's cache.
+        """
+        place, size = (folder or default_folder()) / self.key(), self.config.batch_size
+        return [
+            place / f"{index:06d}{'' if len(batch) == size else f'-of-{len(batch)}'}.png"
+            for batch in self.batches()
+            for index in batch
+        ]
 
     def draw(self, tables: Tables, indices: Sequence[int]) -> list[Image.Image]:
         """Draw the pictures of these indices; each is a function of its index alone."""
@@ -99,25 +126,21 @@ def make_pictures(
     Args:
         drawing: what the pictures depend on.
         tables: hold the prompts' embeddings.
-        folder: where sets are kept, each under its key. None is the user's cache.
+        folder: where sets are kept; see `Drawing.paths`.
         rank: this process's number; each makes its batches and none waits here for the others.
         world: how many processes there are.
         on_images: told about progress.
     """
-    place = (folder or default_folder()) / drawing.key()
-    size = drawing.config.batch_size
-    batches = [
-        range(first, min(first + size, drawing.config.images))
-        for first in range(0, drawing.config.images, size)
-    ]
-    paths = [place / _name(index, batch, size) for batch in batches for index in batch]
+    paths = drawing.paths(folder)
     if rank == 0 and not all(path.is_file() for path in paths):
+        place = paths[0].parent
+        remove_partials(place)
         note = {
             "prompts": drawing.prompts,
             "stages": [stage.config.name for stage in drawing.stages],
         }
         write_bytes((json.dumps(note) + "\n").encode(), place / "about.json")
-    for batch in batches[rank::world]:
+    for batch in drawing.batches()[rank::world]:
         if not all(paths[index].is_file() for index in batch):
             # The batch is drawn whole: one of another size rounds differently in its last bits,
             # and a run that was cut short would not end with the files of one that was not.
@@ -129,34 +152,30 @@ def make_pictures(
     return paths
 
 
-def _name(index: int, batch: range, size: int) -> str:
-    """A picture's file; those of a last, shorter batch, which round differently, have their own."""
-    return f"{index:06d}.png" if len(batch) == size else f"{index:06d}-of-{len(batch)}.png"
+def own_class_images(folder: Path | None, photos: Sequence[Path], least_side: int) -> Found:
+    """Find the person's own class pictures directly inside a folder, and look at each.
 
-
-def given_class_images(folder: Path | None) -> list[Path]:
-    """The person's own class pictures, directly inside the folder, if any."""
-    if folder is None or not folder.is_dir():
-        return []
-    return list(sort_files(folder).pictures)  # sets that were drawn lie in folders of their own
-
-
-def check_class_images(folder: Path | None, photos: Sequence[Path], least_side: int) -> None:
-    """Look at a person's own class pictures, one after another.
+    Args:
+        folder: where they may be; sets that were drawn lie in folders of their own within.
+        photos: of the subject.
+        least_side: the shorter side that each must have, pixels.
 
     Raises:
         UserError: one is corrupt, too small, or a photo of the subject.
     """
-    own = given_class_images(folder)
-    digests = {file_digest(path): path.name for path in photos} if own else {}
-    for path in own:
+    if folder is None or not folder.is_dir():
+        return Found()
+    own = sort_files(folder)
+    digests = {file_digest(path): path.name for path in photos} if own.pictures else {}
+    for path in own.pictures:
         photo = digests.get(file_digest(path))
         if photo is not None:
             raise UserError(
                 f"The class picture {path} is the subject's photo {photo}; "
                 "give pictures of others of its class, or no --class-data-dir to have them drawn."
             )
-        require_sides([path], [read_image(path).size], least_side)
+        require_sides([path], [read_image(path, least_side).size], least_side)
+    return own
 
 
 def read_squares(paths: Sequence[Path], stage: StageConfig) -> tuple[Image.Image, ...]:
@@ -165,7 +184,10 @@ def read_squares(paths: Sequence[Path], stage: StageConfig) -> tuple[Image.Image
     Raises:
         UserError: a picture is corrupt or missing.
     """
-    return tuple(resize(square(read_image(path)), stage.size, stage.resize) for path in paths)
+    return tuple(
+        resize(square(read_image(path, _SIDES * stage.size)), stage.size, stage.resize)
+        for path in paths
+    )
 
 
 def read_pictures(paths: Sequence[Path]) -> tuple[Image.Image, ...]:

@@ -11,13 +11,7 @@ from cascade.config.dreambooth import DrawnConfig, PriorConfig, SceneRowsConfig
 from cascade.diffusion.noise import derive_seed
 from cascade.dreambooth.batches import Kind, PixelWeighting, made_small
 from cascade.dreambooth.compose import InScenes, cut_out
-from cascade.dreambooth.drawn import (
-    Drawing,
-    given_class_images,
-    make_pictures,
-    read_pictures,
-    read_squares,
-)
+from cascade.dreambooth.drawn import Drawing, make_pictures, read_pictures, read_squares
 from cascade.dreambooth.plan import Plan, photo_prompt
 from cascade.progress import progress_bar
 from cascade.sampling import Tables
@@ -44,7 +38,7 @@ def kinds(plan: Plan, folder: str, tables: Tables, here: Processes) -> tuple[Kin
     found = [_photos(plan, folder, drawn.get(SCENES))]
     prior = _prior(plan, folder)
     if prior is not None:
-        found.append(_class(plan, folder, prior, drawn.get(CLASS_IMAGES)))
+        found.append(_class(plan, folder, prior, drawn.get(CLASS_IMAGES, [])))
     return tuple(made_small(kind, plan.stages[folder]) for kind in found)
 
 
@@ -53,8 +47,9 @@ def drawings(plan: Plan, folder: str, device: torch.device) -> dict[str, Drawing
     recipe, seed = plan.config.recipe, plan.config.seed
     sets: dict[str, tuple[tuple[str, ...], DrawnConfig, int]] = {}
     prior, rows = _prior(plan, folder), _scene_rows(plan, folder)
-    if prior is not None and not given_class_images(plan.config.class_data_dir):
-        sets[CLASS_IMAGES] = (plan.subject.class_prompts, prior, seed)
+    if prior is not None and (missing := plan.missing_class_images):
+        more = prior.model_copy(update={"images": missing})
+        sets[CLASS_IMAGES] = (plan.subject.class_prompts, more, seed)
     if rows is not None:
         prompts = tuple(scene.prompt for scene in recipe.scenes)
         sets[SCENES] = (prompts, rows, derive_seed(seed, SCENES))
@@ -132,15 +127,17 @@ def _photos(plan: Plan, folder: str, scenes: list[Path] | None) -> Kind:
     return replace(kind, pixels=pixels, in_scenes=in_scenes)
 
 
-def _class(plan: Plan, folder: str, prior: PriorConfig, drawn: list[Path] | None) -> Kind:
-    """The class images: those that were drawn, else a person's own."""
-    subject = plan.subject
-    own = given_class_images(plan.config.class_data_dir)
+def _class(plan: Plan, folder: str, prior: PriorConfig, drawn: list[Path]) -> Kind:
+    """The class images: a person's own, then those that were drawn."""
+    own, said = plan.own.pictures, plan.subject.class_prompts
     return Kind(
         term="prior",
-        images=read_squares(own if drawn is None else drawn, plan.stages[folder]),
+        images=read_squares([*own, *drawn], plan.stages[folder]),
         # Of a person's own pictures nobody knows the scenes.
-        prompts=(subject.class_prompt,) if drawn is None else subject.class_prompts,
+        prompts=(
+            *(plan.subject.class_prompt for _ in own),
+            *(said[index % len(said)] for index in range(len(drawn))),
+        ),
         weight=prior.weight,
         caption_dropout=prior.caption_dropout,
     )

@@ -19,7 +19,6 @@ from cascade.data.batch import Prefetched
 from cascade.data.images import resize, square, to_tensors
 from cascade.diffusion.noise import derive_seed
 from cascade.dreambooth.batches import DreamBoothSamples
-from cascade.dreambooth.drawn import given_class_images
 from cascade.dreambooth.kinds import kinds
 from cascade.dreambooth.masks import write_sheet
 from cascade.dreambooth.plan import (
@@ -128,7 +127,7 @@ def _identity(plan: Plan) -> dict[str, object]:
         ),
         "photos": {path.name: file_digest(path) for path in subject.photos.paths},
         "masks": {path.name: mask.origin for path, mask in masks},
-        "class_images": [file_digest(path) for path in given_class_images(config.class_data_dir)],
+        "class_images": [file_digest(path) for path in plan.own.pictures],
         "weights": {folder: file_digest(path) for folder, path in weights.items()},
         "text": text_identity(plan.text),
     }
@@ -217,6 +216,14 @@ def _say_what(plan: Plan) -> None:
         f"(identifier '{subject.config.identifier}'); tuning {', '.join(plan.tuned)}.",
         markup=False,  # "[v]" is an identifier
     )
+    if plan.own.pictures or plan.own.foreign:
+        for note in (*plan.own.notes(), _of_the_class(plan)):
+            console.print(f"Class pictures: {note}", markup=False, soft_wrap=True)
+
+
+def _of_the_class(plan: Plan) -> str:
+    drawn = plan.missing_class_images
+    return f"{len(plan.own.pictures)} of your own are used, and {drawn or 'none'} drawn."
 
 
 def _show_masks(plan: Plan) -> None:

@@ -6,12 +6,17 @@ from pathlib import Path
 
 from cascade.chain import check_chain
 from cascade.config.dreambooth import AUGMENTATIONS, DreamBoothConfig
-from cascade.config.folders import cascade_folder, read_manifest, read_stage_config
+from cascade.config.folders import (
+    cascade_folder,
+    read_manifest,
+    read_stage_config,
+    stages_named,
+)
 from cascade.config.stage import CascadeManifest, StageConfig
 from cascade.config.train import TrainConfig
-from cascade.dreambooth.drawn import check_class_images, default_folder
+from cascade.data.finding import Found
+from cascade.dreambooth.drawn import default_folder, own_class_images
 from cascade.dreambooth.subject import Subject, read_subject
-from cascade.errors import UserError
 from cascade.files import require_writable
 from cascade.stage import check_weights
 from cascade.text.files import EncoderFiles
@@ -35,6 +40,7 @@ class Plan:
         tuned: names of the stages that are tuned.
         subject: photos, identifier, prompts.
         text: the encoder, not loaded, or the store of embeddings used instead.
+        own: the person's own class pictures; none where no stage uses class pictures.
     """
 
     config: DreamBoothConfig
@@ -44,6 +50,13 @@ class Plan:
     tuned: tuple[str, ...]
     subject: Subject
     text: EncoderFiles | EmbeddingStore
+    own: Found
+
+    @property
+    def missing_class_images(self) -> int:
+        """How many are drawn beside the person's own, of the number that the recipe asks for."""
+        prior = self.config.recipe.prior
+        return 0 if prior is None else max(0, prior.images - len(self.own.pictures))
 
 
 def make_plan(config: DreamBoothConfig) -> Plan:
@@ -55,16 +68,10 @@ def make_plan(config: DreamBoothConfig) -> Plan:
     source = cascade_folder(config.cascade)
     manifest = read_manifest(source)
     stages = {name: read_stage_config(source / name) for name in manifest.stages}
-    known = [stage.name for stage in stages.values()]
-    unknown = [name for name in config.stages if name not in known]
-    if unknown:
-        raise UserError(
-            f"The cascade has no stage '{unknown[0]}'; its stages are {', '.join(known)}."
-        )
+    chosen = stages_named(stages.values(), config.stages)
     for name, stage in stages.items():
         check_weights(source / name, stage)
-    tuned = tuple(name for name in known if name in (config.stages or known))
-    chosen = [stage for stage in stages.values() if stage.name in tuned]
+    tuned = tuple(stage.name for stage in chosen)
     runs = [(stage, run_of(config, stage)) for stage in chosen]
     for stage, run in runs:
         check_variance(stage, run.objective)
@@ -76,14 +83,13 @@ def make_plan(config: DreamBoothConfig) -> Plan:
     check_chain(list(stages.values()), text.width, source)
     earlier = [subject for stage in stages.values() for subject in stage.subjects]
     subject = read_subject(config, chosen, earlier, text.tokenizer)
-    prior = config.recipe.prior
-    if prior is not None:
-        uses = [stage.size for stage in chosen if stage.low_res is None or prior.super_resolution]
-        photos = subject.photos.paths
-        check_class_images(config.class_data_dir, photos, max(uses, default=1))
+    prior, own = config.recipe.prior, Found()
+    uses = [s.size for s in chosen if prior and (s.low_res is None or prior.super_resolution)]
+    if uses:
+        own = own_class_images(config.class_data_dir, subject.photos.paths, max(uses))
     if prior is not None or config.recipe.scene_rows is not None:
         require_writable(config.class_data_dir or default_folder())
-    return Plan(config, source, manifest, stages, tuned, subject, text)
+    return Plan(config, source, manifest, stages, tuned, subject, text, own)
 
 
 def _size_of(folders: Iterable[Path]) -> int:

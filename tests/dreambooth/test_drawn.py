@@ -1,5 +1,8 @@
 """Class images and scenes: who draws them, what they depend on, and when they are drawn again."""
 
+import os
+import time
+import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,13 +13,16 @@ from PIL import Image
 
 from cascade.config.dreambooth import RECIPES, DrawnConfig, PriorConfig, Recipe
 from cascade.config.stage import SamplerConfig
-from cascade.data.images import to_pil
+from cascade.data.finding import Found
+from cascade.data.images import read_image, to_pil
 from cascade.diffusion.noise import derive_seed
+from cascade.dreambooth import drawn as module
 from cascade.dreambooth.drawn import (
     Drawing,
-    given_class_images,
     make_pictures,
+    own_class_images,
     read_pictures,
+    read_squares,
 )
 from cascade.errors import UserError
 from cascade.pipeline import Cascade
@@ -207,18 +213,70 @@ def test_super_resolution_enlarges_by_its_own_sampler(
     both = replace(drawing, stages=stages)
     paths = make_pictures(both, tables, tmp_path)
     seeds = [derive_seed(3, "class image", index) for index in range(5)]
-    pictures = cascade.sample("a dog", seeds, samplers={"base16": CONFIG.sampler}, batch_size=2)
+    samplers = dict(zip(("base16", "sr32"), both.samplers(), strict=True))
+    pictures = cascade.sample("a dog", seeds, samplers=samplers, batch_size=2)
     assert pictures.images[0].size == (32, 32)
     # The base's pictures go on unrounded in both: the same work in the same batches.
     assert _pixels(read_pictures(paths)) == _pixels(to_pil(pictures.tensor))
 
 
+def test_guidance_is_switched_off_wherever_the_recipe_has_no_sampler_of_its_own(
+    drawing: Drawing, stages: tuple[Stage, Stage]
+) -> None:
+    guided = [
+        stage.with_network(
+            stage.network,
+            stage.config.model_copy(
+                update={"sampler": stage.config.sampler.model_copy(update={"guidance": 4.0})}
+            ),
+        )
+        for stage in stages
+    ]
+    both = replace(drawing, stages=tuple(guided))
+    assert [sampler.guidance for sampler in both.samplers()] == [2.0, 1.0]
+    by_itself = replace(both, config=CONFIG.model_copy(update={"sampler": None}))
+    assert [sampler.guidance for sampler in by_itself.samplers()] == [1.0, 1.0]
+    assert by_itself.samplers()[1].steps == stages[1].config.sampler.steps
+
+
+def test_what_a_killed_run_left_is_swept(tmp_path: Path, drawing: Drawing, tables: Tables) -> None:
+    place = tmp_path / drawing.key()
+    place.mkdir()
+    for name, age in ((".000001.png.77.partial", 3600), (".000002.png.78.partial", 0)):
+        (place / name).write_bytes(b"half")
+        os.utime(place / name, (time.time() - age,) * 2)
+    make_pictures(drawing, tables, tmp_path)
+    # Another run may be writing what is new.
+    assert [path.name for path in place.glob(".*")] == [".000002.png.78.partial"]
+
+
 def test_pictures_of_ones_own_are_found_and_nothing_else_is(tmp_path: Path, photos: Path) -> None:
-    paths = given_class_images(photos)
-    assert [path.name for path in paths] == ["0.png", "1.png", "2.png", "3.png"]
-    assert given_class_images(None) == []
-    assert given_class_images(tmp_path / "missing") == []
-    assert given_class_images(tmp_path) == []
+    own = own_class_images(photos, [], 64)
+    assert [path.name for path in own.pictures] == ["0.png", "1.png", "2.png", "3.png"]
+    for nowhere in (None, tmp_path / "missing", tmp_path):
+        assert own_class_images(nowhere, [], 64) == Found()
+
+
+def test_pictures_of_ones_own_are_made_small_one_after_another(
+    tmp_path: Path, stages: tuple[Stage, Stage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(4):
+        Image.effect_noise((1600, 1200), 50).save(tmp_path / f"{number}.jpg")
+    held: list[weakref.ref[Image.Image]] = []
+
+    def one(path: Path, least_side: int) -> Image.Image:
+        assert not [image for image in held if image() is not None]
+        image = read_image(path, least_side)
+        assert min(image.size) <= 2 * least_side or image.width == 200  # an eighth at least
+        held.append(weakref.ref(image))
+        return image
+
+    monkeypatch.setattr(module, "read_image", one)
+    own = own_class_images(tmp_path, [], 32)
+    for stage in stages:
+        squares = read_squares(own.pictures, stage.config)
+        assert [image.size for image in squares] == [(stage.config.size,) * 2] * 4
+    assert len(held) == 12
 
 
 def test_a_damaged_class_image_is_named(tmp_path: Path, drawing: Drawing, tables: Tables) -> None:
@@ -253,4 +311,4 @@ def test_a_last_shorter_batch_is_not_taken_for_a_part_of_a_whole_one(
 def test_a_folder_for_drawn_sets_may_hold_notes(tmp_path: Path) -> None:
     (tmp_path / "README.txt").write_text("class images")
     (tmp_path / "a set").mkdir()
-    assert given_class_images(tmp_path) == []
+    assert own_class_images(tmp_path, [], 64).pictures == ()

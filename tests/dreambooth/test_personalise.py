@@ -17,11 +17,16 @@ from cascade.data.images import read_image
 from cascade.diffusion.noise import derive_seed
 from cascade.dreambooth import personalise as module
 from cascade.dreambooth.drawn import Drawing
+from cascade.dreambooth.kinds import kinds
 from cascade.dreambooth.personalise import personalise
+from cascade.dreambooth.plan import all_prompts, make_plan
 from cascade.errors import UserError
 from cascade.info.folder import describe
 from cascade.pipeline import Cascade
+from cascade.sampling import prompt_tables
 from cascade.stage import Stage
+from cascade.text.source import ready
+from cascade.train.distributed import processes
 from cascade.train.report import read_log
 
 Settings = Callable[..., DreamBoothConfig]
@@ -145,6 +150,7 @@ def test_class_pictures_of_ones_own(
 
     monkeypatch.setattr(Drawing, "draw", refuse)
     assert recipe.prior is not None
+    recipe = _changed(recipe, prior={**recipe.prior.model_dump(), "images": 4})
     prior = {**recipe.prior.model_dump(), "in_scenes": True}  # of drawn ones only
     scenes = [{"phrase": "in the snow", "prompt": "snow"}]
     with pytest.raises(UserError, match=r"is the subject's photo .*; give pictures of others"):
@@ -154,12 +160,47 @@ def test_class_pictures_of_ones_own(
     for path in photos.iterdir():
         ImageOps.invert(read_image(path)).save(tmp_path / "class" / path.name)
     own = {"class_data_dir": tmp_path / "class", "stages": ("base16",)}
-    personalise(settings(tmp_path / "mine", **own))
+    personalise(settings(tmp_path / "mine", recipe, **own))
     personalise(settings(tmp_path / "scenes", _changed(recipe, prior=prior, scenes=scenes), **own))
     tuned = [tmp_path / name / "base16" / "model.safetensors" for name in ("mine", "scenes")]
     assert tuned[0].read_bytes() == tuned[1].read_bytes()
     log = read_log(tmp_path / "mine" / "runs" / "base16" / "log.jsonl")
     assert log[0]["loss/prior"] > 0
+
+
+def test_what_is_missing_of_the_number_of_class_pictures_is_drawn(
+    tmp_path: Path,
+    photos: Path,
+    settings: Settings,
+    recipe: Recipe,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert recipe.prior is not None
+    folder = tmp_path / "class"
+    folder.mkdir()
+    for number in range(3):
+        ImageOps.invert(read_image(photos / f"{number}.png")).save(folder / f"{number}.png")
+    before = _files(folder)
+    prior = {**recipe.prior.model_dump(), "variations": ["a red {class_noun}"]}
+    varied = _changed(recipe, prior=prior)
+    config = settings(tmp_path / "mine", varied, class_data_dir=folder, stages=("base16",))
+    plan = make_plan(config)
+    tables = prompt_tables(ready(plan.text), sorted(all_prompts(plan)), plan.stages.values())
+    with processes() as here:
+        _, preserved = kinds(plan, "base16", tables, here)
+    assert len(preserved.images) == recipe.prior.images
+    # Of a person's own nobody knows the variation; those that are drawn take turns.
+    assert preserved.prompts == ("a dog",) * 4 + ("a red dog",)
+    after = _files(folder)
+    assert {name: after[name] for name in before} == before
+    assert sum(name.endswith(".png") for name in after) == recipe.prior.images
+    personalise(config)
+    told = capsys.readouterr().out
+    assert "Class pictures: 3 of your own are used, and 2 drawn.\n" in told
+    # They are part of what the run is.
+    (folder / "2.png").unlink()
+    with pytest.raises(UserError, match="class_images"):
+        personalise(config)
 
 
 def test_the_class_is_drawn_in_variations_too(
