@@ -10,7 +10,7 @@ import typer
 
 from cascade.cli import values
 from cascade.cli.mistakes import goes_on
-from cascade.cli.recipe import comma_separated, recipe_from_flags
+from cascade.cli.recipe import comma_separated, part_of, recipe_from_flags
 from cascade.cli.text import Embeddings, EncoderMode
 from cascade.config.dreambooth import RECIPES, AugmentationName, DreamBoothConfig
 from cascade.config.stage import RecipeName
@@ -92,8 +92,9 @@ def dreambooth(
         int | None, typer.Option(min=1, help="How many class images.", rich_help_panel=PRIOR)
     ] = None,
     class_prompt: Annotated[
-        str, typer.Option(help="Names the class.", rich_help_panel=PRIOR)
-    ] = "a {class_noun}",
+        str | None,
+        typer.Option(help="Names the class; 'a {class_noun}' if left out.", rich_help_panel=PRIOR),
+    ] = None,
     class_scenes: Annotated[
         bool | None,
         typer.Option(
@@ -115,8 +116,8 @@ def dreambooth(
         typer.Option(
             parser=values.writable,
             metavar="FOLDER",
-            help="Where class images and scenes are kept; pictures of your own in it are used as "
-            "class images.",
+            help="Where class images and scenes are kept; pictures of your own in it are class "
+            "images too, and only what is missing is drawn.",
             rich_help_panel=PRIOR,
         ),
     ] = None,
@@ -320,10 +321,19 @@ def dreambooth(
 
     launch = Launch.read()
 
-    from cascade.config.folders import cascade_folder, read_manifest
+    from cascade.config.folders import (
+        cascade_folder,
+        read_manifest,
+        read_stage_config,
+        stages_named,
+    )
     from cascade.dreambooth.personalise import personalise
 
-    start = RECIPES[recipe or read_manifest(cascade_folder(cascade)).recipe]
+    source, chosen = cascade_folder(cascade), comma_separated(stages or "")
+    manifest = read_manifest(source)
+    tuned = stages_named((read_stage_config(source / name) for name in manifest.stages), chosen)
+    start = RECIPES[recipe or manifest.recipe]
+    changed = recipe_from_flags(start, flags, launch.world, [part_of(stage) for stage in tuned])
     config = DreamBoothConfig(
         cascade=cascade,
         instance_data_dir=instance_data_dir,
@@ -331,16 +341,16 @@ def dreambooth(
         class_noun=class_noun,
         identifier=identifier,
         instance_prompt=instance_prompt,
-        class_prompt=class_prompt,
+        **({} if class_prompt is None else {"class_prompt": class_prompt}),
         sr_prompt=sr_prompt,
         class_data_dir=class_data_dir,
         embeddings=embeddings,
         encoder_mode=encoder_mode,
-        stages=comma_separated(stages or ""),
+        stages=chosen,
         validation_prompts=tuple(validation_prompt or ()),
         validation_images=num_validation_images,
         seed=seed,
-        recipe=recipe_from_flags(start, flags, world=launch.world),
+        recipe=changed,
     )
     with goes_on():
         folder = personalise(config)

@@ -1,11 +1,12 @@
 """From flags to a recipe: which flag replaces which of its numbers."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import typer
 
 from cascade.config.dreambooth import MaskConfig, PriorConfig, Recipe
+from cascade.config.stage import StageConfig
 from cascade.errors import UserError
 
 
@@ -51,30 +52,49 @@ PATHS: dict[str, tuple[str, ...]] = {
     "keep_checkpoints": _both("keep_checkpoints"),
     "validation_steps": _both("validate_every"),
 }
+# Flags that replace no number of the recipe, with the parts of the run that use them.
+USED_BY: dict[str, tuple[str, ...]] = {
+    "class_prompt": ("prior.",),
+    "class_data_dir": ("prior.", "masks.scenes."),
+    "sr_prompt": ("super_resolution.",),
+    "validation_prompt": ("validation",),
+}
+BASE, SUPER_RESOLUTION = "base", "super_resolution"
 PRECISIONS = {"no": "fp32", "bf16": "bf16", "auto": "auto"}
 
 
-def recipe_from_flags(start: Recipe, flags: Mapping[str, Any], world: int) -> Recipe:
+def part_of(stage: StageConfig) -> str:
+    """By which part of a recipe a stage is tuned."""
+    return BASE if stage.low_res is None else SUPER_RESOLUTION
+
+
+def recipe_from_flags(
+    start: Recipe,
+    flags: Mapping[str, Any],
+    world: int,
+    tuned: Collection[str] = (BASE, SUPER_RESOLUTION),
+) -> Recipe:
     """Replace what the given flags name in a recipe.
 
     Args:
         start: the recipe to begin with.
         flags: those that were given, by their Python names.
         world: number of processes; diffusers' batch size is one process's and one pass's.
+        tuned: the parts of the recipe that stages are tuned by.
 
     Raises:
-        UserError: the values do not go together.
+        UserError: the values do not go together, or a flag has no effect.
     """
     values = start.model_dump()
     _switch(values, flags)
     for run in (values["base"], values["super_resolution"]):
         run["batch_size"] //= run["gradient_accumulation_steps"]
     for flag, paths in PATHS.items():
-        if flag in flags and not [path for path in paths if _set(values, path, flags[flag])]:
-            _refuse_idle(flag, paths[0])
+        for path in paths if flag in flags else ():
+            _set(values, path, flags[flag])
     for flag, (path, parsed) in LISTS.items():
-        if flag in flags and not _set(values, path, parsed(flags[flag])):
-            _refuse_idle(flag, path)
+        if flag in flags:
+            _set(values, path, parsed(flags[flag]))
     for run in (values["base"], values["super_resolution"]):
         _set_derived(run, flags)
         if "lr_warmup_steps" not in flags:
@@ -82,7 +102,12 @@ def recipe_from_flags(start: Recipe, flags: Mapping[str, Any], world: int) -> Re
         run["batch_size"] *= run["gradient_accumulation_steps"] * world
         if flags.get("scale_lr"):
             run["optimizer"]["learning_rate"] *= run["batch_size"]
-    return Recipe.parse(values, "the command's flags", FLAGS)
+    recipe = Recipe.parse(values, "the command's flags", FLAGS)
+    _refuse_idle(flags, recipe, tuned)
+    for part in dict.fromkeys(tuned) if "ema_decay" in flags else ():
+        if (note := getattr(recipe, part).ema_note) is not None:
+            typer.echo(f"--ema-decay: {note}", err=True)
+    return recipe
 
 
 def comma_separated(text: str) -> tuple[str, ...]:
@@ -152,25 +177,53 @@ def _fit_warmup(run: dict[str, Any]) -> None:
         )
 
 
-def _set(values: dict[str, Any], path: str, value: object) -> bool:
-    """Set one number; tell whether there is a place for it."""
+def _set(values: dict[str, Any], path: str, value: object) -> None:
+    """Set one number, where there is a place for it."""
     *outer, last = path.split(".")
     for name in outer:
         if values[name] is None:
-            return False
+            return
         values = values[name]
     values[last] = value
-    return True
 
 
-_SWITCHES = {
-    "prior": "prior preservation; give --with-prior-preservation",
-    "masks": "masks; give --masks auto",
-}
+def _refuse_idle(flags: Mapping[str, Any], recipe: Recipe, tuned: Collection[str]) -> None:
+    """Refuse a flag if nothing that is done uses it; one that says no, or 0, asks for nothing."""
+    idle = _idle(recipe, tuned)
+    lists = {flag: (path,) for flag, (path, _) in LISTS.items()}
+    for flag, paths in (PATHS | lists | USED_BY).items():
+        needed = [
+            next((needs for part, needs in idle.items() if path.startswith(part)), None)
+            for path in paths
+        ]
+        if flags.get(flag) and None not in needed:
+            spelt = f"--{flag.replace('_', '-')}"
+            raise UserError(f"{spelt} needs {needed[0]} too, or leave {spelt} out.")
 
 
-def _refuse_idle(flag: str, path: str) -> None:
-    spelt = flag.replace("_", "-")
-    raise UserError(
-        f"--{spelt} needs {_SWITCHES[path.partition('.')[0]]} too, or leave --{spelt} out."
-    )
+def _idle(recipe: Recipe, tuned: Collection[str]) -> dict[str, str]:
+    """The parts of a recipe that are not used, and what each would need."""
+    prior, masks, rows = recipe.prior, recipe.masks, recipe.scene_rows
+    idle = {}
+    if BASE not in tuned:
+        idle["base."] = "the base to be tuned; name it in --stages"
+    if SUPER_RESOLUTION not in tuned:
+        alone = ("prior.super_resolution", "masks.scenes.super_resolution", "augmentation")
+        for part in ("super_resolution.", *alone):
+            idle[part] = "a super-resolution stage to be tuned; name one in --stages"
+    if prior is None:
+        idle["prior."] = "prior preservation; give --with-prior-preservation"
+    elif BASE not in tuned and not prior.super_resolution:
+        idle["prior."] = "the prior of what is tuned to be preserved; give --sr-prior-preservation"
+    if masks is None:
+        idle["masks."] = "masks; give --masks auto"
+    elif rows is None:
+        idle["masks.scenes."] = "the subject in scenes; give a --scene-share"
+    elif BASE not in tuned and not rows.super_resolution:
+        idle["masks.scenes."] = "scenes for what is tuned; give --sr-scenes"
+    without = "prior." in idle or prior is None or not prior.in_scenes
+    if without and (rows is None or "masks.scenes." in idle):
+        idle["scenes"] = "the class or the subject in scenes; give --class-scenes or --scene-share"
+    if all(getattr(recipe, part).validate_every is None for part in tuned):
+        idle["validation"] = "pictures to be drawn meanwhile; give --validation-steps"
+    return idle

@@ -47,6 +47,8 @@ def train(
     from cascade.train.pretrain import pretrain
 
     first = Launch.read().first
+    if first and settings.train.ema_note is not None:
+        typer.echo(f"train.ema_decay: {settings.train.ema_note}", err=True)
     try:
         with goes_on():
             folder = pretrain(settings, minutes)

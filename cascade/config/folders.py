@@ -1,5 +1,6 @@
 """Finding a cascade's folder and reading what it says of itself; no weights, and no torch."""
 
+from collections.abc import Collection, Iterable
 from importlib.resources import files
 from pathlib import Path
 
@@ -55,6 +56,21 @@ def read_stage_config(folder: Path) -> StageConfig:
         UserError: the file is missing or is not a stage's configuration.
     """
     return StageConfig.parse(read_json(folder / "config.json"), str(folder / "config.json"))
+
+
+def stages_named(stages: Iterable[StageConfig], names: Collection[str]) -> list[StageConfig]:
+    """The stages of these names, or all of them where none is named.
+
+    Raises:
+        UserError: there is none of a name.
+    """
+    known = {stage.name: stage for stage in stages}
+    for name in names:
+        if name not in known:
+            raise UserError(
+                f"The cascade has no stage '{name}'; its stages are {', '.join(known)}."
+            )
+    return [stage for name, stage in known.items() if name in (names or known)]
 
 
 def is_pipeline(folder: Path) -> bool:

@@ -59,6 +59,11 @@ FREE: Final = frozenset(
 Weights depend on them in the last bits at most."""
 
 
+def warmed_up_decay(updates: int) -> float:
+    """The most that an average's decay is after so many updates, so that it forgets the start."""
+    return (1 + updates) / (10 + updates)
+
+
 class TrainConfig(Frozen):
     """One training run. A batch is counted in positions of the stream, over all processes."""
 
@@ -106,6 +111,17 @@ class TrainConfig(Frozen):
                 "train longer"
             )
         return self
+
+    @property
+    def ema_note(self) -> str | None:
+        """What to say of an average that warms up for longer than the run; None of another."""
+        most = warmed_up_decay(self.steps - 1)
+        if self.ema_decay is None or self.ema_decay <= most:
+            return None
+        return (
+            f"{self.ema_decay} is not reached in {self.steps} steps: the average's decay grows to "
+            f"{most:.4g}, and any number above that gives the same weights."
+        )
 
     @property
     def may_grow(self) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cascade.cli.dreambooth import dreambooth
-from cascade.cli.recipe import LISTS, PATHS, recipe_from_flags
+from cascade.cli.recipe import LISTS, PATHS, USED_BY, recipe_from_flags
 from cascade.config.dreambooth import RECIPES, MaskConfig, Recipe
 from cascade.config.stage import RecipeName
 from cascade.errors import UserError
@@ -207,19 +207,75 @@ def test_variations_of_the_class_are_templates() -> None:
         recipe_from_flags(START, {"class_variations": "a red {class_noun},"}, world=1)
 
 
+LISTED = {flag: (path,) for flag, (path, _) in LISTS.items()}
+GIVEN = VALUES | {
+    "class_variations": "a red {class_noun}",
+    "scenes": "on the beach = a beach",
+    "class_prompt": "a {class_noun}",
+    "class_data_dir": Path("class"),
+    "sr_prompt": "a {class_noun}",
+    "validation_prompt": ["a dog"],
+}
+BELONGS = PATHS | LISTED | USED_BY
+
+
+def _within(*parts: str) -> set[str]:
+    """The flags that belong to nothing but these parts."""
+    return {flag for flag, paths in BELONGS.items() if all(p.startswith(parts) for p in paths)}
+
+
+BOTH = {"base", "super_resolution"}
+PLAIN = {"prior_preservation": False, "masks": "none"}
+OF_SCENES = {"scene_weight", "num_scene_images", "sr_scenes"}
+# What is off, the parts that are tuned, the flags that are then without effect, and what is told.
+IDLE: dict[str, tuple[dict[str, Any], set[str], set[str], str]] = {
+    "no base": ({}, {"super_resolution"}, _within("base."), "the base to be tuned"),
+    "no super-resolution": (
+        {},
+        {"base"},
+        _within("super_resolution.", "augmentation") | {"sr_prior_preservation", "sr_scenes"},
+        "a super-resolution stage to be tuned",
+    ),
+    "no prior": (PLAIN, BOTH, _within("prior."), "prior preservation"),
+    "no masks": (PLAIN, BOTH, _within("masks."), "masks"),
+    "neither": (PLAIN, BOTH, {"sample_batch_size", "class_data_dir"}, "prior preservation"),
+    "no scenes": (PLAIN, BOTH, {"scenes"}, "the class or the subject in scenes"),
+    "no scene rows": ({"scene_share": 0.0}, BOTH, OF_SCENES, "the subject in scenes"),
+    "prior of the base alone": (
+        {},
+        {"super_resolution"},
+        _within("prior.") - {"sr_prior_preservation"},
+        "the prior of what is tuned to be preserved; give --sr-prior-preservation",
+    ),
+    "scenes of the base alone": (
+        {},
+        {"super_resolution"},
+        {"scene_share", "scene_weight", "num_scene_images"},
+        "scenes for what is tuned; give --sr-scenes",
+    ),
+    "no validation": ({}, BOTH, {"validation_prompt"}, "pictures to be drawn meanwhile"),
+}
+
+
 @pytest.mark.parametrize(
-    "flag",
-    [
-        name
-        for name, paths in {**PATHS, **{name: (path,) for name, (path, _) in LISTS.items()}}.items()
-        if all(path.startswith(("prior.", "masks.")) for path in paths)
-    ],
+    ("case", "flag"), [(case, flag) for case, (_, _, flags, _) in IDLE.items() for flag in flags]
 )
-def test_a_flag_without_effect_is_refused(flag: str) -> None:
-    plain = recipe_from_flags(START, {"prior_preservation": False, "masks": "none"}, world=1)
-    value = "x" if flag in LISTS else VALUES[flag]
-    with pytest.raises(UserError, match=rf"--{flag.replace('_', '-')} needs (prior|masks)"):
-        recipe_from_flags(plain, {flag: value}, world=1)
+def test_a_flag_without_effect_is_refused(case: str, flag: str) -> None:
+    off, tuned, _, needs = IDLE[case]
+    spelt = f"--{flag.replace('_', '-')}"
+    with pytest.raises(UserError, match=rf"^{spelt} needs {needs}.*too, or leave {spelt} out"):
+        recipe_from_flags(START, off | {flag: GIVEN[flag]}, world=1, tuned=tuned)
+
+
+def test_every_flag_of_a_part_is_tried_without_it_and_with_it() -> None:
+    assert BELONGS.keys() == GIVEN.keys()
+    tried = {flag for _, _, flags, _ in IDLE.values() for flag in flags}
+    of_every_stage = {"center_crop", "flip"} | {f for f, p in PATHS.items() if p[0][:5] == "base."}
+    assert BELONGS.keys() - tried == of_every_stage - _within("base.")
+    # With everything on, none is refused; nor is one that says no to what is not done.
+    recipe_from_flags(START, GIVEN, world=1)
+    no = {"sr_scenes": False, "sr_prior_preservation": False, "scenes": "", "scene_share": 0.0}
+    recipe_from_flags(START, PLAIN | no, world=1, tuned={"base"})
 
 
 def test_a_recipes_own_warm_up_is_shortened_and_a_persons_is_not(
@@ -241,3 +297,17 @@ def test_values_that_do_not_work_are_named() -> None:
         recipe_from_flags(START, {"learning_rate": 0.0}, world=1)
     with pytest.raises(UserError, match=r"optimizer\.betas"):
         recipe_from_flags(START, {"adam_beta1": 1.5}, world=1)
+
+
+def test_an_average_that_warms_up_for_longer_than_the_run_is_told(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    recipe_from_flags(START, {"ema_decay": 0.99, "max_train_steps": 891}, world=1, tuned=["base"])
+    assert capsys.readouterr().err == ""  # (1 + n) / (10 + n) is 0.99 after 890 updates
+    flags = {"ema_decay": 0.99, "max_train_steps": 800}
+    recipe_from_flags(START, flags, world=1, tuned=["base", "super_resolution"])
+    base, _ = capsys.readouterr().err.splitlines()
+    assert base == (
+        "--ema-decay: 0.99 is not reached in 800 steps: the average's decay grows to 0.9889, and "
+        "any number above that gives the same weights."
+    )
