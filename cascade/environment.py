@@ -36,7 +36,7 @@ def environment() -> dict[str, str]:
     """Describe this process's machine and software, one line each."""
     return {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "commit": _commit(),
+        "commit": commit(),
         "machine": _machine(),
         "python": platform.python_version(),
         "torch": version("torch"),
@@ -47,10 +47,10 @@ def environment() -> dict[str, str]:
 def _machine() -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    return f"{_processor()}, {torch.get_num_threads()} threads"
+    return f"{processor()}, {torch.get_num_threads()} threads"
 
 
-def _processor() -> str:
+def processor() -> str:
     """The processor's name; Linux tells it in a file only."""
     information = Path("/proc/cpuinfo")
     if information.is_file():
@@ -60,7 +60,7 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _commit() -> str:
+def commit() -> str:
     """The commit of the checkout this file lies in; an installed package has none."""
     try:
         result = subprocess.run(

@@ -1,7 +1,10 @@
-"""One look for every progress bar."""
+"""What long work tells a person: sentences, and one look for every progress bar."""
 
+import time
 from collections.abc import Callable
+from typing import Any, Final
 
+from rich import get_console
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -13,10 +16,34 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+EVERY: Final = 30.0
+"""Seconds between two lines about a task where there is no terminal."""
+
+
+def say(sentence: str) -> None:
+    """Tell what is being done; a brace or a path in it is no markup."""
+    get_console().print(sentence, markup=False, highlight=False, soft_wrap=True)
+
+
+def be_quiet(quiet: bool = True) -> None:
+    """Tell nothing of work that goes well, or all again; warnings and mistakes are always told."""
+    get_console().quiet = quiet
+
+
+def told() -> bool:
+    """Whether anybody is told."""
+    return not get_console().quiet
+
 
 def progress_bar(console: Console | None = None, shown: bool = True) -> Progress:
-    """A bar with count, time spent and time left; tasks need a field `details`, perhaps empty."""
-    return Progress(
+    """A bar with count, time spent and time left; tasks need a field `details`, perhaps empty.
+
+    In a log file it is a line now and then.
+    """
+    console = console or get_console()
+    shown = shown and not console.quiet
+    bar = Progress if console.is_terminal or console.is_jupyter else _Lines
+    return bar(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
@@ -26,6 +53,58 @@ def progress_bar(console: Console | None = None, shown: bool = True) -> Progress
         console=console,
         disable=not shown,
     )
+
+
+class _Lines(Progress):
+    """Progress that is no bar: each task's first step, its last, and a line now and then between.
+
+    Rich draws nothing but a bar's last state where there is no terminal.
+    """
+
+    def __init__(self, *columns: Any, console: Console, disable: bool) -> None:
+        super().__init__(*columns, console=console, disable=True)
+        self._told: dict[TaskID, float] = {}
+        self._silent = disable
+
+    def update(self, task_id: TaskID, **changes: Any) -> None:
+        """Note a task's progress, and tell it when it is time."""
+        super().update(task_id, **changes)
+        self._tell(task_id)
+
+    def advance(self, task_id: TaskID, advance: float = 1) -> None:
+        """Note steps of a task, and tell them when it is time."""
+        super().advance(task_id, advance)
+        self._tell(task_id)
+
+    def _tell(self, task_id: TaskID) -> None:
+        task, now = self.tasks[self.task_ids.index(task_id)], time.monotonic()
+        due = self._told.get(task_id, -EVERY) + EVERY
+        if self._silent or due == float("inf") or not (task.finished or now >= due):
+            return
+        self._told[task_id] = float("inf") if task.finished else now
+        left = task.time_remaining
+        parts = [
+            f"{task.description} {task.completed:.0f}/{task.total or 0:.0f}",
+            task.fields["details"],
+            spell(task.elapsed or 0.0) + (f", {spell(left)} left" if left else ""),
+        ]
+        self.console.print(
+            "  ".join(filter(None, parts)), markup=False, highlight=False, soft_wrap=True
+        )
+
+
+def spell(seconds: float) -> str:
+    """Say a length of time as a person would: 40 s, 12 min, 3 h 20 min, 2 d 4 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 24:
+        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    days, hours = divmod(hours, 24)
+    return f"{days} d {hours} h" if hours else f"{days} d"
 
 
 def stage_steps(bar: Progress, prefix: str = "") -> Callable[[str, int, int], None]:

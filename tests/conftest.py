@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ from cascade.config.stage import (
     TextConfig,
 )
 from cascade.config.unet import UNetConfig
+from cascade.progress import be_quiet, told
 from cascade.stage import Stage
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,6 +50,15 @@ def _one_thread_per_worker() -> None:
     if "PYTEST_XDIST_WORKER" in os.environ:
         torch.set_num_threads(1)
         os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that a test starts
+
+
+@pytest.fixture
+def heard() -> Iterator[None]:
+    """Tell what runs are going to do, which costs each of them a probe of this machine."""
+    before = told()
+    be_quiet(False)
+    yield
+    be_quiet(not before)
 
 
 @pytest.fixture(scope="session")

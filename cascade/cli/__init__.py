@@ -5,8 +5,10 @@ from typing import Annotated
 
 import typer
 
+from cascade.cli.assemble import assemble
 from cascade.cli.bench import bench
 from cascade.cli.diffusers_flags import KnowsDiffusers
+from cascade.cli.doctor import doctor
 from cascade.cli.dreambooth import dreambooth
 from cascade.cli.embed import embed
 from cascade.cli.export import export
@@ -23,17 +25,18 @@ app = typer.Typer(
     help="Train, personalise and sample an Imagen-style pixel cascade.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
     # People know these flags from diffusers with underscores; both spellings work.
     context_settings={"token_normalize_func": lambda token: token.replace("_", "-")},
 )
 app.command(cls=KnowsDiffusers)(dreambooth)
 app.command()(sample)
 app.command()(train)
+app.command()(assemble)
 app.command()(embed)
 app.command()(export)
 app.command()(export_triton)
 app.command()(info)
+app.command()(doctor)
 app.command()(identifiers)
 app.command("import")(import_cascade)
 app.command()(export_diffusers)

@@ -3,7 +3,9 @@
 The flags carry the names and meanings of diffusers' train_dreambooth.py where it has them.
 """
 
+import time
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Literal
 
 import typer
@@ -11,10 +13,12 @@ import typer
 from cascade.cli import values
 from cascade.cli.mistakes import goes_on
 from cascade.cli.recipe import comma_separated, part_of, recipe_from_flags
+from cascade.cli.telling import DryRun, Quiet
 from cascade.cli.text import Embeddings, EncoderMode
 from cascade.config.dreambooth import RECIPES, AugmentationName, DreamBoothConfig
 from cascade.config.stage import RecipeName
 from cascade.launch import Launch
+from cascade.progress import say, spell
 
 PRIOR, MASKS, TRAINING = "Prior preservation", "Masks and scenes", "Training"
 SR, REPORT = "Super-resolution", "Validation"
@@ -304,17 +308,29 @@ def dreambooth(
         ),
     ] = None,
     num_validation_images: Annotated[
-        int, typer.Option(min=1, max=1000, rich_help_panel=REPORT)
+        int,
+        typer.Option(
+            min=0,
+            max=1000,
+            help="Pictures of each, drawn at the end by all stages; 0 draws none.",
+            rich_help_panel=REPORT,
+        ),
     ] = 4,
     validation_steps: Annotated[
         int | None,
-        typer.Option(min=1, help="Draw pictures every so often.", rich_help_panel=REPORT),
+        typer.Option(
+            min=1,
+            help="Draw them every so many steps too, by the stage that is tuned.",
+            rich_help_panel=REPORT,
+        ),
     ] = None,
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
 ) -> None:
     """Personalise a cascade on 3 to 5 photos: the base, then every super-resolution stage.
 
-    Started again with the same settings it goes on where it was. The result is a complete cascade:
-    cascade sample --cascade OUTPUT_DIR --prompt "a IDENTIFIER CLASS_NOUN on the beach".
+    Started again with the same settings it goes on where it was. The result is a complete cascade,
+    for 'cascade sample'.
     """
     # Only what was given replaces a number of the recipe: every such flag's default is None.
     flags = {name: value for name, value in locals().items() if value is not None}
@@ -327,13 +343,14 @@ def dreambooth(
         read_stage_config,
         stages_named,
     )
-    from cascade.dreambooth.personalise import personalise
+    from cascade.dreambooth.personalise import carry_out, foretell
+    from cascade.dreambooth.plan import make_plan
 
     source, chosen = cascade_folder(cascade), comma_separated(stages or "")
     manifest = read_manifest(source)
     tuned = stages_named((read_stage_config(source / name) for name in manifest.stages), chosen)
-    start = RECIPES[recipe or manifest.recipe]
-    changed = recipe_from_flags(start, flags, launch.world, [part_of(stage) for stage in tuned])
+    numbers = RECIPES[recipe or manifest.recipe]
+    changed = recipe_from_flags(numbers, flags, launch.world, [part_of(stage) for stage in tuned])
     config = DreamBoothConfig(
         cascade=cascade,
         instance_data_dir=instance_data_dir,
@@ -352,7 +369,14 @@ def dreambooth(
         seed=seed,
         recipe=changed,
     )
+    start = time.monotonic()
+    plan = make_plan(config)
+    if dry_run:
+        foretell(plan)
+        return
     with goes_on():
-        folder = personalise(config)
+        folder = carry_out(plan)
     if launch.first:
-        typer.echo(f"The personalised cascade is in {folder}.")
+        prompt = f"{plan.subject.instance_prompt} on the beach"
+        say(f"The personalised cascade is in {folder}, after {spell(time.monotonic() - start)}.")
+        say(f"Draw: cascade sample --cascade {quote(str(folder))} --prompt {quote(prompt)}")

@@ -1,13 +1,17 @@
 """`cascade train`: one stage from scratch."""
 
+import time
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
 
 from cascade.cli import values
 from cascade.cli.mistakes import goes_on
+from cascade.cli.telling import DryRun, Quiet
 from cascade.launch import Launch
+from cascade.progress import say, spell
 
 TIME_IS_UP = 3
 """The exit status of a run that `--minutes` ended."""
@@ -32,6 +36,8 @@ def train(
             f"status {TIME_IS_UP}; no part of the run's settings.",
         ),
     ] = None,
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
 ) -> None:
     """Train one stage from scratch, or on from a stage's weights.
 
@@ -44,14 +50,18 @@ def train(
     settings = PretrainConfig.read(config, override or ())
 
     from cascade.train.interrupt import TimeIsUp
-    from cascade.train.pretrain import pretrain
+    from cascade.train.pretrain import carry_out, foretell, make_plan
 
-    first = Launch.read().first
+    first, start = Launch.read().first, time.monotonic()
     if first and settings.train.ema_note is not None:
         typer.echo(f"train.ema_decay: {settings.train.ema_note}", err=True)
+    plan = make_plan(settings)
+    if dry_run:
+        foretell(plan)
+        return
     try:
         with goes_on():
-            folder = pretrain(settings, minutes)
+            folder = carry_out(plan, minutes)
     except TimeIsUp as stop:
         if first:
             typer.echo(
@@ -61,4 +71,10 @@ def train(
             )
         raise typer.Exit(TIME_IS_UP) from None
     if first:
-        typer.echo(f"The trained stage is in {folder}.")
+        encoder = settings.text_encoder
+        text = f" --text-encoder {quote(str(encoder))}" if encoder else ""
+        say(f"The trained stage is in {folder}, after {spell(time.monotonic() - start)}.")
+        say(
+            f"Make a cascade of stages: cascade assemble {quote(str(folder))}{text} "
+            "--output CASCADE"
+        )

@@ -28,6 +28,9 @@ Rows = Annotated[int, Field(strict=True, gt=0, le=2**16)]
 Pictures = Annotated[int, Field(strict=True, gt=0, le=10**6)]
 """Pictures drawn."""
 
+Looks = Annotated[int, Field(strict=True, ge=0, le=10**3)]
+"""Pictures drawn of a prompt for people to look at; 0 is none."""
+
 Side = Annotated[int, Field(strict=True, gt=0, le=2**14)]
 """Of a picture, pixels."""
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from cascade.config.base import Factor, Frozen, Pictures, Rows, Seed, Share
+from cascade.config.base import Factor, Frozen, Looks, Pictures, Rows, Seed, Share
 from cascade.config.encoder import EncoderMode
 from cascade.config.stage import AugmentationLevel, RecipeName, SamplerConfig, ThresholdConfig
 from cascade.config.train import ObjectiveConfig, OptimizerConfig, TrainConfig
@@ -339,6 +339,8 @@ class DreamBoothConfig(Frozen):
     )
     stages: tuple[str, ...] = Field(default=(), description="which are tuned; none named is all")
     validation_prompts: tuple[str, ...] = ()
-    validation_images: Pictures = 4
+    validation_images: Looks = Field(
+        default=4, description="drawn of each validation prompt at the end, and on the way"
+    )
     seed: Seed = 0
     recipe: Recipe

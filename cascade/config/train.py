@@ -5,7 +5,7 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
-from cascade.config.base import Count, Frozen, Pictures, Positive, Rows, Seed, Share
+from cascade.config.base import Count, Frozen, Looks, Positive, Rows, Seed, Share
 from cascade.config.encoder import EncoderMode
 from cascade.config.stage import Precision, StageConfig
 
@@ -144,8 +144,10 @@ class DataConfig(Frozen):
 class ValidationConfig(Frozen):
     """The pictures drawn while training."""
 
-    prompts: tuple[str, ...] = ()
-    images_per_prompt: Pictures = 4
+    prompts: tuple[str, ...] = Field(
+        default=(), description="none named are the captions of the first pictures, once each"
+    )
+    images_per_prompt: Looks = 4
 
 
 class PretrainConfig(Frozen):

@@ -53,12 +53,8 @@ class Drawing:
     text: str = ""
 
     def samplers(self) -> list[SamplerConfig]:
-        """The base's by the recipe; super-resolution's are the checkpoint's own, guidance off.
-
-        As the base's, for the same reason: see `DrawnConfig.sampler`.
-        """
-        own = [s.config.sampler.model_copy(update={"guidance": 1.0}) for s in self.stages]
-        return [self.config.sampler or own[0], *own[1:]]
+        """The samplers of its stages."""
+        return samplers([stage.config for stage in self.stages], self.config)
 
     def key(self) -> str:
         """A hash of the weights, the prompts and what embeds them, the samplers and the seed."""
@@ -111,6 +107,15 @@ class Drawing:
             )
         assert low_res is not None, "a cascade has at least one stage"
         return to_pil(low_res)
+
+
+def samplers(stages: Sequence[StageConfig], config: DrawnConfig) -> list[SamplerConfig]:
+    """The base's by the recipe; super-resolution's are the checkpoint's own, guidance off.
+
+    As the base's, for the same reason: see `DrawnConfig.sampler`.
+    """
+    own = [stage.sampler.model_copy(update={"guidance": 1.0}) for stage in stages]
+    return [config.sampler or own[0], *own[1:]]
 
 
 def make_pictures(

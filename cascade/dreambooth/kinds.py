@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
 from cascade.config.dreambooth import DrawnConfig, PriorConfig, SceneRowsConfig
 from cascade.diffusion.noise import derive_seed
@@ -22,7 +21,6 @@ from cascade.train.distributed import Processes
 from cascade.train.output import text_identity
 
 CLASS_IMAGES, SCENES = "class images", "scenes"
-console = Console()
 
 
 def kinds(plan: Plan, folder: str, tables: Tables, here: Processes) -> tuple[Kind, ...]:
@@ -36,7 +34,7 @@ def kinds(plan: Plan, folder: str, tables: Tables, here: Processes) -> tuple[Kin
         for name, drawing in drawings(plan, folder, here.device).items()
     }
     found = [_photos(plan, folder, drawn.get(SCENES))]
-    prior = _prior(plan, folder)
+    prior = prior_of(plan, folder)
     if prior is not None:
         found.append(_class(plan, folder, prior, drawn.get(CLASS_IMAGES, [])))
     return tuple(made_small(kind, plan.stages[folder]) for kind in found)
@@ -44,21 +42,36 @@ def kinds(plan: Plan, folder: str, tables: Tables, here: Processes) -> tuple[Kin
 
 def drawings(plan: Plan, folder: str, device: torch.device) -> dict[str, Drawing]:
     """What the frozen cascade draws before a stage is tuned, by what it is."""
-    recipe, seed = plan.config.recipe, plan.config.seed
-    sets: dict[str, tuple[tuple[str, ...], DrawnConfig, int]] = {}
-    prior, rows = _prior(plan, folder), _scene_rows(plan, folder)
-    if prior is not None and (missing := plan.missing_class_images):
-        more = prior.model_copy(update={"images": missing})
-        sets[CLASS_IMAGES] = (plan.subject.class_prompts, more, seed)
-    if rows is not None:
-        prompts = tuple(scene.prompt for scene in recipe.scenes)
-        sets[SCENES] = (prompts, rows, derive_seed(seed, SCENES))
+    sets = wanted(plan, folder)
     if not sets:
         return {}
-    names = list(plan.stages)[: list(plan.stages).index(folder) + 1]
-    frozen = tuple(Stage.load(plan.source / name, device) for name in names)
-    text = _embedded_by(plan)
-    return {name: Drawing(frozen, *parts, text) for name, parts in sets.items()}
+    frozen = tuple(Stage.load(plan.source / name, device) for name in up_to(plan, folder))
+    text, subject, seed = _embedded_by(plan), plan.subject, plan.config.seed
+    empty = tuple(scene.prompt for scene in plan.config.recipe.scenes)
+    shown = {
+        CLASS_IMAGES: (subject.class_prompts, seed),
+        SCENES: (empty, derive_seed(seed, SCENES)),
+    }
+    return {
+        name: Drawing(frozen, shown[name][0], config, shown[name][1], text)
+        for name, config in sets.items()
+    }
+
+
+def wanted(plan: Plan, folder: str) -> dict[str, DrawnConfig]:
+    """How many pictures a stage's tuning asks the frozen cascade for, by what they are."""
+    sets: dict[str, DrawnConfig] = {}
+    prior, rows = prior_of(plan, folder), _scene_rows(plan, folder)
+    if prior is not None and (missing := plan.missing_class_images):
+        sets[CLASS_IMAGES] = prior.model_copy(update={"images": missing})
+    if rows is not None:
+        sets[SCENES] = rows
+    return sets
+
+
+def up_to(plan: Plan, folder: str) -> list[str]:
+    """The stages that draw what a stage is tuned on, base first: those before it, and itself."""
+    return list(plan.stages)[: list(plan.stages).index(folder) + 1]
 
 
 def _embedded_by(plan: Plan) -> str:
@@ -70,7 +83,7 @@ def _embedded_by(plan: Plan) -> str:
 
 def draw(name: str, drawing: Drawing, plan: Plan, tables: Tables, here: Processes) -> list[Path]:
     """Make what is missing of a set, all processes together; return all its paths."""
-    with progress_bar(console, here.first) as bar:
+    with progress_bar(shown=here.first) as bar:
         task = bar.add_task(name, total=drawing.config.images, details="")
         paths = make_pictures(
             drawing,
@@ -85,7 +98,7 @@ def draw(name: str, drawing: Drawing, plan: Plan, tables: Tables, here: Processe
     return paths
 
 
-def _prior(plan: Plan, folder: str) -> PriorConfig | None:
+def prior_of(plan: Plan, folder: str) -> PriorConfig | None:
     """The prior, where this stage's is preserved."""
     prior = plan.config.recipe.prior
     is_base = plan.stages[folder].low_res is None

@@ -9,7 +9,6 @@ import shutil
 from pathlib import Path
 from typing import Final
 
-from rich.console import Console
 from torch import Tensor
 
 from cascade.config.dreambooth import DreamBoothConfig
@@ -21,16 +20,21 @@ from cascade.diffusion.noise import derive_seed
 from cascade.dreambooth.batches import DreamBoothSamples
 from cascade.dreambooth.kinds import kinds
 from cascade.dreambooth.masks import write_sheet
+from cascade.dreambooth.outlook import outlook, tell_subject
 from cascade.dreambooth.plan import (
     Plan,
     all_prompts,
+    end_prompts,
     make_plan,
     photo_prompt,
+    run_folder,
     run_of,
     tuned_config,
 )
+from cascade.dreambooth.samples import SAMPLES, draw_samples
 from cascade.files import file_digest, write_bytes
 from cascade.pipeline import print_licence
+from cascade.progress import say, told
 from cascade.sampling import Tables, prompt_tables
 from cascade.stage import Stage
 from cascade.text.prompts import PromptTable
@@ -40,12 +44,13 @@ from cascade.train.checkpoint import CHECKPOINTS, remove_checkpoints
 from cascade.train.distributed import Processes, processes
 from cascade.train.loop import train
 from cascade.train.objective import make_objective
-from cascade.train.output import claimed, text_identity
+from cascade.train.outlook import tell
+from cascade.train.output import Claim, claimed, require_free, text_identity
+from cascade.train.pace import Probe
 from cascade.train.publish import can_grow, publish, published
 from cascade.train.validation import ValidationGrid
 from cascade.train.variance import drop_variance
 
-console = Console()
 SHEET: Final = "masks.png"
 """The contact sheet of the photos' masks, in a run's folder."""
 
@@ -62,32 +67,69 @@ def personalise(config: DreamBoothConfig) -> Path:
     Raises:
         UserError: the input cannot work, or the output folder holds another run.
     """
-    plan = make_plan(config)
-    output, onwards = config.output_dir, f"with --cascade {config.output_dir}"
-    with (
-        processes() as here,
-        claimed(output, _identity(plan), here, _growing(plan), onwards),
-    ):
+    return carry_out(make_plan(config))
+
+
+def carry_out(plan: Plan) -> Path:
+    """Do what a plan says; see `personalise`."""
+    output = plan.config.output_dir
+    with processes() as here, claimed(_claim(plan), here):
+        unfinished = _unfinished(plan)
         if here.first:
             print_licence(plan.manifest)
-            _say_what(plan)
+            _tell(plan, unfinished, here)
             _show_masks(plan)
-        unfinished = [
-            folder
-            for folder, stage in plan.stages.items()
-            if stage.name in plan.tuned
-            and not published(output / folder, _run_dir(plan, folder), run_of(config, stage).steps)
-        ]
         here.barrier()  # all processes have looked before the first one writes
-        if unfinished:
-            tables = _embed(plan, here.first)
-            for folder in unfinished:
-                _tune(plan, folder, tables, here)
-                here.barrier()
+        tables = _embed(plan, here.first) if unfinished or _samples_missing(plan) else {}
+        for folder in unfinished:
+            _tune(plan, folder, tables, here)
+            here.barrier()
         if here.first:
             _complete(plan)
         here.barrier()
+        if here.first and (unfinished or _samples_missing(plan)) and end_prompts(plan):
+            say(f"The samples are {draw_samples(plan, tables, here.device)}.")
     return output
+
+
+def foretell(plan: Plan) -> None:
+    """Tell what `carry_out` would do, and do nothing.
+
+    Raises:
+        UserError: the output folder is in use, or holds another run.
+    """
+    with processes() as here:
+        if here.first:
+            require_free(_claim(plan))
+            _tell(plan, _unfinished(plan), here)
+
+
+def _claim(plan: Plan) -> Claim:
+    output = plan.config.output_dir
+    return Claim(output, _identity(plan), _growing(plan), f"with --cascade {output}")
+
+
+def _unfinished(plan: Plan) -> list[str]:
+    """Folders of the stages that are still to be tuned, base first."""
+    output = plan.config.output_dir
+    return [
+        folder
+        for folder, stage in plan.stages.items()
+        if stage.name in plan.tuned
+        and not published(
+            output / folder, run_folder(plan, folder), run_of(plan.config, stage).steps
+        )
+    ]
+
+
+def _samples_missing(plan: Plan) -> bool:
+    return bool(end_prompts(plan)) and not (plan.config.output_dir / SAMPLES).is_file()
+
+
+def _tell(plan: Plan, unfinished: list[str], here: Processes) -> None:
+    tell_subject(plan)
+    if unfinished and told():  # else nobody sees what the probe costs
+        tell(outlook(plan, unfinished, Probe(here.device), here.world), here.device)
 
 
 def _complete(plan: Plan) -> None:
@@ -97,7 +139,7 @@ def _complete(plan: Plan) -> None:
         if stage.name not in plan.tuned:
             _copy(plan.source, output, folder)
         elif not run_of(plan.config, stage).keep_checkpoints:
-            remove_checkpoints(_run_dir(plan, folder) / CHECKPOINTS)
+            remove_checkpoints(run_folder(plan, folder) / CHECKPOINTS)
     if (plan.source / encoder).is_dir():  # else there is a store
         _copy(plan.source, output, encoder)
     text = plan.manifest.model_dump_json(indent=2) + "\n"
@@ -138,18 +180,16 @@ def _growing(plan: Plan) -> set[str]:
     output, growing = plan.config.output_dir, {"base", "super_resolution"}
     for folder, stage in plan.stages.items():
         run = run_of(plan.config, stage)
-        if stage.name in plan.tuned and not can_grow(run, output / folder, _run_dir(plan, folder)):
+        if stage.name in plan.tuned and not can_grow(
+            run, output / folder, run_folder(plan, folder)
+        ):
             growing.discard("base" if stage.low_res is None else "super_resolution")
     return {f"recipe.{name}.steps" for name in growing}
 
 
-def _run_dir(plan: Plan, folder: str) -> Path:
-    return plan.config.output_dir / "runs" / folder
-
-
 def _tune(plan: Plan, folder: str, tables: Tables, here: Processes) -> None:
     """Tune one stage and publish it."""
-    config, run_dir = plan.config, _run_dir(plan, folder)
+    config, run_dir = plan.config, run_folder(plan, folder)
     run = run_of(config, plan.stages[folder])
     rows = kinds(plan, folder, tables, here)
     table = tables[plan.stages[folder].text]
@@ -177,7 +217,7 @@ def _embed(plan: Plan, shown: bool) -> Tables:
     encoder = ready(plan.text, plan.config.encoder_mode)
     tables = prompt_tables(encoder, sorted(all_prompts(plan)), plan.stages.values())
     if shown and isinstance(encoder, TextEncoder):
-        console.print(f"The text encoder ({encoder.mode}) has read the prompts and is freed.")
+        say(f"The text encoder ({encoder.mode}) has read the prompts and is freed.")
     return tables
 
 
@@ -207,29 +247,10 @@ def _copy(source: Path, output: Path, folder: str) -> None:
     partial.rename(output / folder)
 
 
-def _say_what(plan: Plan) -> None:
-    subject = plan.subject
-    for note in subject.photos.notes:
-        console.print(note, markup=False, highlight=False, soft_wrap=True)
-    console.print(
-        f"{len(subject.images)} photos of '{subject.instance_prompt}' "
-        f"(identifier '{subject.config.identifier}'); tuning {', '.join(plan.tuned)}.",
-        markup=False,  # "[v]" is an identifier
-    )
-    if plan.own.pictures or plan.own.foreign:
-        for note in (*plan.own.notes(), _of_the_class(plan)):
-            console.print(f"Class pictures: {note}", markup=False, soft_wrap=True)
-
-
-def _of_the_class(plan: Plan) -> str:
-    drawn = plan.missing_class_images
-    return f"{len(plan.own.pictures)} of your own are used, and {drawn or 'none'} drawn."
-
-
 def _show_masks(plan: Plan) -> None:
     """Write the masks' contact sheet and say where, before the long work begins."""
     if not plan.subject.masks:
         return
     sheet = plan.config.output_dir / SHEET
     write_sheet(plan.subject.photos, plan.subject.masks, sheet)
-    console.print(f"The photos' masks are shown in {sheet}; have a look.", markup=False)
+    say(f"The photos' masks are shown in {sheet}; have a look.")

@@ -17,6 +17,7 @@ from cascade.config.train import TrainConfig
 from cascade.data.finding import Found
 from cascade.dreambooth.drawn import default_folder, own_class_images
 from cascade.dreambooth.subject import Subject, read_subject
+from cascade.errors import UserError
 from cascade.files import require_writable
 from cascade.stage import check_weights
 from cascade.text.files import EncoderFiles
@@ -76,6 +77,11 @@ def make_plan(config: DreamBoothConfig) -> Plan:
     for stage, run in runs:
         check_variance(stage, run.objective)
         check_optimizer(run.optimizer)
+        if run.validate_every is not None and not config.validation_images:
+            raise UserError(
+                "Pictures are wanted every so many steps, and none of each prompt: leave "
+                "--validation-steps out, or ask for validation images."
+            )
     require_room(runs)
     copied = [source / name for name, stage in stages.items() if stage.name not in tuned]
     require_disk(config.output_dir, runs, _size_of([*copied, source / manifest.text_encoder]))
@@ -119,6 +125,17 @@ def tuned_config(plan: Plan, stage: StageConfig) -> StageConfig:
             }
         )
     return stage.model_copy(update=changes)
+
+
+def run_folder(plan: Plan, folder: str) -> Path:
+    """The folder of a stage's run: checkpoints, log, pictures drawn on the way."""
+    return plan.config.output_dir / "runs" / folder
+
+
+def end_prompts(plan: Plan) -> list[str]:
+    """What the personalised cascade draws at the end, a prompt per picture."""
+    prompts = plan.subject.validation_prompts or (plan.subject.instance_prompt,)
+    return [prompt for prompt in prompts for _ in range(plan.config.validation_images)]
 
 
 def all_prompts(plan: Plan) -> set[str]:

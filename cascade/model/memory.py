@@ -22,8 +22,9 @@ from torch.utils._pytree import tree_leaves
 
 from cascade.config.stage import Precision
 from cascade.config.unet import UNetConfig
+from cascade.model.example import example_inputs
 from cascade.model.precision import autocast
-from cascade.model.unet import IMAGE_CHANNELS, UNet
+from cascade.model.unet import UNet
 
 OptimizerName = Literal["adamw", "adamw8bit", "adafactor"]
 
@@ -104,7 +105,7 @@ def sampling_bytes(
     """
     with FakeTensorMode():
         network = UNet(config).eval()
-        inputs = _inputs(config, rows, size, tokens)
+        inputs = example_inputs(config, rows, size, tokens)
         with LiveBytes(unrolled=unrolled) as live, torch.no_grad(), autocast(precision, _CPU):
             network(**inputs)
     return int(live.peak)
@@ -136,7 +137,7 @@ def training_bytes(
         for parameter in network.parameters():
             # Gradients are counted whole by who asks; here they go as they come.
             parameter.register_post_accumulate_grad_hook(_drop)
-        inputs = _inputs(config, rows, size, tokens)
+        inputs = example_inputs(config, rows, size, tokens)
         with LiveBytes(unrolled=unrolled) as live:
             with autocast(precision, _CPU):
                 loss = network(**inputs).float().square().mean()
@@ -168,17 +169,6 @@ def _moment_8bit(values: int) -> int:
 def _factored(shape: torch.Size) -> int:
     values = shape.numel()
     return values // shape[-1] + values // shape[-2] if len(shape) > 1 else values
-
-
-def _inputs(config: UNetConfig, rows: int, size: int, tokens: int) -> dict[str, Tensor]:
-    image = torch.empty(rows, IMAGE_CHANNELS, size, size)
-    inputs = {
-        "x": image,
-        "t": torch.empty(rows),
-        "text": torch.empty(rows, tokens, config.text_width),
-        "text_mask": torch.ones(rows, tokens, dtype=torch.bool),
-    }
-    return inputs | ({"low_res": image, "aug": torch.empty(rows)} if config.low_res else {})
 
 
 def _window_bytes(func: object, args: Sequence[Any], out: Any) -> int:

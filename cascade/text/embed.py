@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Final, Self
 
 import torch
-from rich.console import Console
 from safetensors.torch import save
 from torch import Tensor
 
 from cascade.errors import UserError
 from cascade.files import write_bytes
 from cascade.launch import Launch
-from cascade.progress import progress_bar
+from cascade.progress import progress_bar, say
 from cascade.text.cleaning import Cleaning, clean
 from cascade.text.files import EncoderFiles
 from cascade.text.lost import SAMPLED, tell_lost
@@ -119,22 +118,21 @@ def fill(
     Raises:
         UserError: as `open_or_make`, `plan` and `TextEncoder.load`.
     """
-    console = Console(stderr=True, markup=False, highlight=False)
     texts = list(captions)
     files = EncoderFiles.open(encoder)
     skeleton(files)
     conventions = Conventions.of(files, mode == "int8", max_length, cleaning, masked)
     store = open_or_make(folder, files, conventions)
     work = plan(store, files, texts, share)
-    console.print(
+    say(
         f"{len(work.captions)} captions to embed ({work.stored} are there): about {work.tokens} "
         f"tokens, {work.size / 2**20:.1f} MiB."
     )
     if not work.captions:
         return
     loaded = TextEncoder.hold(files, mode, device)
-    console.print(f"The text encoder is held in {loaded.mode} on {device}.")
-    with progress_bar(console) as bar:
+    say(f"The text encoder is held in {loaded.mode} on {device}.")
+    with progress_bar() as bar:
         task = bar.add_task("captions", total=len(work.captions), details="")
         embed_captions(
             loaded,

@@ -6,6 +6,7 @@ import shutil
 import socket
 from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -25,36 +26,56 @@ _HOLDER: Final = ".running"
 _TOLD = 3  # differing settings that a refusal names
 
 
-@contextmanager
-def claimed(
-    output: Path,
-    identity: Mapping[str, object],
-    here: Processes,
-    growing: Set[str] = frozenset(),
-    onwards: str = "",
-) -> Iterator[None]:
-    """Hold an output folder for a run, a new one or the one that it holds already.
+@dataclass(frozen=True)
+class Claim:
+    """A run's claim to its output folder.
 
-    Args:
+    Attributes:
         output: the folder.
         identity: everything that the run's weights depend on, as JSON holds it; no paths.
-        here: the first process takes the folder for all.
         growing: which numbers of the identity may be larger than when the run began, by their
             dotted names.
         onwards: how another run trains on from the result of this one.
+    """
+
+    output: Path
+    identity: Mapping[str, object]
+    growing: Set[str] = frozenset()
+    onwards: str = ""
+
+
+@contextmanager
+def claimed(claim: Claim, here: Processes) -> Iterator[None]:
+    """Hold an output folder for a run, a new one or the one that it holds already.
+
+    Args:
+        claim: to which folder, by which run.
+        here: the first process takes the folder for all.
 
     Raises:
         UserError: another process is at work in it, or it holds another run or anything else.
     """
     if here.first:
-        _refuse_foreign(output)
-    with _locked(output) if here.first else nullcontext():
-        flat = _flat(json.loads(json.dumps(identity)))
+        _refuse_foreign(claim.output)
+    with _locked(claim.output) if here.first else nullcontext():
         if here.first:
-            _refuse_others(output, flat, growing, onwards)
-            write_bytes((json.dumps(identity, indent=2) + "\n").encode(), output / RUN)
+            _refuse_others(claim)
+            note = json.dumps(claim.identity, indent=2) + "\n"
+            write_bytes(note.encode(), claim.output / RUN)
         here.barrier()
         yield
+
+
+def require_free(claim: Claim) -> None:
+    """Make sure that a run could hold its output folder; leave nothing behind.
+
+    Raises:
+        UserError: as `claimed`.
+    """
+    _refuse_foreign(claim.output)
+    if claim.output.is_dir():
+        with _locked(claim.output):
+            _refuse_others(claim)
 
 
 @contextmanager
@@ -96,17 +117,16 @@ def _refuse_foreign(output: Path) -> None:
         raise UserError(f"{output} is not empty and holds no run; choose another output folder.")
 
 
-def _refuse_others(
-    output: Path, wanted: Mapping[str, object], growing: Set[str], onwards: str
-) -> None:
-    note = output / RUN
+def _refuse_others(claim: Claim) -> None:
+    output, note = claim.output, claim.output / RUN
     if not note.is_file():
         return
+    wanted = _flat(json.loads(json.dumps(claim.identity)))
     held = _flat(read_json(note, f"remove it to begin the run in {output} anew"))
     differing = [
         name
         for name in sorted(held.keys() | wanted.keys())
-        if held.get(name) != wanted.get(name) and not _grown(name, held, wanted, growing)
+        if held.get(name) != wanted.get(name) and not _grown(name, held, wanted, claim.growing)
     ]
     if not differing or not _has_work(output):
         return
@@ -117,7 +137,7 @@ def _refuse_others(
     more = f", and {len(differing) - _TOLD} more" if len(differing) > _TOLD else ""
     raise UserError(
         f"{output} holds a run with other settings: {told}{more}; give the same ones, or choose "
-        f"another output folder (to train on from what this one has made, {onwards})."
+        f"another output folder (to train on from what this one has made, {claim.onwards})."
     )
 
 

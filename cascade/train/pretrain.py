@@ -1,6 +1,7 @@
 """`cascade train`: one stage from scratch, or on from a stage's weights, on captioned pictures."""
 
 import time
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from cascade.data.images import resize, to_tensors
 from cascade.data.resident import ResidentSamples
 from cascade.errors import UserError
 from cascade.files import file_digest
+from cascade.progress import told
 from cascade.sampling import prompt_table
 from cascade.stage import Stage
 from cascade.text.files import EncoderFiles
@@ -23,12 +25,14 @@ from cascade.text.prompts import OnlinePrompts, PromptEncoder, PromptSource
 from cascade.text.source import open_text, ready
 from cascade.text.store import EmbeddingStore, StoredPrompts
 from cascade.text.t5 import TextEncoder
-from cascade.train.checkpoint import CHECKPOINTS, remove_checkpoints
+from cascade.train.checkpoint import CHECKPOINTS, checkpoint_steps, remove_checkpoints
 from cascade.train.distributed import Processes, processes
 from cascade.train.loop import train
 from cascade.train.objective import make_objective
 from cascade.train.optim import check_optimizer
-from cascade.train.output import claimed, require_disk, text_identity
+from cascade.train.outlook import tell, training
+from cascade.train.output import Claim, claimed, require_disk, require_free, text_identity
+from cascade.train.pace import Probe
 from cascade.train.publish import can_grow, publish, published
 from cascade.train.resident import require_memory, resident_prompts
 from cascade.train.room import require_room
@@ -51,7 +55,32 @@ def pretrain(config: PretrainConfig, minutes: float | None = None) -> Path:
             holds a run with other settings.
         TimeIsUp: the minutes are over and the run is not.
     """
-    deadline = None if minutes is None else time.monotonic() + 60 * minutes
+    return carry_out(make_plan(config), minutes)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything a run needs.
+
+    Attributes:
+        config: the run's settings.
+        samples: the rows of its stream.
+        text: the encoder, not loaded, or the store of embeddings used instead.
+        stage: what is trained, with the weights that it begins with.
+    """
+
+    config: PretrainConfig
+    samples: CaptionedSamples
+    text: EncoderFiles | EmbeddingStore
+    stage: Stage
+
+
+def make_plan(config: PretrainConfig) -> Plan:
+    """Check the settings, the data and the weights.
+
+    Raises:
+        UserError: something is missing or cannot work.
+    """
     check_variance(config.stage, config.train.objective)
     check_optimizer(config.train.optimizer)
     samples = CaptionedSamples(
@@ -70,15 +99,33 @@ def pretrain(config: PretrainConfig, minutes: float | None = None) -> Path:
     if config.train.objective.variance == "drop":
         stage = drop_variance(stage)
     require_disk(config.output, [(config.stage, config.train)])
-    folder = config.output / "stage"
-    identity = _identity(config, text, samples.data)
-    growing = {"train.steps"} if can_grow(config.train, folder, config.output) else set[str]()
-    onwards = f"set initial_weights to {folder}"
+    return Plan(config, samples, text, stage)
+
+
+def foretell(plan: Plan) -> None:
+    """Tell what `carry_out` would do, and do nothing.
+
+    Raises:
+        UserError: the output folder is in use, or holds another run.
+    """
     with processes() as here:
-        if config.data.resident:
-            require_memory(config, samples, text, here.device)
-        with claimed(config.output, identity, here, growing, onwards):
+        _require_memory(plan, here)
+        if here.first:
+            require_free(_claim(plan))
+            _tell(plan, here)
+
+
+def carry_out(plan: Plan, minutes: float | None = None) -> Path:
+    """Do what a plan says; see `pretrain`."""
+    deadline = None if minutes is None else time.monotonic() + 60 * minutes
+    config, samples, text, stage = plan.config, plan.samples, plan.text, plan.stage
+    folder = _folder(config)
+    with processes() as here:
+        _require_memory(plan, here)
+        with claimed(_claim(plan), here):
             finished = published(folder, config.output, config.train.steps)
+            if here.first and not finished:
+                _tell(plan, here)
             here.barrier()  # all processes have looked before the first one publishes
             if not finished:
                 stage.network.to(here.device)
@@ -96,10 +143,47 @@ def pretrain(config: PretrainConfig, minutes: float | None = None) -> Path:
                 )
                 if here.first:
                     publish(trained, folder, config.output)
+                    steps, every = config.train.steps, config.train.validate_every
+                    if validation and (every is None or steps % every):
+                        validation(trained, steps)
             if here.first and not config.train.keep_checkpoints:
                 remove_checkpoints(config.output / CHECKPOINTS)
             here.barrier()
     return folder
+
+
+def _folder(config: PretrainConfig) -> Path:
+    """Where the trained stage is written."""
+    return config.output / "stage"
+
+
+def _require_memory(plan: Plan, here: Processes) -> None:
+    if plan.config.data.resident:
+        require_memory(plan.config, plan.samples, plan.text, here.device)
+
+
+def _tell(plan: Plan, here: Processes) -> None:
+    """Tell what is going to be done, and about how long it will take."""
+    config, pictures = plan.config, len(plan.samples.data.images)
+    if not told():  # nobody would see what the probe costs
+        return
+    steps = checkpoint_steps(config.output / CHECKPOINTS)
+    done, run = steps[-1] if steps else 0, config.train
+    rows = run.batch_size // (run.gradient_accumulation_steps * here.world)
+    seconds = (run.steps - done) * Probe(here.device).step(config.stage, run, max(1, rows))
+    batch = f"{run.batch_size} of {pictures} pictures"
+    tell([training(config.stage, run, done, seconds, batch)], here.device)
+
+
+def _claim(plan: Plan) -> Claim:
+    config, folder = plan.config, _folder(plan.config)
+    grows = can_grow(config.train, folder, config.output)
+    return Claim(
+        output=config.output,
+        identity=_identity(config, plan.text, plan.samples.data),
+        growing={"train.steps"} if grows else set(),
+        onwards=f"set initial_weights to {folder}",
+    )
 
 
 def _identity(
@@ -187,11 +271,12 @@ def _initial(config: PretrainConfig) -> Stage:
 def _validation(
     config: PretrainConfig, encoder: PromptEncoder, data: CaptionedArray
 ) -> ValidationGrid | None:
-    each = config.validation.images_per_prompt
-    prompts = [prompt for prompt in config.validation.prompts for _ in range(each)]
-    if not prompts:
+    each, named = config.validation.images_per_prompt, config.validation.prompts
+    if each == 0:
         return None
-    table = prompt_table(encoder, config.validation.prompts, config.stage)
+    captions = [data.captions[index % len(data.captions)][0] for index in range(each)]
+    prompts = [prompt for prompt in named for _ in range(each)] or captions
+    table = prompt_table(encoder, prompts, config.stage)
     low_res = _low_res_of(config, data, len(prompts))
     return ValidationGrid(prompts, table, config.output, each, low_res)
 

@@ -7,6 +7,7 @@ import torch
 
 from cascade.config.train import TrainConfig
 from cascade.errors import UserError
+from cascade.model.example import example_inputs
 from cascade.stage import Stage
 from cascade.train.checkpoint import CHECKPOINTS, checkpoint_steps, kept_state
 
@@ -46,16 +47,9 @@ def publish(stage: Stage, folder: Path, run_dir: Path) -> None:
 
 @torch.no_grad()
 def _answers(stage: Stage) -> bool:
-    """Whether the network's answer to one small picture of noise is finite."""
-    unet, device = stage.config.unet, stage.device
-    side = unet.factor * -(-16 // unet.factor)
-    x = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0)).to(device)
-    text = torch.zeros(1, 1, unet.text_width, device=device)
-    mask = torch.ones(1, 1, dtype=torch.bool, device=device)
-    t = torch.full((1,), 500.0, device=device)
-    stage.network.eval()
-    if unet.low_res:
-        answer = stage.network(x, t, text, mask, x, t)
-    else:
-        answer = stage.network(x, t, text, mask)
+    """Whether the network's answer to one small picture is finite."""
+    unet = stage.config.unet
+    with stage.device:
+        inputs = example_inputs(unet, 1, unet.factor * -(-16 // unet.factor), 1)
+    answer = stage.network.eval()(**inputs)
     return bool(torch.isfinite(answer).all())

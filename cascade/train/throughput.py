@@ -17,6 +17,7 @@ from cascade.config.train import TrainConfig
 from cascade.data.batch import Batch
 from cascade.data.pairs import crop_sides
 from cascade.model.backend import set_backend
+from cascade.model.example import example_inputs
 from cascade.model.precision import in_bf16
 from cascade.stage import skeleton
 from cascade.train.distributed import Processes
@@ -112,10 +113,6 @@ def forward_flops(stage: StageConfig) -> int:
     network = skeleton(stage)
     set_backend(network, "reference")  # a kernel of ours is not known to PyTorch's counter
     side, _ = crop_sides(stage)
-    length = stage.text.max_length
     with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
-        image, time_of = torch.empty(1, 3, side, side), torch.empty(1)
-        text, mask = torch.empty(1, length, stage.unet.text_width), torch.ones(1, length).bool()
-        low_res = (image, time_of) if stage.low_res is not None else ()
-        network(image, time_of, text, mask, *low_res)
+        network(**example_inputs(stage.unet, 1, side, stage.text.max_length))
     return int(counter.get_total_flops())

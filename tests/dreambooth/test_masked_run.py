@@ -67,6 +67,7 @@ def test_the_sheet_is_there_before_the_work(
     tmp_path: Path,
     masked_settings: Settings,
     monkeypatch: pytest.MonkeyPatch,
+    heard: None,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     path = tmp_path / "mine" / "masks.png"

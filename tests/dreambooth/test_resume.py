@@ -65,6 +65,7 @@ def _weights(folder: Path) -> list[bytes]:
     return [(folder / name / "model.safetensors").read_bytes() for name in STAGES]
 
 
+@pytest.mark.slow
 def test_killed_at_nine_moments_of_one_run(
     tmp_path: Path, whole: Path, settings: Settings, forked: ForkServerContext
 ) -> None:

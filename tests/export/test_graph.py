@@ -108,7 +108,10 @@ class Exported:
     graph: Graph
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(
+    scope="module",
+    params=["base", "deepfloyd", pytest.param("efficient", marks=pytest.mark.slow)],
+)
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """A small network of every kind, exported in fp32; the first as it runs on kernels."""
     stage = stage_of(KINDS[request.param])

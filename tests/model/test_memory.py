@@ -77,7 +77,7 @@ def test_sampling_takes_what_was_counted(
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_training_takes_what_was_counted(
     wide: UNetConfig,
     precision: str,

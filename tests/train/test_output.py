@@ -12,7 +12,7 @@ import torch
 
 from cascade.errors import UserError
 from cascade.train.distributed import Processes
-from cascade.train.output import claimed
+from cascade.train.output import Claim, claimed, require_free
 
 ALONE = Processes(0, 1, torch.device("cpu"))
 RUN: dict[str, object] = {
@@ -22,11 +22,15 @@ RUN: dict[str, object] = {
 }
 
 
+def _asked(folder: Path, growing: frozenset[str] = frozenset(), **changes: object) -> Claim:
+    recipe = {**RUN["recipe"], **changes.pop("recipe", {})}  # type: ignore[dict-item]
+    return Claim(folder, {**RUN, **changes, "recipe": recipe}, growing, "go on")
+
+
 def _claim(
     folder: Path, growing: frozenset[str] = frozenset(), **changes: object
 ) -> AbstractContextManager[None]:
-    recipe = {**RUN["recipe"], **changes.pop("recipe", {})}  # type: ignore[dict-item]
-    return claimed(folder, {**RUN, **changes, "recipe": recipe}, ALONE, growing, "go on")
+    return claimed(_asked(folder, growing, **changes), ALONE)
 
 
 def _begun(folder: Path) -> Path:
@@ -103,11 +107,27 @@ HOLD = """
 import sys, torch
 from pathlib import Path
 from cascade.train.distributed import Processes
-from cascade.train.output import claimed
-with claimed(Path(sys.argv[1]), {}, Processes(0, 1, torch.device("cpu"))):
+from cascade.train.output import Claim, claimed
+with claimed(Claim(Path(sys.argv[1]), {}), Processes(0, 1, torch.device("cpu"))):
     print("held", flush=True)
     sys.stdin.read()
 """
+
+
+def test_looking_before_a_run_refuses_the_same_and_leaves_nothing(tmp_path: Path) -> None:
+    require_free(_asked(tmp_path / "new"))
+    assert not (tmp_path / "new").exists()
+    begun = _begun(tmp_path / "run")
+    require_free(_asked(begun))
+    with pytest.raises(UserError, match='noun is "dog" there and "cat" now;'):
+        require_free(_asked(begun, noun="cat"))
+    with _claim(begun), pytest.raises(UserError, match="is in use by"):
+        require_free(_asked(begun))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "letter.txt").touch()
+    with pytest.raises(UserError, match="is not empty and holds no run"):
+        require_free(_asked(tmp_path / "full"))
+    assert [path.name for path in (tmp_path / "full").iterdir()] == ["letter.txt"]
 
 
 @pytest.mark.dist
@@ -119,9 +139,9 @@ def test_a_process_that_was_killed_holds_nothing(tmp_path: Path) -> None:
         assert other.stdout.readline() == "held\n"
         with (
             pytest.raises(UserError, match=f"in use by process {other.pid} on "),
-            claimed(tmp_path / "run", {}, ALONE),
+            claimed(Claim(tmp_path / "run", {}), ALONE),
         ):
             pass
         other.kill()
-    with claimed(tmp_path / "run", {}, ALONE):
+    with claimed(Claim(tmp_path / "run", {}), ALONE):
         pass

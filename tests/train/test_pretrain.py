@@ -1,12 +1,14 @@
 """`cascade train` from a folder of captioned pictures to a stage."""
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from cascade.config.folders import read_stage_config
@@ -17,7 +19,7 @@ from cascade.errors import UserError
 from cascade.stage import Stage
 from cascade.text.embed import Share, fill
 from cascade.train.interrupt import TimeIsUp
-from cascade.train.pretrain import pretrain
+from cascade.train.pretrain import foretell, make_plan, pretrain
 from cascade.train.report import read_log
 
 Settings = Callable[..., PretrainConfig]
@@ -48,6 +50,7 @@ def settings(tmp_path: Path, tiny_cascade: Path, datasets: Path) -> Settings:
             "train": {"steps": 4, "batch_size": 2, "log_every": 1, "checkpoint_every": 2},
             "data": {"folder": datasets / str(config.size)},
             "text_encoder": tiny_cascade / "text",
+            "validation": {"images_per_prompt": 0},
             "output": tmp_path / output,
         }
         return PretrainConfig.model_validate({**values, **changes})
@@ -260,6 +263,30 @@ def test_validation_draws_its_prompts(settings: Settings) -> None:
     folder = pretrain(settings("run", "sr32", train=train, validation=validation))
     drawn = [path.name for path in (folder.parent / "samples").iterdir()]
     assert drawn == ["step-000002.png"]
+
+
+@pytest.mark.parametrize(("every", "drawn"), [(None, [3]), (2, [2, 3])])
+def test_the_first_pictures_captions_are_drawn_at_the_end(
+    settings: Settings, every: int | None, drawn: list[int]
+) -> None:
+    train = {"steps": 3, "batch_size": 1, "validate_every": every}
+    folder = pretrain(settings("run", train=train, validation={"images_per_prompt": 3}))
+    paths = sorted((folder.parent / "samples").iterdir())
+    assert [path.name for path in paths] == [f"step-{step:06d}.png" for step in drawn]
+    with Image.open(paths[-1]) as grid:
+        assert grid.size == (3 * 16 + 2 * 2, 16)
+
+
+def test_what_is_told_beforehand_leaves_nothing(
+    settings: Settings, heard: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = settings("run")
+    foretell(make_plan(config))
+    told = capsys.readouterr().out
+    assert re.search(r"steps +4\b", told)
+    assert re.search(r"batch +2 of 10 pictures", told)
+    assert "in all on cpu" in told
+    assert not config.output.exists()
 
 
 def test_the_variance_is_dropped_or_the_word_refused(settings: Settings) -> None:

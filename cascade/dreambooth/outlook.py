@@ -1,0 +1,75 @@
+"""What a personalisation is going to do, told before the long work begins."""
+
+from collections.abc import Iterator, Sequence
+
+from cascade.dreambooth.drawn import samplers
+from cascade.dreambooth.kinds import prior_of, up_to, wanted
+from cascade.dreambooth.plan import Plan, end_prompts, run_folder, run_of
+from cascade.dreambooth.samples import AT_ONCE
+from cascade.progress import say
+from cascade.train.checkpoint import CHECKPOINTS, checkpoint_steps
+from cascade.train.outlook import Work, training
+from cascade.train.pace import Pace, drawing_seconds
+
+
+def tell_subject(plan: Plan) -> None:
+    """Say which photos are learned under which name."""
+    subject = plan.subject
+    for note in subject.photos.notes:
+        say(note)
+    say(
+        f"{len(subject.images)} photos of '{subject.instance_prompt}' "
+        f"(identifier '{subject.config.identifier}'); tuning {', '.join(plan.tuned)}."
+    )
+    if plan.own.pictures or plan.own.foreign:
+        for note in (*plan.own.notes(), _of_the_class(plan)):
+            say(f"Class pictures: {note}")
+
+
+def _of_the_class(plan: Plan) -> str:
+    drawn = plan.missing_class_images
+    return f"{len(plan.own.pictures)} of your own are used, and {drawn or 'none'} drawn."
+
+
+def outlook(plan: Plan, unfinished: Sequence[str], pace: Pace, world: int) -> list[Work]:
+    """The parts of the run, with the time that each is likely to take.
+
+    Args:
+        plan: the run.
+        unfinished: folders of the stages that are still to be tuned.
+        pace: of this machine.
+        world: how many processes share the work.
+    """
+    works = [_tuning(plan, folder, pace, world) for folder in unfinished]
+    return [*works, *_samples(plan, pace)] if works else []
+
+
+def _tuning(plan: Plan, folder: str, pace: Pace, world: int) -> Work:
+    stage = plan.stages[folder]
+    run = run_of(plan.config, stage)
+    steps = checkpoint_steps(run_folder(plan, folder) / CHECKPOINTS)
+    done = steps[-1] if steps else 0
+    with_prior = prior_of(plan, folder) is not None
+    rows = run.batch_size // (run.gradient_accumulation_steps * world) * (2 if with_prior else 1)
+    seconds = (run.steps - done) * pace.step(stage, run, rows)
+    stages = [plan.stages[name] for name in up_to(plan, folder)]
+    before = {} if done else wanted(plan, folder)
+    for drawn in before.values():
+        chain = samplers(stages, drawn)
+        seconds += drawing_seconds(pace, stages, chain, drawn.images, drawn.batch_size) / world
+    return training(
+        stage,
+        run,
+        done,
+        seconds,
+        batch=f"{run.batch_size} photos" + f" + {run.batch_size} class images" * with_prior,
+        before=", ".join(f"{drawn.images} {name}" for name, drawn in before.items()),
+    )
+
+
+def _samples(plan: Plan, pace: Pace) -> Iterator[Work]:
+    stages, count = list(plan.stages.values()), len(end_prompts(plan))
+    if count:
+        chain = [stage.sampler for stage in stages]
+        seconds = drawing_seconds(pace, stages, chain, count, AT_ONCE)
+        yield Work(name="samples", size=stages[-1].size, seconds=seconds, batch=f"{count} pictures")

@@ -1,0 +1,50 @@
+"""The pictures that a personalised cascade draws of its subject at the end of a run."""
+
+from pathlib import Path
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from cascade.data.images import grid, to_pil, write_png
+from cascade.dreambooth.plan import Plan, end_prompts
+from cascade.progress import progress_bar, stage_steps
+from cascade.sampling import Tables, sample_stage
+from cascade.stage import Stage
+
+SAMPLES: Final = "samples.png"
+"""The grid of these pictures, in a run's folder: a row for each prompt."""
+AT_ONCE: Final = 4
+"""Pictures that are drawn at once."""
+
+
+def draw_samples(plan: Plan, tables: Tables, device: torch.device) -> Path:
+    """Draw the end's prompts through all stages, as `cascade sample` does by default.
+
+    Args:
+        plan: the run; its folder holds the cascade.
+        tables: hold the prompts' embeddings.
+        device: what draws.
+
+    Returns:
+        The grid's path.
+    """
+    output, each = plan.config.output_dir, plan.config.validation_images
+    prompts = end_prompts(plan)
+    seeds = [seed for _ in range(0, len(prompts), each) for seed in range(each)]
+    pictures: Tensor | None = None
+    with progress_bar() as bar:
+        for folder in plan.stages:
+            stage = Stage.load(output / folder, device)
+            pictures = sample_stage(
+                stage,
+                tables[stage.config.text],
+                prompts,
+                seeds,
+                low_res=pictures,
+                batch_size=AT_ONCE,
+                on_step=stage_steps(bar, "samples, "),
+            )
+    assert pictures is not None, "a cascade has at least one stage"
+    write_png(grid(to_pil(pictures), each), output / SAMPLES)
+    return output / SAMPLES
