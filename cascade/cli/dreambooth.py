@@ -3,22 +3,19 @@
 The flags carry the names and meanings of diffusers' train_dreambooth.py where it has them.
 """
 
-import time
 from pathlib import Path
-from shlex import quote
 from typing import Annotated, Literal
 
 import typer
 
 from cascade.cli import values
 from cascade.cli.mistakes import goes_on
-from cascade.cli.recipe import comma_separated, part_of, recipe_from_flags
+from cascade.cli.recipe import comma_separated, in_recipes, number, part_of, recipe_from_flags
 from cascade.cli.telling import DryRun, Quiet
 from cascade.cli.text import Embeddings, EncoderMode
 from cascade.config.dreambooth import RECIPES, AugmentationName, DreamBoothConfig
 from cascade.config.stage import RecipeName
 from cascade.launch import Launch
-from cascade.progress import say, spell
 
 PRIOR, MASKS, TRAINING = "Prior preservation", "Masks and scenes", "Training"
 SR, REPORT = "Super-resolution", "Validation"
@@ -76,24 +73,27 @@ def dreambooth(
     encoder_mode: EncoderMode = "auto",
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     center_crop: Annotated[
-        bool | None, typer.Option("--center-crop/--random-crop", help="How photos are squared.")
+        bool | None,
+        number("center_crop", "How photos are squared.", None, "--center-crop/--random-crop"),
     ] = None,
     flip: Annotated[
-        bool | None, typer.Option("--flip/--no-flip", help="Mirror half of the photos' rows.")
+        bool | None, number("flip", "Mirror half of the photos' rows.", None, "--flip/--no-flip")
     ] = None,
     prior_preservation: Annotated[
         bool | None,
         typer.Option(
             "--with-prior-preservation/--no-prior-preservation",
-            help="Keep the class by training on images the frozen cascade draws of it.",
+            help="Keep the class by training on images the frozen cascade draws of it; on in "
+            "every recipe.",
             rich_help_panel=PRIOR,
         ),
     ] = None,
     prior_loss_weight: Annotated[
-        float | None, typer.Option(min=0, help="lambda", rich_help_panel=PRIOR)
+        float | None,
+        number("prior_loss_weight", "Weight of the class images' loss, lambda.", PRIOR, min=0),
     ] = None,
     num_class_images: Annotated[
-        int | None, typer.Option(min=1, help="How many class images.", rich_help_panel=PRIOR)
+        int | None, number("num_class_images", "How many class images.", PRIOR, min=1)
     ] = None,
     class_prompt: Annotated[
         str | None,
@@ -101,10 +101,11 @@ def dreambooth(
     ] = None,
     class_scenes: Annotated[
         bool | None,
-        typer.Option(
+        number(
+            "class_scenes",
+            "Draw the class in the scenes too, by turns with the class alone.",
+            PRIOR,
             "--class-scenes/--no-class-scenes",
-            help="Draw the class in the scenes too, by turns with the class alone.",
-            rich_help_panel=PRIOR,
         ),
     ] = None,
     class_variations: Annotated[
@@ -127,23 +128,25 @@ def dreambooth(
     ] = None,
     prior_caption_dropout: Annotated[
         float | None,
-        typer.Option(
+        number(
+            "prior_caption_dropout",
+            "Share of class images trained on without their prompt.",
+            PRIOR,
             min=0,
             max=1,
-            help="Share of class images trained on without their prompt.",
-            rich_help_panel=PRIOR,
         ),
     ] = None,
     sample_batch_size: Annotated[
         int | None,
-        typer.Option(min=1, help="Class images or scenes drawn at once.", rich_help_panel=PRIOR),
+        number("sample_batch_size", "Class images or scenes drawn at once.", PRIOR, min=1),
     ] = None,
     sr_prior_preservation: Annotated[
         bool | None,
-        typer.Option(
+        number(
+            "sr_prior_preservation",
+            "Preserve the prior of super-resolution stages too.",
+            PRIOR,
             "--sr-prior-preservation/--no-sr-prior-preservation",
-            help="Preserve the prior of super-resolution stages too.",
-            rich_help_panel=PRIOR,
         ),
     ] = None,
     masks: Annotated[
@@ -153,36 +156,36 @@ def dreambooth(
             help="Where the subject is in the photos: their alpha channel, mask files in a folder "
             "(white on the subject), or, of each photo, NAME-masklabel.png beside it, its alpha "
             "channel, else found. 'none' is plain DreamBooth.",
+            show_default=in_recipes("masks"),
             rich_help_panel=MASKS,
         ),
     ] = None,
     unmasked_weight: Annotated[
         float | None,
-        typer.Option(
-            min=0, max=1, help="How much the background counts in the loss.", rich_help_panel=MASKS
+        number(
+            "unmasked_weight", "How much the background counts in the loss.", MASKS, min=0, max=1
         ),
     ] = None,
     unmasked_probability: Annotated[
         float | None,
-        typer.Option(
-            min=0, max=1, help="Share of photos' rows without their mask.", rich_help_panel=MASKS
+        number(
+            "unmasked_probability", "Share of photos' rows without their mask.", MASKS, min=0, max=1
         ),
     ] = None,
     scene_share: Annotated[
         float | None,
-        typer.Option(
+        number(
+            "scene_share",
+            "Share of the photos' rows that show the cut-out subject in scenes which the frozen "
+            "cascade draws.",
+            MASKS,
             min=0,
             max=1,
-            help="Share of the photos' rows that show the cut-out subject in scenes which the "
-            "frozen cascade draws.",
-            rich_help_panel=MASKS,
         ),
     ] = None,
     scene_weight: Annotated[
         float | None,
-        typer.Option(
-            min=0, max=1, help="How much the scene counts in those rows.", rich_help_panel=MASKS
-        ),
+        number("scene_weight", "How much the scene counts in those rows.", MASKS, min=0, max=1),
     ] = None,
     scenes: Annotated[
         str | None,
@@ -193,35 +196,38 @@ def dreambooth(
         ),
     ] = None,
     num_scene_images: Annotated[
-        int | None, typer.Option(min=1, help="How many scenes.", rich_help_panel=MASKS)
+        int | None, number("num_scene_images", "How many scenes.", MASKS, min=1)
     ] = None,
     sr_scenes: Annotated[
         bool | None,
-        typer.Option(
+        number(
+            "sr_scenes",
+            "Draw scenes for super-resolution stages too.",
+            MASKS,
             "--sr-scenes/--no-sr-scenes",
-            help="Draw scenes for super-resolution stages too.",
-            rich_help_panel=MASKS,
         ),
     ] = None,
     max_train_steps: Annotated[
-        int | None, typer.Option(min=1, help="Of the base.", rich_help_panel=TRAINING)
+        int | None, number("max_train_steps", "Optimizer steps of the base.", TRAINING, min=1)
     ] = None,
     learning_rate: Annotated[
-        float | None, typer.Option(min=0, help="Of the base.", rich_help_panel=TRAINING)
+        float | None, number("learning_rate", "The base's highest.", TRAINING, min=0)
     ] = None,
     train_batch_size: Annotated[
         int | None,
-        typer.Option(min=1, help="Photos a step and process.", rich_help_panel=TRAINING),
+        number("train_batch_size", "Photos a pass and process, of the base.", TRAINING, min=1),
     ] = None,
     gradient_accumulation_steps: Annotated[
-        int | None, typer.Option(min=1, rich_help_panel=TRAINING)
+        int | None,
+        number("gradient_accumulation_steps", "Passes in an optimizer step.", TRAINING, min=1),
     ] = None,
     gradient_checkpointing: Annotated[
         bool | None,
-        typer.Option(
+        number(
+            "gradient_checkpointing",
+            "Recompute activations to save memory.",
+            TRAINING,
             "--gradient-checkpointing",
-            help="Recompute activations to save memory.",
-            rich_help_panel=TRAINING,
         ),
     ] = None,
     scale_lr: Annotated[
@@ -231,9 +237,13 @@ def dreambooth(
         ),
     ] = None,
     lr_scheduler: Annotated[
-        Literal["constant", "linear", "cosine"] | None, typer.Option(rich_help_panel=TRAINING)
+        Literal["constant", "linear", "cosine"] | None,
+        number("lr_scheduler", "How the rate falls to 0, if it does.", TRAINING),
     ] = None,
-    lr_warmup_steps: Annotated[int | None, typer.Option(min=0, rich_help_panel=TRAINING)] = None,
+    lr_warmup_steps: Annotated[
+        int | None,
+        number("lr_warmup_steps", "Steps in which the rate rises from 0.", TRAINING, min=0),
+    ] = None,
     use_8bit_adam: Annotated[
         bool | None,
         typer.Option(
@@ -242,15 +252,25 @@ def dreambooth(
             rich_help_panel=TRAINING,
         ),
     ] = None,
-    adam_beta1: Annotated[float | None, typer.Option(rich_help_panel=TRAINING)] = None,
-    adam_beta2: Annotated[float | None, typer.Option(rich_help_panel=TRAINING)] = None,
-    adam_weight_decay: Annotated[
-        float | None, typer.Option(min=0, rich_help_panel=TRAINING)
+    adam_beta1: Annotated[
+        float | None, number("adam_beta1", "Decay of the mean of gradients.", TRAINING)
     ] = None,
-    adam_epsilon: Annotated[float | None, typer.Option(rich_help_panel=TRAINING)] = None,
-    max_grad_norm: Annotated[float | None, typer.Option(rich_help_panel=TRAINING)] = None,
+    adam_beta2: Annotated[
+        float | None, number("adam_beta2", "Decay of the mean of their squares.", TRAINING)
+    ] = None,
+    adam_weight_decay: Annotated[
+        float | None,
+        number("adam_weight_decay", "Share of the rate by which weights shrink.", TRAINING, min=0),
+    ] = None,
+    adam_epsilon: Annotated[
+        float | None, number("adam_epsilon", "Added to the root of that mean.", TRAINING)
+    ] = None,
+    max_grad_norm: Annotated[
+        float | None, number("max_grad_norm", "Longer gradients are cut to it.", TRAINING)
+    ] = None,
     snr_gamma: Annotated[
-        float | None, typer.Option(help="Min-SNR weighting; 5 is usual.", rich_help_panel=TRAINING)
+        float | None,
+        typer.Option(help="Min-SNR weighting; 5 is usual.", rich_help_panel=TRAINING),
     ] = None,
     variance: Annotated[
         Literal["train", "freeze", "drop"] | None,
@@ -262,32 +282,38 @@ def dreambooth(
     ] = None,
     mixed_precision: Annotated[
         Literal["no", "bf16", "auto"] | None,
-        typer.Option(help="auto is bf16 on a device that has it.", rich_help_panel=TRAINING),
+        typer.Option(
+            help="Of the arithmetic; auto is bf16 on a device that has it.",
+            show_default=in_recipes("mixed_precision"),
+            rich_help_panel=TRAINING,
+        ),
     ] = None,
     ema_decay: Annotated[
-        float | None, typer.Option(help="Publish averaged weights.", rich_help_panel=TRAINING)
+        float | None, number("ema_decay", "Publish an average of the weights.", TRAINING)
     ] = None,
     checkpointing_steps: Annotated[
         int | None,
-        typer.Option(min=1, help="Save the run's state every so often.", rich_help_panel=TRAINING),
+        number("checkpointing_steps", "Save the run's state every so often.", TRAINING, min=1),
     ] = None,
     checkpoints_total_limit: Annotated[
-        int | None, typer.Option(min=1, help="How many are kept.", rich_help_panel=TRAINING)
+        int | None, number("checkpoints_total_limit", "How many are kept.", TRAINING, min=1)
     ] = None,
     keep_checkpoints: Annotated[
         bool | None,
-        typer.Option(
+        number(
+            "keep_checkpoints",
+            "Keep them when a stage is done: the run can then be made longer.",
+            TRAINING,
             "--keep-checkpoints",
-            help="Keep them when a stage is done: the run can then be made longer.",
-            rich_help_panel=TRAINING,
         ),
     ] = None,
     augmentation: Annotated[
         AugmentationName | None,
-        typer.Option(
-            help="Noise on the low-resolution photo: variance 1e-5 (dreambooth), 1e-3 "
+        number(
+            "augmentation",
+            "Noise on the low-resolution photo: variance 1e-5 (dreambooth), 1e-3 "
             "(dreambooth-reference), or a random level (imagen).",
-            rich_help_panel=SR,
+            SR,
         ),
     ] = None,
     sr_prompt: Annotated[
@@ -298,9 +324,15 @@ def dreambooth(
             rich_help_panel=SR,
         ),
     ] = None,
-    sr_max_train_steps: Annotated[int | None, typer.Option(min=1, rich_help_panel=SR)] = None,
-    sr_learning_rate: Annotated[float | None, typer.Option(min=0, rich_help_panel=SR)] = None,
-    sr_train_batch_size: Annotated[int | None, typer.Option(min=1, rich_help_panel=SR)] = None,
+    sr_max_train_steps: Annotated[
+        int | None, number("sr_max_train_steps", "Optimizer steps of each stage.", SR, min=1)
+    ] = None,
+    sr_learning_rate: Annotated[
+        float | None, number("sr_learning_rate", "The highest.", SR, min=0)
+    ] = None,
+    sr_train_batch_size: Annotated[
+        int | None, number("sr_train_batch_size", "Photos a pass and process.", SR, min=1)
+    ] = None,
     validation_prompt: Annotated[
         list[str] | None,
         typer.Option(
@@ -343,8 +375,7 @@ def dreambooth(
         read_stage_config,
         stages_named,
     )
-    from cascade.dreambooth.personalise import carry_out, foretell
-    from cascade.dreambooth.plan import make_plan
+    from cascade.dreambooth.personalise import foretell, personalise
 
     source, chosen = cascade_folder(cascade), comma_separated(stages or "")
     manifest = read_manifest(source)
@@ -369,14 +400,8 @@ def dreambooth(
         seed=seed,
         recipe=changed,
     )
-    start = time.monotonic()
-    plan = make_plan(config)
     if dry_run:
-        foretell(plan)
+        foretell(config)
         return
     with goes_on():
-        folder = carry_out(plan)
-    if launch.first:
-        prompt = f"{plan.subject.instance_prompt} on the beach"
-        say(f"The personalised cascade is in {folder}, after {spell(time.monotonic() - start)}.")
-        say(f"Draw: cascade sample --cascade {quote(str(folder))} --prompt {quote(prompt)}")
+        personalise(config)

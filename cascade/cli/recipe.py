@@ -5,7 +5,7 @@ from typing import Any
 
 import typer
 
-from cascade.config.dreambooth import MaskConfig, PriorConfig, Recipe
+from cascade.config.dreambooth import RECIPES, MaskConfig, PriorConfig, Recipe
 from cascade.config.stage import StageConfig
 from cascade.errors import UserError
 
@@ -57,7 +57,6 @@ USED_BY: dict[str, tuple[str, ...]] = {
     "class_prompt": ("prior.",),
     "class_data_dir": ("prior.", "masks.scenes."),
     "sr_prompt": ("super_resolution.",),
-    "validation_prompt": ("validation",),
 }
 BASE, SUPER_RESOLUTION = "base", "super_resolution"
 PRECISIONS = {"no": "fp32", "bf16": "bf16", "auto": "auto"}
@@ -66,6 +65,67 @@ PRECISIONS = {"no": "fp32", "bf16": "bf16", "auto": "auto"}
 def part_of(stage: StageConfig) -> str:
     """By which part of a recipe a stage is tuned."""
     return BASE if stage.low_res is None else SUPER_RESOLUTION
+
+
+def number(flag: str, told: str, panel: str, *names: str, **options: Any) -> Any:
+    """A flag that replaces a number of the recipe; its help tells what the recipes have.
+
+    Args:
+        flag: its Python name.
+        told: its help.
+        panel: of the help.
+        names: its spellings, if they are others than its Python name.
+        options: others of `typer.Option`.
+    """
+    return typer.Option(
+        *names, help=told, rich_help_panel=panel, show_default=in_recipes(flag), **options
+    )
+
+
+def in_recipes(flag: str) -> str:
+    """What a flag replaces in each recipe: 'paper 1000, mini 375, deepfloyd 150'."""
+    each = {name: _told_of(recipe, flag) for name, recipe in RECIPES.items()}
+    alike = set(each.values())
+    if len(alike) == 1:
+        return alike.pop()
+    return ", ".join(f"{name} {value}" for name, value in each.items())
+
+
+def _told_of(recipe: Recipe, flag: str) -> str:
+    """A recipe's number in words; that of super-resolution too where the flag replaces both."""
+    values = _as_flags(recipe)
+    told = [_word(_get(values, path)) for path in SETTINGS[flag] if _has(values, path)]
+    return " and ".join(dict.fromkeys(told)) or "none"
+
+
+def _as_flags(recipe: Recipe) -> dict[str, Any]:
+    """A recipe's values with batches as diffusers counts them: those of one pass."""
+    values = recipe.model_dump()
+    for run in (values["base"], values["super_resolution"]):
+        run["batch_size"] //= run["gradient_accumulation_steps"]
+    return values
+
+
+def _word(value: object) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "on", False: "off"}[value]
+    if isinstance(value, float):
+        return f"{value:g}"
+    return next((flag for flag, setting in PRECISIONS.items() if setting == value), str(value))
+
+
+def _has(values: Mapping[str, Any], path: str) -> bool:
+    """Whether a recipe has a place for a number: not where the part that holds it is off."""
+    outer, _, _ = path.rpartition(".")
+    return not outer or _get(values, outer) is not None
+
+
+def _get(values: Mapping[str, Any], path: str) -> Any:
+    """One number of a recipe; None where there is no place for it."""
+    found: Any = values
+    for name in path.split("."):
+        found = None if found is None else found[int(name) if name.isdigit() else name]
+    return found
 
 
 def recipe_from_flags(
@@ -85,10 +145,8 @@ def recipe_from_flags(
     Raises:
         UserError: the values do not go together, or a flag has no effect.
     """
-    values = start.model_dump()
+    values = _as_flags(start)
     _switch(values, flags)
-    for run in (values["base"], values["super_resolution"]):
-        run["batch_size"] //= run["gradient_accumulation_steps"]
     for flag, paths in PATHS.items():
         for path in paths if flag in flags else ():
             _set(values, path, flags[flag])
@@ -140,17 +198,15 @@ LISTS: dict[str, tuple[str, Callable[[str], object]]] = {
     "class_variations": ("prior.variations", comma_separated),
     "scenes": ("scenes", _scenes),
 }
-
-
-# Settings back to the flags that give them, for what is told of a wrong value.
+# Every flag with the settings that it replaces, for its help and for what is told of a wrong value.
+SETTINGS: dict[str, tuple[str, ...]] = (
+    PATHS
+    | {flag: (path,) for flag, (path, _) in LISTS.items()}
+    | {f"adam_beta{i + 1}": _both(f"optimizer.betas.{i}") for i in range(2)}
+    | {"mixed_precision": _both("precision"), "masks": ("masks.source",)}
+)
 FLAGS: dict[str, str] = {
-    path: f"--{flag.replace('_', '-')}"
-    for flag, paths in (
-        PATHS
-        | {flag: (path,) for flag, (path, _) in LISTS.items()}
-        | {f"adam_beta{i + 1}": _both(f"optimizer.betas.{i}") for i in range(2)}
-    ).items()
-    for path in paths
+    path: f"--{flag.replace('_', '-')}" for flag, paths in SETTINGS.items() for path in paths
 }
 
 
@@ -224,6 +280,4 @@ def _idle(recipe: Recipe, tuned: Collection[str]) -> dict[str, str]:
     without = "prior." in idle or prior is None or not prior.in_scenes
     if without and (rows is None or "masks.scenes." in idle):
         idle["scenes"] = "the class or the subject in scenes; give --class-scenes or --scene-share"
-    if all(getattr(recipe, part).validate_every is None for part in tuned):
-        idle["validation"] = "pictures to be drawn meanwhile; give --validation-steps"
     return idle

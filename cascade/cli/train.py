@@ -50,18 +50,17 @@ def train(
     settings = PretrainConfig.read(config, override or ())
 
     from cascade.train.interrupt import TimeIsUp
-    from cascade.train.pretrain import carry_out, foretell, make_plan
+    from cascade.train.pretrain import foretell, pretrain
 
     first, start = Launch.read().first, time.monotonic()
     if first and settings.train.ema_note is not None:
         typer.echo(f"train.ema_decay: {settings.train.ema_note}", err=True)
-    plan = make_plan(settings)
     if dry_run:
-        foretell(plan)
+        foretell(settings)
         return
     try:
         with goes_on():
-            folder = carry_out(plan, minutes)
+            folder = pretrain(settings, minutes)
     except TimeIsUp as stop:
         if first:
             typer.echo(

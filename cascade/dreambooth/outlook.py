@@ -1,12 +1,13 @@
-"""What a personalisation is going to do, told before the long work begins."""
+"""What a personalisation is going to do, told before the long work begins, and what it has made."""
 
 from collections.abc import Iterator, Sequence
+from shlex import quote
 
 from cascade.dreambooth.drawn import samplers
 from cascade.dreambooth.kinds import prior_of, up_to, wanted
 from cascade.dreambooth.plan import Plan, end_prompts, run_folder, run_of
 from cascade.dreambooth.samples import AT_ONCE
-from cascade.progress import say
+from cascade.progress import say, spell
 from cascade.train.checkpoint import CHECKPOINTS, checkpoint_steps
 from cascade.train.outlook import Work, training
 from cascade.train.pace import Pace, drawing_seconds
@@ -42,6 +43,13 @@ def outlook(plan: Plan, unfinished: Sequence[str], pace: Pace, world: int) -> li
     """
     works = [_tuning(plan, folder, pace, world) for folder in unfinished]
     return [*works, *_samples(plan, pace)] if works else []
+
+
+def tell_result(plan: Plan, seconds: float) -> None:
+    """Say where the cascade is, and how it draws the subject."""
+    folder, prompt = plan.config.output_dir, f"{plan.subject.instance_prompt} on the beach"
+    say(f"The personalised cascade is in {folder}, after {spell(seconds)}.")
+    say(f"Draw: cascade sample --cascade {quote(str(folder))} --prompt {quote(prompt)}")
 
 
 def _tuning(plan: Plan, folder: str, pace: Pace, world: int) -> Work:

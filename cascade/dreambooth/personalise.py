@@ -6,6 +6,7 @@ low/high-resolution pairs of the same photos with a lowered noise augmentation (
 """
 
 import shutil
+import time
 from pathlib import Path
 from typing import Final
 
@@ -20,7 +21,7 @@ from cascade.diffusion.noise import derive_seed
 from cascade.dreambooth.batches import DreamBoothSamples
 from cascade.dreambooth.kinds import kinds
 from cascade.dreambooth.masks import write_sheet
-from cascade.dreambooth.outlook import outlook, tell_subject
+from cascade.dreambooth.outlook import outlook, tell_result, tell_subject
 from cascade.dreambooth.plan import (
     Plan,
     all_prompts,
@@ -67,12 +68,8 @@ def personalise(config: DreamBoothConfig) -> Path:
     Raises:
         UserError: the input cannot work, or the output folder holds another run.
     """
-    return carry_out(make_plan(config))
-
-
-def carry_out(plan: Plan) -> Path:
-    """Do what a plan says; see `personalise`."""
-    output = plan.config.output_dir
+    start = time.monotonic()
+    plan, output = make_plan(config), config.output_dir
     with processes() as here, claimed(_claim(plan), here):
         unfinished = _unfinished(plan)
         if here.first:
@@ -89,15 +86,18 @@ def carry_out(plan: Plan) -> Path:
         here.barrier()
         if here.first and (unfinished or _samples_missing(plan)) and end_prompts(plan):
             say(f"The samples are {draw_samples(plan, tables, here.device)}.")
+        if here.first:
+            tell_result(plan, time.monotonic() - start)
     return output
 
 
-def foretell(plan: Plan) -> None:
-    """Tell what `carry_out` would do, and do nothing.
+def foretell(config: DreamBoothConfig) -> None:
+    """Tell what `personalise` would do, and do nothing.
 
     Raises:
-        UserError: the output folder is in use, or holds another run.
+        UserError: as `personalise`.
     """
+    plan = make_plan(config)
     with processes() as here:
         if here.first:
             require_free(_claim(plan))

@@ -77,11 +77,12 @@ def make_plan(config: DreamBoothConfig) -> Plan:
     for stage, run in runs:
         check_variance(stage, run.objective)
         check_optimizer(run.optimizer)
-        if run.validate_every is not None and not config.validation_images:
-            raise UserError(
-                "Pictures are wanted every so many steps, and none of each prompt: leave "
-                "--validation-steps out, or ask for validation images."
-            )
+    looked_at = config.validation_prompts or any(run.validate_every for _, run in runs)
+    if looked_at and not config.validation_images:
+        raise UserError(
+            "Validation prompts or steps are given, and no validation images are wanted: ask for "
+            "some, or leave the others out."
+        )
     require_room(runs)
     copied = [source / name for name, stage in stages.items() if stage.name not in tuned]
     require_disk(config.output_dir, runs, _size_of([*copied, source / manifest.text_encoder]))

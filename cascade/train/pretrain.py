@@ -55,71 +55,9 @@ def pretrain(config: PretrainConfig, minutes: float | None = None) -> Path:
             holds a run with other settings.
         TimeIsUp: the minutes are over and the run is not.
     """
-    return carry_out(make_plan(config), minutes)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Everything a run needs.
-
-    Attributes:
-        config: the run's settings.
-        samples: the rows of its stream.
-        text: the encoder, not loaded, or the store of embeddings used instead.
-        stage: what is trained, with the weights that it begins with.
-    """
-
-    config: PretrainConfig
-    samples: CaptionedSamples
-    text: EncoderFiles | EmbeddingStore
-    stage: Stage
-
-
-def make_plan(config: PretrainConfig) -> Plan:
-    """Check the settings, the data and the weights.
-
-    Raises:
-        UserError: something is missing or cannot work.
-    """
-    check_variance(config.stage, config.train.objective)
-    check_optimizer(config.train.optimizer)
-    samples = CaptionedSamples(
-        CaptionedArray.open(config.data.folder),
-        config.stage,
-        config.train.seed,
-        config.data.caption_dropout,
-        config.data.flip,
-    )
-    text = _open_text(config, samples.data)
-    looked_at = samples.data.captions[:: max(1, len(samples.data.captions) // SAMPLED)]
-    held = config.stage.text
-    tell_lost(text.tokenizer, chain.from_iterable(looked_at), held.max_length, held.cleaning)
-    require_room([(config.stage, config.train)])
-    stage = _initial(config)
-    if config.train.objective.variance == "drop":
-        stage = drop_variance(stage)
-    require_disk(config.output, [(config.stage, config.train)])
-    return Plan(config, samples, text, stage)
-
-
-def foretell(plan: Plan) -> None:
-    """Tell what `carry_out` would do, and do nothing.
-
-    Raises:
-        UserError: the output folder is in use, or holds another run.
-    """
-    with processes() as here:
-        _require_memory(plan, here)
-        if here.first:
-            require_free(_claim(plan))
-            _tell(plan, here)
-
-
-def carry_out(plan: Plan, minutes: float | None = None) -> Path:
-    """Do what a plan says; see `pretrain`."""
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
-    config, samples, text, stage = plan.config, plan.samples, plan.text, plan.stage
-    folder = _folder(config)
+    plan, folder = _plan(config), _folder(config)
+    samples, text, stage = plan.samples, plan.text, plan.stage
     with processes() as here:
         _require_memory(plan, here)
         with claimed(_claim(plan), here):
@@ -152,17 +90,75 @@ def carry_out(plan: Plan, minutes: float | None = None) -> Path:
     return folder
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """Everything a run needs.
+
+    Attributes:
+        config: the run's settings.
+        samples: the rows of its stream.
+        text: the encoder, not loaded, or the store of embeddings used instead.
+        stage: what is trained, with the weights that it begins with.
+    """
+
+    config: PretrainConfig
+    samples: CaptionedSamples
+    text: EncoderFiles | EmbeddingStore
+    stage: Stage
+
+
+def _plan(config: PretrainConfig) -> _Plan:
+    """Check the settings, the data and the weights.
+
+    Raises:
+        UserError: something is missing or cannot work.
+    """
+    check_variance(config.stage, config.train.objective)
+    check_optimizer(config.train.optimizer)
+    samples = CaptionedSamples(
+        CaptionedArray.open(config.data.folder),
+        config.stage,
+        config.train.seed,
+        config.data.caption_dropout,
+        config.data.flip,
+    )
+    text = _open_text(config, samples.data)
+    looked_at = samples.data.captions[:: max(1, len(samples.data.captions) // SAMPLED)]
+    held = config.stage.text
+    tell_lost(text.tokenizer, chain.from_iterable(looked_at), held.max_length, held.cleaning)
+    require_room([(config.stage, config.train)])
+    stage = _initial(config)
+    if config.train.objective.variance == "drop":
+        stage = drop_variance(stage)
+    require_disk(config.output, [(config.stage, config.train)])
+    return _Plan(config, samples, text, stage)
+
+
+def foretell(config: PretrainConfig) -> None:
+    """Tell what `pretrain` would do, and do nothing.
+
+    Raises:
+        UserError: as `pretrain`.
+    """
+    plan = _plan(config)
+    with processes() as here:
+        _require_memory(plan, here)
+        if here.first:
+            require_free(_claim(plan))
+            _tell(plan, here)
+
+
 def _folder(config: PretrainConfig) -> Path:
     """Where the trained stage is written."""
     return config.output / "stage"
 
 
-def _require_memory(plan: Plan, here: Processes) -> None:
+def _require_memory(plan: _Plan, here: Processes) -> None:
     if plan.config.data.resident:
         require_memory(plan.config, plan.samples, plan.text, here.device)
 
 
-def _tell(plan: Plan, here: Processes) -> None:
+def _tell(plan: _Plan, here: Processes) -> None:
     """Tell what is going to be done, and about how long it will take."""
     config, pictures = plan.config, len(plan.samples.data.images)
     if not told():  # nobody would see what the probe costs
@@ -175,7 +171,7 @@ def _tell(plan: Plan, here: Processes) -> None:
     tell([training(config.stage, run, done, seconds, batch)], here.device)
 
 
-def _claim(plan: Plan) -> Claim:
+def _claim(plan: _Plan) -> Claim:
     config, folder = plan.config, _folder(plan.config)
     grows = can_grow(config.train, folder, config.output)
     return Claim(

@@ -55,6 +55,10 @@ def test_every_flag_that_takes_a_path_has_a_parser() -> None:
     assert len(PATHS) > 25
 
 
+def test_every_flag_and_argument_has_its_words() -> None:
+    assert [(*words, flag) for words, flag, told, _ in OPTIONS if not told.help] == []
+
+
 @pytest.fixture
 def bad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """Kinds of paths that are neither a folder nor can become one."""

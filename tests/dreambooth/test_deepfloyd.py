@@ -94,7 +94,7 @@ def tuning(settings: Settings, deepfloyd: Path, recipe: Recipe) -> Settings:
         for name in ("base", "super_resolution"):
             values[name].update({"steps": 2, "validate_every": 2, **run})
         values["prior"] = {"images": 2, "batch_size": 2, "sampler": None} if prior else None
-        own = {"cascade": str(deepfloyd), **changes}
+        own = {"cascade": str(deepfloyd), "validation_images": 1, **changes}
         return settings(output, Recipe.model_validate(values), **own)
 
     return tuning
@@ -111,10 +111,10 @@ def test_both_stages_train_their_variance_on_true_pairs(
     seen: list[tuple[Tensor, Tensor | None, Tensor | None]] = []
     forward = UNet.forward
 
-    def noted(network: UNet, x: Tensor, t: Tensor, *rest: Any) -> Tensor:
+    def noted(network: UNet, x: Tensor, t: Tensor, *rest: Any, **named: Any) -> Tensor:
         if network.training:
             seen.append((x, *rest[2:]))
-        return forward(network, x, t, *rest)
+        return forward(network, x, t, *rest, **named)
 
     monkeypatch.setattr(UNet, "forward", noted)
     folder = personalise(tuning(tmp_path / "mine", prior=True, gradient_accumulation_steps=2))

@@ -173,6 +173,7 @@ def test_what_is_missing_of_the_number_of_class_pictures_is_drawn(
     photos: Path,
     settings: Settings,
     recipe: Recipe,
+    heard: None,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert recipe.prior is not None

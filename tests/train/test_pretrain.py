@@ -19,7 +19,7 @@ from cascade.errors import UserError
 from cascade.stage import Stage
 from cascade.text.embed import Share, fill
 from cascade.train.interrupt import TimeIsUp
-from cascade.train.pretrain import foretell, make_plan, pretrain
+from cascade.train.pretrain import foretell, pretrain
 from cascade.train.report import read_log
 
 Settings = Callable[..., PretrainConfig]
@@ -281,7 +281,7 @@ def test_what_is_told_beforehand_leaves_nothing(
     settings: Settings, heard: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = settings("run")
-    foretell(make_plan(config))
+    foretell(config)
     told = capsys.readouterr().out
     assert re.search(r"steps +4\b", told)
     assert re.search(r"batch +2 of 10 pictures", told)
