@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from cascade.cli import values
+from cascade.cli.telling import Quiet
 from cascade.cli.text import EncoderMode
 from cascade.config.stage import TextConfig
 from cascade.errors import UserError
@@ -80,6 +81,7 @@ def embed(
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda, ...; the GPU if there is one.")
     ] = None,
+    quiet: Quiet = False,
 ) -> None:
     """Embed captions into a store that training, DreamBooth and sampling read.
 

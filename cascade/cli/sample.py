@@ -19,10 +19,12 @@ from cascade.cli.bundle import (
     refuse_without_bundle,
 )
 from cascade.cli.mistakes import goes_on
+from cascade.cli.telling import Quiet
 from cascade.cli.text import Embeddings, EncoderMode
 from cascade.config.stage import Precision
 from cascade.errors import UserError
 from cascade.files import require_writable
+from cascade.progress import say
 from cascade.request import MOST_AT_ONCE, MOST_PICTURES, Asked, Request
 
 SamplerName = Literal["ancestral", "ddim", "dpmpp_2m", "heun"]
@@ -110,6 +112,7 @@ def sample(
     spinning: Spinning = True,
     compiled: Compiled = False,
     max_memory: MaxMemory = None,
+    quiet: Quiet = False,
 ) -> None:
     """Draw pictures: a PNG per picture and stage, and a grid.
 
@@ -173,10 +176,10 @@ def sample(
     with goes_on():
         gallery = draw_to_folder(loaded, request, output, columns=num_images)
     if gallery.kept:
-        typer.echo(f"{gallery.kept} of {gallery.pictures} pictures were there already.")
+        say(f"{gallery.kept} of {gallery.pictures} pictures were there already.")
     if gallery.shown < gallery.pictures:
-        typer.echo(f"The grid shows {gallery.shown} of {gallery.pictures} pictures.")
-    typer.echo(f"The grid is {gallery.grid}.")
+        say(f"The grid shows {gallery.shown} of {gallery.pictures} pictures.")
+    say(f"The grid is {gallery.grid}.")
 
 
 def _refuse_with_bundle(cascade: str | None, precision: str | None, size: int | None) -> None:
