@@ -62,5 +62,5 @@ def _root(
 
 def main() -> None:
     """Run the command."""
-    warnings.filterwarnings("ignore", module="PIL")  # of notes in pictures, and of many pixels
+    warnings.filterwarnings("ignore", module="PIL")  # of a picture's damaged notes
     answer(app)

@@ -6,7 +6,7 @@ import zlib
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 import numpy as np
 from PIL import Image, ImageCms, ImageFile, ImageOps, UnidentifiedImageError
@@ -38,7 +38,8 @@ _LARGEST_PROFILE: Final = 2**24  # bytes; printers' profiles have some three mil
 def is_picture(path: Path) -> bool:
     """Whether a file's content is a picture's, whatever its name."""
     try:
-        _opened(path)[0].close()
+        with path.open("rb") as stream:
+            _opened(stream)
     except UNREADABLE:
         return False
     return True
@@ -59,37 +60,51 @@ def read_upright(path: Path, least_side: int | None = None) -> Image.Image:
         UserError: the file is missing, corrupt or too large, or its numbers have no known range.
     """
     try:
-        file, bits = _opened(path)
-        with file:
+        with path.open("rb") as stream:
+            file, bits = _opened(stream)
             if file.width * file.height > LARGEST:
-                raise Image.DecompressionBombError
+                raise UserError(
+                    f"{path} is {file.width}x{file.height}, more than {LARGEST // 10**6} million "
+                    "pixels; make it smaller."
+                )
             if least_side is not None:
                 file.draft(None, (least_side, least_side))
             _turn(file)
             return _in_srgb(file, bits, path)
-    except Image.DecompressionBombError:  # Pillow's own limit is above ours
-        raise UserError(
-            f"{path} has more than {LARGEST // 10**6} million pixels; make it smaller."
-        ) from None
     except UNREADABLE as error:
         raise UserError(
             f"{path} cannot be read as a picture ({error}); replace or remove it."
         ) from None
 
 
-def _opened(path: Path) -> tuple[ImageFile.ImageFile, int]:
+def _opened(stream: IO[bytes]) -> tuple[ImageFile.ImageFile, int]:
     """Open a picture, and say how many bits each of its samples has in the file."""
-    with path.open("rb") as stream:
-        png = _PNG + stream.read() if stream.read(len(_PNG)) == _PNG else None
-    if png is not None:
+    if stream.read(len(_PNG)) == _PNG:
+        png = _PNG + stream.read()
         pixels, profile = _without_texts(png)
-        file = Image.open(io.BytesIO(pixels), formats=("PNG",))
+        file = _identified(io.BytesIO(pixels))
         file.info["icc_profile"] = profile
         return file, png[24]
-    file = Image.open(path, formats=_formats())
+    file = _identified(stream)
     if isinstance(file, TiffImageFile):
         return file, file.tag_v2.get(BITSPERSAMPLE, (1,))[0]
-    return file, 16 if file.mode.startswith("I;16") else 8
+    return file, 16 if file.mode.startswith("I") else 8
+
+
+def _identified(stream: IO[bytes]) -> ImageFile.ImageFile:
+    """Do what `Image.open` does, which warns of a large photo as of an attack.
+
+    It can be kept from that for all threads only.
+    """
+    stream.seek(0)
+    start = stream.read(16)
+    for name in _formats():
+        factory, accept = Image.OPEN[name]
+        if accept is None or accept(start) is True:
+            stream.seek(0)
+            with suppress(SyntaxError, IndexError, TypeError, struct.error):  # it is another
+                return factory(stream, "")
+    raise UnidentifiedImageError("cannot identify image file")
 
 
 def _without_texts(png: bytes) -> tuple[bytes, bytes | None]:
@@ -151,7 +166,8 @@ def _alpha(file: ImageFile.ImageFile, bits: int) -> Image.Image | None:
 
 def _in_8_bits(file: ImageFile.ImageFile, bits: int, path: Path) -> Image.Image:
     """The colours with 8 bits a sample, in a mode that a profile may be of: L, RGB, CMYK, LAB."""
-    if file.mode.startswith("I;16"):
+    # A PGM's numbers are scaled to 16 bits, and held in 32.
+    if file.mode.startswith("I;16") or (file.mode == "I" and file.format == "PPM"):
         # Pillow would clip at 255 and return an all but white picture.
         samples = np.asarray(file) >> (bits - 8)
         if isinstance(file, TiffImageFile) and file.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == 0:

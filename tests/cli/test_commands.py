@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cascade import cli
 from cascade.cli import app
 from cascade.cli.recipe import PATHS, recipe_from_flags
 from cascade.config.dreambooth import RECIPES, DreamBoothConfig
@@ -406,3 +408,17 @@ def test_nobody_else_is_heard() -> None:
         check=True,
     )
     assert done.stderr == ""
+
+
+def test_pillow_is_not_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it says of a photo's damaged notes is no concern of who trains on its pixels."""
+
+    def damaged(_: object) -> None:
+        warnings.warn_explicit(
+            "Corrupt EXIF data", UserWarning, "", 1, module="PIL.TiffImagePlugin"
+        )
+
+    monkeypatch.setattr(cli, "answer", damaged)
+    with warnings.catch_warnings(record=True) as heard:
+        cli.main()
+    assert heard == []

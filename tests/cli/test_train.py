@@ -29,6 +29,7 @@ def test_a_run_whose_time_is_up_has_a_status_of_its_own_and_says_how_to_go_on(
     stopped = command("train", repository / CONFIG, "--set", "train.steps=900", "--minutes", "1.5")
     assert stopped.status == TIME_IS_UP == 3
     assert "up after step 7 of 900; the same command goes on from here" in stopped.err
+    assert "train.ema_decay: 0.999 is not reached in 900 steps: " in stopped.err
     ended = command("train", repository / CONFIG, "--set", "train.steps=900")
     assert ended.status == 0
     assert ended.out.startswith("The trained stage is in some/stage, after ")

@@ -238,6 +238,11 @@ def plain() -> Iterator[tuple[str, bytes, NDArray[np.floating]]]:
     for mode, value, level in (("1", 1, 255), ("L", 90, 90)):
         data = saved(Image.new(mode, SIZE, value), format="BMP")
         yield f"bmp {mode}", data, coloured(level * whole, None)
+    for most, bits in itertools.product((255, 1000, 65535), ("P5", "P6")):
+        samples = RNG.integers(0, most + 1, (*SIZE[::-1], 1 if bits == "P5" else 3))
+        rows = samples.astype(">u2" if most > 255 else np.uint8).tobytes()
+        seen = coloured(samples * (255 / most), None)
+        yield f"pnm {bits} to {most}", f"{bits} 6 5 {most}\n".encode() + rows, seen
     yield "bmp colours", saved(picture, format="BMP"), colour * whole
     frames = [picture, Image.new("RGB", SIZE, "blue")]
     data = saved(frames[0], format="WEBP", save_all=True, append_images=frames[1:], lossless=True)
