@@ -23,6 +23,7 @@ from cascade.data.images import read_image, require_sides, resize, square, to_pi
 from cascade.diffusion.noise import derive_seed
 from cascade.errors import UserError
 from cascade.files import file_digest, remove_partials, write_bytes
+from cascade.model.precision import in_bf16
 from cascade.sampling import Tables, sample_stage
 from cascade.stage import Stage
 
@@ -58,15 +59,20 @@ class Drawing:
 
     def key(self) -> str:
         """A hash of the weights, the prompts and what embeds them, the samplers and the seed."""
+        device = self.stages[0].device
         parts = {
             "weights": [stage.fingerprint() for stage in self.stages],
             "prompts": self.prompts,
-            "samplers": [sampler.model_dump(mode="json") for sampler in self.samplers()],
+            "samplers": [
+                sampler.model_dump(mode="json")
+                | {"precision": "bf16" if in_bf16(sampler.precision, device) else "fp32"}
+                for sampler in self.samplers()
+            ],
             "seed": self.seed,
             "text": self.text,
             # Pictures of batches of another size, or on another device, round differently.
             "batch_size": self.config.batch_size,
-            "device": self.stages[0].device.type,
+            "device": device.type,
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:20]
 

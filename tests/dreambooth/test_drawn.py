@@ -176,6 +176,21 @@ def test_the_key_names_everything_they_depend_on(
     assert replace(drawing, config=same).key() == drawing.key()
 
 
+def test_the_key_tells_bf16_from_fp32_where_the_device_decides(
+    drawing: Drawing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = {}
+    for precision in ("fp32", "bf16", "auto"):
+        sampler = CONFIG.sampler.model_copy(update={"precision": precision})
+        one = replace(drawing, config=CONFIG.model_copy(update={"sampler": sampler}))
+        for has in (False, True):
+            monkeypatch.setattr("cascade.model.precision.computes_bf16", lambda _, has=has: has)
+            keys[precision, has] = one.key()
+    assert keys["auto", False] == keys["fp32", False] == keys["fp32", True]
+    assert keys["auto", True] == keys["bf16", True] == keys["bf16", False]
+    assert keys["auto", False] != keys["auto", True]
+
+
 def test_prompts_take_turns(tmp_path: Path, tiny_cascade: Path, drawing: Drawing) -> None:
     in_scenes = replace(drawing, prompts=("a dog", "a dog in snow"))
     cascade = Cascade.load(tiny_cascade)
