@@ -8,13 +8,20 @@ from typing import Final
 from cascade.data.decoding import is_picture
 from cascade.errors import UserError
 
-SUFFIXES: Final = frozenset(
+# Of files that are meant to be pictures, even where they cannot be read.
+_SUFFIXES: Final = frozenset(
     {".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 )
-"""Of files that are meant to be pictures, even where they cannot be read."""
 MASK_SUFFIX: Final = "-masklabel.png"  # OneTrainer's name for a mask beside its photo
-# Cameras' and phones' own formats, which Pillow does not read.
-_FOREIGN: Final = frozenset({".arw", ".cr2", ".cr3", ".dng", ".heic", ".heif", ".nef", ".raf"})
+# Cameras' own formats: some are TIFFs, and what is read of them is a small preview.
+_RAW: Final = frozenset(
+    {
+        *(".arw", ".cr2", ".cr3", ".crw", ".dng", ".nef", ".nrw", ".orf"),
+        *(".pef", ".raf", ".rw2", ".srw", ".x3f"),
+    }
+)
+# Other pictures that Pillow does not read as such.
+_FOREIGN: Final = frozenset({".heic", ".heif", ".hif", ".jxl", ".psd", ".svg", ".xcf"})
 _HEIF_BRANDS: Final = (b"heic", b"heix", b"hevc", b"mif1", b"msf1")
 _FEW = 5
 
@@ -77,9 +84,11 @@ def sort_files(folder: Path) -> Found:
             continue
         if not path.exists():
             dangling.append(path.name)
+        elif not path.is_file():  # a pipe would never end
+            others.append(path.name)
         elif _is_foreign(path):
             foreign.append(path.name)
-        elif path.suffix.lower() in SUFFIXES or is_picture(path):
+        elif path.suffix.lower() in _SUFFIXES or is_picture(path):
             pictures.append(path)
         else:
             others.append(path.name)
@@ -104,14 +113,16 @@ def _instead(folder: Path, found: Found) -> str:
 
 def _is_foreign(path: Path) -> bool:
     """Whether a file is a picture of a kind that Pillow does not read, whatever it is called."""
-    if path.suffix.lower() in _FOREIGN:
+    if path.suffix.lower() in _RAW:
         return True
     try:
         with path.open("rb") as file:
             head = file.read(12)
     except OSError:  # reading it will say why
         return False
-    return head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS
+    if head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS:
+        return True
+    return path.suffix.lower() in _FOREIGN and not is_picture(path)
 
 
 def _named(names: tuple[str, ...]) -> str:

@@ -8,7 +8,7 @@ from typing import Final, Literal
 import numpy as np
 from PIL import Image, ImageOps
 
-from cascade.data.finding import MASK_SUFFIX, SUFFIXES
+from cascade.data.finding import MASK_SUFFIX, sort_files
 from cascade.data.images import Photos, grid, read_alpha, read_mask, write_png
 from cascade.data.saliency import U2NetP
 from cascade.errors import UserError
@@ -97,15 +97,21 @@ def _in_folder(path: Path, folder: Path, photos: tuple[Path, ...]) -> Path:
     """The file in a folder that is a photo's mask, by OneTrainer's name or by kohya's."""
     if not folder.is_dir():
         raise UserError(f"There is no folder of masks {folder}; check --masks.")
-    suffixes = (".png", *sorted(SUFFIXES - {".png"}))
-    names = [path.stem + MASK_SUFFIX, *(path.stem + suffix for suffix in suffixes)]
-    for file in (folder / name for name in names):
-        if file.is_file() and file not in photos:
-            return file
-    raise UserError(
-        f"The folder {folder} holds no mask of {path.name}; add {names[1]} or {names[0]}, white "
-        "on the subject."
-    )
+    labelled = folder / (path.stem + MASK_SUFFIX)
+    if labelled.is_file():
+        return labelled
+    others = [photo.resolve() for photo in photos]
+    same = [
+        file
+        for file in sort_files(folder).pictures
+        if file.stem == path.stem and file.resolve() not in others
+    ]
+    if not same:
+        raise UserError(
+            f"The folder {folder} holds no mask of {path.name}; add {path.stem}.png or "
+            f"{labelled.name}, white on the subject."
+        )
+    return min(same, key=lambda file: file.suffix.lower() != ".png")
 
 
 def _from_file(file: Path, size: tuple[int, int]) -> Mask:

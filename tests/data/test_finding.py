@@ -1,5 +1,6 @@
 """What of a folder is a picture, and what is said of the rest."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -26,16 +27,19 @@ def test_everything_is_told_apart(tmp_path: Path) -> None:
     (tmp_path / "g.jpg").symlink_to("nowhere.jpg")
     (tmp_path / "h.jpg").mkdir()
     (tmp_path / ".hidden.jpg").write_bytes(b"")
+    os.mkfifo(tmp_path / "i.jpg")
+    (tmp_path / "j.jpg").symlink_to("j.jpg")
     _picture(tmp_path / "a-masklabel.png")
     found = find_pictures(tmp_path)
     assert found.pictures == tuple(pictures)
     assert list(found.notes()) == [
-        "2 of 7 files are pictures that cannot be read here: d.heic, e.jpg; convert them to JPEG.",
-        "Links that lead nowhere: g.jpg.",
-        "Skipped, no pictures: f.txt.",
-        "Only 3 of 7 files are used as pictures.",
+        "2 of 9 files are pictures that cannot be read here: d.heic, e.jpg; convert them to JPEG.",
+        "Links that lead nowhere: g.jpg, j.jpg.",
+        "Skipped, no pictures: f.txt, i.jpg.",
+        "Only 3 of 9 files are used as pictures.",
     ]
-    pictures.append(_picture(tmp_path / "i.jpg"))
+    for number in range(3):
+        _picture(tmp_path / f"{number}.jpg")
     assert "Only" not in " ".join(find_pictures(tmp_path).notes())
 
 
@@ -45,6 +49,23 @@ def test_many_photos_are_told(tmp_path: Path) -> None:
     assert read_photos(tmp_path).notes == ()
     _picture(tmp_path / "20.jpg")
     assert read_photos(tmp_path).notes == ("21 photos are many: 3 to 5 of one subject are usual.",)
+
+
+@pytest.mark.parametrize("suffix", [".heic", ".HEIF", ".psd"])
+def test_a_picture_by_the_name_of_another_kind_is_one(tmp_path: Path, suffix: str) -> None:
+    """Phones' exports keep the name of what they have converted."""
+    path = _picture(tmp_path / f"a{suffix}")
+    (tmp_path / f"b{suffix}").write_bytes(b"8BPS" + bytes(40))
+    found = find_pictures(tmp_path)
+    assert (found.pictures, found.foreign) == ((path,), (f"b{suffix}",))
+
+
+@pytest.mark.parametrize("suffix", [".dng", ".NEF", ".orf"])
+def test_a_raw_photo_is_none_that_is_read(tmp_path: Path, suffix: str) -> None:
+    """Many are TIFFs of a small preview."""
+    Image.new("RGB", (8, 8)).save(tmp_path / f"a{suffix}", format="TIFF")
+    with pytest.raises(UserError, match="convert them to JPEG"):
+        find_pictures(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,7 @@ def _pixels(masks: tuple[Mask, ...]) -> list[bytes]:
     [
         ("dog.png", "cat.png"),  # kohya: the photo's name
         ("dog.webp", "cat.bmp"),
+        ("dog.PNG", "cat.gif"),  # known by what they hold
         ("dog-masklabel.png", "cat-masklabel.png"),  # OneTrainer
     ],
 )
@@ -93,8 +94,9 @@ def test_masks_beside_the_photos_are_no_photos_and_come_before_alpha(folder: Pat
 def test_another_photo_is_not_taken_for_a_mask(folder: Path) -> None:
     _photo().save(folder / "dog.png")
     _save_masks(folder, "dog-masklabel.png")
-    with pytest.raises(UserError, match=r"holds no mask of cat\.png; add cat\.png or cat-mask"):
-        read_masks(read_photos(folder), folder)
+    for same in (folder, folder / ".." / folder.name):
+        with pytest.raises(UserError, match=r"holds no mask of cat\.png; add cat\.png or cat-mask"):
+            read_masks(read_photos(folder), same)
 
 
 def test_the_alpha_channel(folder: Path) -> None:
