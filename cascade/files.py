@@ -3,9 +3,11 @@
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -49,14 +51,32 @@ def read_json(path: Path, mend: str = "copy the checkpoint again") -> dict[str, 
     return value
 
 
+def read_index(path: Path, mend: str = "copy the checkpoint again") -> dict[str, Path]:
+    """Read an index of shards: in which file of its folder each tensor lies.
+
+    Raises:
+        UserError: as `read_json`, it is no index, or it names a file of another folder.
+    """
+    placed = read_json(path, mend).get("weight_map")
+    if not isinstance(placed, dict):
+        raise UserError(f"{path} has no 'weight_map'; {mend}.")
+    for file in placed.values():
+        if not isinstance(file, str) or Path(file).name != file or file == "..":
+            raise UserError(
+                f"{path} names {str(file)[:60]!r}, which is no file of its folder; {mend}."
+            )
+    return {name: path.parent / file for name, file in placed.items()}
+
+
 def file_digest(path: Path) -> str:
     """SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_bytes(data: bytes, path: Path) -> None:
-    """Write a file atomically: to a neighbour first, then renamed into place.
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Write a file atomically: to the neighbour that is given, then renamed into place.
 
     Runs that make the same file at the same time do not disturb each other.
 
@@ -66,22 +86,61 @@ def write_bytes(data: bytes, path: Path) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        yield partial
         partial.replace(path)
     except OSError as error:
         raise UserError(
-            f"{path} cannot be written ({error.strerror}); free the place or choose another one."
+            f"{path} cannot be written ({error.strerror or error}); free the place or choose "
+            "another one."
         ) from None
     finally:
         with suppress(OSError):
             partial.unlink()
 
 
+def write_bytes(data: bytes, path: Path) -> None:
+    """Write a file; see `replacing`."""
+    with replacing(path) as partial, partial.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file of any size; see `replacing`."""
+    with replacing(target) as partial:
+        shutil.copyfile(source, partial)
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """Give a temporary folder.
+
+    Raises:
+        UserError: its disk is full, or may not be written.
+    """
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder)
+    except OSError as error:
+        raise UserError(
+            f"The temporary folder {tempfile.gettempdir()} cannot be written "
+            f"({error.strerror or error}); free it, or name another one in TMPDIR."
+        ) from None
+
+
+@contextmanager
+def whole(folder: Path) -> Iterator[None]:
+    """Fill a new folder, which is removed if that does not come about: a full disk, or Ctrl-C."""
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
 def remove_partials(folder: Path) -> None:
-    """Remove what `write_bytes` left in a folder when its process was killed.
+    """Remove what `replacing` left in a folder when its process was killed.
 
     What is new may be another's, who is writing it at this moment.
     """

@@ -31,6 +31,21 @@ from cascade_kernels.dispatch import Backend, obstacle
 OnStep = Callable[[int, Tensor, Denoised], None]
 
 
+class NoPictureError(UserError):
+    """A stage drew what is no picture.
+
+    Attributes:
+        pictures: B C H W, NaN wherever a number is not finite.
+    """
+
+    def __init__(self, stage: str, drawn: Tensor) -> None:
+        super().__init__(
+            f"Stage '{stage}' drew what is no picture (NaN or infinite); take a lower guidance, "
+            "precision fp32, or weights that were not spoilt in training."
+        )
+        self.pictures = drawn.where(torch.isfinite(drawn), torch.nan)
+
+
 @runtime_checkable
 class Placed(Protocol):
     """A network that is no module and says where it takes its inputs: an engine."""
@@ -176,6 +191,9 @@ class Stage:
 
         Returns:
             B C H W in [-1, 1].
+
+        Raises:
+            NoPictureError: a number of them is NaN or infinite.
         """
         sampler = sampler or self.config.sampler
         height, width = self._sides(low_res)
@@ -205,10 +223,7 @@ class Stage:
             else:
                 x = heun(denoise, x, steps, on_step)
         if not bool(torch.isfinite(x).all()):
-            raise UserError(
-                f"Stage '{self.config.name}' drew what is no picture (NaN or infinite); take a "
-                "lower guidance, precision fp32, or weights that were not spoilt in training."
-            )
+            raise NoPictureError(self.config.name, x)
         return x.clamp(-1.0, 1.0)
 
     def low_resolution(self) -> LowResolution:

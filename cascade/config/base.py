@@ -57,6 +57,21 @@ class Frozen(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    def __init__(self, **values: Any) -> None:
+        """Build the settings from keywords.
+
+        Raises:
+            UserError: as `parse`.
+        """
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise UserError(_sentence(type(self), error, type(self).__name__, {})) from None
+
+    # pydantic's own mark of an `__init__` that does no more than validate: groups inside of others
+    # are validated without it, so that a fault is told with its whole place.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
+
     @classmethod
     def parse(
         cls, values: Mapping[str, Any], source: str, flags: Mapping[str, str] | None = None

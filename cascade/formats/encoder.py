@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from cascade.files import write_bytes
+from cascade.files import copy_file
 from cascade.formats.weights import Weights, write_weights
 from cascade.text.files import EncoderFiles
 
@@ -22,9 +22,8 @@ def write_encoder(source: EncoderFiles, folder: Path, vocabulary: Path) -> None:
     Raises:
         UserError: a file is damaged.
     """
-    config = (source.folder / "config.json").read_bytes()
-    write_bytes(config, folder / "config.json")
-    write_bytes(source.vocabulary.read_bytes(), vocabulary)
+    copy_file(source.folder / "config.json", folder / "config.json")
+    copy_file(source.vocabulary, vocabulary)
     weights = encoder_weights(source)
     # transformers refuses files that do not say what they were saved from.
     metadata = {"format": "pt"}

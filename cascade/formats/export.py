@@ -14,7 +14,7 @@ from cascade.config.stage import CascadeManifest, LowResConfig, StageConfig
 from cascade.diffusion.noise import level_from_variance
 from cascade.diffusion.schedule import make_schedule
 from cascade.errors import UserError
-from cascade.files import write_bytes
+from cascade.files import whole, write_bytes
 from cascade.formats.deepfloyd import TEXT, their_shapes
 from cascade.formats.encoder import encoder_weights, write_encoder
 from cascade.formats.keys import entries
@@ -61,10 +61,11 @@ def export_cascade(
         on_tensor: told of the progress.
 
     Returns:
-        The stages' folders, base first.
+        The stages' folders, base first; the output is removed if they do not come about.
 
     Raises:
-        UserError: a stage is of a kind that diffusers has not, or the output is not empty.
+        UserError: a stage is of a kind that diffusers has not or not whole, a weight is no number,
+            or the output is not empty or cannot be written.
     """
     stages = {source / name: read_stage_config(source / name) for name in manifest.stages}
     opened: dict[Path, Weights] = {}
@@ -76,16 +77,15 @@ def export_cascade(
     encoder = EncoderFiles.open(source / manifest.text_encoder) if text_encoder else None
     copied = [encoder_weights(encoder)] if encoder is not None else []
     require_output(output, [*opened.values(), *copied])
-    written = []
-    for folder, config in stages.items():
-        target = output / config.name
-        with_encoder = encoder is not None and config.low_res is None
-        _write_settings(config, target, with_encoder)
-        if encoder is not None and with_encoder:
-            _write_text(encoder, target)
-        _write_unet(config, opened[folder], target / "unet", on_tensor)
-        written.append(target)
-    return written
+    with whole(output):
+        for folder, config in stages.items():
+            target = output / config.name
+            with_encoder = encoder is not None and config.low_res is None
+            _write_settings(config, target, with_encoder)
+            if encoder is not None and with_encoder:
+                _write_text(encoder, target)
+            _write_unet(config, opened[folder], target / "unet", on_tensor)
+    return [output / config.name for config in stages.values()]
 
 
 def check_expressible(config: StageConfig) -> None:

@@ -1,15 +1,13 @@
 """From published pipeline folders to a cascade folder of ours, tensor by tensor."""
 
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from shutil import rmtree
 
 from torch import Tensor
 
 from cascade.config.stage import MANIFEST
 from cascade.errors import UserError
-from cascade.files import write_bytes
+from cascade.files import whole, write_bytes
 from cascade.formats.deepfloyd import Pipelines, PipelineStage, one_dtype, open_weights
 from cascade.formats.encoder import encoder_weights, write_encoder
 from cascade.formats.keys import entries, meta_tensors
@@ -50,8 +48,7 @@ def import_cascade(
         copied.append(encoder_weights(encoder))
     require_output(output, copied)
     manifest = source.manifest
-    with ExitStack() as undo:
-        undo.callback(rmtree, output, ignore_errors=True)
+    with whole(output):
         if copy_text_encoder and encoder is not None:
             manifest = manifest.model_copy(update={"text_encoder": "text"})
             write_encoder(encoder, output / "text", output / "text" / encoder.vocabulary.name)
@@ -59,7 +56,6 @@ def import_cascade(
             _import_stage(stage, weights, output / stage.config.name, on_tensor)
         text = manifest.model_dump_json(indent=2) + "\n"
         write_bytes(text.encode(), output / MANIFEST)
-        undo.pop_all()
     return output
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from cascade.errors import UserError
-from cascade.files import read_json
+from cascade.files import read_index, replacing
 from cascade.tensors import FLOATS, Header, headers, opened, require_finite, weight_shapes
 
 STEM = "diffusion_pytorch_model"
@@ -88,10 +88,7 @@ def find_weights(folder: Path, variant: str | None = None) -> dict[str, Path]:
         )
     if found.suffix == ".safetensors":
         return dict.fromkeys(weight_shapes(found), found)
-    placed = read_json(found).get("weight_map")
-    if not isinstance(placed, Mapping):
-        raise UserError(f"{found} has no 'weight_map'; copy the checkpoint again.")
-    return {str(name): folder / str(file) for name, file in placed.items()}
+    return read_index(found)
 
 
 def write_weights(
@@ -111,28 +108,23 @@ def write_weights(
         on_tensor: told how many tensors are written, of how many.
 
     Raises:
+        UserError: the disk is full, or the place may not be written.
         ValueError: a tensor is not what its header says.
     """
     # safetensors' own order: the widest types first, so that every tensor is aligned.
     order = sorted(headers, key=lambda name: (-headers[name].dtype.itemsize, name))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(_preamble(order, headers, metadata))
-            for done, name in enumerate(order, start=1):
-                tensor = read(name)
-                if Header(tensor.dtype, tuple(tensor.shape)) != headers[name]:
-                    raise ValueError(f"'{name}' is {tensor.dtype} {tuple(tensor.shape)}")
-                flat = tensor.detach().cpu().contiguous().flatten()
-                file.write(flat.view(torch.uint8).numpy().data)
-                if on_tensor is not None:
-                    on_tensor(done, len(order))
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(path) as partial, partial.open("wb") as file:
+        file.write(_preamble(order, headers, metadata))
+        for done, name in enumerate(order, start=1):
+            tensor = read(name)
+            if Header(tensor.dtype, tuple(tensor.shape)) != headers[name]:
+                raise ValueError(f"'{name}' is {tensor.dtype} {tuple(tensor.shape)}")
+            flat = tensor.detach().cpu().contiguous().flatten()
+            file.write(flat.view(torch.uint8).numpy().data)
+            if on_tensor is not None:
+                on_tensor(done, len(order))
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def require_output(folder: Path, files: Iterable[Weights]) -> None:

@@ -6,7 +6,6 @@ of layers can be taken out of a file of any size.
 """
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 
 from cascade.errors import UserError
-from cascade.files import read_json
+from cascade.files import read_index, read_json
 from cascade.quiet import quiet
 from cascade.tensors import float_type, opened
 from cascade.text.tokenizer import Tokenizer
@@ -226,11 +225,7 @@ def _places(folder: Path) -> dict[str, tuple[str, Path]]:
 
 
 def _read_index(path: Path) -> dict[str, Path]:
-    try:
-        names: Mapping[str, str] = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-        files = {name: path.parent / file for name, file in names.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise unreadable(path.parent, error) from error
+    files = read_index(path, _MEND)
     missing = sorted({file.name for file in files.values() if not file.is_file()})
     if missing:
         raise UserError(

@@ -21,7 +21,7 @@ from filelock import FileLock
 
 from cascade.config.base import Frozen
 from cascade.errors import UserError
-from cascade.files import write_bytes
+from cascade.files import read_json, write_bytes
 from cascade_export.census import LayerCount, PlannedMemory, WeightsFound
 from cascade_export.precision import Precision
 from cascade_export.targets import Kind, Quantisation
@@ -239,9 +239,12 @@ class PlanCache:
         partial = self.folder / f".{fingerprint.key}.partial"
         if partial.exists():  # of a process that was killed
             shutil.rmtree(partial)
-        write_bytes(built.data, partial / _PLAN)
-        write_bytes((manifest.model_dump_json(indent=1) + "\n").encode(), partial / _MANIFEST)
-        partial.rename(self.folder / fingerprint.key)
+        try:
+            write_bytes(built.data, partial / _PLAN)
+            write_bytes((manifest.model_dump_json(indent=1) + "\n").encode(), partial / _MANIFEST)
+            partial.rename(self.folder / fingerprint.key)
+        finally:  # it is gone, or the disk is full
+            shutil.rmtree(partial, ignore_errors=True)
 
     def _missing(self, wanted: Fingerprint) -> str:
         departures = [wanted.departures(held.manifest.fingerprint) for held in self.plans()]
@@ -255,11 +258,4 @@ class PlanCache:
 
 
 def _manifest(folder: Path) -> Manifest:
-    path = folder / _MANIFEST
-    if not path.is_file():
-        raise UserError(f"{folder} has no {_MANIFEST}; {_AGAIN}.")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        raise UserError(f"{path} is damaged; {_AGAIN}.") from None
-    return Manifest.parse(values, str(path))
+    return Manifest.parse(read_json(folder / _MANIFEST, _AGAIN), str(folder / _MANIFEST))

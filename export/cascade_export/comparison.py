@@ -13,7 +13,7 @@ from torch import Tensor
 from cascade.config.stage import SamplerConfig
 from cascade.diffusion.denoiser import Denoised
 from cascade.diffusion.noise import Noise, derive_seed
-from cascade.stage import Stage
+from cascade.stage import NoPictureError, Stage
 from cascade.text.prompts import PromptTable
 from cascade_export.cases import Case
 from cascade_export.precision import Precision
@@ -203,16 +203,22 @@ class _Recorder(_Watch):
 def _pictures(
     stage: Stage, table: PromptTable, draw: Draw, rows: slice, low_res: Tensor | None, watch: _Watch
 ) -> Tensor:
+    """What a stage draws; NaN where it is another than the reference and draws no picture."""
     name = stage.config.name
     prompts, seeds = draw.prompts[rows], draw.seeds[rows]
-    return stage.sample(
-        table.rows(list(prompts)),
-        table.rows([None] * len(prompts)),
-        Noise([derive_seed(seed, name) for seed in seeds]),
-        low_res,
-        draw.samplers.get(name),
-        on_step=watch,
-    ).cpu()
+    try:
+        return stage.sample(
+            table.rows(list(prompts)),
+            table.rows([None] * len(prompts)),
+            Noise([derive_seed(seed, name) for seed in seeds]),
+            low_res,
+            draw.samplers.get(name),
+            on_step=watch,
+        ).cpu()
+    except NoPictureError as error:
+        if isinstance(watch, _Recorder):  # nothing can be compared with it
+            raise
+        return error.pictures.cpu()
 
 
 def _worst(batches: Sequence[Sequence[float]]) -> tuple[float, ...]:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cascade.files import write_bytes
 from cascade.stage import Stage
 from cascade_export.cases import Case
 from cascade_export.precision import Precision
@@ -137,7 +138,7 @@ def graph_outputs(graph: Path, layers: Iterable[str], case: Case) -> dict[str, t
     # Beside the graph, since the weights that it points to must lie in its own folder.
     probe = graph.with_name(f".{graph.stem}.{os.getpid()}.probe.onnx")
     try:
-        onnx.save(model, str(probe))
+        write_bytes(model.SerializeToString(), probe)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors; a probe need not be fast
         session = onnxruntime.InferenceSession(

@@ -8,12 +8,11 @@ whole and has passed the gate.
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Final
 
 from cascade.config.base import Frozen
 from cascade.errors import UserError
-from cascade.files import read_json, write_bytes
+from cascade.files import copy_file, read_json, scratch, write_bytes
 from cascade.formats.encoder import write_encoder
 from cascade.pipeline import Cascade
 from cascade.stage import Stage
@@ -185,8 +184,8 @@ def _write_graph(
     kept = (*DEFAULT_ISLANDS, *islands)
     if request.quantisation == "none":
         return export_stage(stage, folder, request.precision, kept)
-    with TemporaryDirectory() as plain:
-        graph = export_stage(stage, Path(plain), request.precision, kept)
+    with scratch() as plain:
+        graph = export_stage(stage, plain, request.precision, kept)
         return quantise(graph, calls.of(stage.config.name), folder, request.quantisation)
 
 
@@ -219,8 +218,8 @@ def _write_text(cascade: Cascade, output: Path, request: Request) -> tuple[TextE
         return _with_files(entry, files.folder, (_CONFIG,)), place
     if request.text == "graph":
         export_text_encoder(cascade.encoder, folder)
-        write_bytes((files.folder / _CONFIG).read_bytes(), folder / _CONFIG)
-        write_bytes(files.vocabulary.read_bytes(), folder / _VOCABULARY)
+        copy_file(files.folder / _CONFIG, folder / _CONFIG)
+        copy_file(files.vocabulary, folder / _VOCABULARY)
         return _with_files(entry, folder, (_CONFIG, _VOCABULARY, GRAPH, WEIGHTS)), "text"
     write_encoder(files, folder, folder / _VOCABULARY)
     return _with_files(entry, folder, (_CONFIG, _VOCABULARY, _MODEL)), "text"

@@ -10,6 +10,7 @@ Shapes: `B` pictures, `C H W` pixels in [-1, 1].
 """
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,9 @@ PROMPTS: Final = (
     "a cat in the snow, black and white",
     "",
 )
+
+
+_NO_NUMBERS: Final = "NaN or infinite numbers"
 
 
 class Findings(Figures):
@@ -98,15 +102,12 @@ class ParityReport:
     def failures(self) -> list[str]:
         """Tell each comparison that failed in a few words."""
         tensors = [
-            f"stage '{one.stage}', {one.case}: {one.engine.relative:.2g} relative deviation, "
-            f"{one.limit:.2g} allowed"
+            f"stage '{one.stage}', {one.case}: {_tensor_told(one)}"
             for one in self.findings.tensors
             if not one.passed
         ]
         drawn = [
-            f"pictures of stage '{one.stage}': {one.engine.psnr:.1f} dB, "
-            f"{one.engine.differing:.2%} of 8-bit values differ, by up to {one.engine.greatest} "
-            f"({one.limit.psnr:.1f} dB, {one.limit.differing:.2%} and {one.limit.greatest} allowed)"
+            f"pictures of stage '{one.stage}': {_pictures_told(one)}"
             for one in self.findings.trajectories
             if not one.passed
         ]
@@ -130,6 +131,22 @@ class ParityReport:
                 f"The {self.findings.engine} engine does not match eager in "
                 f"{self.findings.precision} ({told}); {advice}."
             )
+
+
+def _tensor_told(one: TensorResult) -> str:
+    if not math.isfinite(one.engine.relative):
+        return _NO_NUMBERS
+    return f"{one.engine.relative:.2g} relative deviation, {one.limit:.2g} allowed"
+
+
+def _pictures_told(one: TrajectoryResult) -> str:
+    if not math.isfinite(one.engine.rms):
+        return _NO_NUMBERS
+    return (
+        f"{one.engine.psnr:.1f} dB, {one.engine.differing:.2%} of 8-bit values differ, by up to "
+        f"{one.engine.greatest} ({one.limit.psnr:.1f} dB, {one.limit.differing:.2%} and "
+        f"{one.limit.greatest} allowed)"
+    )
 
 
 def check(

@@ -12,11 +12,9 @@ work of a pixel U-Net is in its blocks' convolutions, most of the harm outside o
 """
 
 import logging
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
@@ -33,7 +31,7 @@ from onnxruntime.quantization import (
 from torch import Tensor, nn
 
 from cascade.errors import UserError
-from cascade.files import write_bytes
+from cascade.files import copy_file, scratch, write_bytes
 from cascade.pipeline import Cascade
 from cascade_export import passes
 from cascade_export.graph import GRAPH, Graph
@@ -89,20 +87,20 @@ def quantise(
 
     Raises:
         UserError: there is nothing to calibrate with, or the graph is in bf16, which ONNX Runtime
-            cannot run on a CPU and so not calibrate.
+            cannot run on a CPU and so not calibrate; the graph's weights are damaged, or the disk
+            is full.
     """
     if not inputs:
         raise UserError("Quantisation has no inputs to calibrate with; give at least one prompt.")
     if any(header.dtype == torch.bfloat16 for header in graph.parameters.values()):
         raise UserError("A bf16 graph cannot be calibrated here; quantise an fp32 or fp16 one.")
-    with TemporaryDirectory() as scratch:
-        quantised = Path(scratch) / GRAPH
+    with scratch() as aside:
+        quantised = aside / GRAPH
         _calibrate(graph, inputs, quantised, half_range=kind == "int8")
         model = onnx.load(quantised)
     if kind == "fp8":
         _to_fp8(model)
-    folder.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(graph.weights, folder / WEIGHTS)
+    copy_file(graph.weights, folder / WEIGHTS)
     tidy = ir.serde.deserialize_model(model)
     passes.point_outside(tidy, check_weights(folder / WEIGHTS, graph), WEIGHTS)
     write_bytes(passes.serialise(tidy), folder / GRAPH)

@@ -64,8 +64,8 @@ class PictureDeviation(Figures):
 
     @property
     def psnr(self) -> float:
-        """Peak signal-to-noise ratio before rounding, dB; infinite for equal pictures."""
-        return 20 * math.log10(255 / self.rms) if self.rms > 0 else math.inf
+        """Peak signal-to-noise ratio before rounding, dB; infinite for equal ones, NaN for none."""
+        return math.inf if self.rms == 0 else 20 * math.log10(255 / self.rms)
 
 
 class Floor(Frozen):

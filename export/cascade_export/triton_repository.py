@@ -20,8 +20,9 @@ from pydantic import Field
 from cascade.config.base import Frozen, Name
 from cascade.config.stage import MANIFEST, CascadeManifest
 from cascade.errors import UserError
-from cascade.files import write_bytes
-from cascade.text.files import find_vocabulary
+from cascade.files import copy_file, write_bytes
+from cascade.formats.encoder import write_encoder
+from cascade.text.files import EncoderFiles, find_vocabulary
 from cascade_export.bundle import Bundle
 from cascade_export.cache import PlanCache
 from cascade_export.engines import StageFiles
@@ -146,7 +147,7 @@ def _write_stage(folder: Path, part: StageFiles, plan: Path | None, options: Ser
     if plan is None:
         _copy_graph(part.graph.path, part.weights, version)
     else:
-        _copy(plan, version / "model.plan")
+        copy_file(plan, version / "model.plan")
     backend = "onnxruntime" if plan is None else "tensorrt"
     _write_graph_config(folder, backend, part.graph, options)
 
@@ -194,10 +195,11 @@ def _write_cascade(
     version = folder / _VERSION
     entry, source = bundle.manifest.text, bundle.text_folder
     if entry.form == "graph":
-        _copy(source / "config.json", version / "text" / "config.json")
-        _copy(find_vocabulary(source), version / "text" / "spiece.model")
+        copy_file(source / "config.json", version / "text" / "config.json")
+        copy_file(find_vocabulary(source), version / "text" / "spiece.model")
     elif not Path(manifest.text_encoder).is_absolute():
-        shutil.copytree(source, version / "text")
+        files = EncoderFiles.open(source)
+        write_encoder(files, version / "text", version / "text" / files.vocabulary.name)
     for part in files:
         settings = part.config.model_dump_json(indent=2) + "\n"
         write_bytes(settings.encode(), version / part.config.name / "config.json")
@@ -257,13 +259,8 @@ def _require_text(bundle: Bundle) -> None:
 
 def _copy_graph(graph: Path, weights: Path, version: Path) -> None:
     """The folder form of an ONNX model: the graph and what it points to, side by side."""
-    _copy(graph, version / "model.onnx" / "model.onnx")
-    _copy(weights, version / "model.onnx" / WEIGHTS)
-
-
-def _copy(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, target)
+    copy_file(graph, version / "model.onnx" / "model.onnx")
+    copy_file(weights, version / "model.onnx" / WEIGHTS)
 
 
 def _readme(bundle: Bundle, manifest: CascadeManifest, options: ServerOptions) -> str:

@@ -1,6 +1,7 @@
 """The gate: what passes, what fails, and the layer that is named."""
 
 import copy
+import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,6 +21,7 @@ from cascade_export.departure import first_departure, layer_outputs
 from cascade_export.graph import GRAPH
 from cascade_export.parity import ParityReport, check, yardstick
 from cascade_export.precision import Precision, cast
+from cascade_export.report import write_report
 from cascade_export.tolerance import (
     FLOORS,
     PictureDeviation,
@@ -98,9 +100,23 @@ def test_an_engine_that_is_a_little_wrong_fails(eager: Cascade) -> None:
         report.require()
 
 
-def test_an_engine_that_answers_nan_fails(eager: Cascade) -> None:
-    with pytest.raises(UserError, match="Stage 'base16' drew what is no picture"):
-        checked(eager, scaled(math.nan))
+@pytest.mark.parametrize("answer", [math.nan, math.inf])
+def test_an_engine_that_answers_nan_fails(
+    eager: Cascade, tmp_path: Path, answer: float
+) -> None:
+    report = checked(eager, scaled(answer))
+    assert not report.passed
+    assert not any(result.passed for result in report.findings.tensors)
+    assert not any(result.passed for result in report.findings.trajectories)
+    told = " ".join(report.failures())
+    for stage in ("base16", "sr32"):
+        assert f"stage '{stage}', one row: NaN or infinite numbers" in told
+        assert f"pictures of stage '{stage}': NaN or infinite numbers" in told
+    page = write_report(report, tmp_path, "cascade export")
+    assert "do not match" in page.read_text()
+    assert json.loads((tmp_path / "parity.json").read_text())["passed"] is False
+    with pytest.raises(UserError, match="The stand-in engine does not match eager in fp32"):
+        report.require()
 
 
 def test_onnx_runtime_passes_with_the_same_pictures(eager: Cascade, bundle: Bundle) -> None:
