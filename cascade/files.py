@@ -61,7 +61,7 @@ def read_index(path: Path, mend: str = "copy the checkpoint again") -> dict[str,
     if not isinstance(placed, dict):
         raise UserError(f"{path} has no 'weight_map'; {mend}.")
     for file in placed.values():
-        if not isinstance(file, str) or Path(file).name != file or file == "..":
+        if not isinstance(file, str) or Path(file).name != file or file in ("", ".."):
             raise UserError(
                 f"{path} names {str(file)[:60]!r}, which is no file of its folder; {mend}."
             )
@@ -130,7 +130,7 @@ def scratch() -> Iterator[Path]:
 
 
 @contextmanager
-def whole(folder: Path) -> Iterator[None]:
+def new_folder(folder: Path) -> Iterator[None]:
     """Fill a new folder, which is removed if that does not come about: a full disk, or Ctrl-C."""
     try:
         yield

@@ -7,7 +7,9 @@ import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Final, TypedDict
+from typing import Annotated, Any, Final, TypedDict
+
+from pydantic import Field
 
 from cascade.config.stage import AugmentationLevel, Precision, SamplerConfig, StageConfig
 from cascade.errors import UserError
@@ -16,6 +18,9 @@ MOST_PICTURES: Final = 100_000
 """Pictures of one call: no one looks through a folder of more, and tools no longer list it."""
 MOST_AT_ONCE: Final = 1024
 """Pictures of one batch: 64 pixels wide, they keep any device busy, and memory grows with them."""
+
+AtOnce = Annotated[int, Field(strict=True, gt=0, le=MOST_AT_ONCE)]
+"""A setting that says how many."""
 
 
 class Asked(TypedDict, total=False):

@@ -124,8 +124,14 @@ class Stage:
                 always, "reference" never.
 
         Raises:
-            UserError: "triton" is wanted and cannot run on the stage's device.
+            UserError: the stage runs on an engine, or "triton" is wanted and cannot run on its
+                device.
         """
+        if not isinstance(self.denoiser.network, torch.nn.Module):
+            raise UserError(
+                f"Stage '{self.config.name}' runs on an engine, which has kernels of its own; "
+                "leave the choice of kernels out."
+            )
         reason = obstacle(self.device, torch.float32) if backend == "triton" else ""
         if reason:
             raise UserError(f"The Triton kernels cannot run here: {reason}; or take 'auto'.")

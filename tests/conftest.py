@@ -1,8 +1,10 @@
 """What tests share: where data lies, which of them need a GPU, one thread per worker."""
 
 import os
+import resource
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -130,6 +132,22 @@ def tiny_cascade(tmp_path_factory: pytest.TempPathFactory) -> Path:
     manifest = CascadeManifest(name="tiny", stages=("base16", "sr32"), recipe="mini")
     (folder / "cascade.json").write_text(manifest.model_dump_json(indent=2), encoding="utf-8")
     return folder
+
+
+@pytest.fixture
+def full_disk() -> Callable[[int], AbstractContextManager[None]]:
+    """Let no file grow beyond a number of bytes: writing more fails, as it does on a full disk."""
+
+    @contextmanager
+    def limited(size: int) -> Iterator[None]:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limited
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from cascade.cli import values
-from cascade.cli.bundle import BundleArgument, BundleOption, one_bundle
+from cascade.cli.bundle import BundleArgument, BundleOption
 from cascade.errors import UserError
 
 bench = typer.Typer(help="Measure this machine.", no_args_is_help=True)
@@ -69,14 +69,14 @@ def stages(
     ] = Path("runs/bench"),
 ) -> None:
     """Time a bundle's engines beside PyTorch's and diffusers' networks with the same weights."""
-    chosen = one_bundle(folder, bundle)
+    chosen = values.either(folder, bundle, "bundle")
     from cascade.environment import usable_device
     from cascade.progress import progress_bar, stage_steps
     from cascade_export.bench import BenchSettings, bench_stages
     from cascade_export.bench_report import bench_tables, write_bench
     from cascade_export.bundle import Bundle
 
-    settings = BenchSettings.parse(batch, against, rounds, steps, usable_device(device))
+    settings = BenchSettings.of_lists(batch, against, rounds, steps, usable_device(device))
     opened = Bundle.open(chosen)
     with progress_bar() as bar:
         result = bench_stages(opened, settings, stage_steps(bar))

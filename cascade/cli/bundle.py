@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from cascade.cli import values
+from cascade.config.base import MOST_THREADS
 from cascade.config.encoder import EncoderModeName
 from cascade.errors import UserError
 
@@ -47,8 +48,7 @@ Engine = Annotated[
 ]
 Threads = Annotated[
     int | None,
-    # More take longer to start than to draw.
-    typer.Option(min=1, max=512, help="Of an engine on the CPU.", rich_help_panel=_PANEL),
+    typer.Option(min=1, max=MOST_THREADS, help="Of an engine on the CPU.", rich_help_panel=_PANEL),
 ]
 Spinning = Annotated[
     bool,
@@ -70,18 +70,6 @@ MaxMemory = Annotated[
         rich_help_panel=_PANEL,
     ),
 ]
-
-
-def one_bundle(argument: Path | None, option: Path | None) -> Path:
-    """Return the bundle that a command was given, in either spelling.
-
-    Raises:
-        UserError: none or two are given.
-    """
-    given = [folder for folder in (argument, option) if folder is not None]
-    if len(given) != 1:
-        raise UserError("Give one bundle, as BUNDLE or as --bundle FOLDER.")
-    return given[0]
 
 
 def load_bundle(
@@ -110,7 +98,7 @@ def load_bundle(
         subject,
         device or default_device(engine or bundle.manifest.engine),
         engine=engine,
-        options=EngineOptions(threads, spinning, compiled),
+        options=EngineOptions(threads=threads, spinning=spinning, compiled=compiled),
         max_memory=None if max_memory is None else max_memory * 10**6,
         embeddings=embeddings,
         encoder_mode=encoder_mode,

@@ -13,6 +13,7 @@ from cascade.cli.text import Embeddings, EncoderMode
 from cascade.config.encoder import EncoderModeName
 from cascade.errors import UserError
 from cascade.files import require_writable
+from cascade.request import MOST_AT_ONCE
 
 if TYPE_CHECKING:
     from cascade.pipeline import Cascade
@@ -63,7 +64,7 @@ def export(
     ] = None,
     max_batch: Annotated[
         int | None,
-        typer.Option(min=1, max=1024, help="Most pictures at a time of a TensorRT plan."),
+        typer.Option(min=1, max=MOST_AT_ONCE, help="Most pictures at a time of a TensorRT plan."),
     ] = None,
     text_encoder: Annotated[
         Literal["torch", "graph"] | None,
@@ -75,7 +76,13 @@ def export(
             help="A LoRA file to merge first: FILE for the base, or STAGE=FILE; may be repeated."
         ),
     ] = None,
-    lora_scale: Annotated[float, typer.Option(help="Factor on all of them.")] = 1.0,
+    lora_scale: Annotated[
+        float | None, typer.Option(help="Factor on all of them; 1 by default.")
+    ] = None,
+    lora_unet_only: Annotated[
+        bool,
+        typer.Option("--lora-unet-only", help="Leave out what they change of the text encoder."),
+    ] = False,
     retry: Annotated[
         bool,
         typer.Option("--retry", help="If the check fails, keep the layer at fault in fp32."),
@@ -131,9 +138,14 @@ def export(
         device=usable_device(device) if device is not None else default_device(kind),
         command=shlex.join(["cascade", *sys.argv[1:]]),
     )
-    if calibration_prompt and quantise is None:
-        raise UserError("--calibration-prompt belongs to --quantise; give both or neither.")
-    source = Source(cascade, embeddings, encoder_mode, tuple(lora or ()), lora_scale)
+    _refuse_alone("calibration-prompt", calibration_prompt, "quantise", quantise)
+    _refuse_alone("lora-scale", lora_scale, "lora", lora)
+    if max_batch is not None and not kind.startswith("tensorrt"):
+        raise UserError(f"The {kind} engine takes any batch; leave --max-batch out.")
+    _refuse_alone("lora-unet-only", lora_unet_only or None, "lora", lora)
+    scale = 1.0 if lora_scale is None else lora_scale
+    files = tuple(lora or ())
+    source = Source(cascade, embeddings, encoder_mode, files, scale, lora_unet_only)
     if bundle is not None and subject is not None:
         _add(bundle, source, subject, gate)
     elif output is not None:
@@ -151,6 +163,16 @@ def export(
         _make(output, source, request)
 
 
+def _refuse_alone(flag: str, value: object, needed: str, given: object) -> None:
+    """Refuse a flag that has no effect without another.
+
+    Raises:
+        UserError: it is given alone.
+    """
+    if value is not None and not given:
+        raise UserError(f"--{flag} belongs to --{needed}; give both or neither.")
+
+
 class Source(NamedTuple):
     """The cascade that is exported."""
 
@@ -159,6 +181,7 @@ class Source(NamedTuple):
     encoder_mode: EncoderModeName
     lora: tuple[str, ...]
     lora_scale: float
+    lora_unet_only: bool
 
     def load(self) -> "Cascade":
         """Load it where graphs are traced, on the CPU in float32."""
@@ -166,7 +189,7 @@ class Source(NamedTuple):
         from cascade_export.adapted import parse_lora, with_lora
 
         plain = Cascade.load(self.path, embeddings=self.embeddings, encoder_mode=self.encoder_mode)
-        return with_lora(plain, parse_lora(self.lora, plain), self.lora_scale)
+        return with_lora(plain, parse_lora(self.lora, plain), self.lora_scale, self.lora_unet_only)
 
 
 def _make(output: Path, source: Source, request: "Request") -> None:

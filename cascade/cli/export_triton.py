@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from cascade.cli import values
-from cascade.cli.bundle import BundleArgument, BundleOption, one_bundle
+from cascade.cli.bundle import BundleArgument, BundleOption
 
 
 def export_triton(
@@ -39,7 +39,7 @@ def export_triton(
     Stages run on TensorRT where the bundle has its plans, else on ONNX Runtime; plans of TensorRT
     for RTX cannot be loaded by that server.
     """
-    chosen = one_bundle(folder, bundle)
+    chosen = values.either(folder, bundle, "bundle")
     from cascade_export.bundle import Bundle
     from cascade_export.triton_repository import ServerOptions, write_repository
 

@@ -14,14 +14,18 @@ _PANEL = "With --memory"
 
 
 def info(
-    path: Annotated[
-        str,
+    folder: Annotated[
+        str | None,
         typer.Argument(
             parser=values.name,
-            metavar="FOLDER",
+            metavar="CASCADE",
             help="A cascade folder, or 'mini'; with --memory also a stage's TOML file.",
         ),
-    ],
+    ] = None,
+    cascade: Annotated[
+        str | None,
+        typer.Option(parser=values.name, metavar="FOLDER", help="The same as CASCADE."),
+    ] = None,
     memory: Annotated[
         bool, typer.Option("--memory", help="Tell what sampling and fine-tuning will take.")
     ] = False,
@@ -48,6 +52,7 @@ def info(
     ] = "adamw",
 ) -> None:
     """Show a cascade's stages, sizes, conventions, subject and licence, or the memory it needs."""
+    path = values.either(folder, cascade, "cascade")
     if path.endswith(".toml") and not memory:
         raise UserError(
             f"{path} is a settings file; add --memory to tell what its stage takes, or give the "

@@ -4,13 +4,15 @@ Nothing here imports torch: a mistyped path is answered at once.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import typer
 
 from cascade.config.folders import cascade_folder
 from cascade.errors import UserError
 from cascade.files import require_writable
+
+_T = TypeVar("_T")
 
 
 def name(text: str) -> str:
@@ -54,6 +56,25 @@ def cascade(text: str) -> str:
     return text
 
 
+def either(argument: _T | None, option: _T | None, what: str) -> _T:
+    """Return what a command was given as its argument or by a flag.
+
+    Args:
+        argument: the former.
+        option: the latter.
+        what: names them, for the error's sentence.
+
+    Raises:
+        UserError: none or two are given.
+    """
+    given = [value for value in (argument, option) if value is not None]
+    if len(given) != 1:
+        raise UserError(f"Give one {what}, as {what.upper()} or as --{what}.")
+    return given[0]
+
+
 def output(told: str) -> Any:
-    """The flag that says where files go: `--output`, `-o`."""
-    return typer.Option("--output", "-o", parser=writable, metavar="FOLDER", help=told)
+    """The flag that says where files go: `--output`, `-o`, or as diffusers spells it."""
+    return typer.Option(
+        "--output", "--output-dir", "-o", parser=writable, metavar="FOLDER", help=told
+    )

@@ -17,6 +17,9 @@ NAME: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 Name = Annotated[str, StringConstraints(pattern=NAME, max_length=100)]
 """The name of a stage, a model, a subject, an engine: one component of a path, and nothing else."""
 
+MOST_THREADS: Final = 512
+"""Of an engine on a CPU: more take longer to start than to draw."""
+
 # Ranges of numbers: what is outside is a slip of the hand, and would hang or overflow much later.
 # Strict, so that neither "3" nor `true` is a number.
 Count = Annotated[int, Field(strict=True, gt=0, le=10**9)]

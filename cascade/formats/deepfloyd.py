@@ -63,16 +63,19 @@ class Pipelines:
     stages: tuple[PipelineStage, ...]
 
 
-def read_pipelines(folders: Sequence[Path], text_encoder: Path | None = None) -> Pipelines:
+def read_pipelines(given: Sequence[Path | str], text_encoder: Path | None = None) -> Pipelines:
     """Read the configurations of pipeline folders, given in any order.
 
     Args:
-        folders: of the stages.
+        given: folders of the stages.
         text_encoder: the encoder's folder; None is that of one of the stages.
 
     Raises:
         UserError: a folder is no pipeline or not of IF's kind, or together they are no cascade.
     """
+    folders = [Path(folder) for folder in given]
+    if not folders:
+        raise UserError("No folder is given; give the downloaded folder of each stage.")
     stages: list[PipelineStage] = []
     for folder in sorted(folders, key=lambda folder: _network(folder).need("sample_size", int)):
         stages.append(read_stage(folder, stages[-1].config.size if stages else None))

@@ -5,14 +5,16 @@ from pathlib import Path
 from cascade.files import copy_file
 from cascade.formats.weights import Weights, write_weights
 from cascade.text.files import EncoderFiles
+from cascade.text.modes import skeleton
 
 
 def encoder_weights(source: EncoderFiles) -> Weights:
     """Open the weights of an encoder under the names in its files.
 
     Raises:
-        UserError: a file is damaged.
+        UserError: a file is damaged, or they do not fit each other.
     """
+    skeleton(source)
     return Weights(dict(source.places.values()))
 
 

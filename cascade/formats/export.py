@@ -14,7 +14,7 @@ from cascade.config.stage import CascadeManifest, LowResConfig, StageConfig
 from cascade.diffusion.noise import level_from_variance
 from cascade.diffusion.schedule import make_schedule
 from cascade.errors import UserError
-from cascade.files import whole, write_bytes
+from cascade.files import new_folder, write_bytes
 from cascade.formats.deepfloyd import TEXT, their_shapes
 from cascade.formats.encoder import encoder_weights, write_encoder
 from cascade.formats.keys import entries
@@ -77,15 +77,15 @@ def export_cascade(
     encoder = EncoderFiles.open(source / manifest.text_encoder) if text_encoder else None
     copied = [encoder_weights(encoder)] if encoder is not None else []
     require_output(output, [*opened.values(), *copied])
-    with whole(output):
+    with new_folder(output):
         for folder, config in stages.items():
-            target = output / config.name
+            target = output / folder.name
             with_encoder = encoder is not None and config.low_res is None
             _write_settings(config, target, with_encoder)
             if encoder is not None and with_encoder:
                 _write_text(encoder, target)
             _write_unet(config, opened[folder], target / "unet", on_tensor)
-    return [output / config.name for config in stages.values()]
+    return [output / folder.name for folder in stages]
 
 
 def check_expressible(config: StageConfig) -> None:

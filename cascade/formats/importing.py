@@ -7,7 +7,7 @@ from torch import Tensor
 
 from cascade.config.stage import MANIFEST
 from cascade.errors import UserError
-from cascade.files import whole, write_bytes
+from cascade.files import new_folder, write_bytes
 from cascade.formats.deepfloyd import Pipelines, PipelineStage, one_dtype, open_weights
 from cascade.formats.encoder import encoder_weights, write_encoder
 from cascade.formats.keys import entries, meta_tensors
@@ -44,11 +44,12 @@ def import_cascade(
     opened = [(stage, open_weights(stage, variant)) for stage in source.stages]
     copied = [weights for _, weights in opened]
     encoder = _encoder(source, needed=copy_text_encoder)
-    if copy_text_encoder and encoder is not None:
-        copied.append(encoder_weights(encoder))
+    if encoder is not None:
+        read = encoder_weights(encoder)  # proven whole, wherever it stays
+        copied += [read] if copy_text_encoder else []
     require_output(output, copied)
     manifest = source.manifest
-    with whole(output):
+    with new_folder(output):
         if copy_text_encoder and encoder is not None:
             manifest = manifest.model_copy(update={"text_encoder": "text"})
             write_encoder(encoder, output / "text", output / "text" / encoder.vocabulary.name)

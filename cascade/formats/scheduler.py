@@ -116,13 +116,13 @@ def noising_to_diffusers(schedule: str) -> dict[str, Any]:
 
 
 def _threshold(file: Settings) -> dict[str, Any]:
-    if file.get("thresholding", False):
+    if file.one_of("thresholding", False, False, True):
         return {
             "kind": "dynamic",
             "percentile": file.get("dynamic_thresholding_ratio", 0.995),
             "cap": file.get("sample_max_value", 1.0),
         }
-    return {"kind": "static" if file.get("clip_sample", True) else "none"}
+    return {"kind": "static" if file.one_of("clip_sample", True, False, True) else "none"}
 
 
 def _key_of(names: Mapping[str, str], ours: str) -> str:

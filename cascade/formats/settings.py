@@ -1,5 +1,6 @@
 """diffusers' JSON files, read key by key: what has no counterpart here is refused by name."""
 
+import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -41,6 +42,28 @@ class Settings:
         if not isinstance(self.values.get(key), kind):
             raise self.refusal(key, f"a value of type {kind.__name__}")
         return self.values[key]
+
+    def listed(self, key: str, kind: type) -> list[Any]:
+        """The value of a key that must hold a list of one type, of at least one value.
+
+        Raises:
+            UserError: it holds something else.
+        """
+        held = self.need(key, list)
+        if not held or any(type(value) is not kind for value in held):
+            raise self.refusal(key, f"a list of values of type {kind.__name__}")
+        return list(held)
+
+    def factor(self, key: str) -> float:
+        """The value of a key that must hold a positive number; 1, as diffusers has it, if absent.
+
+        Raises:
+            UserError: it holds something else.
+        """
+        held = self.values.get(key, 1.0)
+        if type(held) not in (int, float) or not 0 < held < math.inf:
+            raise self.refusal(key, "a positive number")
+        return float(held)
 
     def one_of(self, key: str, default: Any, *allowed: Any, mend: str = "") -> Any:
         """A key's value, which has to be one of those that ours stands for.

@@ -82,14 +82,15 @@ def unet_from_diffusers(file: Settings) -> dict[str, Any]:
         UserError: a key is unknown, missing, or has a value that our network does not compute.
     """
     _check_kind(file)
-    channels = file.need("block_out_channels", list)
+    channels = file.listed("block_out_channels", int)
     activation = file.one_of("act_fn", "silu", "gelu", "silu")
-    scale = file.get("resnet_out_scale_factor", 1.0)
+    scale = file.factor("resnet_out_scale_factor")
     file.one_of("mid_block_scale_factor", 1, scale)
     # Activated once in front of the blocks, or by each block: the same numbers.
     once = file.one_of("resnet_skip_time_act", False, False, True)
     file.one_of("time_embedding_act_fn", None, activation if once else None)
     blocks = file.get("layers_per_block", 2)
+    width = file.get("time_embedding_dim")
     return {
         "channels": channels,
         "blocks": [blocks] * len(channels) if isinstance(blocks, int) else blocks,
@@ -97,7 +98,7 @@ def unet_from_diffusers(file: Settings) -> dict[str, Any]:
         "head_channels": file.need("attention_head_dim", int),
         "text_width": file.need("encoder_hid_dim", int),
         "context_width": file.need("cross_attention_dim", int),
-        "time_width": file.get("time_embedding_dim") or 4 * channels[0],
+        "time_width": 4 * channels[0] if width is None else width,
         "pool_heads": file.get("addition_embed_type_num_heads", 64),
         "text_norm": "group",
         "residual_scale": 1 / scale,
@@ -160,7 +161,7 @@ def _check_kind(file: Settings) -> None:
 
 def _attention(file: Settings) -> list[str]:
     kinds = {block: kind for kind, block in _BLOCKS.items()}
-    down = file.need("down_block_types", list)
+    down = file.listed("down_block_types", str)
     # diffusers' middle always attends, ours as its coarsest level does.
     if not set(down) <= set(kinds) or down[-1] != _BLOCKS["joint"]:
         raise file.refusal("down_block_types", f"{' or '.join(kinds)}, the latter last")

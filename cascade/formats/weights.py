@@ -62,6 +62,15 @@ class Weights:
         require_finite({name: tensor}, str(path))
         return tensor
 
+    def check(self) -> None:
+        """Read every tensor, one after the other.
+
+        Raises:
+            UserError: one holds what is no number.
+        """
+        for name in self.headers:
+            self.__getitem__(name)
+
 
 def find_weights(folder: Path, variant: str | None = None) -> dict[str, Path]:
     """Find a diffusers model's tensors: `STEM[.variant].safetensors`, or its shards.

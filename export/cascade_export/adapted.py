@@ -34,25 +34,34 @@ def parse_lora(values: Sequence[str], cascade: Cascade) -> dict[str, list[Path]]
     return found
 
 
-def with_lora(cascade: Cascade, files: Mapping[str, Sequence[Path]], scale: float = 1.0) -> Cascade:
+def with_lora(
+    cascade: Cascade,
+    files: Mapping[str, Sequence[Path]],
+    scale: float = 1.0,
+    unet_only: bool = False,
+) -> Cascade:
     """Return the cascade with LoRA files merged; it stays as it is.
 
     Args:
         cascade: its stages run on modules.
         files: by stage, added one after the other.
         scale: factor on all of them; see `merge_lora`.
+        unet_only: leave out what they change of the text encoder.
 
     Raises:
         UserError: a file is damaged or does not fit its stage.
     """
-    stages = [_merged(stage, files.get(stage.config.name, ()), scale) for stage in cascade.stages]
+    stages = [
+        _merged(stage, files.get(stage.config.name, ()), scale, unet_only)
+        for stage in cascade.stages
+    ]
     return Cascade(cascade.manifest, cascade.encoder, stages)
 
 
-def _merged(stage: Stage, files: Sequence[Path], scale: float) -> Stage:
+def _merged(stage: Stage, files: Sequence[Path], scale: float, unet_only: bool) -> Stage:
     if not files:
         return stage
-    state = merge_lora(stage.network.state_dict(), files, scale, stage.config.unet)
+    state = merge_lora(stage.network.state_dict(), files, scale, stage.config.unet, unet_only)
     network = skeleton(stage.config)
     network.load_state_dict(state, assign=True)
     return stage.with_network(network.eval())

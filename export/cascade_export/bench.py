@@ -14,18 +14,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import torch
+from pydantic import Field
 
-from cascade.config.base import Frozen
+from cascade.config.base import Count, Frozen, Rows
 from cascade.config.stage import StageConfig
 from cascade.diffusion.denoiser import Network
 from cascade.environment import environment
 from cascade.errors import UserError
+from cascade.request import MOST_AT_ONCE, AtOnce
 from cascade.text.t5 import TextEmbedding
 from cascade_export.bundle import Bundle
 from cascade_export.cases import Case, draw_case
@@ -34,14 +35,12 @@ from cascade_export.peer import DiffusersNetwork
 
 Against = Literal["eager", "compiled", "diffusers"]
 _WARM_UPS = 2
-_MOST = 1024  # pictures at a time; more would take the memory of no machine to an end
 
 OnPart = Callable[[str, int, int], None]
 """Called with (what is timed, parts done, of how many)."""
 
 
-@dataclass(frozen=True)
-class BenchSettings:
+class BenchSettings(Frozen):
     """What is timed.
 
     Attributes:
@@ -54,16 +53,16 @@ class BenchSettings:
         first_picture: whether to time that too.
     """
 
-    batches: tuple[int, ...] = (1, 2, 4)
+    batches: Annotated[tuple[AtOnce, ...], Field(min_length=1)] = (1, 2, 4)
     against: tuple[Against, ...] = ("eager", "compiled")
-    rounds: int = 5
-    repeats: int = 4
-    steps: int | None = None
+    rounds: Annotated[Count, Field(ge=2)] = 5
+    repeats: Rows = 4
+    steps: Annotated[int | None, Field(strict=True, gt=0, le=1000)] = None
     device: str = "cpu"
     first_picture: bool = True
 
     @classmethod
-    def parse(
+    def of_lists(
         cls, batches: str, against: str, rounds: int, steps: int | None, device: str
     ) -> "BenchSettings":
         """Read the command's lists, such as `1,2,4` and `eager,compiled`.
@@ -72,17 +71,25 @@ class BenchSettings:
             UserError: a list holds something else.
         """
         numbers = [part.strip() for part in batches.split(",")]
-        if not all(re.fullmatch("[0-9]{1,4}", part) and 0 < int(part) <= _MOST for part in numbers):
+        if not all(
+            re.fullmatch("[0-9]{1,4}", part) and 0 < int(part) <= MOST_AT_ONCE for part in numbers
+        ):
             raise UserError(
-                f"--batch {batches[:60]} is no list of numbers from 1 to {_MOST}; write it as in "
-                "1,2,4."
+                f"--batch {batches[:60]} is no list of numbers from 1 to {MOST_AT_ONCE}; write it "
+                "as in 1,2,4."
             )
         names = [part.strip() for part in against.split(",") if part.strip()]
         known = get_args(Against)
         chosen = tuple(name for name in known if name in names)
         if len(chosen) < len(names):
             raise UserError(f"--against {against} is no list of {', '.join(known)}; mend it.")
-        return cls(tuple(map(int, numbers)), chosen, rounds, steps=steps, device=device)
+        return cls(
+            batches=tuple(map(int, numbers)),
+            against=chosen,
+            rounds=rounds,
+            steps=steps,
+            device=device,
+        )
 
 
 class Latency(Frozen):

@@ -1,6 +1,7 @@
 """What `cascade bench stages` found, as JSON and as Markdown tables."""
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -11,7 +12,9 @@ from cascade_export.first_picture import ENGINE
 
 def write_bench(result: StageBench, folder: Path) -> Path:
     """Write the figures as JSON and the tables beside them; returns the JSON's path."""
-    stem = f"{result.cascade}-{result.engine}-{result.precision}"
+    # A cascade's name is what a person calls it, and no name of a file.
+    name = re.sub("[^A-Za-z0-9_-]+", "-", result.cascade)[:100]
+    stem = f"{name}-{result.engine}-{result.precision}"
     path = folder / f"{stem}.json"
     text = json.dumps(result.model_dump(mode="json"), indent=1)
     write_bytes((text + "\n").encode(), path)

@@ -18,8 +18,10 @@ from typing import Any
 from safetensors import safe_open
 from torch import Tensor
 
+from cascade.chain import MOST_SIDE
 from cascade.config.stage import StageConfig
 from cascade.errors import UserError
+from cascade.request import MOST_AT_ONCE, whole
 from cascade_export.cache import BuildFacts, BuiltPlan, Fingerprint, PlanCache, StoredPlan
 from cascade_export.census import layer_census, planned_memory, weights_in_plan
 from cascade_export.graph import Graph, TensorSpec
@@ -47,9 +49,8 @@ def stage_profile(config: StageConfig, max_batch: int, side: int | None = None) 
     Raises:
         UserError: the batch is empty, or the side is no multiple of the network's factor.
     """
-    side = side or config.size
-    if max_batch < 1:
-        raise UserError(f"A plan cannot take {max_batch} pictures; take at least 1.")
+    max_batch = whole(max_batch, "the batch of a plan", 1, MOST_AT_ONCE)
+    side = config.size if side is None else whole(side, "the side of pictures", 1, MOST_SIDE)
     if side % config.unet.factor:
         raise UserError(
             f"Stage '{config.name}' draws no pictures {side} wide; take a multiple of "

@@ -13,14 +13,17 @@ weights file for each stage that it changes.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import torch
 
 from cascade.chain import check_chain
 from cascade.config.folders import read_stage_config
 from cascade.config.stage import StageConfig
+from cascade.environment import usable_device
 from cascade.errors import UserError
 from cascade.pipeline import Cascade, print_licence
+from cascade.request import whole
 from cascade.stage import Stage
 from cascade.text.files import EncoderFiles
 from cascade.text.modes import EncoderMode
@@ -38,6 +41,7 @@ from cascade_export.manifest import (
     read_subject,
 )
 from cascade_export.text_graph import GraphTextEncoder
+from cascade_export.weights import check_weights, require_numbers
 
 
 @dataclass(frozen=True)
@@ -53,18 +57,24 @@ class Bundle:
     manifest: BundleManifest
 
     @classmethod
-    def open(cls, folder: Path) -> "Bundle":
+    def open(cls, place: Path | str) -> "Bundle":
         """Open a bundle and prove its files against their hashes.
 
         Raises:
             UserError: it is none, not whole, altered, or of a later version of this project.
         """
+        folder = _folder(place)
         bundle = cls(folder, read_manifest(folder))
         for name, entry in bundle.manifest.stages.items():
             check_file(bundle.stage_folder(name) / "config.json", entry.config)
             check_file(bundle.stage_folder(name) / GRAPH, entry.graph)
             bundle.check_weights(entry.weights)
             _check_config(name, read_stage_config(bundle.stage_folder(name)), folder)
+            if (entry.plan is None) == bundle.manifest.engine.startswith("tensorrt"):
+                raise UserError(
+                    f"{folder} is for {bundle.manifest.engine} and has "
+                    f"{'a' if entry.plan else 'no'} plan for stage '{name}'; export it again."
+                )
         bundle._check_text()
         return bundle
 
@@ -96,12 +106,14 @@ class Bundle:
         if name not in known:
             held = f"it has {', '.join(known)}" if known else "it has none"
             raise UserError(
-                f"{self.folder} has no subject '{name}', {held}; add it: cascade export "
-                f"--cascade TUNED --into {self.folder} --subject {name}."
+                f"{self.folder} has no subject {name!r}, {held}; add one: cascade export "
+                f"--cascade TUNED --into {self.folder} --subject NAME."
             )
         path = self.folder / "subjects" / name / ABOUT
         subject = read_subject(path)
-        if subject.name != name or subject.cascade.stages != self.manifest.cascade.stages:
+        own, its = self.manifest.cascade, subject.cascade
+        moved = (own.stages, own.text_encoder) != (its.stages, its.text_encoder)
+        if subject.name != name or moved:
             raise UserError(
                 f"{path} is of another subject or bundle; delete its folder, add it again."
             )
@@ -115,9 +127,12 @@ class Bundle:
         """What the engines are opened from, base first.
 
         Raises:
-            UserError: a file is missing or damaged.
+            UserError: a file is missing or damaged, or they do not fit each other.
         """
-        return [self._stage_files(name, subject) for name in self.manifest.stages]
+        files = [self._stage_files(name, subject) for name in self.manifest.stages]
+        configs = [part.config for part in files]
+        check_chain(configs, configs[0].unet.text_width, self.folder)
+        return files
 
     def cascade(
         self,
@@ -127,7 +142,7 @@ class Bundle:
         engine: EngineKind | None = None,
         options: EngineOptions | None = None,
         max_memory: int | None = None,
-        embeddings: Path | None = None,
+        embeddings: Path | str | None = None,
         encoder_mode: EncoderMode = "auto",
     ) -> Cascade:
         """Put the engines together to a cascade, which samples as any other.
@@ -144,11 +159,12 @@ class Bundle:
         Raises:
             UserError: the subject is unknown, or an engine or the text encoder cannot be opened.
         """
-        chosen = self.subject(subject) if isinstance(subject, str) else subject
+        chosen = self.subject(subject) if not isinstance(subject, Subject | None) else subject
         manifest = chosen.cascade if chosen else self.manifest.cascade
         print_licence(manifest)
         stages = self.stages(chosen, device, engine=engine, options=options, max_memory=max_memory)
-        encoder = self._encoder(device, embeddings, encoder_mode)
+        store = None if embeddings is None else Path(embeddings)
+        encoder = self._encoder(device, store, encoder_mode)
         check_chain([stage.config for stage in stages], encoder.width, self.folder)
         return Cascade(manifest, encoder, stages)
 
@@ -166,21 +182,28 @@ class Bundle:
         Raises:
             UserError: an engine cannot be opened.
         """
-        files = self.files(subject)
         kind = engine or self.manifest.engine
-        engines = open_engines(kind, files, device, options, max_memory)
+        if kind not in get_args(EngineKind):
+            known = ", ".join(get_args(EngineKind))
+            raise UserError(f"There is no engine '{kind}'; take one of {known}.")
+        place = usable_device(device)
+        if max_memory is not None:
+            max_memory = whole(max_memory, "max_memory", 1, 2**63 - 1)
+        files = self.files(subject)
+        engines = open_engines(kind, files, place, options, max_memory)
         return [
             Stage(part.config, each, f"{kind} {part.origin}")
             for part, each in zip(files, engines, strict=True)
         ]
 
     def check_weights(self, weights: Weights) -> None:
-        """Prove a weights file against its size and hash.
+        """Prove a weights file against its size and hash, and that it holds numbers.
 
         Raises:
-            UserError: it is missing or altered.
+            UserError: it is missing or altered, or a number is NaN or infinite.
         """
         check_file(self.folder / weights.file, weights.sha256, weights.size)
+        require_numbers(self.folder / weights.file)
 
     def _check_text(self) -> None:
         text, folder = self.manifest.text, self.text_folder
@@ -204,10 +227,14 @@ class Bundle:
         tuned = subject.stages[name] if subject else None
         weights = tuned.weights if tuned else entry.weights
         folder = self.stage_folder(name)
+        config = tuned.config if tuned else read_stage_config(folder)
+        graph = Graph.open(folder / GRAPH)
+        graph.check(config, self.manifest.precision)
+        check_weights(self.folder / weights.file, graph)
         return StageFiles(
-            config=tuned.config if tuned else read_stage_config(folder),
+            config=config,
             precision=self.manifest.precision,
-            graph=Graph.open(folder / GRAPH),
+            graph=graph,
             weights=self.folder / weights.file,
             weights_sha256=weights.sha256,
             islands=entry.islands,
@@ -224,6 +251,12 @@ class Bundle:
         return ready(text, mode, device)
 
 
+def _folder(place: object) -> Path:
+    if not isinstance(place, (str, Path)) or not str(place):
+        raise UserError(f"A bundle is a folder, not {place!r}; give its path.")
+    return Path(place)
+
+
 def _check_config(name: str, config: StageConfig, source: Path) -> None:
     if config.name != name:
         raise UserError(
@@ -233,7 +266,7 @@ def _check_config(name: str, config: StageConfig, source: Path) -> None:
 
 
 def open_bundle(
-    folder: Path, subject: str | None = None, device: torch.device | str = "cpu"
+    folder: Path | str, subject: str | None = None, device: torch.device | str = "cpu"
 ) -> Cascade:
     """Open a bundle's own engines as a cascade; `Bundle.cascade` has further choices.
 

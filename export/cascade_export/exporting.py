@@ -6,7 +6,7 @@ whole and has passed the gate.
 """
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Final
 
@@ -31,7 +31,7 @@ from cascade_export.manifest import (
     write_sealed,
 )
 from cascade_export.plans import with_plans
-from cascade_export.precision import DEFAULT_ISLANDS, Precision
+from cascade_export.precision import DEFAULT_ISLANDS, Precision, check_cast
 from cascade_export.quantise import Inputs, calibration_inputs, quantise
 from cascade_export.request import Request, exporter_versions, require_place
 from cascade_export.weights import WEIGHTS, digest
@@ -72,6 +72,8 @@ def export_bundle(
     """
     targets = request.check()
     require_place(output)
+    for stage in cascade.stages:
+        check_cast(stage.network, request.precision)
     text, place = _write_text(cascade, output, request)
     islands: dict[str, tuple[str, ...]] = {}
     calls = _Calls(cascade, request.calibration)
@@ -203,7 +205,7 @@ def _read_record(folder: Path) -> _Record | None:
 def _write_text(cascade: Cascade, output: Path, request: Request) -> tuple[TextEntry, str]:
     """Write the text encoder; returns its entry, and its place for the cascade's manifest."""
     model, tokenizer = text_identity(cascade.encoder)
-    entry = TextEntry(form=request.text, model=model, tokenizer=tokenizer)
+    made = partial(TextEntry, form=request.text, model=model, tokenizer=tokenizer)
     folder, place = output / "text", cascade.manifest.text_encoder
     if not isinstance(cascade.encoder, TextEncoder):
         if request.text == "graph":
@@ -211,19 +213,19 @@ def _write_text(cascade: Cascade, output: Path, request: Request) -> tuple[TextE
                 "A store of embeddings is no text encoder to make a graph of; leave --embeddings "
                 "or --text-encoder graph out."
             )
-        return entry, place
+        return made(), place
     files = cascade.encoder.files
     if request.text == "torch" and Path(place).is_absolute():
         # One too large to copy, for a bundle as for a cascade.
-        return _with_files(entry, files.folder, (_CONFIG,)), place
+        return made(files=_digests(files.folder, _CONFIG)), place
     if request.text == "graph":
         export_text_encoder(cascade.encoder, folder)
         copy_file(files.folder / _CONFIG, folder / _CONFIG)
         copy_file(files.vocabulary, folder / _VOCABULARY)
-        return _with_files(entry, folder, (_CONFIG, _VOCABULARY, GRAPH, WEIGHTS)), "text"
+        return made(files=_digests(folder, _CONFIG, _VOCABULARY, GRAPH, WEIGHTS)), "text"
     write_encoder(files, folder, folder / _VOCABULARY)
-    return _with_files(entry, folder, (_CONFIG, _VOCABULARY, _MODEL)), "text"
+    return made(files=_digests(folder, _CONFIG, _VOCABULARY, _MODEL)), "text"
 
 
-def _with_files(entry: TextEntry, folder: Path, names: Sequence[str]) -> TextEntry:
-    return entry.model_copy(update={"files": {name: digest(folder / name) for name in names}})
+def _digests(folder: Path, *names: str) -> dict[str, str]:
+    return {name: digest(folder / name) for name in names}

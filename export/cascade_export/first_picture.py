@@ -14,6 +14,7 @@ from typing import Final
 import torch
 
 from cascade.config.stage import SamplerConfig
+from cascade.errors import UserError
 from cascade_export.bundle import Bundle
 from cascade_export.engines import EngineKind, EngineOptions
 from cascade_export.manifest import read_manifest
@@ -67,4 +68,7 @@ def main(folder: str, provider: str, device: str, steps: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    try:
+        main(*sys.argv[1:])
+    except UserError as error:
+        sys.exit(str(error))

@@ -1,12 +1,16 @@
 """The gate of an export: which engines run it, what they draw, and where the report goes."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+from pydantic import AfterValidator, Field
+
+from cascade.config.base import Frozen
 from cascade.config.stage import SamplerConfig
 from cascade.pipeline import Cascade
+from cascade.request import AtOnce
+from cascade.text.cleaning import clean
 from cascade_export import parity
 from cascade_export.bundle import Bundle
 from cascade_export.engines import EngineKind
@@ -23,8 +27,16 @@ OnPart = Callable[[str, int, int], None]
 """Called with (what is done, parts of it done, of how many)."""
 
 
-@dataclass(frozen=True)
-class Gate:
+def _readable(text: str) -> str:
+    clean(text, "none")
+    return text
+
+
+Prompts = Annotated[tuple[Annotated[str, AfterValidator(_readable)], ...], Field(min_length=1)]
+"""Texts that an encoder can read."""
+
+
+class Gate(Frozen):
     """What the gate draws.
 
     Attributes:
@@ -35,9 +47,9 @@ class Gate:
         command: what to type to make the report again.
     """
 
-    prompts: tuple[str, ...] = parity.PROMPTS
-    steps: int | None = None
-    batch_size: int = 2
+    prompts: Prompts = parity.PROMPTS
+    steps: Annotated[int | None, Field(strict=True, gt=0, le=1000)] = None
+    batch_size: AtOnce = 2
     device: str = "cpu"
     command: str = "cascade export"
 

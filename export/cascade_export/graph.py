@@ -25,16 +25,17 @@ from google.protobuf.message import DecodeError
 from torch import Tensor, nn
 from torch.export import Dim, export
 
+from cascade.config.stage import StageConfig
 from cascade.config.unet import UNetConfig
 from cascade.errors import UserError
-from cascade.files import write_bytes
+from cascade.files import require_writable, write_bytes
 from cascade.model.unet import IMAGE_CHANNELS
-from cascade.stage import Stage
+from cascade.stage import Stage, skeleton
 from cascade.tensors import Header
 from cascade.text.modes import hold
 from cascade.text.t5 import TextEncoder
 from cascade_export import operators, passes
-from cascade_export.precision import DEFAULT_ISLANDS, Precision, cast, cast_encoder
+from cascade_export.precision import DEFAULT_ISLANDS, DTYPES, Precision, cast, cast_encoder
 from cascade_export.weights import WEIGHTS, digest, places, write_state
 
 OPSETS: Final[dict[Precision, int]] = {"fp32": 21, "fp16": 21, "bf16": 22}
@@ -81,14 +82,17 @@ class Graph:
     outputs: tuple[TensorSpec, ...]
 
     @classmethod
-    def open(cls, path: Path) -> "Graph":
+    def open(cls, path: Path | str) -> "Graph":
         """Read an exported graph; its weights need not be there.
 
         Raises:
             UserError: there is none, or it is damaged.
         """
+        path = Path(path)
         graph = _load(path).graph
         inputs, outputs = (tuple(map(_spec, part)) for part in (graph.input, graph.output))
+        if not outputs or any(_place(tensor) not in ("", WEIGHTS) for tensor in graph.initializer):
+            raise UserError(f"{path} is no graph of this project's; export the cascade again.")
         return cls(path, digest(path), inputs, outputs)
 
     @property
@@ -104,6 +108,25 @@ class Graph:
             for tensor in _load(self.path).graph.initializer
             if tensor.data_location == onnx.TensorProto.EXTERNAL
         }
+
+    def check(self, config: StageConfig, precision: Precision) -> None:
+        """Make sure that this is the graph of a stage's network.
+
+        Raises:
+            UserError: it is of another network or another precision.
+        """
+        network = skeleton(config).state_dict()
+        held = {name: header.shape for name, header in self.parameters.items()}
+        wanted = {name: tuple(value.shape) for name, value in network.items()}
+        dims = {spec.name: spec.dims for spec in self.inputs}
+        types = {header.dtype for header in self.parameters.values()} - {torch.float32}
+        if held != wanted or dims != _stage_dims(config.unet):
+            raise UserError(
+                f"{self.path} is not the graph of stage '{config.name}' as its settings are; "
+                "export the cascade again."
+            )
+        if types != {DTYPES[precision]} - {torch.float32}:
+            raise UserError(f"{self.path} is not in {precision}; export the cascade again.")
 
 
 def export_stage(
@@ -125,8 +148,10 @@ def export_stage(
 
     Raises:
         TypeError: the stage runs on an engine.
-        UserError: an island names no module.
+        UserError: an island names no module, a weight is no number in the precision, or the disk
+            is full.
     """
+    require_writable(folder)
     network = cast(stage.network, precision, islands)
     config = stage.config.unet
     channels = IMAGE_CHANNELS * (1 + config.learned_variance)
@@ -152,6 +177,7 @@ def export_text_encoder(encoder: TextEncoder, folder: Path, precision: Precision
         folder: of the two files.
         precision: of weights and arithmetic; see `precision.ENCODER_ISLANDS`.
     """
+    require_writable(folder)
     held, _ = hold(encoder.files, "float32", torch.device("cpu"))
     network = cast_encoder(held, precision)
     ids = torch.ones(2, 5, dtype=torch.int64)
@@ -274,6 +300,11 @@ def _load(path: Path) -> onnx.ModelProto:
         return onnx.load(path, load_external_data=False)
     except DecodeError:
         raise UserError(f"{path} is damaged; export the cascade again.") from None
+
+
+def _place(tensor: onnx.TensorProto) -> str:
+    """The file in which a tensor lies; empty if that is the graph itself."""
+    return next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
 
 
 def _spec(value: onnx.ValueInfoProto) -> TensorSpec:

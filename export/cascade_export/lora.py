@@ -8,14 +8,17 @@ rows of one matrix here.
 Shapes: `r` rank, `I O` input and output channels of a layer.
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
+from cascade.config.base import Factor
 from cascade.config.unet import UNetConfig
 from cascade.errors import UserError
 from cascade.files import read_json
@@ -29,6 +32,7 @@ _FACTOR: Final = re.compile(
 )
 _PREFIX: Final = re.compile(r"^(?:base_model\.model\.|unet\.|network\.)+")
 _TEXT = re.compile(r"^(?:base_model\.model\.)?(?:text_encoder|lora_te)")
+_ALPHA: Final = TypeAdapter(Factor)
 _UNREAD: Final = ("alpha_pattern", "rank_pattern", "use_dora", "use_rslora")
 
 
@@ -37,6 +41,7 @@ def merge_lora(
     files: Sequence[Path],
     scale: float = 1.0,
     config: UNetConfig | None = None,
+    unet_only: bool = False,
 ) -> dict[str, Tensor]:
     """Return a network's weights with LoRA files added, computed in float64 and rounded once each.
 
@@ -45,15 +50,18 @@ def merge_lora(
         files: safetensors files, added one after the other.
         scale: factor on all of them, beside their own alpha/r.
         config: of the network, so that diffusers' names are understood too.
+        unet_only: leave out what the files change of the text encoder, which is frozen here.
 
     Raises:
         UserError: a file is missing or damaged, holds a tensor that belongs to no layer here, half
-            a pair, or a shape that does not fit.
+            a pair, or a shape that does not fit; the scale is no number.
     """
+    if not math.isfinite(scale):
+        raise UserError(f"The scale of a LoRA cannot be {scale}; 1 adds it as it was trained.")
     merged = dict(state)
     for path in files:
         targets = _targets(merged, config)
-        for module, delta in _deltas(path).items():
+        for module, delta in _deltas(path, unet_only).items():
             if module not in targets:
                 raise UserError(
                     f"{path} changes '{module}', which this network has not; take a LoRA of the "
@@ -89,16 +97,18 @@ def _targets(
     return targets
 
 
-def _deltas(path: Path) -> dict[str, Tensor]:
+def _deltas(path: Path, unet_only: bool) -> dict[str, Tensor]:
     """Module to alpha/r B A of a file, O I in float64 (a convolution's I counts its taps)."""
     pairs: dict[str, dict[str, Tensor]] = {}
     alphas: dict[str, float] = {}
     for name, value in read_weights(path).items():
         factor = _FACTOR.fullmatch(name)
         if _TEXT.match(name):
+            if unet_only:
+                continue
             raise UserError(
-                f"{path} changes the text encoder too ('{name}'), which is frozen here; save the "
-                "file again without those tensors."
+                f"{path} changes the text encoder too ('{name}'), which is frozen here; leave that "
+                "out with --lora-unet-only."
             )
         if factor:
             if value.dim() < 2 or not value.numel():
@@ -144,7 +154,9 @@ def _adapter_alpha(path: Path) -> float | None:
             raise UserError(
                 f"{path} sets {key}, which cannot be merged here; merge the adapter with peft."
             )
-    alpha = adapter.get("lora_alpha")
-    if not isinstance(alpha, int | float):
-        raise UserError(f"{path} has no number 'lora_alpha'; copy it beside its weights again.")
-    return float(alpha)
+    try:
+        return _ALPHA.validate_python(adapter.get("lora_alpha"))
+    except ValidationError:
+        raise UserError(
+            f"{path} has no number 'lora_alpha'; copy it beside its weights again."
+        ) from None

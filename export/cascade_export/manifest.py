@@ -13,10 +13,11 @@ from cascade.config.stage import MANIFEST, CascadeManifest, StageConfig
 from cascade.errors import UserError
 from cascade.files import read_json, write_bytes
 from cascade_export.engines import EngineKind
+from cascade_export.graph import GRAPH
 from cascade_export.precision import Precision
 from cascade_export.targets import Quantisation
 from cascade_export.tolerance import PictureDeviation
-from cascade_export.weights import digest
+from cascade_export.weights import WEIGHTS, digest
 
 SCHEMA: Final = 2
 BUNDLE: Final = "bundle.json"
@@ -74,6 +75,12 @@ class TextEntry(Frozen):
     tokenizer: Sha256
     files: dict[Name, Sha256] = Field(default_factory=dict)
 
+    @model_validator(mode="after")
+    def _a_graph_is_there(self) -> Self:
+        if self.form == "graph" and not {GRAPH, WEIGHTS} <= self.files.keys():
+            raise ValueError(f"a text encoder as a graph has {GRAPH} and {WEIGHTS}")
+        return self
+
 
 class Proof(Frozen):
     """What the parity gate found; the whole report lies in the bundle.
@@ -107,7 +114,7 @@ class BundleManifest(Frozen):
     engine: EngineKind
     precision: Precision
     quantisation: Quantisation = "none"
-    targets: tuple[int, ...] = ()
+    targets: tuple[Annotated[int, Field(strict=True)], ...] = ()
     text: TextEntry
     stages: dict[Name, StageEntry]
     versions: dict[str, str]

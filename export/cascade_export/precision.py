@@ -7,7 +7,7 @@ Shapes: as in `cascade.model.unet`.
 """
 
 import copy
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any, Final, Literal, TypeAlias, TypeVar
@@ -21,6 +21,7 @@ from cascade.errors import UserError
 from cascade.model.blocks import ResBlock
 from cascade.model.norm import FilmGroupNorm
 from cascade.model.unet import UNet
+from cascade.tensors import require_finite
 
 _Module = TypeVar("_Module", bound=nn.Module)
 _Tree = TypeVar("_Tree")
@@ -56,7 +57,7 @@ def cast(
 
     Raises:
         TypeError: the network is no `UNet`.
-        UserError: an island names no module.
+        UserError: an island names no module, or a weight is no number in the precision.
     """
     if not isinstance(network, UNet):
         raise TypeError(f"{type(network).__name__} is no UNet")
@@ -73,6 +74,16 @@ def cast(
         module.register_forward_hook(narrow)
     copied.register_forward_hook(partial(_output, dtype=torch.float32))
     return copied
+
+
+def check_cast(network: nn.Module, precision: Precision) -> None:
+    """Make sure that `cast` can be made of a U-Net, one weight at a time.
+
+    Raises:
+        UserError: a weight is no number in the precision.
+    """
+    for _ in _narrowed(network, DTYPES[precision], DEFAULT_ISLANDS):
+        pass
 
 
 def cast_encoder(encoder: nn.Module, precision: Precision) -> nn.Module:
@@ -102,11 +113,10 @@ def in_island(name: str, islands: Collection[str]) -> bool:
 
 def _copy(network: _Module, dtype: torch.dtype, islands: Collection[str]) -> _Module:
     """The network with its weights cast, every layer casting what it is given to their type."""
-    memo: dict[int, Tensor] = {}
-    for name, parameter in network.named_parameters():
-        wide = in_island(name.rpartition(".")[0], islands)
-        value = parameter.detach().to(torch.float32 if wide else dtype)
-        memo[id(parameter)] = nn.Parameter(value, requires_grad=False)
+    memo = {
+        id(parameter): nn.Parameter(value, requires_grad=False)
+        for parameter, value in _narrowed(network, dtype, islands)
+    }
     copied = copy.deepcopy(network, memo)
     copied.eval()
     if dtype != torch.float32:
@@ -115,6 +125,31 @@ def _copy(network: _Module, dtype: torch.dtype, islands: Collection[str]) -> _Mo
             if not isinstance(module, FilmGroupNorm) and not any(module.children()):
                 module.register_forward_pre_hook(_to_own_weights)
     return copied
+
+
+def _narrowed(
+    network: nn.Module, dtype: torch.dtype, islands: Collection[str]
+) -> Iterator[tuple[nn.Parameter, Tensor]]:
+    """Each weight, and what it becomes outside of the islands."""
+    for name, parameter in network.named_parameters():
+        wide = in_island(name.rpartition(".")[0], islands)
+        yield parameter, narrowed(name, parameter.detach(), torch.float32 if wide else dtype)
+
+
+def narrowed(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a weight in another type; one on the meta device has no values to look at.
+
+    Raises:
+        UserError: it is no number, or too large for the type.
+    """
+    cast_value = value.to(dtype)
+    if value.is_meta or bool(torch.isfinite(cast_value).all()):
+        return cast_value
+    require_finite({name: value}, "the network")
+    raise UserError(
+        f"'{name}' reaches {float(value.abs().max()):.3g}, which {dtype} cannot hold; export in "
+        "fp32 or bf16."
+    )
 
 
 def _whole_islands(network: nn.Module, islands: Collection[str]) -> list[nn.Module]:

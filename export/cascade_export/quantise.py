@@ -11,7 +11,9 @@ The first and the last convolution, the conditioning and the attention stay in f
 work of a pixel U-Net is in its blocks' convolutions, most of the harm outside of them.
 """
 
+import errno
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +23,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import torch
+from google.protobuf.message import DecodeError
 from onnxruntime.quantization import (
     CalibrationDataReader,
     CalibrationMethod,
@@ -35,7 +38,7 @@ from cascade.files import copy_file, scratch, write_bytes
 from cascade.pipeline import Cascade
 from cascade_export import passes
 from cascade_export.graph import GRAPH, Graph
-from cascade_export.weights import WEIGHTS, check_weights
+from cascade_export.weights import WEIGHTS, check_weights, require_numbers
 
 Quantisation: TypeAlias = Literal["int8", "fp8"]
 Inputs: TypeAlias = Mapping[str, Tensor]
@@ -94,6 +97,7 @@ def quantise(
         raise UserError("Quantisation has no inputs to calibrate with; give at least one prompt.")
     if any(header.dtype == torch.bfloat16 for header in graph.parameters.values()):
         raise UserError("A bf16 graph cannot be calibrated here; quantise an fp32 or fp16 one.")
+    require_numbers(graph.weights)
     with scratch() as aside:
         quantised = aside / GRAPH
         _calibrate(graph, inputs, quantised, half_range=kind == "int8")
@@ -111,7 +115,7 @@ def _calibrate(graph: Graph, inputs: Sequence[Inputs], path: Path, *, half_range
     """Write the graph with its int8 pairs and all of its weights inside or beside it."""
     proto = onnx.load(graph.path, load_external_data=False).graph
     skipped = [n.name for n in proto.node if set(FLOAT_CONVOLUTIONS) & set(n.input)]
-    with _quiet():
+    with _quiet(), _told(graph.path):
         quantize_static(
             graph.path,
             path,
@@ -132,6 +136,18 @@ def _calibrate(graph: Graph, inputs: Sequence[Inputs], path: Path, *, half_range
                 "WeightSymmetric": True,
             },
         )
+
+
+@contextmanager
+def _told(graph: Path) -> Iterator[None]:
+    """Tell a full disk where ONNX Runtime does not: it writes past Python and reads half a file."""
+    inferred = graph.with_name(f"{graph.stem}-inferred{graph.suffix}")
+    try:
+        yield
+    except DecodeError:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
+    finally:
+        inferred.unlink(missing_ok=True)
 
 
 def _to_fp8(model: onnx.ModelProto) -> None:

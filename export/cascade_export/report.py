@@ -75,7 +75,11 @@ def sheet(pair: Pair, prompts: tuple[str, ...]) -> tuple[Image.Image, str]:
         amplification = 2 ** min(max(exponent, 0), int(math.log2(_MOST_AMPLIFICATION)))
         told = f"The difference is amplified {amplification} times; grey is none."
     rows = [
-        [eager, engine.nan_to_num(nan=-1.0), (amplification * shown).nan_to_num(nan=1.0).clamp(-1, 1)]
+        [
+            eager,
+            engine.nan_to_num(nan=-1.0),
+            (amplification * shown).nan_to_num(nan=1.0).clamp(-1, 1),
+        ]
         for eager, engine, shown in zip(pair.eager, pair.engine, difference, strict=True)
     ]
     picture = image_grid(

@@ -1,16 +1,19 @@
 """What an export is asked for, and whether it can be had here: checked before any long work."""
 
 import importlib.util
-from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 import torch
+from pydantic import Field
 
+from cascade.config.base import Frozen
+from cascade.environment import usable_device
 from cascade.errors import UserError
+from cascade.request import AtOnce
 from cascade_export.engines import EngineKind
-from cascade_export.gate import Gate
+from cascade_export.gate import Gate, Prompts
 from cascade_export.parity import PROMPTS
 from cascade_export.precision import Precision
 from cascade_export.targets import Quantisation, gpu_target, load_module, resolve_targets
@@ -19,8 +22,7 @@ EXPORTERS: Final = ("dreamcascade", "torch", "onnx", "onnx-ir", "onnxscript")
 _PARTS: Final = {"engines", "report", "stages", "text"}  # what an export writes before its manifest
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(Frozen):
     """What to export.
 
     Attributes:
@@ -38,12 +40,12 @@ class Request:
     engine: EngineKind = "onnxruntime"
     precision: Precision = "fp32"
     quantisation: Quantisation = "none"
-    calibration: tuple[str, ...] = PROMPTS
-    targets: tuple[int, ...] = ()
+    calibration: Prompts = PROMPTS
+    targets: tuple[Annotated[int, Field(strict=True)], ...] = ()
     text: Literal["torch", "graph"] = "torch"
-    max_batch: int = 4
-    retry: bool = False
-    gate: Gate = field(default_factory=Gate)
+    max_batch: AtOnce = 4
+    retry: Annotated[bool, Field(strict=True)] = False
+    gate: Gate = Gate()
 
     def check(self) -> tuple[int, ...]:
         """Make sure that this machine can export so.
@@ -56,7 +58,7 @@ class Request:
         """
         require_exporters()
         self._check_quantisation()
-        device = torch.device(self.gate.device)
+        device = torch.device(usable_device(self.gate.device))
         match self.engine:
             case "tensorrt" | "tensorrt-rtx":
                 targets = resolve_targets(

@@ -6,6 +6,7 @@ from pathlib import Path
 from cascade.config.base import NAME
 from cascade.config.folders import read_stage_config
 from cascade.errors import UserError
+from cascade.files import new_folder
 from cascade.pipeline import Cascade
 from cascade.stage import Stage
 from cascade_export.bundle import Bundle
@@ -44,15 +45,16 @@ def add_subject(
         UserError: the name is taken or unusable, the cascade is of another architecture or reads
             another text encoder, or the engines do not draw what it draws.
     """
-    folder = subject_folder(bundle, name)
     check_subject_name(bundle, name)
+    folder = subject_folder(bundle, name)
     _check_fits(bundle, cascade)
-    stages = {
-        stage.config.name: SubjectStage(
-            config=stage.config, weights=_write(bundle, stage, folder, on_part)
-        )
-        for stage in cascade.stages
-    }
+    with new_folder(folder):
+        stages = {
+            stage.config.name: SubjectStage(
+                config=stage.config, weights=_write(bundle, stage, folder, on_part)
+            )
+            for stage in cascade.stages
+        }
     moved = {
         "stages": bundle.manifest.cascade.stages,
         "text_encoder": bundle.manifest.cascade.text_encoder,
@@ -92,13 +94,13 @@ def _write(bundle: Bundle, stage: Stage, folder: Path, on_part: OnPart | None) -
     return describe_weights(bundle.folder, path, sha256)
 
 
-def check_subject_name(bundle: Bundle, name: str) -> None:
+def check_subject_name(bundle: Bundle, name: object) -> None:
     """Refuse a name that is no component of a path, or is taken.
 
     Raises:
         UserError: with the reason.
     """
-    if not re.fullmatch(NAME, name) or len(name) > 100:
+    if not isinstance(name, str) or not re.fullmatch(NAME, name) or len(name) > 100:
         raise UserError(
             f"{name!r} is no name for a subject; use at most 100 letters, digits, '-' and '_'."
         )

@@ -35,7 +35,7 @@ def parse_targets(text: str) -> tuple[int, ...]:
         UserError: a name is not of that form.
     """
     names = [name.strip().lower() for name in text.split(",")]
-    wrong = [name for name in names if not re.fullmatch(r"sm\d{2,3}", name)]
+    wrong = [name for name in names if not re.fullmatch("sm[0-9]{2,3}", name)]
     if wrong:
         raise UserError(f"{wrong[0]!r} is not a GPU target; write targets as in sm89,sm120.")
     return tuple(sorted({int(name[2:]) for name in names}))

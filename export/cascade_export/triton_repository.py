@@ -10,18 +10,19 @@ are taken where the bundle has them; those of TensorRT for RTX belong to another
 server has not, and ONNX Runtime runs their graphs instead.
 """
 
-import shutil
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Final
 
 from pydantic import Field
 
 from cascade.config.base import Frozen, Name
 from cascade.config.stage import MANIFEST, CascadeManifest
 from cascade.errors import UserError
-from cascade.files import copy_file, write_bytes
+from cascade.files import copy_file, new_folder, write_bytes
 from cascade.formats.encoder import write_encoder
+from cascade.request import AtOnce
 from cascade.text.files import EncoderFiles, find_vocabulary
 from cascade_export.bundle import Bundle
 from cascade_export.cache import PlanCache
@@ -41,10 +42,6 @@ __all__ = ["TritonPythonModel"]
 '''
 
 
-# The server holds buffers for the largest batch, and writes times as 64-bit microseconds.
-_AtOnce = Annotated[int, Field(strict=True, gt=0, le=1024)]
-
-
 class ServerOptions(Frozen):
     """How the server runs the models.
 
@@ -60,11 +57,12 @@ class ServerOptions(Frozen):
     """
 
     name: Name = "cascade"
-    pictures_at_once: _AtOnce = 4
+    pictures_at_once: AtOnce = 4  # the server holds buffers for the largest batch
+    # Times are written as 64-bit microseconds.
     queue_delay: int = Field(default=2000, strict=True, ge=0, le=10**9)
     queue_size: int = Field(default=64, strict=True, gt=0, le=10**6)
-    queue_timeout: float = Field(default=60.0, ge=0.001, le=10**6)
-    concurrent: _AtOnce = 2
+    queue_timeout: float = Field(default=60.0, strict=True, ge=0.001, le=10**6)
+    concurrent: AtOnce = 2
 
     @property
     def max_rows(self) -> int:
@@ -105,16 +103,14 @@ def write_repository(
     plans = [_plan(bundle, part, options) for part in files]
     manifest = bundle.manifest.cascade if chosen is None else chosen.cascade
     models = [output / name for name in (*names, options.name)]
-    try:
+    with ExitStack() as undo:  # the server would load half of a model
+        for place in models if output.exists() else [output]:
+            undo.enter_context(new_folder(place))
         for name, part, plan in zip(names, files, plans, strict=False):
             _write_stage(output / name, part, plan, options)
         if as_graph:
             _write_text(output / names[-1], bundle.text_folder, options)
         _write_cascade(output / options.name, bundle, manifest, files, options)
-    except BaseException:  # a full disk, or Ctrl-C: the server would load half of a model
-        for model in models:
-            shutil.rmtree(model, ignore_errors=True)
-        raise
     return models
 
 
@@ -198,8 +194,8 @@ def _write_cascade(
         copy_file(source / "config.json", version / "text" / "config.json")
         copy_file(find_vocabulary(source), version / "text" / "spiece.model")
     elif not Path(manifest.text_encoder).is_absolute():
-        files = EncoderFiles.open(source)
-        write_encoder(files, version / "text", version / "text" / files.vocabulary.name)
+        encoder = EncoderFiles.open(source)
+        write_encoder(encoder, version / "text", version / "text" / encoder.vocabulary.name)
     for part in files:
         settings = part.config.model_dump_json(indent=2) + "\n"
         write_bytes(settings.encode(), version / part.config.name / "config.json")

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from cascade.errors import UserError
+from cascade.formats.weights import Weights
 from cascade.formats.weights import write_weights as write_safetensors
 from cascade.tensors import Header, weight_shapes
+from cascade_export.precision import narrowed
 
 WEIGHTS = "weights.safetensors"
 """The name of a graph's own weights; what its external data refers to."""
@@ -75,8 +77,13 @@ def write_state(state: Mapping[str, Tensor], headers: Mapping[str, Header], path
     """Write tensors, each cast to the type that `headers` says; returns the file's sha256.
 
     One tensor is held in its new type at a time, so a file may be larger than memory.
+
+    Raises:
+        UserError: a tensor is no number in its type, or the disk is full.
     """
-    write_safetensors(path, headers, lambda name: state[name].to(headers[name].dtype), {})
+    write_safetensors(
+        path, headers, lambda name: narrowed(name, state[name], headers[name].dtype), {}
+    )
     return digest(path)
 
 
@@ -125,6 +132,15 @@ def check_weights(path: Path, graph: Parametrised) -> dict[str, Place]:
                 f"{_short(header.dtype)}; export the fine-tune into this bundle again."
             )
     return found
+
+
+def require_numbers(path: Path) -> None:
+    """Read a weights file once, a tensor at a time.
+
+    Raises:
+        UserError: it is damaged, or a number in it is NaN or infinite.
+    """
+    Weights(dict.fromkeys(weight_shapes(path), path)).check()
 
 
 def digest(path: Path) -> str:

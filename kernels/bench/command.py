@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from bench.plot import figure_of_matplotlib
-from bench.report import write_readme, write_report
+from bench.report import README, measured, write_readme, write_report
 from bench.run import OPERATIONS, QUICK, RESULTS, Job, Settings, bench, jobs
 from bench.tune import present, trial, tune, with_routes, write_table
 from cascade.environment import environment
@@ -39,8 +39,11 @@ def bench_kernels(
     """
     todo = jobs(names, wanted, quick=quick)  # a wrong name is told on every machine
     if not torch.cuda.is_available():
+        known = ", ".join(measured())
+        told = f", or see what was measured on {known} in {README}" if known else ""
         raise UserError(
-            "The benchmark needs a CUDA device and finds none; run it on a machine with a GPU."
+            "The benchmark needs a CUDA device and finds none; run it on a machine with a "
+            f"GPU{told}."
         )
     settings = QUICK if quick else Settings()
     if tuning:

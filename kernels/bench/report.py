@@ -179,6 +179,11 @@ def _modes(cases: list[CaseResult]) -> list[Mode]:
     return list(cases[0].drift) if cases else []
 
 
+def measured(folder: Path = RESULTS) -> list[str]:
+    """Return the GPUs that results are kept of."""
+    return [gpu.name for gpu in _gpus(folder)]
+
+
 def _gpus(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []

@@ -1,7 +1,9 @@
 """`cascade bench kernels` without a GPU, and without a checkout."""
 
+import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +17,8 @@ def test_without_a_gpu_it_says_so(command: Command, monkeypatch: pytest.MonkeyPa
     done = command("bench", "kernels", "--op", "joint_attention")
     assert done.status == 2
     assert "needs a CUDA device and finds none" in done.err
+    (measured,) = re.findall(r"measured on nvidia-h200 in (\S+README\.md)\.", done.err)
+    assert "### NVIDIA H200" in Path(measured).read_text(encoding="utf-8")
 
 
 def test_a_wrong_name_is_told_without_a_gpu(

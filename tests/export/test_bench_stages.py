@@ -86,14 +86,14 @@ def test_the_first_picture_comes_from_a_fresh_process(bundle: Bundle, provider: 
 )
 def test_malformed_lists_are_refused(batches: str, against: str, told: str) -> None:
     with pytest.raises(UserError, match=told):
-        BenchSettings.parse(batches, against, 2, None, "cpu")
+        BenchSettings.of_lists(batches, against, 2, None, "cpu")
 
 
 def test_lists_are_read() -> None:
-    settings = BenchSettings.parse("1, 4", "diffusers,eager", 3, 7, "cpu")
+    settings = BenchSettings.of_lists("1, 4", "diffusers,eager", 3, 7, "cpu")
     assert settings.batches == (1, 4)
     assert settings.against == ("eager", "diffusers")
-    assert BenchSettings.parse("1", "", 2, None, "cpu").against == ()
+    assert BenchSettings.of_lists("1", "", 2, None, "cpu").against == ()
 
 
 def test_diffusers_is_refused_where_it_has_no_such_network(bundle: Bundle) -> None:

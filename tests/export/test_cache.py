@@ -143,7 +143,7 @@ def test_a_harmed_manifest_is_refused(tmp_path: Path) -> None:
     path = cache.obtain(PRINT, _built).folder / "manifest.json"
     held = json.loads(path.read_text())
     path.write_text(path.read_text()[:100])
-    with pytest.raises(UserError, match=r"manifest\.json is damaged; delete"):
+    with pytest.raises(UserError, match=r"manifest\.json is not whole JSON .*; delete that folder"):
         cache.open(PRINT)
     path.write_text(json.dumps(held | {"signature": "?"}))
     with pytest.raises(UserError, match="signature"):
@@ -153,7 +153,7 @@ def test_a_harmed_manifest_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"holds the plan of something else"):
         cache.open(PRINT)
     path.unlink()
-    with pytest.raises(UserError, match=r"has no manifest\.json"):
+    with pytest.raises(UserError, match=r"manifest\.json is missing; delete"):
         cache.open(PRINT)
     with pytest.raises(UserError, match=r"There is no plan"):
         cache.named("0" * 64)

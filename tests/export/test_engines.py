@@ -131,7 +131,6 @@ def test_the_compiled_engine(
         ("torch", EngineOptions(spinning=False)),
         ("openvino", EngineOptions(spinning=False)),
         ("onnxruntime", EngineOptions(compiled=True)),
-        ("onnxruntime", EngineOptions(threads=0)),
         ("tensorrt-rtx", EngineOptions(threads=1)),
     ],
 )

@@ -101,9 +101,7 @@ def test_an_engine_that_is_a_little_wrong_fails(eager: Cascade) -> None:
 
 
 @pytest.mark.parametrize("answer", [math.nan, math.inf])
-def test_an_engine_that_answers_nan_fails(
-    eager: Cascade, tmp_path: Path, answer: float
-) -> None:
+def test_an_engine_that_answers_nan_fails(eager: Cascade, tmp_path: Path, answer: float) -> None:
     report = checked(eager, scaled(answer))
     assert not report.passed
     assert not any(result.passed for result in report.findings.tensors)

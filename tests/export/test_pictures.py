@@ -92,7 +92,7 @@ def test_every_prompt_s_pictures(repository: Path, tmp_path: Path) -> None:
     eager = Cascade.load(like_if(tmp_path / "like-if", text))
     # With all of its steps: of two, the first divides by the picture's share of pure noise, which
     # magnifies the roundings of so small a sample now more, now less.
-    export_bundle(eager, tmp_path / "bundle", Request(gate=Gate(PROMPTS[:2])))
+    export_bundle(eager, tmp_path / "bundle", Request(gate=Gate(prompts=PROMPTS[:2])))
     expected = eager.sample(PROMPTS)
     drawn = open_bundle(tmp_path / "bundle").sample(PROMPTS)
     for stage, images in drawn.stages.items():

@@ -1,6 +1,7 @@
 """Published folders are recognised from their files alone; what ours cannot do is refused."""
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -129,6 +130,18 @@ REFUSED = [
     ({"encoder_hid_dim": None}, "'encoder_hid_dim' is None"),
     ({"a_new_key": 3}, "'a_new_key' is 3"),
     ({"sample_size": [8, 16]}, "'sample_size' is"),
+    ({"block_out_channels": []}, r"'block_out_channels' is \[\]"),
+    ({"block_out_channels": [[32], [64]]}, "'block_out_channels' is"),
+    ({"block_out_channels": [None, 64]}, "'block_out_channels' is"),
+    ({"block_out_channels": [True, 64]}, "'block_out_channels' is"),
+    ({"down_block_types": []}, r"'down_block_types' is \[\]"),
+    ({"down_block_types": [{}]}, "'down_block_types' is"),
+    ({"resnet_out_scale_factor": 0}, "'resnet_out_scale_factor' is 0"),
+    ({"resnet_out_scale_factor": "1"}, "'resnet_out_scale_factor' is '1'"),
+    ({"resnet_out_scale_factor": None}, "'resnet_out_scale_factor' is None"),
+    ({"resnet_out_scale_factor": True}, "'resnet_out_scale_factor' is True"),
+    ({"resnet_out_scale_factor": math.inf}, "'resnet_out_scale_factor' is inf"),
+    ({"resnet_out_scale_factor": math.nan}, "'resnet_out_scale_factor' is nan"),
 ]  # fmt: skip
 
 
@@ -150,6 +163,8 @@ def test_networks_of_another_kind(
         ({"variance_type": "learned"}, "'variance_type' is 'learned'"),
         ({"timestep_spacing": "trailing"}, "'timestep_spacing' is 'trailing'"),
         ({"algorithm_type": "sde"}, "'algorithm_type' is 'sde'"),
+        ({"thresholding": "no"}, "'thresholding' is 'no'"),
+        ({"clip_sample": "no"}, "'clip_sample' is 'no'"),
     ],
 )
 def test_schedulers_of_another_kind(

@@ -1,19 +1,28 @@
 """Weight files: found by the rules of diffusers, written tensor by tensor."""
 
+import json
 import math
 import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save, save_file
 
+from cascade.config.folders import cascade_folder, read_manifest
 from cascade.errors import UserError
+from cascade.files import read_index
 from cascade.formats.deepfloyd import read_pipelines
+from cascade.formats.export import export_cascade
 from cascade.formats.importing import import_cascade
 from cascade.formats.weights import Weights, find_weights, require_output, write_weights
 from cascade.tensors import Header
+from cascade.text.files import EncoderFiles
 
 NAME = "diffusion_pytorch_model"
 TENSORS = {
@@ -138,14 +147,67 @@ def test_a_full_disk_is_seen_before_the_work(
         require_output(tmp_path / "new", [weights, weights])
 
 
-def test_a_weight_that_is_no_number_is_not_imported(
-    my_pipelines: tuple[Path, Path], tmp_path: Path
-) -> None:
-    path = my_pipelines[0] / "unet" / f"{NAME}.safetensors"
+def spoil(path: Path, number: float) -> None:
+    with safe_open(path, framework="pt") as file:
+        told = file.metadata()
     tensors = load_file(path)
-    name = max(tensors)
-    tensors[name].view(-1)[0] = math.nan
-    save_file(tensors, path)
-    with pytest.raises(UserError, match=f"'{name}' in .* NaN"):
-        import_cascade(read_pipelines(my_pipelines), tmp_path / "ours")
-    assert not (tmp_path / "ours").exists()
+    tensors[max(tensors)].view(-1)[0] = number
+    save_file(tensors, path, told)
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_a_weight_that_is_no_number_goes_neither_in_nor_out(
+    my_pipelines: tuple[Path, Path], tmp_path: Path, number: float
+) -> None:
+    found = read_pipelines(my_pipelines)
+    ours = import_cascade(found, tmp_path / "ours", copy_text_encoder=True)
+    new = tmp_path / "new"
+    out = (ours / "base8", ours / "sr32", ours / "text")
+    into = (my_pipelines[0] / "unet", my_pipelines[1] / "unet", my_pipelines[0] / "text_encoder")
+    for folder in (*out, *into):
+        (path,) = folder.glob("*.safetensors")
+        whole = path.read_bytes()
+        spoil(path, number)
+        move = (
+            partial(export_cascade, ours, read_manifest(ours), new)
+            if folder in out
+            else partial(import_cascade, found, new, copy_text_encoder=True)
+        )
+        with pytest.raises(UserError, match="holds NaN or infinite numbers"):
+            move()
+        assert not new.exists(), folder
+        path.write_bytes(whole)
+
+
+def test_a_full_disk_leaves_neither_a_cascade_nor_pipelines(
+    my_pipelines: tuple[Path, Path],
+    full_disk: Callable[[int], AbstractContextManager[None]],
+    tmp_path: Path,
+) -> None:
+    ours = import_cascade(read_pipelines(my_pipelines), tmp_path / "ours", copy_text_encoder=True)
+    new = tmp_path / "new"
+    for size in (100, 3000, 50_000, 1_000_000):  # a note, a setting, the vocabulary, the weights
+        for write in (
+            lambda: import_cascade(read_pipelines(my_pipelines), new, copy_text_encoder=True),
+            lambda: export_cascade(ours, read_manifest(ours), new),
+        ):
+            with full_disk(size), pytest.raises(UserError, match="cannot be written"):
+                write()
+            assert not new.exists()
+
+
+PLACES = ("../a.safetensors", "/etc/passwd", "..", ".", "", "sub/a.safetensors", 3, None)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_shards_lie_in_the_folder_of_their_index(tmp_path: Path, place: object) -> None:
+    for index in (f"{NAME}.safetensors.index.json", "model.safetensors.index.json"):
+        (tmp_path / index).write_text(json.dumps({"weight_map": {"shared.weight": place}}))
+        with pytest.raises(UserError, match="which is no file of its folder"):
+            read_index(tmp_path / index)
+    with pytest.raises(UserError, match="which is no file of its folder"):
+        find_weights(tmp_path)
+    for name in ("config.json", "spiece.model"):
+        shutil.copy(cascade_folder("mini") / "text" / name, tmp_path)
+    with pytest.raises(UserError, match="which is no file of its folder"):
+        EncoderFiles.open(tmp_path)

@@ -7,17 +7,19 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Annotated, Literal, Protocol
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from cascade.config.base import MOST_THREADS, Frozen
 from cascade.config.stage import StageConfig
 from cascade.errors import UserError
 from cascade_export.graph import Graph
 from cascade_export.precision import Precision
-from cascade_export.weights import check_weights, digest
+from cascade_export.weights import check_weights, digest, require_numbers
 
 EngineKind = Literal["torch", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]
 
@@ -128,14 +130,14 @@ class StageFiles:
         """The same stage with the weights of another fine-tune.
 
         Raises:
-            UserError: they do not fit the graph.
+            UserError: they do not fit the graph, or are no numbers.
         """
         check_weights(weights, self.graph)
+        require_numbers(weights)
         return replace(self, weights=weights, weights_sha256=digest(weights))
 
 
-@dataclass(frozen=True)
-class EngineOptions:
+class EngineOptions(Frozen):
     """How an engine runs on this machine; none of it changes what a picture shows.
 
     Attributes:
@@ -146,9 +148,9 @@ class EngineOptions:
         compiled: compile the `torch` engine.
     """
 
-    threads: int | None = None
-    spinning: bool = True
-    compiled: bool = False
+    threads: Annotated[int | None, Field(strict=True, gt=0, le=MOST_THREADS)] = None
+    spinning: Annotated[bool, Field(strict=True)] = True
+    compiled: Annotated[bool, Field(strict=True)] = False
 
     def check(self, kind: EngineKind) -> None:
         """Refuse options that an engine has no use for.
@@ -156,8 +158,6 @@ class EngineOptions:
         Raises:
             UserError: there is one.
         """
-        if self.threads is not None and self.threads < 1:
-            raise UserError(f"An engine cannot run on {self.threads} threads; give at least 1.")
         if self.threads is not None and kind not in ("onnxruntime", "openvino"):
             raise UserError(
                 f"The {kind} engine has no number of threads of its own; leave it out, and set "

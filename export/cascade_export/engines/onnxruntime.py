@@ -244,4 +244,10 @@ def _refusals() -> tuple[type[Exception], ...]:
     """What ONNX Runtime raises for a graph that it cannot open."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
-    return (state.Fail, state.InvalidGraph, state.InvalidProtobuf, state.NotImplemented)
+    return (
+        state.Fail,
+        state.InvalidArgument,
+        state.InvalidGraph,
+        state.InvalidProtobuf,
+        state.NotImplemented,
+    )
