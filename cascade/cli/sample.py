@@ -39,6 +39,7 @@ def sample(
         Path,
         typer.Option(
             "--output",
+            "--output-dir",
             "-o",
             parser=values.path,
             metavar="FOLDER",

@@ -12,13 +12,12 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
 
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor
 
-from cascade.config.base import Factor
 from cascade.config.unet import UNetConfig
 from cascade.errors import UserError
 from cascade.files import read_json
@@ -32,7 +31,7 @@ _FACTOR: Final = re.compile(
 )
 _PREFIX: Final = re.compile(r"^(?:base_model\.model\.|unet\.|network\.)+")
 _TEXT = re.compile(r"^(?:base_model\.model\.)?(?:text_encoder|lora_te)")
-_ALPHA: Final = TypeAdapter(Factor)
+_ALPHA: Final = TypeAdapter(Annotated[float, Field(strict=True, allow_inf_nan=False)])
 _UNREAD: Final = ("alpha_pattern", "rank_pattern", "use_dora", "use_rslora")
 
 

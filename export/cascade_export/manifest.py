@@ -78,7 +78,7 @@ class TextEntry(Frozen):
     @model_validator(mode="after")
     def _a_graph_is_there(self) -> Self:
         if self.form == "graph" and not {GRAPH, WEIGHTS} <= self.files.keys():
-            raise ValueError(f"a text encoder as a graph has {GRAPH} and {WEIGHTS}")
+            raise ValueError(f"must name {GRAPH} and {WEIGHTS} of a text encoder that is a graph")
         return self
 
 

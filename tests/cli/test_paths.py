@@ -59,6 +59,34 @@ def test_every_flag_and_argument_has_its_words() -> None:
     assert [(*words, flag) for words, flag, told, _ in OPTIONS if not told.help] == []
 
 
+def test_where_files_go_has_two_spellings_everywhere() -> None:
+    # Typer keeps the first name of an annotated option in its default's place.
+    spelt = [
+        {told.default, *told.param_decls}
+        for _, flag, told, _ in OPTIONS
+        if flag.startswith("--output")
+    ]
+    assert len(spelt) > 8
+    assert all(names == {"--output", "--output-dir", "-o"} for names in spelt)
+
+
+@pytest.mark.parametrize("words", [("info",), ("export-triton",), ("bench", "stages")])
+def test_what_a_command_reads_has_two_spellings(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    flag = "--cascade" if words == ("info",) else "--bundle"
+    output = () if words == ("info",) else ("-o", "out")
+    one, other = (command(*words, *spelt, *output) for spelt in (("here",), (flag, "here")))
+    assert one == other
+    assert (one.status, one.err.count("Error: here is no")) == (2, 1)
+    for spelt in ((), ("here", flag, "here")):
+        done = command(*words, *spelt, *output)
+        assert done.status == 2
+        assert f"as {flag[2:].upper()} or as {flag}." in done.err
+
+
 @pytest.fixture
 def bad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """Kinds of paths that are neither a folder nor can become one."""

@@ -158,7 +158,7 @@ def test_a_sum_that_is_no_number_and_a_pickle_are_refused(
 ) -> None:
     path = tmp_path / "lora.safetensors"
     a, b = pair(96, (32,))
-    for value, scale in ((float("nan"), 1.0), (1.0, float("inf"))):
+    for value, scale in ((float("nan"), 1.0), (1.0, 1e300)):
         save_file({f"{QKV}.lora_A.weight": a * value, f"{QKV}.lora_B.weight": b}, path)
         with pytest.raises(UserError, match="NaN or infinite"):
             merge_lora(state, [path], scale=scale)
@@ -177,3 +177,35 @@ def test_an_adapter_that_is_no_plain_lora_is_refused(
     (tmp_path / ADAPTER).write_text(json.dumps(settings), encoding="utf-8")
     with pytest.raises(UserError, match="use_dora"):
         merge_lora(state, [path])
+
+
+@pytest.mark.parametrize(
+    "alpha",
+    ["true", "NaN", "-Infinity", '"8"', "null", "[8]", "1" + 400 * "0", "1" + 5000 * "0"],
+)
+def test_an_alpha_that_is_no_number_is_refused(
+    state: dict[str, Tensor], tmp_path: Path, alpha: str
+) -> None:
+    a, b = pair(96, (32,))
+    path = tmp_path / "lora.safetensors"
+    save_file({f"{QKV}.lora_A.weight": a, f"{QKV}.lora_B.weight": b}, path)
+    (tmp_path / ADAPTER).write_text(f'{{"lora_alpha": {alpha}}}', encoding="utf-8")
+    with pytest.raises(UserError, match=ADAPTER):
+        merge_lora(state, [path])
+
+
+def test_what_changes_the_text_encoder_can_be_left_out(
+    state: dict[str, Tensor], tmp_path: Path
+) -> None:
+    a, b = pair(96, (32,))
+    path = tmp_path / "lora.safetensors"
+    own = {f"unet.{QKV}.lora_A.weight": a, f"unet.{QKV}.lora_B.weight": b}
+    save_file(own, path)
+    wanted = merge_lora(state, [path])[f"{QKV}.weight"]
+    save_file(
+        own | {"text_encoder.q.lora_A.weight": a.clone(), "lora_te_x.alpha": torch.ones(2)}, path
+    )
+    with pytest.raises(UserError, match="--lora-unet-only"):
+        merge_lora(state, [path])
+    merged = merge_lora(state, [path], unet_only=True)
+    assert torch.equal(merged[f"{QKV}.weight"], wanted)

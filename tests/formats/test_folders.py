@@ -164,7 +164,7 @@ def test_networks_of_another_kind(
         ({"timestep_spacing": "trailing"}, "'timestep_spacing' is 'trailing'"),
         ({"algorithm_type": "sde"}, "'algorithm_type' is 'sde'"),
         ({"thresholding": "no"}, "'thresholding' is 'no'"),
-        ({"clip_sample": "no"}, "'clip_sample' is 'no'"),
+        ({"thresholding": False, "clip_sample": "no"}, "'clip_sample' is 'no'"),
     ],
 )
 def test_schedulers_of_another_kind(
