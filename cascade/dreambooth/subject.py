@@ -13,8 +13,9 @@ from cascade.dreambooth.masks import Mask, read_masks
 from cascade.dreambooth.naming import fill, require_kept, require_named, settle_names
 from cascade.text.tokenizer import Tokenizer
 
-# Sides of the largest stage that are kept of a photo's shorter one, and pixels at least: rows are
-# cut from it, masks found (at 320 pixels), and what a mask cuts out is never enlarged.
+# Sides of the largest stage that are kept of a photo's shorter one, and pixels at least: masks are
+# found in it (at 320 pixels), and what they cut out is never enlarged. A row made of it is 0.4 grey
+# levels from one of all pixels (RMS, 106 photos of 512 pixels at 64 and 32).
 _SIDES: Final = 4
 _LEAST: Final = 1024
 
