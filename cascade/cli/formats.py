@@ -25,7 +25,11 @@ def import_cascade(
     ],
     variant: Annotated[
         str | None,
-        typer.Option(help="Of the weight files: fp16, ...; the plain ones if left out."),
+        typer.Option(
+            parser=values.name,
+            metavar="NAME",
+            help="Of the weight files: fp16, ...; the plain ones if left out.",
+        ),
     ] = None,
     text_encoder: Annotated[
         Path | None,

@@ -99,7 +99,7 @@ def test_a_profile_takes_two_rows_per_picture(config: StageConfig) -> None:
 
 
 def test_a_profile_that_cannot_be_is_refused(config: StageConfig) -> None:
-    with pytest.raises(UserError, match=r"cannot take 0 pictures"):
+    with pytest.raises(UserError, match=r"the batch of a plan is 0; give a whole number from 1"):
         stage_profile(config, max_batch=0)
     with pytest.raises(UserError, match=r"draws no pictures 17 wide; take a multiple of 2"):
         stage_profile(config, max_batch=1, side=17)

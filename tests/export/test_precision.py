@@ -112,8 +112,8 @@ def test_with_every_layer_an_island_only_the_image_between_units_is_rounded(
 def test_an_island_carries_what_fp16_cannot(network: UNet, inputs: dict[str, Tensor]) -> None:
     block = network.get_submodule("decoder.1.block")
     with torch.no_grad():
-        # 1e6 after the first convolution; the norm behind it takes the size away again.
-        block.get_parameter("conv1.weight").mul_(1e7)
+        # 1e5 after the first convolution; the norm behind it takes the size away again.
+        block.get_parameter("conv1.weight").mul_(1e6)
     assert not cast(network, "fp16")(**inputs).isfinite().all()
     saved = cast(network, "fp16", (*DEFAULT_ISLANDS, "decoder.1.block"))
     assert relative_error(saved, network, inputs) < 20 * EPSILON["fp16"]
