@@ -8,6 +8,7 @@ import typer
 from cascade.config.dreambooth import RECIPES, MaskConfig, PriorConfig, Recipe
 from cascade.config.stage import StageConfig
 from cascade.errors import UserError
+from cascade.launch import Launch
 
 
 def _both(path: str) -> tuple[str, str]:
@@ -164,7 +165,7 @@ def recipe_from_flags(
     _refuse_idle(flags, recipe, tuned)
     for part in dict.fromkeys(tuned) if "ema_decay" in flags else ():
         if (note := getattr(recipe, part).ema_note) is not None:
-            typer.echo(f"--ema-decay: {note}", err=True)
+            _note(f"--ema-decay: {note}")
     return recipe
 
 
@@ -227,10 +228,13 @@ def _fit_warmup(run: dict[str, Any]) -> None:
     optimizer, steps = run["optimizer"], run["steps"]
     if optimizer["warmup_steps"] >= steps:
         optimizer["warmup_steps"] = steps // 10
-        typer.echo(
-            f"The recipe's warm-up is longer than {steps} steps; it is {steps // 10} here.",
-            err=True,
-        )
+        _note(f"The recipe's warm-up is longer than {steps} steps; it is {steps // 10} here.")
+
+
+def _note(sentence: str) -> None:
+    """Say on the error stream what is not as it was asked for; one process of a run does."""
+    if Launch.read().first:
+        typer.echo(sentence, err=True)
 
 
 def _set(values: dict[str, Any], path: str, value: object) -> None:

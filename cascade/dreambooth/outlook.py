@@ -57,8 +57,8 @@ def _tuning(plan: Plan, folder: str, pace: Pace, world: int) -> Work:
     run = run_of(plan.config, stage)
     steps = checkpoint_steps(run_folder(plan, folder) / CHECKPOINTS)
     done = steps[-1] if steps else 0
-    with_prior = prior_of(plan, folder) is not None
-    rows = run.batch_size // (run.gradient_accumulation_steps * world) * (2 if with_prior else 1)
+    kinds = ("photo", "class image") if prior_of(plan, folder) else ("photo",)
+    rows = run.batch_size // (run.gradient_accumulation_steps * world) * len(kinds)
     seconds = (run.steps - done) * pace.step(stage, run, rows)
     stages = [plan.stages[name] for name in up_to(plan, folder)]
     before = {} if done else wanted(plan, folder)
@@ -70,9 +70,13 @@ def _tuning(plan: Plan, folder: str, pace: Pace, world: int) -> Work:
         run,
         done,
         seconds,
-        batch=f"{run.batch_size} photos" + f" + {run.batch_size} class images" * with_prior,
+        batch=" + ".join(_counted(run.batch_size, kind) for kind in kinds),
         before=", ".join(f"{drawn.images} {name}" for name, drawn in before.items()),
     )
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _samples(plan: Plan, pace: Pace) -> Iterator[Work]:
@@ -80,4 +84,6 @@ def _samples(plan: Plan, pace: Pace) -> Iterator[Work]:
     if count:
         chain = [stage.sampler for stage in stages]
         seconds = drawing_seconds(pace, stages, chain, count, AT_ONCE)
-        yield Work(name="samples", size=stages[-1].size, seconds=seconds, batch=f"{count} pictures")
+        yield Work(
+            name="samples", size=stages[-1].size, seconds=seconds, batch=_counted(count, "picture")
+        )

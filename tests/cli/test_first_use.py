@@ -80,18 +80,7 @@ def test_a_dry_run_tells_the_plan_and_leaves_nothing(
     lines = map(str.split, shown.out.splitlines())
     rows = {words[0]: words[1:] for words in lines if words}
     assert rows["steps"] == ["2", "1"]
-    assert rows["batch"] == [
-        "1",
-        "photos",
-        "+",
-        "1",
-        "class",
-        "images",
-        "1",
-        "photos",
-        "4",
-        "pictures",
-    ]
+    assert " ".join(rows["batch"]) == "1 photo + 1 class image 1 photo 4 pictures"
     assert "2 class images" in shown.out
     assert "in all on cpu, by a probe." in shown.out
     assert list(_files(tmp_path)) == []
