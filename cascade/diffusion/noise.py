@@ -8,8 +8,9 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -48,38 +49,32 @@ class NoiseSource(Protocol):
 
 
 class Noise:
-    """A `NoiseSource` of one generator of PyTorch's per image.
+    """A `NoiseSource` of one of NumPy's generators (PCG64) per image, the same on every machine.
 
-    On a CPU that generator takes the lower 32 bits of its seed: of n pictures that a stage draws
-    n^2 / 2^33 pairs are expected to share their noise, one among 100,000. It stays so because every
-    picture drawn so far depends on it; `PhiloxNoise` takes all bits.
+    Numbers are drawn on the CPU and moved by whoever uses them. Of PyTorch's generator for it the
+    lower 32 bits of a seed alone count: of n images n^2 / 2^33 pairs would share their noise.
 
     Args:
-        seeds: one per image, as `derive_seed` makes them; their lower 32 bits tell them apart.
-        device: where the numbers are drawn. "cpu" gives the same ones on every machine; they are
-            drawn there and moved by whoever uses them.
+        seeds: one per image, of any size, not below 0; all their bits count.
     """
 
-    def __init__(self, seeds: Sequence[int], device: torch.device | str = "cpu") -> None:
-        self.device = torch.device(device)
-        self._streams = [torch.Generator(self.device).manual_seed(int(seed)) for seed in seeds]
+    KIND: Final = "PCG64"
+    """What pictures that are kept depend on: those of another generator are others."""
+
+    def __init__(self, seeds: Sequence[int]) -> None:
+        self._streams = [np.random.default_rng(int(seed)) for seed in seeds]
 
     def __len__(self) -> int:
         return len(self._streams)
 
     def normal(self, *shape: int) -> Tensor:
         """Draw unit normals: B x shape, float32."""
-        return torch.stack(
-            [torch.randn(shape, generator=g, device=self.device) for g in self._streams]
-        )
+        draws = [stream.standard_normal(shape, dtype=np.float32) for stream in self._streams]
+        return torch.from_numpy(np.stack(draws))
 
     def uniform(self) -> Tensor:
         """Draw one number in [0, 1) per image: B, float64."""
-        draws = [
-            torch.rand((), generator=g, device=self.device, dtype=torch.float64)
-            for g in self._streams
-        ]
-        return torch.stack(draws)
+        return torch.tensor([stream.random() for stream in self._streams], dtype=torch.float64)
 
 
 class Stratified:

@@ -20,7 +20,7 @@ from cascade.config.dreambooth import DrawnConfig
 from cascade.config.stage import SamplerConfig, StageConfig
 from cascade.data.finding import Found, sort_files
 from cascade.data.images import read_image, require_sides, resize, square, to_pil, write_png
-from cascade.diffusion.noise import derive_seed
+from cascade.diffusion.noise import Noise, derive_seed
 from cascade.errors import UserError
 from cascade.files import file_digest, remove_partials, write_bytes
 from cascade.model.precision import in_bf16
@@ -69,6 +69,7 @@ class Drawing:
                 for sampler in self.samplers()
             ],
             "seed": self.seed,
+            "noise": Noise.KIND,
             "text": self.text,
             # Pictures of batches of another size, or on another device, round differently.
             "batch_size": self.config.batch_size,

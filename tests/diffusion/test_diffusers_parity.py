@@ -4,7 +4,7 @@ Their tables are float32; they are replaced by ours so that only the formulas ar
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -58,6 +58,17 @@ class Net(nn.Module):
         return torch.cat([best + alpha * out[:, :3], out[:, 3:]], dim=1)
 
 
+class TorchNoise(Noise):
+    """Noise of the generators that diffusers draws with."""
+
+    def __init__(self, seeds: Sequence[int]) -> None:
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def normal(self, *shape: int) -> Tensor:
+        """Draw as diffusers does."""
+        return torch.stack([torch.randn(shape, generator=one) for one in self.generators])
+
+
 def build(prediction: Prediction = "eps", channels: int = 3) -> Net:
     torch.manual_seed(1)
     return Net(prediction, channels)
@@ -72,7 +83,7 @@ def trace(
     rows = len(SEEDS)
     cond = Conditioning(torch.zeros(rows, 1, 4), torch.ones(rows, 1, dtype=torch.bool))
     levels = sigmas(SCHEDULE, timesteps)
-    noise = Noise(SEEDS)
+    noise = TorchNoise(SEEDS)
     latents: list[Tensor] = []
 
     def keep(i: int, x: Tensor, _: object) -> None:
@@ -85,8 +96,8 @@ def trace(
 
 def start() -> tuple[Tensor, list[torch.Generator]]:
     """The same first draw and the streams that follow it."""
-    streams = [torch.Generator().manual_seed(seed) for seed in SEEDS]
-    return torch.stack([torch.randn(SHAPE, generator=g) for g in streams]), streams
+    noise = TorchNoise(SEEDS)
+    return noise.normal(*SHAPE), noise.generators
 
 
 def use_our_table(scheduler: Any) -> Any:

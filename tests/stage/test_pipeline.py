@@ -45,9 +45,9 @@ def test_stages_draw_unrelated_noise_from_one_seed(
     seeds: list[list[int]] = []
     begin = Noise.__init__
 
-    def note(self: Noise, numbers: list[int], device: str = "cpu") -> None:
+    def note(self: Noise, numbers: list[int]) -> None:
         seeds.append(list(numbers))
-        begin(self, numbers, device)
+        begin(self, numbers)
 
     monkeypatch.setattr(Noise, "__init__", note)
     cascade.sample("a dog", [1, 2])
