@@ -43,7 +43,10 @@ def assemble(
         RecipeName, typer.Option(help="The preset with which 'cascade dreambooth' begins.")
     ] = "paper",
     licence: Annotated[
-        str | None, typer.Option(help="Of the weights; else what the stages state.")
+        str | None,
+        typer.Option(
+            parser=values.name, metavar="TEXT", help="Of the weights; else what the stages state."
+        ),
     ] = None,
     half: Annotated[
         bool,

@@ -123,7 +123,7 @@ def _encoder_and_conventions(
     from cascade.config.folders import cascade_folder, read_manifest, read_stage_config
 
     if encoder is not None and cascade is None:
-        return encoder, TextConfig.model_validate(changes)
+        return encoder, TextConfig.parse(changes, "the command's flags")
     if cascade is None or encoder is not None:
         raise UserError("The encoder comes from a folder or from a cascade; give one of the two.")
     if changes:

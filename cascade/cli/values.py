@@ -16,15 +16,17 @@ _T = TypeVar("_T")
 
 
 def name(text: str) -> str:
-    """A name or a path, as written: an empty one is the trace of a variable that is not set."""
-    if not text.strip():
-        raise typer.BadParameter("It is empty; give a name, or leave the flag out.")
-    return text
+    """A name or other words, as written."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # what a console of another encoding has sent
+        raise typer.BadParameter("It has bytes that are no text; give it in UTF-8.") from None
+    return _given(text)
 
 
 def path(text: str | Path) -> Path:
     """A path: an empty one would be the current folder."""
-    return Path(name(str(text)))
+    return Path(_given(str(text)))
 
 
 def folder(text: str | Path) -> Path:
@@ -42,6 +44,13 @@ def writable(text: str | Path) -> Path:
     return found
 
 
+def _given(text: str) -> str:
+    """What is not empty: that is the trace of a variable that is not set."""
+    if not text.strip():
+        raise typer.BadParameter("It is empty; give a name, or leave the flag out.")
+    return text
+
+
 def existing(text: str | Path) -> Path:
     """A file or a folder that is there."""
     found = path(text)
@@ -52,7 +61,7 @@ def existing(text: str | Path) -> Path:
 
 def cascade(text: str) -> str:
     """A cascade's folder, or the name of one that ships with the project."""
-    cascade_folder(name(text))
+    cascade_folder(_given(text))
     return text
 
 

@@ -56,7 +56,8 @@ def settle_names(
             markup=False,
             soft_wrap=True,
         )
-    return SubjectConfig(identifier=identifier, class_noun=noun)
+    named = {"identifier": identifier, "class_noun": noun}
+    return SubjectConfig.parse(named, "the subject's name")
 
 
 def _noun(given: str) -> str:

@@ -87,6 +87,15 @@ def test_what_a_command_reads_has_two_spellings(
         assert f"as {flag[2:].upper()} or as {flag}." in done.err
 
 
+def test_words_are_text() -> None:
+    for parser in (values.name, values.path):
+        with pytest.raises(typer.BadParameter, match="It is empty"):
+            parser(" ")
+    with pytest.raises(typer.BadParameter, match="bytes that are no text"):
+        values.name("nope-\udcff")
+    assert values.path("nope-\udcff") == Path("nope-\udcff")  # a file may be called so
+
+
 @pytest.fixture
 def bad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """Kinds of paths that are neither a folder nor can become one."""

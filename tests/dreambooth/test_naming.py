@@ -46,6 +46,7 @@ def test_a_second_subject_gets_a_name_of_its_own(tokenizer: Tokenizer) -> None:
     ("changes", "told"),
     [
         ({"class_noun": " "}, "class noun is empty"),
+        ({"class_noun": "x" * 101}, "class_noun: .*at most 100 characters"),
         ({"class_noun": "a dog"}, "begins with an article; give 'dog'"),
         ({"class_noun": "The dog"}, "begins with an article; give 'dog'"),
         ({"identifier": "dog"}, "is the class noun itself"),
