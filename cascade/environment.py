@@ -25,8 +25,8 @@ def usable_device(name: torch.device | str | None) -> str:
         if torch.device(name).type not in _DEVICES:
             raise RuntimeError(f"known are {', '.join(_DEVICES)}")
         torch.empty(0, device=name)
-    # A torch without CUDA asserts that it has it; what is no name at all is a TypeError.
-    except (RuntimeError, AssertionError, TypeError) as error:
+    # A torch without CUDA asserts that it has it; what is no name is a TypeError, or a ValueError.
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"There is no device '{name}' ({reason}); give 'cpu'.") from None
     return str(name)

@@ -133,14 +133,14 @@ def whole(value: object, what: str, least: int, most: int) -> int:
     return number
 
 
-def place_of(name: str, stages: Sequence[StageConfig]) -> int:
+def place_of(name: object, stages: Sequence[StageConfig]) -> int:
     """Where a stage of this name stands.
 
     Raises:
         UserError: there is none.
     """
     known = [stage.name for stage in stages]
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise UserError(f"The cascade has no stage '{name}'; it has {', '.join(known)}.")
     return known.index(name)
 

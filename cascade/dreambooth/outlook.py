@@ -9,7 +9,7 @@ from cascade.dreambooth.plan import Plan, end_prompts, run_folder, run_of
 from cascade.dreambooth.samples import AT_ONCE
 from cascade.progress import say, spell
 from cascade.train.checkpoint import CHECKPOINTS, checkpoint_steps
-from cascade.train.outlook import Work, training
+from cascade.train.outlook import Work, micro_batch, training
 from cascade.train.pace import Pace, drawing_seconds
 
 
@@ -58,7 +58,7 @@ def _tuning(plan: Plan, folder: str, pace: Pace, world: int) -> Work:
     steps = checkpoint_steps(run_folder(plan, folder) / CHECKPOINTS)
     done = steps[-1] if steps else 0
     kinds = ("photo", "class image") if prior_of(plan, folder) else ("photo",)
-    rows = run.batch_size // (run.gradient_accumulation_steps * world) * len(kinds)
+    rows = micro_batch(run, world) * len(kinds)
     seconds = (run.steps - done) * pace.step(stage, run, rows)
     stages = [plan.stages[name] for name in up_to(plan, folder)]
     before = {} if done else wanted(plan, folder)

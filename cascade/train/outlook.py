@@ -35,6 +35,11 @@ class Work:
     before: str = ""
 
 
+def micro_batch(run: TrainConfig, world: int) -> int:
+    """Positions in one pass of one of so many processes; what does not divide is refused later."""
+    return max(1, run.batch_size // (run.gradient_accumulation_steps * world))
+
+
 def training(
     stage: StageConfig, run: TrainConfig, done: int, seconds: float, batch: str, before: str = ""
 ) -> Work:

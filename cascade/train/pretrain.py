@@ -30,7 +30,7 @@ from cascade.train.distributed import Processes, processes
 from cascade.train.loop import train
 from cascade.train.objective import make_objective
 from cascade.train.optim import check_optimizer
-from cascade.train.outlook import tell, training
+from cascade.train.outlook import micro_batch, tell, training
 from cascade.train.output import Claim, claimed, require_disk, require_free, text_identity
 from cascade.train.pace import Probe
 from cascade.train.publish import can_grow, publish, published
@@ -165,8 +165,8 @@ def _tell(plan: _Plan, here: Processes) -> None:
         return
     steps = checkpoint_steps(config.output / CHECKPOINTS)
     done, run = steps[-1] if steps else 0, config.train
-    rows = run.batch_size // (run.gradient_accumulation_steps * here.world)
-    seconds = (run.steps - done) * Probe(here.device).step(config.stage, run, max(1, rows))
+    rows = micro_batch(run, here.world)
+    seconds = (run.steps - done) * Probe(here.device).step(config.stage, run, rows)
     batch = f"{run.batch_size} of {pictures} pictures"
     tell([training(config.stage, run, done, seconds, batch)], here.device)
 

@@ -122,7 +122,8 @@ def test_both_stages_train_their_variance_on_true_pairs(
         assert all(line["loss/vb"] > 0 for line in read_log(folder / "runs" / name / "log.jsonl"))
         assert Stage.load(folder / name).config.unet.learned_variance
         for ours, theirs in zip(_last(folder, name), _last(deepfloyd, name), strict=True):
-            assert not (ours == theirs).any()
+            # Of every channel; a single weight's gradient may be too small to move it.
+            assert (ours != theirs).reshape(len(ours), -1).any(dim=1).all()
     upper = [(x, low_res, aug) for x, low_res, aug in seen if low_res is not None]
     assert len(upper) == 4  # two steps of two parts
     assert len(seen) == 8

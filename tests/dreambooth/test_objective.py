@@ -1,8 +1,10 @@
 """The loss of a DreamBooth step, computed a second time from the papers' formulas."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -44,10 +46,13 @@ def _samples(stage: Stage, photos: Path) -> DreamBoothSamples:
 
 def _row_loss(stage: Stage, table: PromptTable, batch: Batch, row: int) -> Tensor:
     """||v_hat(z_t, t, c) - v||^2 of one row, its timestep and noise drawn from its own seed."""
-    stream = torch.Generator().manual_seed(batch.seeds[row])
+    stream = np.random.default_rng(batch.seeds[row])
 
     def uniform() -> Tensor:
-        return torch.rand((), generator=stream, dtype=torch.float64)
+        return torch.tensor(stream.random(), dtype=torch.float64)
+
+    def normal(shape: Sequence[int]) -> Tensor:
+        return torch.from_numpy(stream.standard_normal(tuple(shape), dtype=np.float32))
 
     x0 = batch.images[row]
     extra: list[Tensor] = []
@@ -57,14 +62,14 @@ def _row_loss(stage: Stage, table: PromptTable, batch: Batch, row: int) -> Tenso
         )  # the level first, then the small picture's noise
         level = low + (high - low) * uniform()
         angle = level * math.pi / 2
-        noise = torch.randn(batch.low_res.shape[1:], generator=stream)
+        noise = normal(batch.low_res.shape[1:])
         small = angle.cos().float() * batch.low_res[row] + angle.sin().float() * noise
         enlarged = torch.nn.functional.interpolate(
             small[None], x0.shape[-2:], mode="bicubic", align_corners=False
         )
         extra = [enlarged, (1000 * level)[None].float()]
     u = uniform()
-    eps = torch.randn(x0.shape, generator=stream)
+    eps = normal(x0.shape)
     alpha, sigma = (u * math.pi / 2).cos().float(), (u * math.pi / 2).sin().float()
     text = table.rows(batch.prompts[row : row + 1])
     z = (alpha * x0 + sigma * eps)[None]
@@ -124,9 +129,8 @@ def test_every_row_has_its_own_timestep_and_noise(
 ) -> None:
     stage = Stage.load(tiny_cascade / "base16")
     batch = _samples(stage, photos).rows(range(4))
-    streams = [torch.Generator().manual_seed(seed) for seed in batch.seeds]
-    draws = [torch.rand((), generator=stream, dtype=torch.float64) for stream in streams]
-    assert len({float(draw) for draw in draws}) == 8
-    noise = torch.stack([torch.randn(3, 16, 16, generator=stream) for stream in streams])
+    streams = Noise(batch.seeds)
+    assert len(set(streams.uniform().tolist())) == 8
+    noise = streams.normal(3, 16, 16)
     correlation = torch.corrcoef(noise.flatten(1)) - torch.eye(8)
     assert correlation.abs().max() < 0.2  # 768 values: five standard deviations of 1/sqrt(768)

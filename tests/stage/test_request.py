@@ -84,6 +84,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "an unchecked level": ({"levels": {"sr32": TOO_HIGH}}, r"levels\['sr32'\]: value"),
     "a level beyond its range": ({"noise_level": 1.5}, "In noise_level: value"),
     "an unknown last stage": ({"last_stage": "sr64"}, "no stage 'sr64'"),
+    "numbers as last stage": ({"last_stage": np.arange(2)}, "no stage"),
     "negative prompts for others": (
         {"negative_prompts": ["a", "b"]},
         "2 negative prompts for 1 pictures",
@@ -175,10 +176,16 @@ def test_what_is_no_folder(path: Any) -> None:
         Cascade.load(path)
 
 
-@pytest.mark.parametrize("device", ["tpu", "meta", "cuda:99", "", 1.5])
+@pytest.mark.parametrize("device", ["tpu", "meta", "cuda:99", "", 1.5, 10**30])
 def test_what_is_no_device(tiny_cascade: Path, device: Any) -> None:
     with pytest.raises(UserError, match=f"no device '{device}'"):
         Cascade.load(tiny_cascade, device)
+
+
+@pytest.mark.parametrize("mode", ["float16", "", None, 3, [], {}, np.arange(2)])
+def test_what_is_no_mode(tiny_cascade: Path, mode: Any) -> None:
+    with pytest.raises(UserError, match="text encoder cannot be held in"):
+        Cascade.load(tiny_cascade, encoder_mode=mode)
 
 
 def test_a_store_is_given_as_text_too(tiny_cascade: Path, tmp_path: Path) -> None:
