@@ -1,9 +1,7 @@
 """A cascade put together of trained stages and a text encoder."""
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
-from shutil import rmtree
 from typing import Final
 
 import torch
@@ -12,7 +10,7 @@ from cascade.chain import check_chain
 from cascade.config.folders import read_stage_config
 from cascade.config.stage import MANIFEST, CascadeManifest, RecipeName, StageConfig
 from cascade.errors import UserError
-from cascade.files import write_bytes
+from cascade.files import new_folder, write_bytes
 from cascade.formats.encoder import encoder_weights, write_encoder
 from cascade.formats.weights import Weights, require_output
 from cascade.stage import Stage, check_weights
@@ -66,14 +64,12 @@ def assemble(
         recipe=recipe,
         licence="; ".join(stated) if licence is None else licence,
     )
-    with ExitStack() as undo:
-        undo.callback(rmtree, output, ignore_errors=True)  # it was empty
+    with new_folder(output):
         for folder, config in zip(stages, configs, strict=True):
             Stage.load(folder).save(output / config.name, dtype)
         if encoder is not None and copy_text_encoder:
             write_encoder(encoder, output / TEXT, output / TEXT / encoder.vocabulary.name)
         write_bytes((manifest.model_dump_json(indent=2) + "\n").encode(), output / MANIFEST)
-        undo.pop_all()
     return manifest
 
 

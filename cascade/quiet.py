@@ -1,4 +1,4 @@
-"""Importing libraries that talk about parts of themselves that are not used here."""
+"""Libraries that talk to their own developers, about parts of themselves not used here."""
 
 import logging
 from collections.abc import Iterator
@@ -7,13 +7,17 @@ from typing import Final
 
 # transformers imports torchao wherever it finds it, and torchao tells, each time, which of its
 # compiled parts do not fit this machine and which of its classes PyTorch will treat otherwise.
-_TALKERS: Final = ("torchao", "torch.utils._pytree")
+_IMPORTED: Final = ("torchao", "torch.utils._pytree")
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Let these libraries tell of nothing but errors while they are imported."""
-    loggers = [logging.getLogger(name) for name in _TALKERS]
+def quiet(*talkers: str) -> Iterator[None]:
+    """Let loggers tell of nothing but errors.
+
+    Args:
+        talkers: their names, "" being the root's; by default who talks while it is imported.
+    """
+    loggers = [logging.getLogger(name) for name in talkers or _IMPORTED]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)

@@ -20,7 +20,6 @@ MOST_AT_ONCE: Final = 1024
 """Pictures of one batch: 64 pixels wide, they keep any device busy, and memory grows with them."""
 
 AtOnce = Annotated[int, Field(strict=True, gt=0, le=MOST_AT_ONCE)]
-"""A setting that says how many."""
 
 
 class Asked(TypedDict, total=False):

@@ -24,26 +24,11 @@ from cascade.files import write_bytes
 from cascade.model.backend import set_backend
 from cascade.model.precision import autocast, tell_if_slow
 from cascade.model.unet import UNet
-from cascade.tensors import check_tensors, read_weights, require_finite
+from cascade.tensors import NoPictureError, check_tensors, read_weights, require_finite
 from cascade.text.t5 import TextEmbedding
 from cascade_kernels.dispatch import Backend, obstacle
 
 OnStep = Callable[[int, Tensor, Denoised], None]
-
-
-class NoPictureError(UserError):
-    """A stage drew what is no picture.
-
-    Attributes:
-        pictures: B C H W, NaN wherever a number is not finite.
-    """
-
-    def __init__(self, stage: str, drawn: Tensor) -> None:
-        super().__init__(
-            f"Stage '{stage}' drew what is no picture (NaN or infinite); take a lower guidance, "
-            "precision fp32, or weights that were not spoilt in training."
-        )
-        self.pictures = drawn.where(torch.isfinite(drawn), torch.nan)
 
 
 @runtime_checkable

@@ -33,6 +33,21 @@ _OTHERS: Final[Mapping[bytes, tuple[str, str]]] = {
 """First bytes of what people have in its place: what it is, and what to do."""
 
 
+class NoPictureError(UserError):
+    """A stage drew what is no picture.
+
+    Attributes:
+        pictures: B C H W, NaN wherever a number is not finite.
+    """
+
+    def __init__(self, stage: str, drawn: Tensor) -> None:
+        super().__init__(
+            f"Stage '{stage}' drew what is no picture (NaN or infinite); take a lower guidance, "
+            "precision fp32, or weights that were not spoilt in training."
+        )
+        self.pictures = drawn.where(torch.isfinite(drawn), torch.nan)
+
+
 class Header(NamedTuple):
     """What a file tells of a tensor before it is read."""
 

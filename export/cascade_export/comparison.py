@@ -13,7 +13,8 @@ from torch import Tensor
 from cascade.config.stage import SamplerConfig
 from cascade.diffusion.denoiser import Denoised
 from cascade.diffusion.noise import Noise, derive_seed
-from cascade.stage import NoPictureError, Stage
+from cascade.stage import Stage
+from cascade.tensors import NoPictureError
 from cascade.text.prompts import PromptTable
 from cascade_export.cases import Case
 from cascade_export.precision import Precision

@@ -9,10 +9,8 @@ fine-tune.
 Shapes: `B` batch, `L` text tokens, `D` width of the text encoder, `H W` height and width.
 """
 
-import logging
 import warnings
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,7 +27,9 @@ from cascade.config.stage import StageConfig
 from cascade.config.unet import UNetConfig
 from cascade.errors import UserError
 from cascade.files import require_writable, write_bytes
+from cascade.model.example import example_inputs
 from cascade.model.unet import IMAGE_CHANNELS
+from cascade.quiet import quiet
 from cascade.stage import Stage, skeleton
 from cascade.tensors import Header
 from cascade.text.modes import hold
@@ -205,20 +205,9 @@ def _stage_dims(config: UNetConfig) -> dict[str, Dims]:
 
 
 def _example(config: UNetConfig, device: torch.device) -> dict[str, Tensor]:
-    """A call's arguments, of shapes and objects that the tracer does not take for constants."""
-    # It would bind a size of 1, and read one argument where the same tensor is given for two.
-    image = (2, IMAGE_CHANNELS, 4 * config.factor, 6 * config.factor)
-    inputs = {
-        "x": torch.zeros(image, device=device),
-        "t": torch.zeros(2, device=device),
-        "text": torch.zeros(2, 5, config.text_width, device=device),
-        "text_mask": torch.ones(2, 5, dtype=torch.bool, device=device),
-    }
-    if config.low_res:
-        inputs |= {
-            name: torch.zeros_like(inputs[of]) for name, of in (("low_res", "x"), ("aug", "t"))
-        }
-    return inputs
+    """A call's arguments, of shapes that the tracer does not take for constants, as of 1."""
+    with device:
+        return example_inputs(config, 2, (4 * config.factor, 6 * config.factor), 5)
 
 
 def _write(
@@ -258,7 +247,9 @@ def _translate(
         argument: {axis: sizes[dim] for axis, dim in enumerate(dims) if isinstance(dim, str)}
         for argument, dims in zip(example, inputs.values(), strict=True)
     }
-    with torch.no_grad(), _quiet():
+    with torch.no_grad(), quiet("torch.onnx"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
         program = export(network, (), dict(example), dynamic_shapes=shapes, strict=False)
         if any(str(node.target).startswith("cascade.") for node in program.graph.nodes):
             program = program.run_decompositions(operators.decompositions())
@@ -276,21 +267,6 @@ def _translate(
         raise RuntimeError("torch.onnx gave no program")
     model: ir.Model = onnx_program.model
     return model
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep back what the exporter tells its own developers (operators of absent packages)."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            warnings.simplefilter("ignore", DeprecationWarning)
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def _load(path: Path) -> onnx.ModelProto:

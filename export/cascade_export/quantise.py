@@ -12,7 +12,6 @@ work of a pixel U-Net is in its blocks' convolutions, most of the harm outside o
 """
 
 import errno
-import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -36,6 +35,7 @@ from torch import Tensor, nn
 from cascade.errors import UserError
 from cascade.files import copy_file, scratch, write_bytes
 from cascade.pipeline import Cascade
+from cascade.quiet import quiet
 from cascade_export import passes
 from cascade_export.graph import GRAPH, Graph
 from cascade_export.weights import WEIGHTS, check_weights, require_numbers
@@ -115,7 +115,8 @@ def _calibrate(graph: Graph, inputs: Sequence[Inputs], path: Path, *, half_range
     """Write the graph with its int8 pairs and all of its weights inside or beside it."""
     proto = onnx.load(graph.path, load_external_data=False).graph
     skipped = [n.name for n in proto.node if set(FLOAT_CONVOLUTIONS) & set(n.input)]
-    with _quiet(), _told(graph.path):
+    # The quantiser advises to optimise the graph first, which would lose its names.
+    with quiet(""), _told(graph.path):
         quantize_static(
             graph.path,
             path,
@@ -163,18 +164,6 @@ def _to_fp8(model: onnx.ModelProto) -> None:
         zeros = bytes(int(np.prod(dims)))
         kind = onnx.TensorProto.FLOAT8E4M3FN
         tensors[name].CopyFrom(onnx.helper.make_tensor(name, kind, dims, zeros, raw=True))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep back the quantiser's advice to optimise the graph first, which would lose its names."""
-    logger = logging.getLogger()
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 class _Recorder(nn.Module):
