@@ -15,8 +15,9 @@ from typer.core import TyperGroup
 
 from cascade.cli import app
 from cascade.config.base import apply_override
-from cascade.config.dreambooth import RECIPES, Recipe
+from cascade.config.dreambooth import Recipe
 from cascade.config.folders import cascade_folder
+from cascade.config.recipes import RECIPES
 from cascade.config.train import PretrainConfig
 from cascade.text.files import EncoderFiles
 from cascade.text.identifier import find_identifiers

@@ -22,8 +22,8 @@ import typer
 from rich.console import Console
 
 from cascade.cli.mistakes import answer
-from cascade.config.dreambooth import RECIPES
 from cascade.config.folders import cascade_folder, read_manifest
+from cascade.config.recipes import RECIPES
 from cascade.data.images import read_photos, write_png
 from cascade.environment import environment
 from cascade.errors import UserError

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from cascade.config.dreambooth import RECIPES, Recipe
+from cascade.config.dreambooth import Recipe
 from cascade.config.folders import cascade_folder, read_manifest
+from cascade.config.recipes import RECIPES
 from cascade.data.images import Photos, read_photos
 from cascade.dreambooth.masks import mask_beside
 from cascade.files import write_bytes

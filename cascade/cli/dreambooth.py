@@ -13,7 +13,8 @@ from cascade.cli.mistakes import goes_on
 from cascade.cli.recipe import comma_separated, in_recipes, number, part_of, recipe_from_flags
 from cascade.cli.telling import DryRun, Quiet
 from cascade.cli.text import Embeddings, EncoderMode
-from cascade.config.dreambooth import RECIPES, AugmentationName, DreamBoothConfig
+from cascade.config.dreambooth import AugmentationName, DreamBoothConfig
+from cascade.config.recipes import RECIPES
 from cascade.config.stage import RecipeName
 from cascade.launch import Launch
 

@@ -5,7 +5,8 @@ from typing import Any
 
 import typer
 
-from cascade.config.dreambooth import RECIPES, MaskConfig, PriorConfig, Recipe
+from cascade.config.dreambooth import MaskConfig, PriorConfig, Recipe
+from cascade.config.recipes import RECIPES
 from cascade.config.stage import StageConfig
 from cascade.errors import UserError
 from cascade.launch import Launch

@@ -19,7 +19,8 @@ from PIL import Image
 from cascade import cli
 from cascade.cli import app
 from cascade.cli.recipe import PATHS, recipe_from_flags
-from cascade.config.dreambooth import RECIPES, DreamBoothConfig
+from cascade.config.dreambooth import DreamBoothConfig
+from cascade.config.recipes import RECIPES
 from cascade.environment import usable_device
 from cascade.pipeline import Cascade
 from cascade.stage import Stage

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from cascade.cli.recipe import PATHS, SETTINGS, in_recipes, recipe_from_flags
-from cascade.config.dreambooth import RECIPES
+from cascade.config.recipes import RECIPES
 
 Command = Callable[..., Any]
 NUMBERS = {name: recipe.model_dump() for name, recipe in RECIPES.items()}

@@ -9,7 +9,8 @@ import pytest
 
 from cascade.cli.dreambooth import dreambooth
 from cascade.cli.recipe import LISTS, PATHS, USED_BY, recipe_from_flags
-from cascade.config.dreambooth import RECIPES, MaskConfig, Recipe
+from cascade.config.dreambooth import MaskConfig, Recipe
+from cascade.config.recipes import RECIPES
 from cascade.config.stage import RecipeName
 from cascade.errors import UserError
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from cascade.config.dreambooth import AUGMENTATIONS, RECIPES
+from cascade.config.dreambooth import AUGMENTATIONS
+from cascade.config.recipes import RECIPES
 from cascade.config.stage import CascadeManifest, StageConfig, noise_in_grey_levels
 from cascade.config.train import PretrainConfig, TrainConfig
 from cascade.errors import UserError

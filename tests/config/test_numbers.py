@@ -8,7 +8,8 @@ from typing import Any, get_args
 import pytest
 
 from cascade.config.base import Frozen
-from cascade.config.dreambooth import RECIPES, DrawnConfig, DreamBoothConfig
+from cascade.config.dreambooth import DrawnConfig, DreamBoothConfig
+from cascade.config.recipes import RECIPES
 from cascade.config.train import PretrainConfig
 from cascade.errors import UserError
 from cascade.evaluate.judge_config import Attribute, JudgeConfig

@@ -7,7 +7,8 @@ import pytest
 from pydantic import ValidationError
 
 from cascade.config.base import apply_override, read_toml
-from cascade.config.dreambooth import RECIPES, Recipe
+from cascade.config.dreambooth import Recipe
+from cascade.config.recipes import RECIPES
 from cascade.config.stage import StageConfig
 from cascade.config.train import OptimizerConfig, PretrainConfig
 from cascade.errors import UserError

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cascade.config.dreambooth import RECIPES, DrawnConfig, PriorConfig, Recipe
+from cascade.config.dreambooth import DrawnConfig, PriorConfig, Recipe
+from cascade.config.recipes import RECIPES
 from cascade.config.stage import SamplerConfig
 from cascade.data.finding import Found
 from cascade.data.images import read_image, to_pil

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from cascade.config.dreambooth import RECIPES, DreamBoothConfig
+from cascade.config.dreambooth import DreamBoothConfig
+from cascade.config.recipes import RECIPES
 from cascade.config.stage import SubjectConfig, TextConfig
 from cascade.dreambooth.naming import fill, require_kept, require_named, settle_names
 from cascade.errors import UserError

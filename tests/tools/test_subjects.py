@@ -13,7 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from cascade.config.dreambooth import RECIPES, PriorConfig, Recipe
+from cascade.config.dreambooth import PriorConfig, Recipe
+from cascade.config.recipes import RECIPES
 from cascade.config.stage import SamplerConfig, SubjectConfig
 from cascade.config.train import TrainConfig
 from cascade.data.images import read_photos, to_tensors
