@@ -17,6 +17,7 @@ from rich.text import Text
 from torch import Tensor
 
 from cascade.chain import check_chain, scales
+from cascade.config.encoder import encoder_mode as known_mode
 from cascade.config.folders import (
     BUNDLED,
     cascade_folder,
@@ -238,10 +239,10 @@ class Opened:
         """Load the weights.
 
         Raises:
-            UserError: there is no such device, or a file is missing or damaged.
+            UserError: there is no such device or mode, or a file is missing or damaged.
         """
         where = usable_device(device)
-        encoder = ready(self.text, encoder_mode, where)
+        encoder = ready(self.text, known_mode(encoder_mode), where)
         return Cascade(self.manifest, encoder, [load(where) for load in self.loaders])
 
 

@@ -73,6 +73,7 @@ class Comparison:
             class_data_dir=work.class_images,
             stages=() if kind == AFTER else (stage_configs(work.cascade)[0].name,),
             seed=self.seed,
+            validation_images=0,  # the report draws its own
             recipe=recipe if kind == AFTER else shortened(recipe, self.others_share),
         )
 

@@ -5,10 +5,9 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from cascade.config.encoder import EncoderMode, encoder_mode
 from cascade.errors import UserError
 from cascade.text.files import EncoderFiles
-from cascade.text.modes import skeleton
+from cascade.text.modes import EncoderMode, skeleton
 from cascade.text.prompts import PromptEncoder
 from cascade.text.store import EmbeddingStore
 from cascade.text.t5 import TextEncoder
@@ -52,13 +51,10 @@ def ready(
     """Load the encoder, or return the store that stands in for it.
 
     Where `auto` settles for less than float32, that is said on the error stream.
-
-    Raises:
-        UserError: there is no such mode, or a file is damaged.
     """
     if isinstance(text, EmbeddingStore):
         return text
-    encoder = TextEncoder.hold(text, encoder_mode(mode), device)
+    encoder = TextEncoder.hold(text, mode, device)
     if mode == "auto" and encoder.mode != "float32":
         Console(stderr=True).print(
             f"In float32 the text encoder would take more than half of the memory of {device}; "

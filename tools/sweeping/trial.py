@@ -132,6 +132,7 @@ class Bench:
                 class_noun=work.class_noun,
                 class_data_dir=work.class_images,
                 stages=self.stages[:1],
+                validation_images=0,
                 recipe=settings.recipe.model_copy(update=unused),
             )
         )
@@ -158,6 +159,7 @@ class Bench:
                 class_data_dir=work.class_images,
                 stages=self.stages[1:],
                 sr_prompt=settings.sr_prompt,
+                validation_images=0,
                 recipe=settings.recipe,
             )
         )
