@@ -15,7 +15,6 @@ from cascade.cli.recipe import PATHS, SETTINGS, in_recipes, recipe_from_flags
 from cascade.config.recipes import RECIPES
 
 Command = Callable[..., Any]
-NUMBERS = {name: recipe.model_dump() for name, recipe in RECIPES.items()}
 
 
 @pytest.mark.parametrize("flag", sorted(SETTINGS))
