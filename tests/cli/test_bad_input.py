@@ -266,7 +266,7 @@ def test_sampling(refused: Refusal, tiny_cascade: Path, tmp_path: Path) -> None:
             for flag in ("cascade", "last-stage", "bundle", "embeddings", "subject")
             for value in ("", " ")
         ),
-        (("--output", ""), "Invalid value for '--output' / '-o': It is empty"),
+        (("--output", ""), "Invalid value for '--output' / '--output-dir' / '-o': It is empty"),
         (("--num-images", 10**8), "Invalid value for '--num-images'"),
         (("--batch-size", 10**6), "Invalid value for '--batch-size'"),
         (("--size", 16384), "Invalid value for '--size'"),
