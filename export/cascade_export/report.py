@@ -92,9 +92,9 @@ def sheet(pair: Pair, prompts: tuple[str, ...]) -> tuple[Image.Image, str]:
     return picture, told + (f" {left_out} more rows are left out." if left_out > 0 else "")
 
 
-_PICTURES = """Eager is the network in fp32. The limit is three times what eager departs by in
-the engine's own precision (for fp32: what eager in fp64 departs by), or a floor below which nothing can
-be seen; deviations are told before and after rounding to 8 bits."""
+_PICTURES = """Eager is the network in fp32. The limit is three times what eager departs by in the
+engine's own precision (for fp32: what eager in fp64 departs by), or a floor below
+which nothing can be seen; deviations are told before and after rounding to 8 bits."""
 _STEPS = """By how many grey levels the prediction of the clean picture departs after a step, as
 root mean square; a stage begins with the pictures that the same engine's stage before it drew."""
 _TENSORS = """One call of each network on the same inputs: the root mean square of the difference

@@ -6,11 +6,11 @@ eager in fp32 at most `FACTOR` times as far as eager in its own precision does:
     |engine - eager| <= |engine - exact| + |exact - eager| <= 2 |exact - eager|
 
 for an engine that is as exact as eager. Pictures are few and their stages carry roundings on, like
-random walks of which each draws one: one walk ends twice as far as another by chance alone, so that
-an engine's may, and `PICTURES_FACTOR` is 3. For fp32 the yardstick is eager in fp64; for fp16 and bf16
-it is the network cast to that precision, beside which fp32 counts as exact. Where the yardstick
-happens to be short, a floor stands in for it. Quantised graphs have no eager twin: theirs are
-limits that only a broken quantisation exceeds, and the report tells what they cost.
+random walks of which each draws one: one walk ends twice as far as another by chance alone, so
+that an engine's may, and `PICTURES_FACTOR` is 3. For fp32 the yardstick is eager in fp64; for fp16
+and bf16 it is the network cast to that precision, beside which fp32 counts as exact. Where the
+yardstick happens to be short, a floor stands in for it. Quantised graphs have no eager twin:
+theirs are limits that only a broken quantisation exceeds, and the report tells what they cost.
 
 Shapes: `B` pictures, `C H W` pixels in [-1, 1]; a grey level is 2 / 255.
 """
