@@ -72,19 +72,20 @@ def personalise(config: DreamBoothConfig) -> Path:
     plan, output = make_plan(config), config.output_dir
     with processes() as here, claimed(_claim(plan), here):
         unfinished = _unfinished(plan)
+        drawing = bool(end_prompts(plan)) and (bool(unfinished) or not (output / SAMPLES).is_file())
         if here.first:
             print_licence(plan.manifest)
             _tell(plan, unfinished, here)
             _show_masks(plan)
         here.barrier()  # all processes have looked before the first one writes
-        tables = _embed(plan, here.first) if unfinished or _samples_missing(plan) else {}
+        tables = _embed(plan, here.first) if unfinished or drawing else {}
         for folder in unfinished:
             _tune(plan, folder, tables, here)
             here.barrier()
         if here.first:
             _complete(plan)
         here.barrier()
-        if here.first and (unfinished or _samples_missing(plan)) and end_prompts(plan):
+        if here.first and drawing:
             say(f"The samples are {draw_samples(plan, tables, here.device)}.")
         if here.first:
             tell_result(plan, time.monotonic() - start)
@@ -120,10 +121,6 @@ def _unfinished(plan: Plan) -> list[str]:
             output / folder, run_folder(plan, folder), run_of(plan.config, stage).steps
         )
     ]
-
-
-def _samples_missing(plan: Plan) -> bool:
-    return bool(end_prompts(plan)) and not (plan.config.output_dir / SAMPLES).is_file()
 
 
 def _tell(plan: Plan, unfinished: list[str], here: Processes) -> None:
