@@ -17,6 +17,7 @@ from rich.text import Text
 from torch import Tensor
 
 from cascade.chain import check_chain, scales
+from cascade.config.encoder import EncoderMode
 from cascade.config.encoder import encoder_mode as known_mode
 from cascade.config.folders import (
     BUNDLED,
@@ -37,7 +38,6 @@ from cascade.request import Asked, Request, place_of
 from cascade.sampling import OnStep, draw_batches, prompt_table, prompt_tables
 from cascade.stage import Stage
 from cascade.text.files import EncoderFiles
-from cascade.text.modes import EncoderMode
 from cascade.text.prompts import PromptEncoder, PromptTable
 from cascade.text.source import open_text, ready
 from cascade.text.store import EmbeddingStore

@@ -98,10 +98,7 @@ def draw_batches(
 
 def prompt_table(encoder: PromptEncoder, prompts: Sequence[str], stage: StageConfig) -> PromptTable:
     """Embed prompts by a stage's conventions, with the unconditional text."""
-    text = stage.text
-    return PromptTable.build(
-        encoder, list(prompts), text.max_length, text.cleaning, text.null, text.masked
-    )
+    return PromptTable.build(encoder, prompts, stage.text)
 
 
 def prompt_tables(
@@ -115,8 +112,7 @@ def prompt_tables(
     for stage in stages:
         if stage.text not in tables:
             tables[stage.text] = prompt_table(encoder, prompts, stage)
-            text = stage.text
-            tell_lost(encoder.tokenizer, prompts, text.max_length, text.cleaning)
+            tell_lost(encoder.tokenizer, prompts, stage.text)
     return tables
 
 

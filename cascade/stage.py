@@ -4,7 +4,6 @@ Shapes: `B` pictures, `C H W` pixels in [-1, 1].
 """
 
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -14,10 +13,10 @@ from torch import Tensor
 
 from cascade.config.folders import read_stage_config
 from cascade.config.stage import AugmentationLevel, LowResConfig, SamplerConfig, StageConfig
-from cascade.diffusion.denoiser import Conditioning, Denoised, Denoiser, Network
-from cascade.diffusion.guidance import Threshold, guided
+from cascade.diffusion.denoiser import Conditioning, Denoiser, Network
+from cascade.diffusion.guidance import guided
 from cascade.diffusion.noise import LowResolution, Noise, level_from_variance
-from cascade.diffusion.samplers import ancestral, ddim, dpmpp_2m, heun, initial
+from cascade.diffusion.samplers import SAMPLERS, OnStep, initial
 from cascade.diffusion.schedule import make_schedule, sigmas
 from cascade.errors import UserError
 from cascade.files import write_bytes
@@ -26,9 +25,8 @@ from cascade.model.precision import autocast, tell_if_slow
 from cascade.model.unet import UNet
 from cascade.tensors import NoPictureError, check_tensors, read_weights, require_finite
 from cascade.text.t5 import TextEmbedding
-from cascade_kernels.dispatch import Backend, obstacle
-
-OnStep = Callable[[int, Tensor, Denoised], None]
+from cascade_kernels.dispatch import obstacle
+from cascade_kernels.names import Backend
 
 
 @runtime_checkable
@@ -195,24 +193,14 @@ class Stage:
             low_res=cond.low_res,
             aug=cond.aug,
         )
-        threshold = Threshold(
-            sampler.threshold.kind, sampler.threshold.percentile, sampler.threshold.cap
-        )
         denoise = guided(
-            self.denoiser, cond, empty, sampler.guidance, threshold, backend=self._backend
+            self.denoiser, cond, empty, sampler.guidance, sampler.threshold, backend=self._backend
         )
         steps = self._sigmas(sampler)
         x = initial(noise, (3, height, width), float(steps[0])).to(self.device)
         tell_if_slow(sampler.precision, self.device)
         with autocast(sampler.precision, self.device):
-            if sampler.name == "ancestral":
-                x = ancestral(denoise, x, steps, noise, sampler.variance, on_step)
-            elif sampler.name == "ddim":
-                x = ddim(denoise, x, steps, noise, sampler.eta, on_step)
-            elif sampler.name == "dpmpp_2m":
-                x = dpmpp_2m(denoise, x, steps, on_step)
-            else:
-                x = heun(denoise, x, steps, on_step)
+            x = SAMPLERS[sampler.name](denoise, x, steps, noise, sampler, on_step)
         if not bool(torch.isfinite(x).all()):
             raise NoPictureError(self.config.name, x)
         return x.clamp(-1.0, 1.0)
@@ -223,19 +211,13 @@ class Stage:
         Raises:
             ValueError: the stage is a base stage.
         """
-        low_res = self._low_res()
-        return LowResolution(
-            schedule=make_schedule(low_res.schedule),
-            noise_at=low_res.noise_at,
-            upsample=low_res.upsample,
-            align_corners=low_res.align_corners,
-        )
+        return LowResolution(self._low_res())
 
     def level_time(self, level: AugmentationLevel) -> float:
         """A level's position in [0, 1] on the augmentation schedule, whatever its unit."""
         if level.unit == "time":
             return level.value
-        return level_from_variance(make_schedule(self._low_res().schedule), level.value)
+        return level_from_variance(self.low_resolution().schedule, level.value)
 
     def _low_res(self) -> LowResConfig:
         if self.config.low_res is None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cascade.config.stage import SamplerConfig
+from cascade.config.stage import SamplerConfig, TextConfig
 from cascade.diffusion.noise import Noise
 from cascade.errors import UserError
 from cascade.evaluate.judge import Judge
@@ -140,7 +140,7 @@ def test_a_text_encoder_that_gives_no_numbers_is_named(tiny_cascade: Path, tmp_p
     folder = Path(shutil.copytree(tiny_cascade / "text", tmp_path / "text"))
     spoil(folder / "model.safetensors", put(math.nan))
     with pytest.raises(UserError, match="answers NaN or infinite"):
-        TextEncoder.load(folder, mode="layerwise").embed(["a dog"], 8, "none")
+        TextEncoder.load(folder, mode="layerwise").embed(["a dog"], TextConfig(max_length=8))
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from cascade.cli.text import Embeddings, EncoderMode
 from cascade.config.dreambooth import AugmentationName, DreamBoothConfig
 from cascade.config.recipes import RECIPES
 from cascade.config.stage import RecipeName
+from cascade.config.train import LearnedVariance, LrSchedule
 from cascade.launch import Launch
 
 PRIOR, MASKS, TRAINING = "Prior preservation", "Masks and scenes", "Training"
@@ -238,7 +239,7 @@ def dreambooth(
         ),
     ] = None,
     lr_scheduler: Annotated[
-        Literal["constant", "linear", "cosine"] | None,
+        LrSchedule | None,
         number("lr_scheduler", "How the rate falls to 0, if it does.", TRAINING),
     ] = None,
     lr_warmup_steps: Annotated[
@@ -274,7 +275,7 @@ def dreambooth(
         typer.Option(help="Min-SNR weighting; 5 is usual.", rich_help_panel=TRAINING),
     ] = None,
     variance: Annotated[
-        Literal["train", "freeze", "drop"] | None,
+        LearnedVariance | None,
         typer.Option(
             help="A learned variance is trained with the bound, left as it is in the output "
             "layer, or taken out of the stages; trained if left out.",

@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from cascade.cli import values
 from cascade.cli.telling import Quiet
 from cascade.cli.text import EncoderMode
-from cascade.config.stage import TextConfig
+from cascade.config.stage import Cleaning, TextConfig
 from cascade.errors import UserError
 from cascade.launch import Launch
 
@@ -53,7 +53,7 @@ def embed(
         list[str] | None, typer.Option(help="One caption; may be repeated.", show_default=False)
     ] = None,
     cleaning: Annotated[
-        Literal["none", "lower", "deepfloyd"] | None,
+        Cleaning | None,
         typer.Option(help="What is done to captions first.", rich_help_panel=CONVENTIONS),
     ] = None,
     max_length: Annotated[
@@ -106,9 +106,7 @@ def embed(
         output,
         source,
         chain(caption or (), *map(read_captions, captions or ())),
-        max_length=text.max_length,
-        cleaning=text.cleaning,
-        masked=text.masked,
+        text=text,
         mode=encoder_mode,
         device=f"cuda:{launch.local_rank}" if where == "cuda" and launch.world > 1 else where,
         batch_size=batch_size,

@@ -1,15 +1,15 @@
 """`cascade info`: what a cascade folder holds, and what its stages take of a device's memory."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from cascade.cli import values
 from cascade.config.folders import cascade_folder
 from cascade.config.stage import Precision
+from cascade.config.train import OptimizerName
 from cascade.errors import UserError
 
-OptimizerName = Literal["adamw", "adamw8bit", "adafactor"]
 _PANEL = "With --memory"
 
 

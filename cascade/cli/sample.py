@@ -1,7 +1,7 @@
 """`cascade sample`: pictures from prompts."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -21,13 +21,12 @@ from cascade.cli.bundle import (
 from cascade.cli.mistakes import goes_on
 from cascade.cli.telling import Quiet
 from cascade.cli.text import Embeddings, EncoderMode
-from cascade.config.stage import Precision
+from cascade.config.stage import Precision, SamplerName
 from cascade.errors import UserError
 from cascade.files import require_writable
 from cascade.progress import say
 from cascade.request import MOST_AT_ONCE, MOST_PICTURES, Asked, Request
-
-SamplerName = Literal["ancestral", "ddim", "dpmpp_2m", "heun"]
+from cascade_kernels.names import Backend
 
 
 def sample(
@@ -101,7 +100,7 @@ def sample(
         str | None, typer.Option(help="cpu, cuda, ...; the GPU if there is one.")
     ] = None,
     kernels: Annotated[
-        Literal["auto", "triton", "reference"],
+        Backend,
         typer.Option(help="Triton kernels: where measured to be fastest, always, or never."),
     ] = "auto",
     embeddings: Embeddings = None,

@@ -12,6 +12,7 @@ from cascade.config.stage import AugmentationLevel, SamplerConfig
 from cascade.config.train import TrainConfig
 
 AugmentationName = Literal["imagen", "dreambooth-reference", "dreambooth"]
+MaskSource = Literal["auto", "alpha"]
 
 
 class Augmentation(Frozen):
@@ -117,7 +118,7 @@ class SceneRowsConfig(DrawnConfig):
 class MaskConfig(Frozen):
     """Learning the subject and not its background, by masks of the photos. The paper has none."""
 
-    source: Literal["auto", "alpha"] | Path = Field(
+    source: MaskSource | Path = Field(
         default="auto",
         description="a folder of mask files, the photos' alpha channel, or what there is of each "
         "photo: a mask file beside it, its alpha channel, else a mask found by U2-Net-p",

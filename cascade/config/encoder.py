@@ -6,18 +6,24 @@ from pydantic import BeforeValidator
 
 from cascade.errors import UserError
 
-EncoderModeName = Literal["auto", "float32", "bfloat16", "int8", "layerwise"]
+HeldMode = Literal["float32", "bfloat16", "int8", "layerwise"]
+EncoderModeName = Literal["auto", HeldMode]
+"""`int8` keeps the linear layers' weights in 8 bits with a scale per row and computes in bfloat16;
+`layerwise` computes in float32 and holds one block of layers at a time, read from disk for every
+batch: large batches make it bearable. `auto` is `cascade.text.modes.choose`."""
+
 _MODES: Final = get_args(EncoderModeName)
 
 
 def encoder_mode(value: object) -> EncoderModeName:
-    """Check the name of a mode; see `cascade.text.modes`.
+    """Check the name of a mode.
 
     Raises:
         UserError: there is no such mode; float16 is told why.
     """
     if isinstance(value, str) and value in _MODES:
         return cast(EncoderModeName, value)
+    # The feed-forward activations of T5 v1.1 exceed 65504, float16's largest number.
     reason = ", since T5 overflows in float16 and returns NaN" if "16" in str(value) else ""
     raise UserError(
         f"The text encoder cannot be held in '{value}'{reason}; take one of {', '.join(_MODES)}."

@@ -12,8 +12,17 @@ from pydantic import Field, field_validator, model_validator
 from cascade.config.base import NAME, Factor, Frozen, Name, Share, Side
 from cascade.config.respacing import named_timesteps
 from cascade.config.unet import UNetConfig
+from cascade_kernels.names import ThresholdKind
 
 ScheduleName = Literal["cosine", "squared_cosine", "linear"]
+Prediction = Literal["eps", "v", "x0"]
+NoiseAt = Literal["low", "high"]
+Upsample = Literal["nearest", "bilinear", "bicubic"]
+SamplerName = Literal["ancestral", "ddim", "dpmpp_2m", "heun"]
+Spacing = Literal["linspace", "leading"]
+Variance = Literal["learned", "fixed_small", "fixed_large"]
+Cleaning = Literal["none", "lower", "deepfloyd"]
+NullText = Literal["zeros", "empty"]
 RecipeName = Literal["paper", "mini", "deepfloyd"]
 Precision = Literal["fp32", "bf16", "auto"]
 ResizeKernel = Literal["bicubic", "bilinear", "lanczos", "box"]
@@ -23,7 +32,7 @@ class DiffusionConfig(Frozen):
     """The forward process and what the network predicts."""
 
     schedule: ScheduleName = "cosine"
-    prediction: Literal["eps", "v", "x0"] = "eps"
+    prediction: Prediction = "eps"
 
 
 class AugmentationLevel(Frozen):
@@ -49,9 +58,15 @@ class LowResConfig(Frozen):
 
     size: Side = Field(description="side of the low-resolution picture, pixels")
     schedule: ScheduleName = "cosine"
-    noise_at: Literal["low", "high"] = "high"
-    upsample: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
-    align_corners: bool = False
+    noise_at: NoiseAt = Field(
+        default="high",
+        description="low noises the small picture and then enlarges it (Imagen's wording), high "
+        "enlarges it first (DeepFloyd IF)",
+    )
+    upsample: Upsample = Field(default="bilinear", description="how it is enlarged")
+    align_corners: bool = Field(
+        default=False, description="as in torch.nn.functional.interpolate; not for nearest"
+    )
     training_levels: tuple[AugmentationLevel, AugmentationLevel] = (
         AugmentationLevel(value=0.0),
         AugmentationLevel(value=1.0),
@@ -65,17 +80,29 @@ class LowResConfig(Frozen):
 class ThresholdConfig(Frozen):
     """Clipping of the predicted x0 while sampling (Imagen section 2.3)."""
 
-    kind: Literal["none", "static", "dynamic"] = "dynamic"
-    percentile: float = Field(default=0.995, strict=True, gt=0.0, le=1.0)
-    cap: Annotated[float, Field(strict=True, ge=1.0, le=1000.0)] | None = None
+    kind: ThresholdKind = Field(
+        default="dynamic",
+        description="none leaves it, static clips to [-1, 1], dynamic clips each picture to "
+        "[-s, s] and divides by s, where s >= 1 is a percentile of its absolute values",
+    )
+    percentile: float = Field(
+        default=0.995,
+        strict=True,
+        gt=0.0,
+        le=1.0,
+        description="Imagen's Fig. A.10 has 0.995, DeepFloyd IF 0.95",
+    )
+    cap: Annotated[float, Field(strict=True, ge=1.0, le=1000.0)] | None = Field(
+        default=None, description="greatest s allowed; DeepFloyd IF's base has 1.5"
+    )
 
 
 class SamplerConfig(Frozen):
     """Which sampler runs, how long, and how it is guided."""
 
-    name: Literal["ancestral", "ddim", "dpmpp_2m", "heun"] = "ancestral"
+    name: SamplerName = "ancestral"
     steps: int = Field(default=100, strict=True, gt=0, le=1000)
-    spacing: Literal["linspace", "leading"] = Field(
+    spacing: Spacing = Field(
         default="linspace",
         description="of the steps on a discrete schedule, by diffusers' names: from the last "
         "timestep to 0, or every k-th from 0",
@@ -86,8 +113,16 @@ class SamplerConfig(Frozen):
         description="an explicit descending list in 0..1000, which replaces `steps`, or the name "
         "of one of DeepFloyd IF's, such as 'smart100'",
     )
-    eta: Share = Field(default=0.0, description="DDIM's stochasticity")
-    variance: Literal["learned", "fixed_small", "fixed_large"] = "fixed_small"
+    eta: Share = Field(
+        default=0.0,
+        description="DDIM's stochasticity: 0 is deterministic, 1 is ancestral with the smallest "
+        "variance",
+    )
+    variance: Variance = Field(
+        default="fixed_small",
+        description="of an ancestral step; learned interpolates between the bounds in log space "
+        "(Nichol & Dhariwal 2021, eq. 15)",
+    )
     guidance: Factor = Field(default=5.0, description="w of Imagen eq. 2; 1 is off")
     threshold: ThresholdConfig = ThresholdConfig()
     precision: Precision = Field(
@@ -123,12 +158,16 @@ class TextConfig(Frozen):
     max_length: int = Field(
         default=128, strict=True, gt=0, le=4096, description="tokens, end mark included"
     )
-    cleaning: Literal["none", "lower", "deepfloyd"] = "none"
-    null: Literal["zeros", "empty"] = Field(
+    cleaning: Cleaning = Field(default="none", description="what is done to a caption first")
+    null: NullText = Field(
         default="zeros",
         description="the unconditional text: a zeroed embedding (Imagen) or that of '' (IF)",
     )
-    masked: bool = Field(default=True, description="whether padding is hidden from the U-Net")
+    masked: bool = Field(
+        default=True,
+        description="whether padding is hidden from the U-Net; DeepFloyd IF's reads it, masked "
+        "inside the encoder alone, like any token",
+    )
 
 
 class SubjectConfig(Frozen):

@@ -8,6 +8,13 @@ from pydantic import Field, model_validator
 from cascade.config.base import Count, Frozen, Looks, Positive, Rows, Seed, Share
 from cascade.config.encoder import EncoderMode
 from cascade.config.stage import Precision, StageConfig
+from cascade_kernels.names import Backend
+
+OptimizerName = Literal["adamw", "adamw8bit", "adafactor"]
+LrSchedule = Literal["constant", "linear", "cosine"]
+Weighting = Literal["prediction", "min_snr"]
+LearnedVariance = Literal["train", "freeze", "drop"]
+NoiseDevice = Literal["cpu", "device"]
 
 Decay = Annotated[float, Field(strict=True, ge=0.0, lt=1.0)]
 
@@ -15,12 +22,12 @@ Decay = Annotated[float, Field(strict=True, ge=0.0, lt=1.0)]
 class OptimizerConfig(Frozen):
     """The optimizer and its learning-rate schedule, counted in optimizer steps."""
 
-    name: Literal["adamw", "adamw8bit", "adafactor"] = "adamw"
+    name: OptimizerName = "adamw"
     learning_rate: float = Field(default=1e-4, strict=True, gt=0.0, le=10.0)
     betas: tuple[Decay, Decay] = (0.9, 0.999)
     eps: float = Field(default=1e-8, strict=True, gt=0.0, le=1.0)
     weight_decay: float = Field(default=0.0, strict=True, ge=0.0, le=10.0)
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    schedule: LrSchedule = "constant"
     warmup_steps: int = Field(default=0, strict=True, ge=0, le=10**9)
     max_grad_norm: float = Field(default=1.0, strict=True, gt=0.0, le=1e9)
 
@@ -34,9 +41,13 @@ class ObjectiveConfig(Frozen):
     is one; a word is refused where there is none.
     """
 
-    weighting: Literal["prediction", "min_snr"] = "prediction"
-    gamma: Positive = 5.0
-    variance: Literal["train", "freeze", "drop"] | None = Field(
+    weighting: Weighting = Field(
+        default="prediction",
+        description="prediction is the plain mean squared error of what the network predicts, the "
+        "papers' loss; min_snr weights x0 by min(SNR, gamma) (Hang et al. 2023, section 3.4)",
+    )
+    gamma: Positive = Field(default=5.0, description="limit of min_snr")
+    variance: LearnedVariance | None = Field(
         default=None, description="what becomes of a learned variance"
     )
     vb_weight: Positive = Field(default=1.0, description="of L_vb where variance is trained")
@@ -75,12 +86,12 @@ class TrainConfig(Frozen):
     precision: Precision = "fp32"
     gradient_checkpointing: bool = False
     compile: bool = False
-    kernels: Literal["auto", "triton", "reference"] = Field(
+    kernels: Backend = Field(
         default="auto", description="auto takes a Triton kernel where it was measured to be fastest"
     )
     ema_decay: Annotated[float, Field(strict=True, gt=0.0, lt=1.0)] | None = None
     seed: Seed = 0
-    noise: Literal["cpu", "device"] = Field(
+    noise: NoiseDevice = Field(
         default="cpu",
         description="where a row's noise is drawn: one row after another on the CPU, or a batch at "
         "once where it is trained; the numbers differ",

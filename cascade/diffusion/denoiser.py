@@ -9,16 +9,15 @@ Shapes: `B` batch, `C H W` image, `L` text tokens, `D` text width.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cascade.config.stage import Prediction
 from cascade.diffusion.schedule import Schedule
 from cascade_kernels.sampler_coefficients import fraction_of
-
-Prediction = Literal["eps", "v", "x0"]
 
 
 class Network(Protocol):

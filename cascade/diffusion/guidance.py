@@ -8,12 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cascade.config.stage import ThresholdConfig
 from cascade.diffusion.denoiser import Conditioning, Denoised, Denoiser, levels_of, x0_factors
-from cascade_kernels.dispatch import Backend
-from cascade_kernels.sampler_coefficients import Prediction, Threshold, Update, fraction_of
+from cascade_kernels.names import Backend
+from cascade_kernels.sampler_coefficients import Prediction, Update, clip, fraction_of
 from cascade_kernels.sampler_step import guide, sampler_step
-
-__all__ = ["Guided", "Threshold", "guided"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,14 +32,14 @@ class Guided:
     denoiser: Denoiser
     both: Conditioning
     scale: float
-    threshold: Threshold
+    threshold: ThresholdConfig
     backend: Backend
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Denoised:
         """Predict the clean image of x (B 3 H W) at each row's own noise level (B)."""
         out = guide(self._answer(x, sigma).to(x.dtype), x.shape[1], self.scale)
         x0, variance = self.denoiser.interpret(x, out, sigma)
-        return Denoised(self.threshold(x0), variance)
+        return Denoised(clip(x0, self.threshold), variance)
 
     def step(
         self,
@@ -85,7 +84,7 @@ def guided(
     cond: Conditioning,
     null: Conditioning | None = None,
     scale: float = 1.0,
-    threshold: Threshold | None = None,
+    threshold: ThresholdConfig | None = None,
     *,
     backend: Backend = "auto",
 ) -> Guided:
@@ -112,4 +111,4 @@ def guided(
         raise ValueError(f"guidance of {scale} needs {len(cond)} null conditions, not {rows}")
     else:
         both = Conditioning.cat([cond, null])
-    return Guided(denoiser, both, scale, threshold or Threshold(), backend)
+    return Guided(denoiser, both, scale, threshold or ThresholdConfig(kind="none"), backend)

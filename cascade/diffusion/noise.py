@@ -7,15 +7,16 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final, Literal, Protocol
+from functools import cached_property
+from typing import Final, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cascade.diffusion.schedule import TIMESTEPS, Schedule
+from cascade.config.stage import LowResConfig
+from cascade.diffusion.schedule import TIMESTEPS, Schedule, make_schedule
 
 
 def derive_seed(seed: int, *labels: int | str) -> int:
@@ -111,25 +112,20 @@ class Stratified:
         return (strata + within) / self._count
 
 
-@dataclass(frozen=True)
 class LowResolution:
     """Noise conditioning augmentation (Imagen, section 2.4): how a stage sees its smaller image.
 
-    Every field is a property of a checkpoint. The same level corrupts differently at the two
-    places: noise added after a 4x up-sampling averages out by 4 in sigma over one small pixel.
-
-    Attributes:
-        schedule: turns the augmentation level into a noise level.
-        noise_at: "low" noises the small image and then up-samples (Imagen's wording), "high"
-            up-samples and then noises (DeepFloyd IF).
-        upsample: interpolation; IF uses "bilinear".
-        align_corners: as in `torch.nn.functional.interpolate`; IF uses True. Not for "nearest".
+    The same level corrupts differently at the two places of the noise: added after a 4x
+    up-sampling it averages out by 4 in sigma over one small pixel.
     """
 
-    schedule: Schedule
-    noise_at: Literal["low", "high"] = "high"
-    upsample: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
-    align_corners: bool = False
+    def __init__(self, config: LowResConfig) -> None:
+        self.config = config
+
+    @cached_property
+    def schedule(self) -> Schedule:
+        """Turns the augmentation level into a noise level."""
+        return make_schedule(self.config.schedule)
 
     def __call__(
         self, low_res: Tensor, size: int | tuple[int, int], level: Tensor, noise: NoiseSource
@@ -149,7 +145,7 @@ class LowResolution:
         """
         timestep = self.schedule.draw(to_device(level, low_res.device))
         sigma = self.schedule.sigma(timestep)
-        if self.noise_at == "low":
+        if self.config.noise_at == "low":
             latent = self._resize(_noised(low_res, sigma, noise), size)
         else:
             latent = _noised(self._resize(low_res, size), sigma, noise)
@@ -157,8 +153,9 @@ class LowResolution:
 
     def _resize(self, images: Tensor, size: int | tuple[int, int]) -> Tensor:
         height_width = (size, size) if isinstance(size, int) else size
-        corners = None if self.upsample == "nearest" else self.align_corners
-        return F.interpolate(images, height_width, mode=self.upsample, align_corners=corners)
+        mode = self.config.upsample
+        corners = None if mode == "nearest" else self.config.align_corners
+        return F.interpolate(images, height_width, mode=mode, align_corners=corners)
 
 
 def level_from_variance(schedule: Schedule, variance: float) -> float:

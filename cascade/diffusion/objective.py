@@ -9,18 +9,16 @@ Shapes: `B` batch, `C H W` image, `h w` low-resolution image.
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from cascade.diffusion.denoiser import Conditioning, Denoised, Denoiser, Prediction
+from cascade.config.stage import Prediction
+from cascade.config.train import Weighting
+from cascade.diffusion.denoiser import Conditioning, Denoised, Denoiser
 from cascade.diffusion.noise import LowResolution, NoiseSource, to_device
 from cascade.diffusion.schedule import TIMESTEPS, DiscreteSchedule
-
-# "prediction": plain mean squared error of what the network predicts, the papers' loss.
-# "min_snr": x0 weight min(SNR, gamma), whatever is predicted (Hang et al. 2023, section 3.4).
-Weighting = Literal["prediction", "min_snr"]
 
 
 class Objective(Protocol):

@@ -15,18 +15,17 @@ the image. `x` is B C H W, `sigmas` is 1-D as made by `cascade.diffusion.schedul
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import pairwise
-from typing import Literal, Protocol, runtime_checkable
+from typing import Final, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from cascade.config.stage import SamplerConfig, SamplerName, Variance
 from cascade.diffusion.denoiser import Denoise, Denoised, levels_of
 from cascade.diffusion.noise import Noise
 from cascade_kernels.sampler_coefficients import Update
-
-Variance = Literal["learned", "fixed_small", "fixed_large"]
 
 # Karras et al. run Heun's method from sigma = 80. Its slope correction multiplies the change of x0
 # over a step by t / 2s, which is 350 in the first of 50 steps of the cosine schedule (2e4 to 32)
@@ -60,35 +59,52 @@ def initial(noise: Noise, shape: tuple[int, ...], sigma_max: float) -> Tensor:
     return math.sqrt(1 + float(sigma_max) ** 2) * noise.normal(*shape)
 
 
+class Sampler(Protocol):
+    """From noise to an image."""
+
+    def __call__(
+        self,
+        denoise: Denoise,
+        x: Tensor,
+        sigmas: Tensor,
+        noise: Noise,
+        config: SamplerConfig,
+        on_step: OnStep | None = None,
+    ) -> Tensor:
+        """Walk down the noise levels.
+
+        Args:
+            denoise: the prediction.
+            x: B C H W, at level sigmas[0].
+            sigmas: n + 1 descending levels, the last 0.
+            noise: B streams; what is drawn of them is a function of the levels and settings.
+            config: what each sampler reads of it, its docstring says.
+            on_step: called after each step.
+
+        Returns:
+            B C H W, the images.
+
+        Raises:
+            ValueError: the levels are malformed, or a learned variance is wanted and not predicted.
+        """
+
+
 @torch.no_grad()
 def ancestral(
     denoise: Denoise,
     x: Tensor,
     sigmas: Tensor,
     noise: Noise,
-    variance: Variance = "fixed_small",
+    config: SamplerConfig,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """Sample the reversed Markov chain (Ho et al. 2020, algorithm 2).
+    """Sample the reversed Markov chain (Ho et al. 2020, algorithm 2), of `config.variance`.
 
-    Args:
-        denoise: the prediction; with variance="learned" it must predict the variance too.
-        x: B C H W, at level sigmas[0].
-        sigmas: n + 1 descending levels, the last 0.
-        noise: B streams; each gives one draw per step except the last.
-        variance: of a step. "learned" interpolates between the bounds in log space (Nichol &
-            Dhariwal 2021, eq. 15).
-        on_step: called after each step.
-
-    Returns:
-        B C H W, the images.
-
-    Raises:
-        ValueError: the levels are malformed, or a learned variance is wanted and not predicted.
+    Each stream of noise gives one draw per step except the last.
     """
     for i, (t, s) in enumerate(pairwise(_levels(sigmas))):
         fresh = noise.normal(*x.shape[1:]).to(x) if s > 0 else None
-        x, denoised = _step(denoise, x, t, _reversed(t, s, variance), noise=fresh)
+        x, denoised = _step(denoise, x, t, _reversed(t, s, config.variance), noise=fresh)
         if on_step is not None:
             on_step(i, x, denoised)
     return x
@@ -100,29 +116,15 @@ def ddim(
     x: Tensor,
     sigmas: Tensor,
     noise: Noise,
-    eta: float = 0.0,
+    config: SamplerConfig,
     on_step: OnStep | None = None,
 ) -> Tensor:
     """DDIM (Song et al. 2021, eq. 12); eps is taken from the thresholded x0, as Imagen does.
 
-    Args:
-        denoise: the prediction.
-        x: B C H W, at level sigmas[0].
-        sigmas: n + 1 descending levels, the last 0.
-        noise: B streams; drawn from only when eta > 0, once per step except the last.
-        eta: 0 is deterministic, 1 is `ancestral` with the smallest variance.
-        on_step: called after each step.
-
-    Returns:
-        B C H W, the images.
-
-    Raises:
-        ValueError: the levels are malformed or eta is not in [0, 1].
+    Noise is drawn only when `config.eta` > 0, once per step except the last.
     """
-    if not 0 <= eta <= 1:
-        raise ValueError(f"eta must lie in [0, 1], not {eta}")
     for i, (t, s) in enumerate(pairwise(_levels(sigmas))):
-        std = eta * math.sqrt(_smallest(t, s))
+        std = config.eta * math.sqrt(_smallest(t, s))
         fresh = noise.normal(*x.shape[1:]).to(x) if std > 0 else None
         x, denoised = _step(denoise, x, t, _towards(math.sqrt(s**2 - std**2) / t, std), noise=fresh)
         if on_step is not None:
@@ -131,22 +133,17 @@ def ddim(
 
 
 @torch.no_grad()
-def dpmpp_2m(denoise: Denoise, x: Tensor, sigmas: Tensor, on_step: OnStep | None = None) -> Tensor:
+def dpmpp_2m(
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Tensor,
+    noise: Noise,
+    config: SamplerConfig,
+    on_step: OnStep | None = None,
+) -> Tensor:
     """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): second order at one call per step.
 
     The first step and the step to 0, where log sigma has no end, are of first order.
-
-    Args:
-        denoise: the prediction.
-        x: B C H W, at level sigmas[0].
-        sigmas: n + 1 descending levels, the last 0.
-        on_step: called after each step.
-
-    Returns:
-        B C H W, the images.
-
-    Raises:
-        ValueError: the levels are malformed.
     """
     levels = _levels(sigmas)
     previous: Tensor | None = None
@@ -163,23 +160,18 @@ def dpmpp_2m(denoise: Denoise, x: Tensor, sigmas: Tensor, on_step: OnStep | None
 
 
 @torch.no_grad()
-def heun(denoise: Denoise, x: Tensor, sigmas: Tensor, on_step: OnStep | None = None) -> Tensor:
+def heun(
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Tensor,
+    noise: Noise,
+    config: SamplerConfig,
+    on_step: OnStep | None = None,
+) -> Tensor:
     """Heun's method on dx/dsigma = (x - x0) / sigma (Karras et al. 2022, algorithm 1).
 
     Second order at two calls per step. The step to 0, and those from levels above 100, are of first
     order and take one.
-
-    Args:
-        denoise: the prediction.
-        x: B C H W, at level sigmas[0].
-        sigmas: n + 1 descending levels, the last 0.
-        on_step: called after each step.
-
-    Returns:
-        B C H W, the images.
-
-    Raises:
-        ValueError: the levels are malformed.
     """
     for i, (t, s) in enumerate(pairwise(_levels(sigmas))):
         x, denoised = _step(denoise, x, t, _towards(s / t))
@@ -190,6 +182,14 @@ def heun(denoise: Denoise, x: Tensor, sigmas: Tensor, on_step: OnStep | None = N
         if on_step is not None:
             on_step(i, x, denoised)
     return x
+
+
+SAMPLERS: Final[Mapping[SamplerName, Sampler]] = {
+    "ancestral": ancestral,
+    "ddim": ddim,
+    "dpmpp_2m": dpmpp_2m,
+    "heun": heun,
+}
 
 
 def _levels(sigmas: Tensor) -> list[float]:

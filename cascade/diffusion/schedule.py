@@ -10,13 +10,12 @@ Shapes: any, elementwise; tables are 1-D.
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-ScheduleName = Literal["cosine", "squared_cosine", "linear"]
-Spacing = Literal["linspace", "leading"]
+from cascade.config.stage import ScheduleName, Spacing
 
 # Timesteps of all schedules lie in [0, TIMESTEPS].
 TIMESTEPS = 1000

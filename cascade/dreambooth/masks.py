@@ -3,17 +3,16 @@
 import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from cascade.config.dreambooth import MaskSource
 from cascade.data.finding import MASK_SUFFIX, sort_files
 from cascade.data.images import Photos, grid, read_alpha, read_mask, write_png
 from cascade.data.saliency import U2NetP
 from cascade.errors import UserError
-
-Source = Literal["auto", "alpha"] | Path
 
 # Shares of a photo: with less or more of it marked, a mask tells nothing.
 _LEAST: Final = 0.005
@@ -35,7 +34,7 @@ class Mask:
     origin: str
 
 
-def read_masks(photos: Photos, source: Source) -> tuple[Mask, ...]:
+def read_masks(photos: Photos, source: MaskSource | Path) -> tuple[Mask, ...]:
     """Read a mask for each photo, or find it.
 
     Raises:
@@ -73,7 +72,7 @@ def write_sheet(photos: Photos, masks: tuple[Mask, ...], path: Path) -> None:
 
 
 def _given(
-    path: Path, size: tuple[int, int], source: Source, photos: tuple[Path, ...]
+    path: Path, size: tuple[int, int], source: MaskSource | Path, photos: tuple[Path, ...]
 ) -> Mask | None:
     """The mask that a person made; None where one is to be found."""
     if isinstance(source, Path):

@@ -120,7 +120,7 @@ def require_kept(
     for text in conventions:
         called = clean(f"{subject.identifier} {subject.class_noun}", text.cleaning).split()
         for prompt in prompts:
-            lost = lost_words(tokenizer, prompt, text.max_length, text.cleaning)
+            lost = lost_words(tokenizer, prompt, text)
             gone = [word for word in called if word in (*lost.cut, *lost.unknown)]
             if gone:
                 raise UserError(

@@ -13,12 +13,11 @@ from rich.text import Text
 from cascade.config.base import read_toml
 from cascade.config.folders import cascade_folder, is_pipeline, read_manifest, read_stage_config
 from cascade.config.stage import Precision, StageConfig
-from cascade.config.train import PretrainConfig
+from cascade.config.train import OptimizerName, PretrainConfig
 from cascade.errors import UserError
 from cascade.formats.deepfloyd import read_stage
 from cascade.model.memory import (
     FLOAT32,
-    OptimizerName,
     optimizer_bytes,
     sampling_bytes,
     training_bytes,

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from cascade.config.unet import UNetConfig
 from cascade.model.norm import FilmGroupNorm
-from cascade_kernels.dispatch import Backend
 from cascade_kernels.joint_attention import joint_attention
+from cascade_kernels.names import Backend
 
 
 class Context(NamedTuple):

@@ -4,7 +4,7 @@ from torch import nn
 
 from cascade.model.attention import Attention
 from cascade.model.norm import FilmGroupNorm
-from cascade_kernels.dispatch import Backend
+from cascade_kernels.names import Backend
 
 
 def set_backend(network: nn.Module, backend: Backend) -> None:

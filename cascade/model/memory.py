@@ -12,7 +12,7 @@ an objective holds.
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -21,12 +21,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from cascade.config.stage import Precision
+from cascade.config.train import OptimizerName
 from cascade.config.unet import UNetConfig
 from cascade.model.example import example_inputs
 from cascade.model.precision import autocast
 from cascade.model.unet import UNet
-
-OptimizerName = Literal["adamw", "adamw8bit", "adafactor"]
 
 FLOAT32: Final = 4  # bytes; weights, gradients and averages are held so in every precision
 _BLOCK: Final = 256  # values that share a scale in 8-bit AdamW

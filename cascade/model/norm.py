@@ -8,8 +8,8 @@ from typing import Literal
 from torch import Tensor, nn
 
 from cascade.config.unet import Activation
-from cascade_kernels.dispatch import Backend
 from cascade_kernels.group_norm_film_silu import group_norm_film_silu
+from cascade_kernels.names import Backend
 
 
 class FilmGroupNorm(nn.GroupNorm):

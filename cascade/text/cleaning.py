@@ -3,12 +3,11 @@
 Every path from a prompt to the encoder goes through `clean`, in training and in sampling alike.
 """
 
-from typing import Literal, TypeAlias, assert_never
+from typing import assert_never
 
+from cascade.config.stage import Cleaning
 from cascade.errors import UserError
 from cascade.text.deepfloyd import clean_once
-
-Cleaning: TypeAlias = Literal["none", "lower", "deepfloyd"]
 
 
 def clean(text: str, cleaning: Cleaning) -> str:

@@ -16,14 +16,16 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from cascade.config.encoder import EncoderMode
+from cascade.config.stage import TextConfig
 from cascade.errors import UserError
 from cascade.files import write_bytes
 from cascade.launch import Launch
 from cascade.progress import progress_bar, say
-from cascade.text.cleaning import Cleaning, clean
+from cascade.text.cleaning import clean
 from cascade.text.files import EncoderFiles
 from cascade.text.lost import SAMPLED, tell_lost
-from cascade.text.modes import EncoderMode, skeleton
+from cascade.text.modes import skeleton
 from cascade.text.store import (
     NOTE,
     Conventions,
@@ -91,9 +93,7 @@ def fill(
     encoder: Path,
     captions: Iterable[str],
     *,
-    max_length: int,
-    cleaning: Cleaning,
-    masked: bool,
+    text: TextConfig,
     mode: EncoderMode,
     device: str,
     batch_size: int,
@@ -106,9 +106,7 @@ def fill(
         folder: of the store.
         encoder: folder of the encoder.
         captions: that the store shall hold.
-        max_length: tokens kept of a caption.
-        cleaning: what is done to a caption first.
-        masked: whether padding is hidden from the network.
+        text: how they are read.
         mode: how the encoder's weights are held.
         device: where it runs.
         batch_size: captions embedded at once.
@@ -121,7 +119,7 @@ def fill(
     texts = list(captions)
     files = EncoderFiles.open(encoder)
     skeleton(files)
-    conventions = Conventions.of(files, mode == "int8", max_length, cleaning, masked)
+    conventions = Conventions.of(files, mode == "int8", text)
     store = open_or_make(folder, files, conventions)
     work = plan(store, files, texts, share)
     say(
@@ -186,7 +184,7 @@ def plan(store: EmbeddingStore, files: EncoderFiles, captions: Iterable[str], sh
     lacking = {key: text for key, text in mine.items() if store.index.find(key) is None}
     texts = list(lacking.values())
     sample = texts[:: max(1, len(texts) // SAMPLED)]
-    tell_lost(files.tokenizer, sample, held.max_length, held.cleaning)
+    tell_lost(files.tokenizer, sample, held.text)
     # `embed` cleans; lengths of raw captions would be too long where cleaning deletes much.
     lengths = _lengths(files, held, sample)
     tokens = round(sum(lengths) * len(texts) / max(1, len(sample)))
@@ -222,10 +220,8 @@ def embed_captions(
     done, keys, rows, size = 0, list[bytes](), list[Tensor](), 0
     try:
         for batch in _batches(encoder.files, held, work, batch_size):
-            text = encoder.embed(
-                [work.captions[key] for key in batch], held.max_length, held.cleaning, held.masked
-            )
-            for key, row, mask in zip(batch, text.embedding, text.mask, strict=True):
+            answer = encoder.embed([work.captions[key] for key in batch], held.text)
+            for key, row, mask in zip(batch, answer.embedding, answer.mask, strict=True):
                 keys.append(key)
                 rows.append(row[mask].to("cpu", torch.bfloat16))
                 size += rows[-1].nbytes

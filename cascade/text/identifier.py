@@ -10,8 +10,9 @@ import re
 from collections.abc import Collection
 from typing import Final
 
+from cascade.config.stage import Cleaning
 from cascade.errors import UserError
-from cascade.text.cleaning import Cleaning, clean
+from cascade.text.cleaning import clean
 from cascade.text.tokenizer import SPACE, UNK, Tokenizer
 
 T5_RARE: Final = (5000, 10000)  # DreamBooth section 3.2, both ends included

@@ -6,8 +6,9 @@ from typing import Final
 
 from rich.console import Console
 
+from cascade.config.stage import TextConfig
 from cascade.launch import Launch
-from cascade.text.cleaning import Cleaning, clean
+from cascade.text.cleaning import clean
 from cascade.text.tokenizer import UNK, Tokenizer
 
 SAMPLED: Final = 10_000
@@ -43,38 +44,25 @@ class Lost:
         return " and ".join(parts)
 
 
-def lost_words(tokenizer: Tokenizer, prompt: str, max_length: int, cleaning: Cleaning) -> Lost:
-    """Find the words of a prompt that are lost.
-
-    Args:
-        tokenizer: of the text encoder.
-        prompt: as it is written.
-        max_length: tokens kept, the end mark among them.
-        cleaning: what the checkpoint does to prompts first.
-    """
-    words = clean(prompt, cleaning).split()
+def lost_words(tokenizer: Tokenizer, prompt: str, text: TextConfig) -> Lost:
+    """Find the words of a prompt that are lost."""
+    words = clean(prompt, text.cleaning).split()
     kept = len(words)
-    if len(tokenizer.ids(" ".join(words))) >= max_length:
-        fits = (len(tokenizer.ids(" ".join(words[: n + 1]))) < max_length for n in range(kept))
+    if len(tokenizer.ids(" ".join(words))) >= text.max_length:
+        fits = (len(tokenizer.ids(" ".join(words[: n + 1]))) < text.max_length for n in range(kept))
         kept = next(n for n, fitting in enumerate(fits) if not fitting)
     unknown = tuple(word for word in words[:kept] if UNK in tokenizer.ids(word))
     return Lost(tuple(words[kept:]), unknown)
 
 
-def tell_lost(
-    tokenizer: Tokenizer, prompts: Iterable[str], max_length: int, cleaning: Cleaning
-) -> None:
+def tell_lost(tokenizer: Tokenizer, prompts: Iterable[str], text: TextConfig) -> None:
     """Say on the error stream, once per run, what is lost of prompts; of many, of how many."""
     if not Launch.read().first:
         return
     distinct = list(dict.fromkeys(prompts))
-    told = [
-        (prompt, lost)
-        for prompt in distinct
-        if (lost := lost_words(tokenizer, prompt, max_length, cleaning))
-    ]
+    told = [(prompt, lost) for prompt in distinct if (lost := lost_words(tokenizer, prompt, text))]
     console = Console(stderr=True)
-    for line in _lines(told, len(distinct), max_length):
+    for line in _lines(told, len(distinct), text.max_length):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 

@@ -7,23 +7,18 @@ blocks are read one after another, the whole process takes about 2 GiB.
 import math
 import os
 from pathlib import Path
-from typing import Any, Final, Literal, TypeAlias, TypeGuard
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
+from cascade.config.encoder import EncoderMode, HeldMode, encoder_mode
 from cascade.errors import UserError
 from cascade.quiet import quiet
 from cascade.tensors import require_finite
 from cascade.text.files import EMBEDDINGS, EncoderFiles
 
-EncoderMode: TypeAlias = Literal["auto", "float32", "bfloat16", "int8", "layerwise"]
-"""`int8` keeps the linear layers' weights in 8 bits with a scale per row and computes in bfloat16;
-`layerwise` computes in float32 and holds one block of layers at a time, read from disk for every
-batch: large batches make it bearable. `auto` is `choose`."""
-
-Held: TypeAlias = Literal["float32", "bfloat16", "int8", "layerwise"]
-_TYPES: Final[dict[Held, torch.dtype]] = {
+_TYPES: Final[dict[HeldMode, torch.dtype]] = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "int8": torch.bfloat16,
@@ -35,7 +30,7 @@ _LIMITS: Final = (
 )
 
 
-def choose(files: EncoderFiles, device: torch.device) -> Held:
+def choose(files: EncoderFiles, device: torch.device) -> HeldMode:
     """Return the most exact mode whose weights take at most half of a device's memory.
 
     The whole memory counts, not what is free at the moment: a run that is started again on the
@@ -57,19 +52,16 @@ def device_memory(device: torch.device) -> int:
     return min([memory, *(int(limit) for limit in limits if limit.isdigit())])
 
 
-def hold(files: EncoderFiles, mode: EncoderMode, device: torch.device) -> tuple[nn.Module, Held]:
+def hold(
+    files: EncoderFiles, mode: EncoderMode, device: torch.device
+) -> tuple[nn.Module, HeldMode]:
     """Build the encoder, frozen, and the mode it is held in.
 
     Raises:
         UserError: weights are missing, damaged or of another model; the mode is float16 or
             unknown, or needs a package that is not installed.
     """
-    if mode != "auto" and not _is_held(mode):
-        # The feed-forward activations of T5 v1.1 exceed 65504, float16's largest number.
-        raise UserError(
-            f"The text encoder cannot be held in '{mode}'; take one of auto, {', '.join(_TYPES)} "
-            "(T5 overflows in float16 and returns NaN)."
-        )
+    mode = encoder_mode(mode)
     model = skeleton(files)
     held = choose(files, device) if mode == "auto" else mode
     if held == "int8":
@@ -88,10 +80,6 @@ def hold(files: EncoderFiles, mode: EncoderMode, device: torch.device) -> tuple[
         if held == "int8" and is_block:
             _quantise(module)
     return model.eval().requires_grad_(False), held
-
-
-def _is_held(mode: str) -> TypeGuard[Held]:
-    return mode in _TYPES
 
 
 def skeleton(files: EncoderFiles) -> nn.Module:

@@ -3,7 +3,7 @@
 A run that knows its prompts beforehand (DreamBooth, sampling) embeds them once and frees the
 encoder: `PromptTable`. Pre-training reads thousands of captions and embeds them as they come:
 `OnlinePrompts`, one at a time, which suits small encoders. A large one runs beforehand, in large
-batches, and training reads its answers from disk: `StoredPrompts` in `store.py`. `ResidentPrompts`
+batches, and training reads its answers from a store, which stands in for it. `ResidentPrompts`
 in `resident.py` holds every caption of a dataset on the training device. All answer `rows` alike.
 
 Shapes: `B` prompts, `L` tokens, `D` the encoder's width.
@@ -11,17 +11,16 @@ Shapes: `B` prompts, `L` tokens, `D` the encoder's width.
 
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Final, Literal, Protocol, Self, TypeAlias
+from typing import Final, Protocol, Self
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from cascade.text.cleaning import Cleaning
+from cascade.config.stage import TextConfig
 from cascade.text.t5 import TextEmbedding
 from cascade.text.tokenizer import Tokenizer
 
-Null: TypeAlias = Literal["zeros", "empty"]
 _EMBED_BATCH: Final = 32
 
 
@@ -43,9 +42,7 @@ class PromptEncoder(Protocol):
         """The tokenizer that prompts go through."""
         ...
 
-    def embed(
-        self, prompts: Sequence[str], max_length: int, cleaning: Cleaning, masked: bool = True
-    ) -> TextEmbedding:
+    def embed(self, prompts: Sequence[str], text: TextConfig) -> TextEmbedding:
         """Embed prompts as `TextEncoder.embed` does."""
         ...
 
@@ -67,30 +64,11 @@ class PromptTable:
         self._null = null
 
     @classmethod
-    def build(
-        cls,
-        encoder: PromptEncoder,
-        prompts: Iterable[str],
-        max_length: int,
-        cleaning: Cleaning,
-        null: Null,
-        masked: bool = True,
-    ) -> Self:
-        """Embed every distinct prompt once.
-
-        Args:
-            encoder: may be freed afterwards.
-            prompts: what `rows` will be asked for.
-            max_length: tokens kept of each prompt.
-            cleaning: what the checkpoint does to prompts first.
-            null: the null condition of classifier-free guidance: `zeros` (Imagen) is one zero
-                token, `empty` (DeepFloyd IF) the embedding of "".
-            masked: whether padding is hidden from the network, as in `TextEncoder.embed`.
-        """
+    def build(cls, encoder: PromptEncoder, prompts: Iterable[str], text: TextConfig) -> Self:
+        """Embed every distinct prompt once; the encoder may be freed afterwards."""
         distinct = list(dict.fromkeys(prompts))
-        embedded = _embed(encoder, distinct, max_length, cleaning, masked)
-        table = dict(zip(distinct, embedded, strict=True))
-        return cls(table, null_row(encoder, max_length, cleaning, null, masked))
+        embedded = _embed(encoder, distinct, text)
+        return cls(dict(zip(distinct, embedded, strict=True)), null_row(encoder, text))
 
     def to(self, device: torch.device) -> Self:
         """Return a copy on another device."""
@@ -114,37 +92,22 @@ class PromptTable:
 class OnlinePrompts:
     """Embeds prompts when asked and remembers the latest of them."""
 
-    def __init__(
-        self,
-        encoder: PromptEncoder,
-        max_length: int,
-        cleaning: Cleaning,
-        null: Null,
-        cache_size: int = 16_384,
-        masked: bool = True,
-    ) -> None:
-        """Keep `encoder`; the other arguments are as in `PromptTable.build`.
+    def __init__(self, encoder: PromptEncoder, text: TextConfig, cache_size: int = 16_384) -> None:
+        """Keep `encoder`, which is used at every miss.
 
         Args:
-            encoder: used at every miss.
-            max_length: tokens kept of each prompt.
-            cleaning: what the checkpoint does to prompts first.
-            null: the null condition.
+            encoder: a text encoder, or a store of its embeddings.
+            text: the checkpoint's conventions.
             cache_size: prompts remembered; the one unused for longest goes first.
-            masked: whether padding is hidden from the network, as in `TextEncoder.embed`.
 
         Raises:
-            ValueError: `cache_size` is not positive.
+            ValueError: `cache_size` is negative.
         """
-        if cache_size < 1:
-            raise ValueError(f"cache_size is {cache_size}; it must be positive.")
-        self._encoder = encoder
-        self._max_length = max_length
-        self._cleaning: Cleaning = cleaning
-        self._masked = masked
-        self._cache_size = cache_size
+        if cache_size < 0:
+            raise ValueError(f"cache_size is {cache_size}; it must not be negative.")
+        self._encoder, self._text, self._cache_size = encoder, text, cache_size
         self._cache: OrderedDict[str, Tensor] = OrderedDict()
-        self._null = null_row(encoder, max_length, cleaning, null, masked)
+        self._null = null_row(encoder, text)
 
     def rows(self, prompts: Sequence[str | None]) -> TextEmbedding:
         """Return the embeddings of `prompts`, B L D, padded to the longest."""
@@ -153,10 +116,7 @@ class OnlinePrompts:
         for prompt in misses:
             # Each alone: in a batch its last bits would depend on what else was not remembered,
             # and a run that goes on with an empty cache would not repeat one that never stopped.
-            embedded = _embed(
-                self._encoder, [prompt], self._max_length, self._cleaning, self._masked
-            )
-            self._cache[prompt] = embedded[0]
+            self._cache[prompt] = _embed(self._encoder, [prompt], self._text)[0]
         for prompt in wanted:
             self._cache.move_to_end(prompt)
         rows = [self._null if prompt is None else self._cache[prompt] for prompt in prompts]
@@ -165,33 +125,25 @@ class OnlinePrompts:
         return padded(rows)
 
 
-def _embed(
-    encoder: PromptEncoder,
-    prompts: Sequence[str],
-    max_length: int,
-    cleaning: Cleaning,
-    masked: bool,
-) -> list[Tensor]:
+def _embed(encoder: PromptEncoder, prompts: Sequence[str], text: TextConfig) -> list[Tensor]:
     """Return one unpadded L D embedding per prompt, float32."""
     rows: list[Tensor] = []
     for start in range(0, len(prompts), _EMBED_BATCH):
-        text = encoder.embed(prompts[start : start + _EMBED_BATCH], max_length, cleaning, masked)
+        answer = encoder.embed(prompts[start : start + _EMBED_BATCH], text)
         # Selecting copies: a view would keep the whole padded batch alive. In float32, whatever the
         # encoder computes in: what a network is given does not depend on how the encoder is held.
-        rows += [row[mask].float() for row, mask in zip(text.embedding, text.mask, strict=True)]
+        rows += [row[mask].float() for row, mask in zip(answer.embedding, answer.mask, strict=True)]
     return rows
 
 
-def null_row(
-    encoder: PromptEncoder, max_length: int, cleaning: Cleaning, null: Null, masked: bool
-) -> Tensor:
-    """Return the null condition's embedding, L D; the arguments are as in `PromptTable.build`."""
-    empty = _embed(encoder, [""], max_length, cleaning, masked)[0]
-    if null == "empty":
+def null_row(encoder: PromptEncoder, text: TextConfig) -> Tensor:
+    """Return the embedding, L D, of the null condition of classifier-free guidance."""
+    empty = _embed(encoder, [""], text)[0]
+    if text.null == "empty":
         return empty
     # One zero token rather than none: attention over an empty set of keys is NaN. Where padding is
     # read like any token, as many as any other text has.
-    return torch.zeros_like(empty[:1] if masked else empty)
+    return torch.zeros_like(empty[:1] if text.masked else empty)
 
 
 def padded(rows: Sequence[Tensor]) -> TextEmbedding:

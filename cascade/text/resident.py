@@ -9,8 +9,8 @@ from typing import Final, Self
 import torch
 from torch import Tensor
 
-from cascade.text.cleaning import Cleaning
-from cascade.text.prompts import Null, PromptEncoder, integers, null_row
+from cascade.config.stage import TextConfig
+from cascade.text.prompts import PromptEncoder, integers, null_row
 from cascade.text.t5 import TextEmbedding
 
 _EMBED_BATCH: Final = 256
@@ -34,10 +34,7 @@ class ResidentPrompts:
         cls,
         encoder: PromptEncoder,
         prompts: Iterable[str],
-        max_length: int,
-        cleaning: Cleaning,
-        null: Null,
-        masked: bool,
+        text: TextConfig,
         dtype: torch.dtype,
         device: torch.device,
     ) -> Self:
@@ -46,25 +43,22 @@ class ResidentPrompts:
         Args:
             encoder: may be freed afterwards.
             prompts: what `rows` will be asked for.
-            max_length: tokens kept of each prompt.
-            cleaning: what the checkpoint does to prompts first.
-            null: the null condition, as in `PromptTable.build`.
-            masked: whether padding is hidden from the network, as in `TextEncoder.embed`.
+            text: the checkpoint's conventions.
             dtype: the table's; bfloat16 loses nothing of an encoder that computes in it.
             device: where the table lies; it takes `table_bytes` of it.
         """
         distinct = list(dict.fromkeys(prompts))
         count = 1 + len(distinct)
-        table = torch.zeros((count, max_length, encoder.width), dtype=dtype, device=device)
+        table = torch.zeros((count, text.max_length, encoder.width), dtype=dtype, device=device)
         lengths = torch.zeros(count, dtype=torch.int64, device=device)
-        nothing = null_row(encoder, max_length, cleaning, null, masked)
+        nothing = null_row(encoder, text)
         table[0, : len(nothing)], lengths[0] = nothing.to(device, dtype), len(nothing)
         for start in range(0, len(distinct), _EMBED_BATCH):
             batch = distinct[start : start + _EMBED_BATCH]
-            text = encoder.embed(batch, max_length, cleaning, masked)
+            answer = encoder.embed(batch, text)
             places = slice(1 + start, 1 + start + len(batch))
-            table[places, : text.embedding.shape[1]] = text.embedding.to(device, dtype)
-            lengths[places] = text.mask.sum(dim=1).to(device)
+            table[places, : answer.embedding.shape[1]] = answer.embedding.to(device, dtype)
+            lengths[places] = answer.mask.sum(dim=1).to(device)
         rows = {prompt: place for place, prompt in enumerate((None, *distinct))}
         return cls(table[:, : int(lengths.max())], lengths, rows)
 

@@ -5,9 +5,10 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from cascade.config.encoder import EncoderMode
 from cascade.errors import UserError
 from cascade.text.files import EncoderFiles
-from cascade.text.modes import EncoderMode, skeleton
+from cascade.text.modes import skeleton
 from cascade.text.prompts import PromptEncoder
 from cascade.text.store import EmbeddingStore
 from cascade.text.t5 import TextEncoder

@@ -22,16 +22,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final, Self
 
-import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
+from cascade.config.stage import Cleaning, TextConfig
 from cascade.errors import UserError
 from cascade.files import write_bytes
-from cascade.text.cleaning import Cleaning, clean
+from cascade.text.cleaning import clean
 from cascade.text.files import EncoderFiles
 from cascade.text.index import KEY_BYTES, Index, opened
-from cascade.text.prompts import Null, padded
+from cascade.text.prompts import padded
 from cascade.text.t5 import TextEmbedding
 from cascade.text.tokenizer import Tokenizer
 
@@ -62,24 +62,20 @@ class Conventions:
     width: int
 
     @classmethod
-    def of(
-        cls,
-        files: EncoderFiles,
-        quantised: bool,
-        max_length: int,
-        cleaning: Cleaning,
-        masked: bool,
-    ) -> Self:
+    def of(cls, files: EncoderFiles, quantised: bool, text: TextConfig) -> Self:
         """The conventions of an encoder's answers; reads its digests."""
         return cls(
             model=files.model_digest,
             tokenizer=files.tokenizer_digest,
             quantised=quantised,
-            max_length=max_length,
-            cleaning=cleaning,
-            masked=masked,
             width=files.width,
+            **text.model_dump(exclude={"null"}),
         )
+
+    @property
+    def text(self) -> TextConfig:
+        """How captions are read; the null condition is whoever's reads them."""
+        return TextConfig(max_length=self.max_length, cleaning=self.cleaning, masked=self.masked)
 
     @cached_property
     def _prefix(self) -> bytes:
@@ -162,14 +158,13 @@ class EmbeddingStore:
                     "store."
                 )
 
-    def check_text(self, max_length: int, cleaning: Cleaning, masked: bool) -> None:
+    def check_text(self, text: TextConfig) -> None:
         """Make sure that a stage reads text as the store holds it.
 
         Raises:
             UserError: it does not.
         """
-        wanted = {"max_length": max_length, "cleaning": cleaning, "masked": masked}
-        for name, value in wanted.items():
+        for name, value in text.model_dump(exclude={"null"}).items():
             held = getattr(self.conventions, name)
             if held != value:
                 raise UserError(
@@ -201,15 +196,13 @@ class EmbeddingStore:
         rows: Tensor = opened(self.shards[shard]).get_slice("rows")[start : start + length]
         return rows.float()
 
-    def embed(
-        self, prompts: Sequence[str], max_length: int, cleaning: Cleaning, masked: bool = True
-    ) -> TextEmbedding:
+    def embed(self, prompts: Sequence[str], text: TextConfig) -> TextEmbedding:
         """Answer as the encoder would, B L D in float32; see `TextEncoder.embed`.
 
         Raises:
             UserError: a prompt is not there, or the conventions are not the store's.
         """
-        self.check_text(max_length, cleaning, masked)
+        self.check_text(text)
         self.require(prompts)
         return padded([self.row(prompt) for prompt in prompts])
 
@@ -226,27 +219,6 @@ class EmbeddingStore:
             f"The store {self.folder} has no embedding of '{captions[0]}'{others}; add what is "
             f"missing, for instance with: {shlex.join(command)}"
         )
-
-
-class StoredPrompts:
-    """Training's text conditioning, read from a store; answers `rows` as `PromptTable` does."""
-
-    def __init__(self, store: EmbeddingStore, null: Null) -> None:
-        """Read from `store`; `null` is as in `PromptTable.build`.
-
-        Raises:
-            UserError: the null condition is the empty caption, and the store lacks it.
-        """
-        self._store = store
-        self._null = torch.zeros(1, store.width) if null == "zeros" else store.row("")
-
-    def rows(self, prompts: Sequence[str | None]) -> TextEmbedding:
-        """Return the embeddings of `prompts`, B L D in float32, padded to the longest.
-
-        Raises:
-            UserError: the store lacks one of them.
-        """
-        return padded([self._null if p is None else self._store.row(p) for p in prompts])
 
 
 def read_note(folder: Path) -> tuple[Conventions, str]:

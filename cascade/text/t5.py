@@ -11,10 +11,12 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from cascade.config.encoder import EncoderMode, HeldMode
+from cascade.config.stage import TextConfig
 from cascade.errors import UserError
-from cascade.text.cleaning import Cleaning, clean
+from cascade.text.cleaning import clean
 from cascade.text.files import EncoderFiles
-from cascade.text.modes import EncoderMode, Held, hold
+from cascade.text.modes import hold
 from cascade.text.tokenizer import PAD, Tokenizer
 
 
@@ -34,7 +36,7 @@ class TextEncoder:
         mode: how its weights are held.
     """
 
-    def __init__(self, files: EncoderFiles, model: nn.Module, mode: Held) -> None:
+    def __init__(self, files: EncoderFiles, model: nn.Module, mode: HeldMode) -> None:
         """Take what `TextEncoder.load` has put together."""
         self.files = files
         self.mode = mode
@@ -89,23 +91,17 @@ class TextEncoder:
         return self._model.get_parameter("embed_tokens.weight").device
 
     @torch.no_grad()
-    def embed(
-        self, prompts: Sequence[str], max_length: int, cleaning: Cleaning, masked: bool = True
-    ) -> TextEmbedding:
-        """Embed prompts, padded to the longest of them, or all to `max_length`.
+    def embed(self, prompts: Sequence[str], text: TextConfig) -> TextEmbedding:
+        """Embed prompts, padded to the longest of them, or all to `text.max_length`.
 
         Args:
             prompts: B prompts; "" is a prompt too (its only token is `</s>`).
-            max_length: tokens kept of each prompt, `</s>` included (Imagen 128, DeepFloyd IF 77).
-            cleaning: what the checkpoint does to prompts first.
-            masked: whether padding is hidden from whoever reads the embedding. False is DeepFloyd
-                IF's way: padding is masked inside the encoder only, and what comes out at its
-                places is read like any token.
+            text: the conventions of whoever reads the embedding.
 
         Returns:
-            B L D in the type the encoder computes in; L is at most `max_length`, or equal to it
-            where nothing is masked. A prompt's embedding does not depend on the others: padding is
-            masked inside the encoder and, where `masked`, zero outside.
+            B L D in the type the encoder computes in; L is at most `text.max_length`, or equal to
+            it where nothing is masked. A prompt's embedding does not depend on the others: padding
+            is masked inside the encoder and, where `text.masked`, zero outside.
 
         Raises:
             ValueError: there are no prompts.
@@ -113,8 +109,11 @@ class TextEncoder:
         """
         if not prompts:
             raise ValueError("embed needs at least one prompt.")
-        rows = [self.tokenizer.encode(clean(prompt, cleaning), max_length) for prompt in prompts]
-        length = max(map(len, rows)) if masked else max_length
+        rows = [
+            self.tokenizer.encode(clean(prompt, text.cleaning), text.max_length)
+            for prompt in prompts
+        ]
+        length = max(map(len, rows)) if text.masked else text.max_length
         ids = torch.tensor([row + [PAD] * (length - len(row)) for row in rows], device=self.device)
         lengths = torch.tensor([len(row) for row in rows], device=self.device)
         mask = torch.arange(length, device=self.device) < lengths[:, None]
@@ -124,6 +123,6 @@ class TextEncoder:
                 f"The text encoder in {self.files.folder} answers NaN or infinite numbers; fetch "
                 "its files again."
             )
-        if not masked:
+        if not text.masked:
             return TextEmbedding(output, torch.ones_like(mask))
         return TextEmbedding(output * mask[..., None], mask)

@@ -23,7 +23,7 @@ from cascade.text.files import EncoderFiles
 from cascade.text.lost import SAMPLED, tell_lost
 from cascade.text.prompts import OnlinePrompts, PromptEncoder, PromptSource
 from cascade.text.source import open_text, ready
-from cascade.text.store import EmbeddingStore, StoredPrompts
+from cascade.text.store import EmbeddingStore
 from cascade.text.t5 import TextEncoder
 from cascade.train.checkpoint import CHECKPOINTS, checkpoint_steps, remove_checkpoints
 from cascade.train.distributed import Processes, processes
@@ -124,8 +124,7 @@ def _plan(config: PretrainConfig) -> _Plan:
     )
     text = _open_text(config, samples.data)
     looked_at = samples.data.captions[:: max(1, len(samples.data.captions) // SAMPLED)]
-    held = config.stage.text
-    tell_lost(text.tokenizer, chain.from_iterable(looked_at), held.max_length, held.cleaning)
+    tell_lost(text.tokenizer, chain.from_iterable(looked_at), config.stage.text)
     require_room([(config.stage, config.train)])
     stage = _initial(config)
     if config.train.objective.variance == "drop":
@@ -210,8 +209,7 @@ def _open_text(config: PretrainConfig, data: CaptionedArray) -> EncoderFiles | E
             f"{text.width}."
         )
     if isinstance(text, EmbeddingStore):
-        held = config.stage.text
-        text.check_text(held.max_length, held.cleaning, held.masked)
+        text.check_text(config.stage.text)
         text.require(["", *config.validation.prompts, *chain.from_iterable(data.captions)])
     return text
 
@@ -242,14 +240,14 @@ def _embedded(
 
 
 def _prompts(encoder: PromptEncoder, text: TextConfig) -> PromptSource:
-    if isinstance(encoder, EmbeddingStore):
-        return StoredPrompts(encoder, text.null)
+    if isinstance(encoder, EmbeddingStore):  # as quick as memory, and its rows may be far larger
+        return OnlinePrompts(encoder, text, cache_size=0)
     if isinstance(encoder, TextEncoder) and encoder.mode == "layerwise":
         raise UserError(
             "Held in layerwise, the text encoder would be read from disk anew for every caption; "
             "embed the captions first with 'cascade embed' and give the store as embeddings."
         )
-    return OnlinePrompts(encoder, text.max_length, text.cleaning, text.null, masked=text.masked)
+    return OnlinePrompts(encoder, text)
 
 
 def _initial(config: PretrainConfig) -> Stage:

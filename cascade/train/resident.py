@@ -57,16 +57,12 @@ def resident_prompts(
     device: torch.device,
 ) -> ResidentPrompts:
     """Embed every caption of the data with the encoder, or the store, that was opened."""
-    text = config.stage.text
     return ResidentPrompts.build(
         encoder,
         chain.from_iterable(data.captions),
-        text.max_length,
-        text.cleaning,
-        text.null,
-        masked=text.masked,
-        dtype=_table_type(config, opened),
-        device=device,
+        config.stage.text,
+        _table_type(config, opened),
+        device,
     )
 
 

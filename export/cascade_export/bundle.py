@@ -18,6 +18,7 @@ from typing import get_args
 import torch
 
 from cascade.chain import check_chain
+from cascade.config.encoder import EncoderMode
 from cascade.config.folders import read_stage_config
 from cascade.config.stage import StageConfig
 from cascade.environment import usable_device
@@ -26,7 +27,6 @@ from cascade.pipeline import Cascade, print_licence
 from cascade.request import whole
 from cascade.stage import Stage
 from cascade.text.files import EncoderFiles
-from cascade.text.modes import EncoderMode
 from cascade.text.prompts import PromptEncoder
 from cascade.text.source import open_text, ready
 from cascade_export.engines import EngineKind, EngineOptions, StageFiles, open_engines

@@ -17,8 +17,8 @@ from bench.problem import REFERENCE, CannotError, Function, Operation, Problem, 
 from bench.results import OURS, Mode, Work
 from bench.shapes import levels
 from cascade.config.unet import Activation
-from cascade_kernels.dispatch import Backend
 from cascade_kernels.group_norm_film_silu import group_norm_film_silu
+from cascade_kernels.names import Backend
 
 SKIP_SCALE = 0.7071067811865476
 EPS = 1e-5

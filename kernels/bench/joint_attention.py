@@ -21,8 +21,8 @@ from torch.utils.checkpoint import checkpoint
 from bench.problem import REFERENCE, CannotError, Function, Operation, Problem, Space, compiled
 from bench.results import OURS, Mode, Work
 from bench.shapes import levels
-from cascade_kernels.dispatch import Backend
 from cascade_kernels.joint_attention import joint_attention
+from cascade_kernels.names import Backend
 
 PINNED = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,

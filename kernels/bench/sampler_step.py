@@ -12,12 +12,13 @@ from torch import Tensor
 
 from bench.problem import REFERENCE, Function, Operation, Problem, Space, compiled
 from bench.results import OURS, Mode, Work
-from cascade_kernels.dispatch import Backend
-from cascade_kernels.sampler_coefficients import Prediction, Threshold, Update, rank_of
+from cascade.config.stage import ThresholdConfig
+from cascade_kernels.names import Backend
+from cascade_kernels.sampler_coefficients import Prediction, Update, rank_of
 from cascade_kernels.sampler_step import sampler_step
 
 PREDICTION = Prediction(from_x=1.25, from_out=-0.75, guidance=7.0)
-THRESHOLD = Threshold("dynamic", percentile=0.995)
+THRESHOLD = ThresholdConfig(kind="dynamic", percentile=0.995)
 # A step from the middle of a schedule; the values of the coefficients cost nothing.
 UPDATES = {
     "ddim": Update(keep=0.8, pull=0.2),

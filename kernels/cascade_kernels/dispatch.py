@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,10 +21,10 @@ from cascade_kernels.launch_table import (
     shipped_table,
     user_table,
 )
+from cascade_kernels.names import Backend
 
 __all__ = [
     "ARCHITECTURES",
-    "Backend",
     "Launch",
     "Table",
     "architecture",
@@ -33,8 +33,6 @@ __all__ = [
     "obstacle",
     "table",
 ]
-
-Backend = Literal["auto", "triton", "reference"]
 
 # The table that answers for an architecture. One without a table of its own takes that of the
 # greatest of its family whose shared memory is not larger: 99 KiB for sm_86's, 227 for sm_100's.

@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cascade_kernels import dispatch
-from cascade_kernels.dispatch import Backend
 from cascade_kernels.group_norm_film_silu_frugal import FrugalGroupNorm, stacked
+from cascade_kernels.names import Backend
 
 Activation = Literal["silu", "gelu", "none"]
 ACTIVATIONS = ("silu", "gelu", "none")

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cascade_kernels.dispatch import Backend, fused
+from cascade_kernels.dispatch import fused
+from cascade_kernels.names import Backend
 
 
 def joint_attention(

@@ -6,51 +6,43 @@ Shapes: `B` batch, `C H W` image, `N` values of an image.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Protocol, assert_never
 
 import torch
 from torch import Tensor
 
-ThresholdKind = Literal["none", "static", "dynamic"]
+from cascade_kernels.names import ThresholdKind
 
 
-@dataclass(frozen=True)
-class Threshold:
-    """How a predicted clean image is brought back into [-1, 1] (Imagen, section 2.3).
+class Threshold(Protocol):
+    """How a predicted clean image is brought back into [-1, 1] (Imagen, section 2.3)."""
 
-    Attributes:
-        kind: "none" leaves it, "static" clips to [-1, 1], "dynamic" clips each image to [-s, s]
-            and divides by s, where s >= 1 is a percentile of its absolute values.
-        percentile: in (0, 1]; Imagen's Fig. A.10 uses 0.995, DeepFloyd IF 0.95.
-        cap: greatest s allowed, >= 1; DeepFloyd IF uses 1.5 in its base stage. None is no cap.
+    @property
+    def kind(self) -> ThresholdKind:
+        """`none` leaves it, `static` clips to [-1, 1], `dynamic` to [-s, s], divided by s >= 1."""
 
-    Raises:
-        ValueError: a value is outside its range.
-    """
+    @property
+    def percentile(self) -> float:
+        """Which of an image's absolute values s is, in (0, 1]."""
 
-    kind: ThresholdKind = "none"
-    percentile: float = 0.995
-    cap: float | None = None
+    @property
+    def cap(self) -> float | None:
+        """The greatest s allowed, >= 1; None is no cap."""
 
-    def __post_init__(self) -> None:
-        if self.kind not in ("none", "static", "dynamic"):
-            raise ValueError(f"unknown threshold {self.kind!r}; known are none, static, dynamic")
-        if not 0 < self.percentile <= 1:
-            raise ValueError(f"the percentile must lie in (0, 1], not {self.percentile}")
-        if self.cap is not None and self.cap < 1:
-            raise ValueError(f"the cap must be at least 1, not {self.cap}")
 
-    def __call__(self, x0: Tensor) -> Tensor:
-        """Apply it to x0 (B C H W), each image by itself."""
-        match self.kind:
-            case "none":
-                return x0
-            case "static":
-                return x0.clamp(-1, 1)
-            case "dynamic":
-                s = _quantile(x0.abs().flatten(1), self.percentile).clamp(1, self.cap)
-                s = s.view(-1, *(1,) * (x0.dim() - 1))
-                return x0.clamp(-s, s) / s
+def clip(x0: Tensor, threshold: Threshold) -> Tensor:
+    """Apply a threshold to x0 (B C H W), each image by itself."""
+    match threshold.kind:
+        case "none":
+            return x0
+        case "static":
+            return x0.clamp(-1, 1)
+        case "dynamic":
+            s = _quantile(x0.abs().flatten(1), threshold.percentile).clamp(1, threshold.cap)
+            s = s.view(-1, *(1,) * (x0.dim() - 1))
+            return x0.clamp(-s, s) / s
+        case kind:
+            assert_never(kind)
 
 
 @dataclass(frozen=True)

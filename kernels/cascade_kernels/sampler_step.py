@@ -13,18 +13,19 @@ Shapes: `B` batch, `C H W` image, `R` rows of the network's output: B, or 2 B un
 """
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
 from cascade_kernels import dispatch
-from cascade_kernels.dispatch import Backend
+from cascade_kernels.names import Backend, ThresholdKind
 from cascade_kernels.sampler_coefficients import (
     Prediction,
     Threshold,
-    ThresholdKind,
     Update,
+    clip,
     fraction_of,
 )
 
@@ -108,6 +109,12 @@ def guide(out: Tensor, channels: int, guidance: float) -> Tensor:
     return torch.cat([mixed, text[:, channels:]], dim=1) if out.shape[1] > channels else mixed
 
 
+class _Threshold(NamedTuple):
+    kind: ThresholdKind
+    percentile: float
+    cap: float | None
+
+
 def decompositions() -> dict[OpOverload, Callable[..., tuple[Tensor, Tensor]]]:
     """Return the operation's reference under the operation's signature, for `torch.export`."""
     return {torch.ops.cascade.sampler_step.default: _decomposed}
@@ -125,7 +132,7 @@ def _reference(
     channels = x.shape[1]
     # Under autocast the network answers in bfloat16; the conversion to x0 must not.
     guided = guide(out.to(x.dtype), channels, prediction.guidance)
-    x0 = threshold(prediction.from_x * x + prediction.from_out * guided[:, :channels])
+    x0 = clip(prediction.from_x * x + prediction.from_out * guided[:, :channels], threshold)
     fraction = None if update.log_variance is None else fraction_of(guided[:, channels:])
     return update(x, x0, previous, noise, fraction), x0
 
@@ -208,7 +215,7 @@ def _decomposed(
         x,
         out,
         Prediction(from_x, from_out, guidance),
-        Threshold(kind, percentile, cap),
+        _Threshold(kind, percentile, cap),
         Update(keep, pull, recall, std, variance),
         previous,
         noise,

@@ -24,7 +24,8 @@ from cascade.config.recipes import RECIPES
 from cascade.environment import usable_device
 from cascade.pipeline import Cascade
 from cascade.stage import Stage
-from cascade.text import Tokenizer, check_identifier
+from cascade.text.identifier import check_identifier
+from cascade.text.tokenizer import Tokenizer
 
 COMMANDS = sorted(
     made.name or made.callback.__name__.replace("_", "-")

@@ -4,7 +4,7 @@ Their tables are float32; they are replaced by ours so that only the formulas ar
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -17,10 +17,11 @@ from diffusers import (
 )
 from torch import Tensor, nn
 
-from cascade.diffusion.denoiser import Conditioning, Denoise, Denoiser, Prediction
-from cascade.diffusion.guidance import Threshold, guided
+from cascade.config.stage import SamplerConfig, ThresholdConfig
+from cascade.diffusion.denoiser import Conditioning, Denoiser, Prediction
+from cascade.diffusion.guidance import guided
 from cascade.diffusion.noise import Noise
-from cascade.diffusion.samplers import OnStep, ancestral, ddim, dpmpp_2m, heun, initial
+from cascade.diffusion.samplers import Sampler, ancestral, ddim, dpmpp_2m, heun, initial
 from cascade.diffusion.schedule import DiscreteSchedule, Spacing, sigmas
 
 SEEDS = [11, 12]
@@ -75,8 +76,8 @@ def build(prediction: Prediction = "eps", channels: int = 3) -> Net:
 
 
 def trace(
-    net: Net, run: Callable[[Denoise, Tensor, Tensor, Noise, OnStep], Tensor],
-    threshold: Threshold | None = None, timesteps: list[int] = TIMESTEPS,
+    net: Net, sampler: Sampler, config: SamplerConfig,
+    threshold: ThresholdConfig | None = None, timesteps: list[int] = TIMESTEPS,
 ) -> list[Tensor]:  # fmt: skip
     """Our variance-preserving latents after each step."""
     denoiser = Denoiser(net, SCHEDULE, net.prediction, net.conv.out_channels == 6)
@@ -89,8 +90,8 @@ def trace(
     def keep(i: int, x: Tensor, _: object) -> None:
         latents.append(x / math.sqrt(1 + float(levels[i + 1]) ** 2))
 
-    run(guided(denoiser, cond, threshold=threshold), initial(noise, SHAPE, float(levels[0])),
-        levels, noise, keep)  # fmt: skip
+    sampler(guided(denoiser, cond, threshold=threshold), initial(noise, SHAPE, float(levels[0])),
+            levels, noise, config, keep)  # fmt: skip
     return latents
 
 
@@ -126,10 +127,10 @@ def assert_same(ours: list[Tensor], reference: list[Tensor]) -> None:
 
 NAMES: dict[Prediction, str] = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
 THRESHOLDS = {
-    "free": (Threshold(), {"clip_sample": False}),
-    "static": (Threshold("static"), {"clip_sample": True}),
+    "free": (ThresholdConfig(kind="none"), {"clip_sample": False}),
+    "static": (ThresholdConfig(kind="static"), {"clip_sample": True}),
     "dynamic": (
-        Threshold("dynamic", 0.95, 1.5),
+        ThresholdConfig(kind="dynamic", percentile=0.95, cap=1.5),
         {
             "clip_sample": False,
             "thresholding": True,
@@ -154,7 +155,7 @@ def test_ancestral_is_ddpm(variance: str, prediction: Prediction, threshold: str
         **settings,
     )
     use_our_table(scheduler).set_timesteps(timesteps=TIMESTEPS)
-    ours = trace(net, lambda d, x, s, n, f: ancestral(d, x, s, n, variance, f), limit)  # type: ignore[arg-type]
+    ours = trace(net, ancestral, SamplerConfig(variance=variance), limit)
     assert_same(ours, theirs(net, scheduler, generator=None))
 
 
@@ -166,7 +167,11 @@ def test_ddim(eta: float, threshold: str) -> None:
     scheduler = DDIMScheduler(1000, beta_schedule="squaredcos_cap_v2", **settings)
     use_our_table(scheduler).set_timesteps(10)  # "leading": 900, 800, ..., 0
     ours = trace(
-        net, lambda d, x, s, n, f: ddim(d, x, s, n, eta, f), limit, scheduler.timesteps.tolist()
+        net,
+        ddim,
+        SamplerConfig(eta=eta),
+        limit,
+        scheduler.timesteps.tolist(),
     )
     # Theirs re-derives eps from the thresholded x0 only when asked to.
     step = {"eta": eta, "use_clipped_model_output": True, "generator": None}
@@ -180,7 +185,7 @@ def test_dpmpp_2m(threshold: str) -> None:
     settings = {key: value for key, value in settings.items() if key != "clip_sample"}
     scheduler = DPMSolverMultistepScheduler(1000, beta_schedule="squaredcos_cap_v2", **settings)
     use_our_table(scheduler).set_timesteps(timesteps=TIMESTEPS)
-    ours = trace(net, lambda d, x, s, n, f: dpmpp_2m(d, x, s, f), limit)
+    ours = trace(net, dpmpp_2m, SamplerConfig(), limit)
     assert_same(ours, theirs(net, scheduler))
 
 
@@ -210,5 +215,5 @@ def test_heun() -> None:
             level = float(levels[len(reference) + 1])
             reference.append(x / math.sqrt(1 + level**2))
     reference.append(x)
-    ours = trace(net, lambda d, x, s, n, f: heun(d, x, s, f), timesteps=timesteps)
+    ours = trace(net, heun, SamplerConfig(), timesteps=timesteps)
     assert_same(ours, reference)

@@ -2,11 +2,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from cascade.config.stage import ThresholdConfig
 from cascade.diffusion.denoiser import Conditioning, Denoiser, Prediction
-from cascade.diffusion.guidance import Threshold, guided
+from cascade.diffusion.guidance import guided
 from cascade.diffusion.noise import Noise
 from cascade.diffusion.samplers import initial
 from cascade.diffusion.schedule import make_schedule
+from cascade.errors import UserError
+from cascade_kernels.sampler_coefficients import clip
 
 
 class TextSensitive(nn.Module):
@@ -82,7 +85,7 @@ def test_thresholding_comes_after_guidance() -> None:
     network, x, sigma, cond, null = case()
     denoiser = Denoiser(network, make_schedule("linear"))
     free = guided(denoiser, cond, null, 5.0)(x, sigma).x0
-    clipped = guided(denoiser, cond, null, 5.0, Threshold("static"))(x, sigma).x0
+    clipped = guided(denoiser, cond, null, 5.0, ThresholdConfig(kind="static"))(x, sigma).x0
     assert free.abs().max() > 1
     assert torch.equal(clipped, free.clamp(-1, 1))
 
@@ -101,27 +104,28 @@ def test_dynamic_threshold_is_the_papers(cap: float | None, percentile: float) -
     # Three images: one inside [-1, 1], one a little and one far outside.
     x0 = torch.randn(3, 3, 8, 8) * torch.tensor([0.1, 1.0, 30.0]).view(3, 1, 1, 1)
     s = torch.quantile(x0.abs().flatten(1), percentile, dim=1).clamp(1, cap).view(3, 1, 1, 1)
-    result = Threshold("dynamic", percentile, cap)(x0)
+    threshold = ThresholdConfig(kind="dynamic", percentile=percentile, cap=cap)
+    result = clip(x0, threshold)
     # The interpolation between two order statistics rounds differently.
     torch.testing.assert_close(result, x0.clamp(-s, s) / s, rtol=1e-6, atol=1e-6)
     assert torch.equal(result[0], x0[0])
     assert result.abs().max() <= 1
-    assert torch.equal(Threshold("dynamic", percentile, cap)(x0[1:2]), result[1:2])
+    assert torch.equal(clip(x0[1:2], threshold), result[1:2])
 
 
 def test_a_picture_larger_than_torch_quantile_allows() -> None:
     x0 = torch.linspace(-2, 2, 2**24 + 2).view(1, 1, 2, -1)
-    assert Threshold("dynamic", 0.5)(x0).abs().max() == 1
+    assert clip(x0, ThresholdConfig(kind="dynamic", percentile=0.5)).abs().max() == 1
 
 
 def test_other_thresholds() -> None:
     x0 = torch.randn(2, 3, 4, 4) * 2
-    assert Threshold("none")(x0) is x0
-    assert torch.equal(Threshold("static")(x0), x0.clamp(-1, 1))
-    with pytest.raises(ValueError, match="percentile"):
-        Threshold("dynamic", 99.5)
-    with pytest.raises(ValueError, match="cap"):
-        Threshold("dynamic", 0.95, 0.5)
+    assert clip(x0, ThresholdConfig(kind="none")) is x0
+    assert torch.equal(clip(x0, ThresholdConfig(kind="static")), x0.clamp(-1, 1))
+    with pytest.raises(UserError, match="percentile"):
+        ThresholdConfig(kind="dynamic", percentile=99.5)
+    with pytest.raises(UserError, match="cap"):
+        ThresholdConfig(kind="dynamic", percentile=0.95, cap=0.5)
 
 
 def test_sampling_starts_from_a_unit_normal_latent() -> None:

@@ -1,10 +1,10 @@
 import math
-from dataclasses import replace
 
 import pytest
 import torch
 from torch.nn import functional as F
 
+from cascade.config.stage import LowResConfig
 from cascade.diffusion.noise import (
     LowResolution,
     Noise,
@@ -55,8 +55,11 @@ def test_draws_have_their_distributions() -> None:
 @pytest.mark.parametrize("noise_at", ["low", "high"])
 @pytest.mark.parametrize("name", ["cosine", "linear"])
 def test_low_resolution_images_are_noised_by_the_papers_formula(noise_at: str, name: str) -> None:
-    schedule = make_schedule(name)  # type: ignore[arg-type]
-    augment = LowResolution(schedule, noise_at, "bilinear", True)  # type: ignore[arg-type]
+    config = LowResConfig.parse(
+        {"size": 4, "schedule": name, "noise_at": noise_at, "align_corners": True}, "the test"
+    )
+    augment = LowResolution(config)
+    schedule = augment.schedule
     images = torch.rand(2, 3, 4, 5) * 2 - 1
     level = torch.tensor([0.25, 0.6], dtype=torch.float64)
     latent, aug = augment(images, (8, 10), level, Noise([1, 2]))
@@ -79,17 +82,18 @@ def test_low_resolution_images_are_noised_by_the_papers_formula(noise_at: str, n
 def test_up_sampling_is_the_checkpoints() -> None:
     images = torch.rand(1, 3, 4, 4)
     quiet = torch.zeros(1, dtype=torch.float64)
-    cosine = make_schedule("cosine")
-    nearest = LowResolution(cosine, upsample="nearest")
-    enlarged, _ = nearest(images, 8, quiet, Noise([0]))
-    # The cosine schedule's lowest sigma is e^-10 = 4.5e-5; five of it.
-    torch.testing.assert_close(enlarged, images.repeat_interleave(2, 2).repeat_interleave(2, 3),
-                               rtol=0, atol=2.3e-4)  # fmt: skip
-    bilinear, _ = replace(nearest, upsample="bilinear")(images, 8, quiet, Noise([0]))
-    corners, _ = replace(nearest, upsample="bilinear", align_corners=True)(
-        images, 8, quiet, Noise([0])
+    nearest, bilinear, corners = (
+        LowResolution(config)(images, 8, quiet, Noise([0]))[0]
+        for config in (
+            LowResConfig(size=4, upsample="nearest"),
+            LowResConfig(size=4),
+            LowResConfig(size=4, align_corners=True),
+        )
     )
-    assert not torch.allclose(enlarged, bilinear, atol=1e-2)
+    # The cosine schedule's lowest sigma is e^-10 = 4.5e-5; five of it.
+    torch.testing.assert_close(nearest, images.repeat_interleave(2, 2).repeat_interleave(2, 3),
+                               rtol=0, atol=2.3e-4)  # fmt: skip
+    assert not torch.allclose(nearest, bilinear, atol=1e-2)
     assert not torch.allclose(corners, bilinear, atol=1e-2)
 
 

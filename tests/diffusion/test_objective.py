@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from cascade.config.stage import LowResConfig
 from cascade.diffusion.denoiser import Conditioning, Denoiser, Prediction
 from cascade.diffusion.noise import LowResolution, Noise
 from cascade.diffusion.objective import BaseObjective, SuperResObjective, variational_bound
@@ -246,8 +247,8 @@ def test_a_rows_loss_does_not_depend_on_its_batch() -> None:
 def test_super_resolution_shows_the_network_the_noised_small_image() -> None:
     torch.manual_seed(0)
     net, images, small = Net(), pictures(2), pictures(2, 2)
-    schedule = make_schedule("cosine")
-    augment = LowResolution(schedule, "high", "nearest")
+    augment = LowResolution(LowResConfig(size=4, upsample="nearest"))
+    schedule = augment.schedule
     objective = SuperResObjective(BaseObjective(), augment, (0.2, 0.4))
     terms = objective(Denoiser(net, schedule), images, conditioning(2, small), Noise([1, 2]))
 
@@ -272,8 +273,8 @@ def _text(rows: int) -> tuple[Tensor, Tensor]:
 
 def test_a_fixed_level_leaves_the_other_draws_as_they_were() -> None:
     net, images, small = Net(), pictures(1), pictures(1, 2)
-    schedule = make_schedule("linear")
-    augment = LowResolution(schedule)
+    augment = LowResolution(LowResConfig(size=4, schedule="linear"))
+    schedule = augment.schedule
     for level in ((0.3, 0.3), (0.0, 1.0)):
         objective = SuperResObjective(BaseObjective(), augment, level)
         noise = Noise([3])
@@ -286,7 +287,7 @@ def test_a_fixed_level_leaves_the_other_draws_as_they_were() -> None:
 
 
 def test_super_resolution_needs_pairs_and_a_range() -> None:
-    augment = LowResolution(make_schedule("linear"))
+    augment = LowResolution(LowResConfig(size=4, schedule="linear"))
     objective = SuperResObjective(BaseObjective(), augment)
     with pytest.raises(ValueError, match="pairs"):
         objective(Denoiser(Net(), SQUARED_COSINE), pictures(1), conditioning(1), Noise([0]))

@@ -10,14 +10,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from cascade.config.stage import SamplerConfig, ThresholdConfig
 from cascade.diffusion.denoiser import Conditioning, Denoise, Denoised, Denoiser
-from cascade.diffusion.guidance import Threshold, guided
+from cascade.diffusion.guidance import guided
 from cascade.diffusion.noise import Noise
-from cascade.diffusion.samplers import OnStep, ancestral, ddim, dpmpp_2m, heun, initial
+from cascade.diffusion.samplers import Sampler, ancestral, ddim, dpmpp_2m, heun, initial
 from cascade.diffusion.schedule import ScheduleName, make_schedule, sigmas
-from cascade_kernels.dispatch import Backend
+from cascade_kernels.names import Backend
 
 POINTS = 20_000
+DEFAULT = SamplerConfig()
 SCHEDULES: tuple[ScheduleName, ...] = ("cosine", "squared_cosine", "linear")
 MEANS = torch.tensor([[-0.6, -0.4], [0.5, 0.6], [0.7, -0.5]], dtype=torch.float64)
 STDS = torch.tensor([0.1, 0.15, 0.2], dtype=torch.float64)
@@ -35,14 +37,28 @@ def mixture(x: Tensor, sigma: Tensor) -> Denoised:
     return Denoised(x0.T[None, :, None], None)
 
 
-Sampler = Callable[[Denoise, Tensor, Tensor, Noise], Tensor]
-SAMPLERS: dict[str, tuple[Sampler, int]] = {
-    "ancestral small": (lambda d, x, s, n: ancestral(d, x, s, n, "fixed_small"), 250),
-    "ancestral large": (lambda d, x, s, n: ancestral(d, x, s, n, "fixed_large"), 250),
-    "ddim": (lambda d, x, s, n: ddim(d, x, s, n), 100),
-    "ddim eta 1": (lambda d, x, s, n: ddim(d, x, s, n, eta=1.0), 250),
-    "dpmpp_2m": (lambda d, x, s, n: dpmpp_2m(d, x, s), 50),
-    "heun": (lambda d, x, s, n: heun(d, x, s), 50),
+Sampling = Callable[..., Tensor]
+
+
+def by(sampler: Sampler, **settings: object) -> Sampling:
+    """A sampler with its settings: (denoise, x, sigmas, noise, on_step)."""
+    config = SamplerConfig.parse(settings, "the test")
+    return lambda d, x, s, n, f=None: sampler(d, x, s, n, config, f)
+
+
+SAMPLERS: dict[str, tuple[Sampling, int]] = {
+    "ancestral small": (
+        by(ancestral, variance="fixed_small"),
+        250,
+    ),
+    "ancestral large": (
+        by(ancestral, variance="fixed_large"),
+        250,
+    ),
+    "ddim": (by(ddim), 100),
+    "ddim eta 1": (by(ddim, eta=1.0), 250),
+    "dpmpp_2m": (by(dpmpp_2m), 50),
+    "heun": (by(heun), 50),
 }
 
 
@@ -75,7 +91,7 @@ def test_heun_takes_one_call_where_its_correction_would_do_harm() -> None:
         calls.append(float(sigma[0]))
         return Denoised(torch.full_like(x, 1.0 if sigma[0] > 1000 else -1.0), None)
 
-    heun(denoise, x, levels, lambda i, x, _: trace.append(x))
+    heun(denoise, x, levels, Noise([0]), DEFAULT, lambda i, x, _: trace.append(x))
     assert calls[:3] == [levels[0], levels[1], levels[2]]
     assert len(calls) == 2 * 10 - 2
     latent = trace[0] / math.sqrt(1 + float(levels[1]) ** 2)
@@ -90,10 +106,10 @@ def gaussian(mean: float, std: float) -> Denoise:
     return denoise
 
 
-ODE: dict[str, tuple[Callable[[Denoise, Tensor, Tensor, OnStep], Tensor], int]] = {
-    "ddim": (lambda d, x, s, f: ddim(d, x, s, Noise([0]), on_step=f), 1),
-    "dpmpp_2m": (lambda d, x, s, f: dpmpp_2m(d, x, s, f), 2),
-    "heun": (lambda d, x, s, f: heun(d, x, s, f), 2),
+ODE: dict[str, tuple[Sampling, int]] = {
+    "ddim": (by(ddim), 1),
+    "dpmpp_2m": (by(dpmpp_2m), 2),
+    "heun": (by(heun), 2),
 }
 
 
@@ -107,7 +123,7 @@ def test_the_order_of_convergence(name: str) -> None:
         trace: list[Tensor] = []
         x = torch.full((1, 1, 1, 1), 7.0, dtype=torch.float64)
         levels = torch.cat([grid, torch.zeros(1)])
-        run(gaussian(mean, std), x, levels, lambda i, x, denoised: trace.append(x))
+        run(gaussian(mean, std), x, levels, Noise([0]), lambda i, x, denoised: trace.append(x))
         # The exact solution of the ODE scales distances to the mean with the total deviation.
         exact = mean + (7.0 - mean) * math.sqrt((std**2 + last**2) / (std**2 + first**2))
         return abs(trace[-2].item() - exact)  # before the step to 0, which is of first order
@@ -157,7 +173,7 @@ def test_the_optimal_learned_variance_is_exact_in_few_steps() -> None:
     def deviation(variance: str) -> float:
         noise = Noise([2])
         x = initial(noise, (1, 1, POINTS), float(levels[0])).double()
-        return ancestral(denoise, x, levels, noise, variance).std().item()  # type: ignore[arg-type]
+        return ancestral(denoise, x, levels, noise, SamplerConfig(variance=variance)).std().item()  # type: ignore[arg-type]
 
     # Five standard errors: 5 * 0.4 / sqrt(2 * 20,000) = 0.01.
     assert deviation("learned") == pytest.approx(std, abs=0.01)
@@ -193,11 +209,11 @@ def small_case(seeds: list[int]) -> tuple[Denoise, Tensor, Tensor, Noise]:
     return guided(denoiser, cond), initial(noise, (3, 8, 8), float(levels[0])), levels, noise
 
 
-RUNS: dict[str, Sampler] = {
-    "learned": lambda d, x, s, n: ancestral(d, x, s, n, "learned"),
-    "ddim": lambda d, x, s, n: ddim(d, x, s, n, eta=0.7),
-    "dpmpp_2m": lambda d, x, s, n: dpmpp_2m(d, x, s),
-    "heun": lambda d, x, s, n: heun(d, x, s),
+RUNS: dict[str, Sampling] = {
+    "learned": by(ancestral, variance="learned"),
+    "ddim": by(ddim, eta=0.7),
+    "dpmpp_2m": by(dpmpp_2m),
+    "heun": by(heun),
 }
 
 
@@ -229,7 +245,7 @@ def test_a_step_in_one_operation_is_the_same(backend: Backend, name: str) -> Non
     cond = Conditioning(
         torch.zeros(2, 1, 4, device=device), torch.ones(2, 1, dtype=torch.bool, device=device)
     )
-    threshold = Threshold("dynamic", 0.95, 1.5)
+    threshold = ThresholdConfig(kind="dynamic", percentile=0.95, cap=1.5)
     denoise = guided(denoiser, cond, cond, 3.0, threshold, backend=backend)
     # From sigma = 64, where Heun's correction is on from the start.
     levels = sigmas(schedule, [990, 700, 400, 100])
@@ -250,7 +266,7 @@ def test_every_step_is_reported() -> None:
         seen.append(i)
         last.append(x)
 
-    result = ddim(denoise, x, levels, noise, on_step=keep)
+    result = ddim(denoise, x, levels, noise, DEFAULT, keep)
     assert seen == [0, 1, 2, 3, 4]
     assert last[-1] is result
 
@@ -259,9 +275,7 @@ def test_bad_arguments_are_refused() -> None:
     _, x, levels, noise = small_case([1])
     plain = gaussian(0.0, 1.0)
     with pytest.raises(ValueError, match="no variance"):
-        ancestral(plain, x, levels, noise, "learned")
+        ancestral(plain, x, levels, noise, SamplerConfig(variance="learned"))
     for wrong in (levels[:-1], levels.flip(0), levels[-1:]):
         with pytest.raises(ValueError, match="descend"):
-            heun(plain, x, wrong)
-    with pytest.raises(ValueError, match="eta"):
-        ddim(plain, x, levels, noise, eta=1.5)
+            heun(plain, x, wrong, noise, DEFAULT)

@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from cascade.config.stage import StageConfig
+from cascade.config.stage import StageConfig, TextConfig
 from cascade.errors import UserError
 from cascade.sampling import prompt_table
 from cascade.stage import Stage
-from cascade.text.cleaning import Cleaning
 from cascade.text.t5 import TextEmbedding
 from cascade_export.bench import BenchSettings, StageBench, bench_stages, time_first_picture
 from cascade_export.bench_report import bench_tables, write_bench
@@ -142,10 +141,8 @@ class RandomText:
 
     width = 32
 
-    def embed(
-        self, prompts: Sequence[str], max_length: int, cleaning: Cleaning, masked: bool = True
-    ) -> TextEmbedding:
-        shape = (len(prompts), max_length)
+    def embed(self, prompts: Sequence[str], text: TextConfig) -> TextEmbedding:
+        shape = (len(prompts), text.max_length)
         generator = torch.Generator().manual_seed(len(prompts[0]))
         embedding = torch.randn(*shape, self.width, generator=generator)
         return TextEmbedding(embedding, torch.ones(shape, dtype=torch.bool))

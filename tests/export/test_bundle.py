@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from cascade.config.stage import TextConfig
 from cascade.errors import UserError
 from cascade.pipeline import Cascade, Pictures
 from cascade.stage import Stage
@@ -335,8 +336,8 @@ def test_the_text_encoder_as_a_graph(tiny_cascade: Path, tmp_path: Path) -> None
     made = export_bundle(cascade, tmp_path / "bundle", Request(text="graph"))
     assert not (made.folder / "text" / "model.safetensors").exists()
     opened = Bundle.open(made.folder).cascade()
-    given = (PROMPTS, 16, "lower")
-    theirs, ours = opened.encoder.embed(*given), cascade.encoder.embed(*given)  # type: ignore[arg-type]
+    text = TextConfig(max_length=16, cleaning="lower")
+    theirs, ours = (one.encoder.embed(PROMPTS, text) for one in (opened, cascade))
     assert torch.equal(theirs.mask, ours.mask)
     assert (theirs.embedding - ours.embedding).norm() / ours.embedding.norm() <= 1e-5
     assert greatest_difference(opened.sample(PROMPTS), cascade.sample(PROMPTS)) <= 1

@@ -210,7 +210,7 @@ def test_text_encoder_answers_as_transformers(repository: Path, tmp_path: Path) 
     graph = export_text_encoder(encoder, tmp_path)
     assert set(graph.parameters) == set(encoder.files.shapes())
     prompts = ["a dog", "", "a photo of a sec cat on a mountain"]
-    wanted = encoder.embed(prompts, 32, "none")
+    wanted = encoder.embed(prompts, TextConfig(max_length=32))
     rows = [encoder.tokenizer.encode(prompt, 32) for prompt in prompts]
     length = wanted.mask.shape[1]
     ids = torch.tensor([row + [0] * (length - len(row)) for row in rows])

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from cascade_kernels.sampler_coefficients import Prediction, Threshold, Update
+from cascade.config.stage import ThresholdConfig
+from cascade_kernels.sampler_coefficients import Prediction, Update
 from cascade_kernels.sampler_step import guide, sampler_step
 
 BATCH, CHANNELS, SIDE = 2, 3, 6
@@ -24,7 +25,13 @@ def draw(rows: int, channels: int = CHANNELS) -> tuple[Tensor, Tensor, Tensor, T
 
 
 def formula(
-    x: Tensor, out: Tensor, p: Prediction, t: Threshold, u: Update, previous: Tensor, noise: Tensor
+    x: Tensor,
+    out: Tensor,
+    p: Prediction,
+    t: ThresholdConfig,
+    u: Update,
+    previous: Tensor,
+    noise: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """The definition, image by image."""
     nexts, cleans = [], []
@@ -52,10 +59,15 @@ def formula(
 @pytest.mark.parametrize("guidance", [1.0, 0.0, 5.0])
 @pytest.mark.parametrize(
     "threshold",
-    [Threshold(), Threshold("static"), Threshold("dynamic", 0.9), Threshold("dynamic", 0.9, 1.5)],
+    [
+        ThresholdConfig(kind="none"),
+        ThresholdConfig(kind="static"),
+        ThresholdConfig(kind="dynamic", percentile=0.9),
+        ThresholdConfig(kind="dynamic", percentile=0.9, cap=1.5),
+    ],
     ids=["none", "static", "dynamic", "capped"],
 )
-def test_is_its_formula(threshold: Threshold, guidance: float, update: Update) -> None:
+def test_is_its_formula(threshold: ThresholdConfig, guidance: float, update: Update) -> None:
     rows = BATCH if guidance == 1 else 2 * BATCH
     x, out, previous, noise = draw(rows, 6 if update is LEARNED else 3)
     prediction = Prediction(0.9, -1.5, guidance)
@@ -67,7 +79,7 @@ def test_is_its_formula(threshold: Threshold, guidance: float, update: Update) -
 
 def test_what_the_coefficients_leave_out_is_not_read() -> None:
     x, out, previous, noise = draw(BATCH)
-    step = (x, out, Prediction(1.0, -2.0), Threshold(), Update(0.5, 0.5))
+    step = (x, out, Prediction(1.0, -2.0), ThresholdConfig(kind="none"), Update(0.5, 0.5))
     alone, _ = sampler_step(*step)
     beside, _ = sampler_step(*step, previous * math.nan, noise * math.nan)
     assert torch.equal(alone, beside)
@@ -76,7 +88,13 @@ def test_what_the_coefficients_leave_out_is_not_read() -> None:
 def test_a_half_precision_network_leaves_the_step_in_float32() -> None:
     x, out, previous, noise = (tensor.float() for tensor in draw(2 * BATCH))
     half = out.bfloat16()
-    step = (Prediction(1.0, -20.0, 5.0), Threshold("dynamic", 0.9), FIXED, previous, noise)
+    step = (
+        Prediction(1.0, -20.0, 5.0),
+        ThresholdConfig(kind="dynamic", percentile=0.9),
+        FIXED,
+        previous,
+        noise,
+    )
     actual = sampler_step(x, half, *step)
     assert [result.dtype for result in actual] == [torch.float32] * 2
     assert all(map(torch.equal, actual, sampler_step(x, half.float(), *step)))
@@ -91,7 +109,7 @@ def test_the_upper_channels_are_not_guided() -> None:
 
 def test_the_reference_has_gradients() -> None:
     x, out, previous, noise = (tensor.requires_grad_() for tensor in draw(2 * BATCH))
-    step = (Prediction(0.9, -1.5, 3.0), Threshold(), FIXED)
+    step = (Prediction(0.9, -1.5, 3.0), ThresholdConfig(kind="none"), FIXED)
     inputs = (x, out, previous, noise)
     assert torch.autograd.gradcheck(
         lambda x, out, *rest: sampler_step(x, out, *step, *rest)[0], inputs
@@ -101,13 +119,11 @@ def test_the_reference_has_gradients() -> None:
 def test_bad_coefficients_are_refused() -> None:
     with pytest.raises(ValueError, match="not both"):
         Update(1.0, 0.0, std=0.1, log_variance=(-2.0, -1.0))
-    with pytest.raises(ValueError, match="unknown threshold"):
-        Threshold("soft")  # type: ignore[arg-type]
 
 
 def test_inputs_that_do_not_fit_are_refused() -> None:
     x, out, previous, noise = draw(BATCH)
-    prediction, plain = Prediction(1.0, -1.0), Threshold()
+    prediction, plain = Prediction(1.0, -1.0), ThresholdConfig(kind="none")
     with pytest.raises(ValueError, match="4 rows"):
         sampler_step(x, out, replace(prediction, guidance=2.0), plain, Update(0.5, 0.5))
     with pytest.raises(ValueError, match="2 rows"):

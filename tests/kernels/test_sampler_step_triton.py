@@ -8,12 +8,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
 
-from cascade_kernels.sampler_coefficients import Prediction, Threshold, ThresholdKind, Update
+from cascade.config.stage import ThresholdConfig
+from cascade_kernels.names import ThresholdKind
+from cascade_kernels.sampler_coefficients import Prediction, Update, clip
 from cascade_kernels.sampler_step import decompositions, sampler_step
 
 SIDES = [5, 64, 74]
@@ -23,7 +26,7 @@ LEARNED = Update(0.7, 0.4, recall=-0.2, log_variance=(-4.0, -1.0))
 # x0 is what the network says, to the last bit.
 IDENTITY = Prediction(0.0, 1.0)
 STEP = Prediction(0.9, -1.5, 5.0)
-DYNAMIC = Threshold("dynamic", 0.95)
+DYNAMIC = ThresholdConfig(kind="dynamic", percentile=0.95)
 fused = partial(sampler_step, backend="triton")
 
 
@@ -56,7 +59,7 @@ def apart(tensor: Tensor, axes: int) -> Tensor:
     return inner.copy_(tensor)
 
 
-Step = tuple[Prediction, Threshold, Update]
+Step = tuple[Prediction, ThresholdConfig, Update]
 
 
 def assert_as_exact_as_the_reference(
@@ -84,7 +87,11 @@ def test_matches_fp64(
     args = draw(side, kernel_device, channels=6 if update is LEARNED else 3)
     if guidance == 1:
         args = (args[0], args[1][:2], *args[2:])
-    step = (replace(STEP, guidance=guidance), Threshold(kind, 0.9, 4.0), update)
+    step = (
+        replace(STEP, guidance=guidance),
+        ThresholdConfig(kind=kind, percentile=0.9, cap=4.0),
+        update,
+    )
     with poisoned_memory():
         actual = fused(args[0], args[1], *step, *args[2:])
     assert_as_exact_as_the_reference(actual, args, step)
@@ -95,7 +102,9 @@ def test_matches_fp64(
 def test_the_percentile_is_exact(side: int, percentile: float, kernel_device: torch.device) -> None:
     x, out, _, _ = draw(side, kernel_device)
     out = 8 * out[:2] + 3  # the scale is above 1 at every percentile but the least
-    _, x0 = fused(x, out, IDENTITY, Threshold("dynamic", percentile), Update(1.0, 0.0))
+    _, x0 = fused(
+        x, out, IDENTITY, ThresholdConfig(kind="dynamic", percentile=percentile), Update(1.0, 0.0)
+    )
     sizes = out.abs().flatten(1)
     position = percentile * (sizes.shape[1] - 1)
     below = sizes.kthvalue(int(position) + 1).values
@@ -128,10 +137,10 @@ def test_ties_and_constants(side: int, kernel_device: torch.device) -> None:
     out = rows[:, torch.randperm(n, generator=torch.Generator().manual_seed(1))]
     out = out.view(-1, 3, side, side).to(kernel_device)
     for percentile in (0.5, 0.9):
-        threshold = Threshold("dynamic", percentile, 2e4)
+        threshold = SimpleNamespace(kind="dynamic", percentile=percentile, cap=2e4)
         _, x0 = fused(torch.zeros_like(out), out, IDENTITY, threshold, Update(1.0, 0.0))
         # A GPU may fuse the interpolation's product and sum.
-        torch.testing.assert_close(x0, threshold(out), rtol=2**-22, atol=0)
+        torch.testing.assert_close(x0, clip(out, threshold), rtol=2**-22, atol=0)
         assert x0.abs().max() <= 1
 
 
@@ -140,7 +149,13 @@ def test_ties_and_constants(side: int, kernel_device: torch.device) -> None:
 def test_the_cap(side: int, cap: float, kernel_device: torch.device) -> None:
     x, out, _, _ = draw(side, kernel_device)
     out = out[:2] * torch.tensor([0.1, 30.0], device=kernel_device).view(2, 1, 1, 1)
-    _, x0 = fused(x, out, IDENTITY, Threshold("dynamic", 0.95, cap), Update(1.0, 0.0))
+    _, x0 = fused(
+        x,
+        out,
+        IDENTITY,
+        ThresholdConfig(kind="dynamic", percentile=0.95, cap=cap),
+        Update(1.0, 0.0),
+    )
     assert torch.equal(x0[0], out[0])
     # By a tensor: a GPU divides by a number of Python's by multiplying with its reciprocal.
     assert torch.equal(x0[1], out[1].clamp(-cap, cap) / torch.full_like(out[1], cap))
@@ -187,7 +202,7 @@ def test_nan_is_not_cleaned(side: int, kind: ThresholdKind, kernel_device: torch
     x, out, previous, noise = draw(side, kernel_device)
     out[0, 1, 2, 3] = torch.nan  # one value: the percentile stays finite
     out[1] = torch.nan
-    args = (x, out, STEP, Threshold(kind, 0.9), FIXED, previous, noise)
+    args = (x, out, STEP, ThresholdConfig(kind=kind, percentile=0.9), FIXED, previous, noise)
     actual = fused(*args)
     for ours, theirs in zip(actual, sampler_step(*args, backend="reference"), strict=True):
         assert torch.equal(ours.isnan(), theirs.isnan())
@@ -258,7 +273,7 @@ def test_a_step_is_captured_in_a_graph(side: int, kernel_device: torch.device) -
 def test_eight_images_of_1024_pixels(kernel_device: torch.device) -> None:
     """25 million values, more than `torch.quantile` takes; twice, bit for bit the same."""
     args = draw(1024, kernel_device, batch=8)
-    step = (STEP, Threshold("dynamic", 0.995), FIXED)
+    step = (STEP, ThresholdConfig(kind="dynamic", percentile=0.995), FIXED)
     first, second = (fused(*args[:2], *step, *args[2:]) for _ in range(2))
     assert all(map(torch.equal, first, second))
     assert_as_exact_as_the_reference(first, args, step)

@@ -9,7 +9,8 @@ from diffusers import IFPipeline
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cascade.text import Cleaning, clean
+from cascade.config.stage import Cleaning
+from cascade.text.cleaning import clean
 
 # Pairs of a caption and what IFPipeline's two passes make of it (diffusers 0.42.1, Beautiful Soup
 # 4.15.0, ftfy 6.3.1). There are no deliberate differences.

@@ -8,8 +8,9 @@ from typer.testing import CliRunner
 
 from cascade.cli import app
 from cascade.config.folders import read_stage_config
+from cascade.config.stage import TextConfig
 from cascade.errors import UserError
-from cascade.text import EmbeddingStore
+from cascade.text.store import EmbeddingStore
 
 
 def _embed(store: Path, *arguments: str) -> EmbeddingStore:
@@ -28,7 +29,7 @@ def test_a_cascade_brings_its_conventions(tiny_cascade: Path, tmp_path: Path) ->
     )
     store.require(["a dog", "a cat", "A Hat", ""])
     text = read_stage_config(tiny_cascade / "base16").text
-    store.check_text(text.max_length, text.cleaning, text.masked)
+    store.check_text(text)
 
 
 def test_the_command_in_the_error_adds_what_is_missing(tiny_cascade: Path, tmp_path: Path) -> None:
@@ -45,7 +46,7 @@ def test_an_encoder_alone_takes_the_flags(encoder_folder: Path, tmp_path: Path) 
         *("--encoder", str(encoder_folder), "--caption", "a dog", "--cleaning", "deepfloyd"),
         *("--max-length", "77", "--unmasked"),
     )
-    store.check_text(77, "deepfloyd", masked=False)
+    store.check_text(TextConfig(max_length=77, cleaning="deepfloyd", masked=False))
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from cascade.config.stage import Cleaning
 from cascade.errors import UserError
-from cascade.text import Cleaning, Tokenizer, check_identifier, clean, find_identifiers, rare_range
+from cascade.text.cleaning import clean
+from cascade.text.identifier import check_identifier, find_identifiers, rare_range
+from cascade.text.tokenizer import Tokenizer
 
 
 def test_draw_from_a_small_vocabulary(tokenizer: Tokenizer) -> None:

@@ -2,11 +2,14 @@
 
 import pytest
 
+from cascade.config.stage import TextConfig
 from cascade.errors import UserError
 from cascade.text.cleaning import Cleaning, clean
 from cascade.text.lost import lost_words, tell_lost
 from cascade.text.side import names_side
 from cascade.text.tokenizer import Tokenizer
+
+TEXT = TextConfig(max_length=16)
 
 VERY = "very " * 40 + "red car"
 
@@ -15,7 +18,7 @@ VERY = "very " * 40 + "red car"
 def test_what_is_kept_fits_and_one_word_more_does_not(tokenizer: Tokenizer, limit: int) -> None:
     prompt = "a dog on the beach with a ball in the snow"
     words = prompt.split()
-    cut = lost_words(tokenizer, prompt, limit, "none").cut
+    cut = lost_words(tokenizer, prompt, TextConfig(max_length=limit)).cut
     kept = words[: len(words) - len(cut)]
     assert [*kept, *cut] == words
     assert len(tokenizer.ids(" ".join(kept))) < max(limit, 1)
@@ -26,11 +29,11 @@ def test_what_is_kept_fits_and_one_word_more_does_not(tokenizer: Tokenizer, limi
 @pytest.mark.parametrize("cleaning", ["none", "lower", "deepfloyd"])
 def test_a_prompt_that_is_whole_has_lost_nothing(tokenizer: Tokenizer, cleaning: Cleaning) -> None:
     for prompt in ("", "a dog", "a dog on the beach"):
-        assert not lost_words(tokenizer, prompt, 77, cleaning)
+        assert not lost_words(tokenizer, prompt, TextConfig(max_length=77, cleaning=cleaning))
 
 
 def test_words_in_no_vocabulary_are_named(tokenizer: Tokenizer) -> None:
-    lost = lost_words(tokenizer, "a 猫 dog", 77, "none")
+    lost = lost_words(tokenizer, "a 猫 dog", TextConfig(max_length=77))
     assert (lost.cut, lost.unknown) == ((), ("猫",))
     assert "vocabulary lacks, '猫'" in str(lost)
 
@@ -39,15 +42,19 @@ def test_each_prompt_is_told_and_many_are_counted(
     tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    tell_lost(tokenizer, ["a dog", VERY, "a 猫"], 16, "none")
+    tell_lost(tokenizer, ["a dog", VERY, "a 猫"], TEXT)
     told = capsys.readouterr().err.splitlines()
     assert len(told) == 2
     assert "red car" in told[0] or "very" in told[0]
     assert "(16 tokens are kept)" in told[0]
-    tell_lost(tokenizer, [VERY, *(f"a dog {number}" for number in range(30)), "a 猫"], 16, "none")
+    tell_lost(
+        tokenizer,
+        [VERY, *(f"a dog {number}" for number in range(30)), "a 猫"],
+        TEXT,
+    )
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("Of 32 captions 1 are too long (16 tokens are kept) and 1 have words")
-    tell_lost(tokenizer, ["a dog"], 16, "none")
+    tell_lost(tokenizer, ["a dog"], TEXT)
     assert capsys.readouterr().err == ""
 
 

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from cascade.text import TextEncoder, check_identifier, find_identifiers, rare_range
+from cascade.config.stage import TextConfig
+from cascade.text.identifier import check_identifier, find_identifiers, rare_range
+from cascade.text.t5 import TextEncoder
 
 LENGTH = 32
 RARE = 200  # pieces that were appended to the vocabulary for identifiers
@@ -19,12 +21,15 @@ def mini(repository: Path) -> TextEncoder:
 
 
 def _pooled(mini: TextEncoder, prompts: list[str]) -> Tensor:
-    text = mini.embed(prompts, LENGTH, "lower")
+    text = mini.embed(prompts, TextConfig(max_length=LENGTH, cleaning="lower"))
     return normalize(text.embedding.sum(dim=1) / text.mask.sum(dim=1, keepdim=True), dim=1)
 
 
 def test_elements_have_unit_variance(mini: TextEncoder) -> None:
-    text = mini.embed(["a photo of a dog on the beach", "a red car", "a teapot"], LENGTH, "lower")
+    text = mini.embed(
+        ["a photo of a dog on the beach", "a red car", "a teapot"],
+        TextConfig(max_length=LENGTH, cleaning="lower"),
+    )
     power = text.embedding[text.mask].square().mean(dim=1)
     # The last RMSNorm has unit gain; bfloat16 weights of that norm are exactly 1.
     torch.testing.assert_close(power, torch.ones_like(power), rtol=1e-3, atol=0)
@@ -53,7 +58,7 @@ def test_identifiers_are_rare_single_and_told_apart(mini: TextEncoder) -> None:
     for identifier in found:
         check_identifier(mini.tokenizer, "lower", identifier, "dog")
     prompts = [f"a {identifier} dog" for identifier in found]
-    text = mini.embed(prompts, LENGTH, "lower")
+    text = mini.embed(prompts, TextConfig(max_length=LENGTH, cleaning="lower"))
     assert text.mask.all()  # "a", the identifier, "dog", </s>: four tokens in every prompt
     assert text.mask.shape[1] == 4
     tokens = normalize(text.embedding[:, 1], dim=1)

@@ -16,9 +16,13 @@ from torch import nn
 from transformers import T5Config, T5EncoderModel
 
 from cascade.config.encoder import encoder_mode
+from cascade.config.stage import TextConfig
 from cascade.errors import UserError
-from cascade.text import TextEncoder, modes
+from cascade.text import modes
 from cascade.text.files import EncoderFiles
+from cascade.text.t5 import TextEncoder
+
+TEXT = TextConfig(max_length=16)
 
 PROMPTS = ["a photo of a dog", "cat", ""]
 
@@ -28,10 +32,10 @@ def _model(encoder: TextEncoder) -> nn.Module:
 
 
 def test_layerwise_equals_the_whole_model_to_the_last_bit(encoder_folder: Path) -> None:
-    whole = TextEncoder.load(encoder_folder, "float32").embed(PROMPTS, 16, "none")
+    whole = TextEncoder.load(encoder_folder, "float32").embed(PROMPTS, TEXT)
     layerwise = TextEncoder.load(encoder_folder, "layerwise")
     for _ in range(2):  # the blocks are read anew for every batch
-        text = layerwise.embed(PROMPTS, 16, "none")
+        text = layerwise.embed(PROMPTS, TEXT)
         assert torch.equal(text.embedding, whole.embedding)
         assert torch.equal(text.mask, whole.mask)
 
@@ -46,7 +50,7 @@ def test_layerwise_holds_one_block_at_a_time(encoder_folder: Path) -> None:
 
     for block in blocks:
         block.get_submodule("layer.1").register_forward_pre_hook(note)
-    layerwise.embed(PROMPTS, 16, "none")
+    layerwise.embed(PROMPTS, TEXT)
     assert held == [[True, False], [False, True]]
     assert all(parameter.is_meta for block in blocks for parameter in block.parameters())
 
@@ -83,7 +87,7 @@ def tall(encoder_folder: Path, tmp_path: Path) -> Path:
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc")
 def test_layerwise_takes_the_memory_of_one_block(tall: Path) -> None:
     layerwise = TextEncoder.load(tall, "layerwise")
-    layerwise.embed(["cat"], 16, "none")  # what PyTorch sets up once is not the encoder's
+    layerwise.embed(["cat"], TEXT)  # what PyTorch sets up once is not the encoder's
     held: list[int] = []
 
     def note(module: nn.Module, inputs: object) -> None:
@@ -92,7 +96,7 @@ def test_layerwise_takes_the_memory_of_one_block(tall: Path) -> None:
     before = _resident()
     for block in _model(layerwise).get_submodule("block").children():
         block.get_submodule("layer.1").register_forward_pre_hook(note)
-    layerwise.embed(["cat"], 16, "none")
+    layerwise.embed(["cat"], TEXT)
     block_bytes = 4 * (4 * 1024 * 1024 + 3 * 1024 * 2560)
     assert len(held) == 12
     assert max(held) - before < 2 * block_bytes  # and not 12 times
@@ -110,16 +114,16 @@ def test_bfloat16_equals_transformers(encoder_folder: Path) -> None:
     ids = torch.tensor([half.tokenizer.encode("a photo of a dog", 16)])
     with torch.no_grad():
         expected = reference(input_ids=ids).last_hidden_state
-    embedding = half.embed(["a photo of a dog"], 16, "none").embedding
+    embedding = half.embed(["a photo of a dog"], TEXT).embedding
     assert embedding.dtype == torch.bfloat16
     assert torch.equal(embedding, expected)
 
 
 def test_int8_is_close(encoder_folder: Path) -> None:
     pytest.importorskip("torchao")
-    whole = TextEncoder.load(encoder_folder, "float32").embed(PROMPTS, 16, "none").embedding
-    half = TextEncoder.load(encoder_folder, "bfloat16").embed(PROMPTS, 16, "none").embedding
-    text = TextEncoder.load(encoder_folder, "int8").embed(PROMPTS, 16, "none").embedding.float()
+    whole = TextEncoder.load(encoder_folder, "float32").embed(PROMPTS, TEXT).embedding
+    half = TextEncoder.load(encoder_folder, "bfloat16").embed(PROMPTS, TEXT).embedding
+    text = TextEncoder.load(encoder_folder, "int8").embed(PROMPTS, TEXT).embedding.float()
     assert not torch.equal(text, half.float())
     # Rounding to 8 bits with a scale per row errs by up to 1/254 of the row's largest weight, for
     # normal weights 0.7 % in the mean; two blocks of two such layers and bfloat16's own error.
@@ -172,7 +176,7 @@ def test_memory_is_this_machine_s() -> None:
 def test_an_encoder_that_is_let_go_leaves_nothing(encoder_folder: Path) -> None:
     encoder = TextEncoder.load(encoder_folder)
     weights = [weakref.ref(parameter) for parameter in _model(encoder).parameters()]
-    encoder.embed(PROMPTS, 16, "none")
+    encoder.embed(PROMPTS, TEXT)
     del encoder
     gc.collect()
     assert not any(weight() is not None for weight in weights)

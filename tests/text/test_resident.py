@@ -3,8 +3,10 @@
 import pytest
 import torch
 
-from cascade.text import Null, PromptTable, ResidentPrompts, TextEncoder
-from cascade.text.resident import table_bytes
+from cascade.config.stage import NullText, TextConfig
+from cascade.text.prompts import PromptTable
+from cascade.text.resident import ResidentPrompts, table_bytes
+from cascade.text.t5 import TextEncoder
 
 PROMPTS = ["a photo of a dog", "cat", "a red dog on the beach", "cat"]
 CPU = torch.device("cpu")
@@ -13,21 +15,24 @@ CPU = torch.device("cpu")
 def _built(
     encoder: TextEncoder,
     prompts: list[str],
-    null: Null = "zeros",
+    null: NullText = "zeros",
     masked: bool = True,
     dtype: torch.dtype = torch.float32,
 ) -> ResidentPrompts:
-    return ResidentPrompts.build(
-        encoder, prompts, 16, "none", null, masked=masked, dtype=dtype, device=CPU
-    )
+    text = TextConfig(max_length=16, null=null, masked=masked)
+    return ResidentPrompts.build(encoder, prompts, text, dtype, CPU)
 
 
 @pytest.mark.parametrize("null", ["zeros", "empty"])
 @pytest.mark.parametrize("masked", [True, False])
-def test_rows_are_those_of_the_prompt_table(encoder: TextEncoder, null: Null, masked: bool) -> None:
+def test_rows_are_those_of_the_prompt_table(
+    encoder: TextEncoder, null: NullText, masked: bool
+) -> None:
     asked = ["cat", None, *PROMPTS]
     rows = _built(encoder, PROMPTS, null, masked).rows(asked)
-    expected = PromptTable.build(encoder, PROMPTS, 16, "none", null, masked).rows(asked)
+    expected = PromptTable.build(
+        encoder, PROMPTS, TextConfig(max_length=16, null=null, masked=masked)
+    ).rows(asked)
     assert torch.equal(rows.mask, expected.mask)  # the longest prompt is asked for
     # Embedded in another batch: fp32 sums in another order.
     torch.testing.assert_close(rows.embedding, expected.embedding, rtol=1e-5, atol=1e-6)
@@ -47,7 +52,7 @@ def test_many_captions_take_several_batches(encoder: TextEncoder) -> None:
     prompts = [f"a photo of dog {number}" for number in range(300)]
     table = _built(encoder, prompts)
     rows = table.rows(prompts)
-    expected = encoder.embed(prompts[290:], 16, "none")
+    expected = encoder.embed(prompts[290:], TextConfig(max_length=16))
     length = expected.mask.shape[1]
     assert torch.equal(rows.mask[290:, :length], expected.mask)
     # As above.

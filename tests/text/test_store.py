@@ -12,25 +12,22 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from cascade.config.stage import NullText, TextConfig
 from cascade.errors import UserError
-from cascade.text import (
-    Cleaning,
-    EmbeddingStore,
-    Null,
-    PromptTable,
-    StoredPrompts,
-    TextEmbedding,
-    TextEncoder,
-)
 from cascade.text.captions import read_captions
 from cascade.text.embed import Share, fill
 from cascade.text.files import EncoderFiles
+from cascade.text.prompts import OnlinePrompts, PromptTable
 from cascade.text.source import open_text
+from cascade.text.store import EmbeddingStore
+from cascade.text.t5 import TextEmbedding, TextEncoder
 
 CAPTIONS = ["a photo of a dog", "cat", "a red dog on the beach", "a  Photo of a dog", "a blue cat"]
 DISTINCT = 5  # two captions are one once they are cleaned, and there is the empty one
 
 Fill = Callable[..., EmbeddingStore]
+TEXT = TextConfig(max_length=16, cleaning="lower")
+UNMASKED = TEXT.model_copy(update={"masked": False})
 
 
 @pytest.fixture
@@ -41,9 +38,7 @@ def filled(encoder_folder: Path, tmp_path: Path) -> Fill:
         captions: Sequence[str] = CAPTIONS, name: str = "store", **changes: object
     ) -> EmbeddingStore:
         settings: dict[str, object] = {
-            "max_length": 16,
-            "cleaning": "lower",
-            "masked": True,
+            "text": TEXT,
             "mode": "float32",
             "device": "cpu",
             "batch_size": 2,
@@ -56,8 +51,10 @@ def filled(encoder_folder: Path, tmp_path: Path) -> Fill:
     return filled
 
 
-def _rounded(encoder: TextEncoder, prompts: Sequence[str], masked: bool = True) -> TextEmbedding:
-    text = encoder.embed(prompts, 16, "lower", masked)
+def _rounded(
+    encoder: TextEncoder, prompts: Sequence[str], conventions: TextConfig = TEXT
+) -> TextEmbedding:
+    text = encoder.embed(prompts, conventions)
     return TextEmbedding(text.embedding.bfloat16().float(), text.mask)
 
 
@@ -65,7 +62,7 @@ def test_answers_as_the_encoder_in_bfloat16(filled: Fill, encoder: TextEncoder) 
     store = filled()
     assert len(store) == DISTINCT
     assert store.width == encoder.width
-    text = store.embed(CAPTIONS, 16, "lower")
+    text = store.embed(CAPTIONS, TEXT)
     expected = _rounded(encoder, CAPTIONS)
     assert text.embedding.dtype == torch.float32
     assert torch.equal(text.mask, expected.mask)
@@ -85,11 +82,12 @@ def test_rows_are_stored_unpadded_in_bfloat16(filled: Fill, encoder: TextEncoder
 
 
 @pytest.mark.parametrize("null", ["zeros", "empty"])
-def test_sources_on_a_store_agree(filled: Fill, null: Null) -> None:
+def test_sources_on_a_store_agree(filled: Fill, null: NullText) -> None:
     store = filled()
     asked = ["cat", None, "a photo of a dog"]
-    stored = StoredPrompts(store, null).rows(asked)
-    table = PromptTable.build(store, CAPTIONS, 16, "lower", null).rows(asked)
+    text = TEXT.model_copy(update={"null": null})
+    stored = OnlinePrompts(store, text, cache_size=0).rows(asked)
+    table = PromptTable.build(store, CAPTIONS, text).rows(asked)
     assert torch.equal(stored.embedding, table.embedding)
     assert torch.equal(stored.mask, table.mask)
     assert bool(stored.embedding[1].any()) == (null == "empty")
@@ -98,11 +96,11 @@ def test_sources_on_a_store_agree(filled: Fill, null: Null) -> None:
 def test_unmasked_embeddings_are_stored_with_their_padding(
     filled: Fill, encoder: TextEncoder
 ) -> None:
-    store = filled(masked=False)
-    text = store.embed(["cat"], 16, "lower", masked=False)
+    store = filled(text=UNMASKED)
+    text = store.embed(["cat"], UNMASKED)
     assert text.mask.shape == (1, 16)
     assert text.mask.all()
-    expected = _rounded(encoder, ["cat"], masked=False).embedding
+    expected = _rounded(encoder, ["cat"], UNMASKED).embedding
     torch.testing.assert_close(text.embedding, expected, rtol=2**-7, atol=1e-5)
 
 
@@ -118,7 +116,7 @@ def test_a_missing_caption_is_named_with_the_command_that_adds_it(
         store.require(["cat", "a teapot", "a hat", "a teapot"])
     store.require(CAPTIONS)
     with pytest.raises(UserError, match="a teapot"):
-        StoredPrompts(store, "zeros").rows(["a teapot"])
+        OnlinePrompts(store, TEXT).rows(["a teapot"])
 
 
 @pytest.mark.parametrize(
@@ -126,11 +124,11 @@ def test_a_missing_caption_is_named_with_the_command_that_adds_it(
 )
 def test_other_conventions_are_refused(filled: Fill, convention: str, value: object) -> None:
     store = filled()
-    wanted: dict[str, object] = {"max_length": 16, "cleaning": "lower", "masked": True}
+    other = TEXT.model_copy(update={convention: value})
     with pytest.raises(UserError, match=f"{convention} = .* but the stage reads"):
-        store.embed(["cat"], **{**wanted, convention: value})  # type: ignore[arg-type]
+        store.embed(["cat"], other)
     with pytest.raises(UserError, match=f"was made with another {convention}"):
-        filled(**{convention: value})
+        filled(text=other)
     with pytest.raises(UserError, match="was made with another quantised"):
         filled(mode="int8")
 
@@ -162,13 +160,11 @@ def _noting(monkeypatch: pytest.MonkeyPatch, last: int | None = None) -> list[st
     batches = iter(range(1000))
     embed = TextEncoder.embed
 
-    def noted(
-        self: TextEncoder, prompts: Sequence[str], length: int, cleaning: Cleaning, masked: bool
-    ) -> TextEmbedding:
+    def noted(self: TextEncoder, prompts: Sequence[str], text: TextConfig) -> TextEmbedding:
         if next(batches) == last:
             raise KeyboardInterrupt
         asked.extend(prompts)
-        return embed(self, prompts, length, cleaning, masked)
+        return embed(self, prompts, text)
 
     monkeypatch.setattr(TextEncoder, "embed", noted)
     return asked
@@ -301,10 +297,10 @@ def test_captions_of_every_kind(encoder_folder: Path, tmp_path: Path) -> None:
 
 def test_every_path_cleans_alike(encoder: TextEncoder, filled: Fill, repository: Path) -> None:
     dirty, bare = "A dog <b>by</b> @someone xyz123 photo.jpg", "a dog by"
-    store = filled(["", dirty], cleaning="deepfloyd")
+    store = filled(["", dirty], text=TextConfig(max_length=16, cleaning="deepfloyd"))
     assert torch.equal(store.row(dirty), store.row(bare))
     texts = [
-        embedder.embed([prompt], 16, "deepfloyd")
+        embedder.embed([prompt], TextConfig(max_length=16, cleaning="deepfloyd"))
         for embedder in (encoder, store)
         for prompt in (dirty, bare)
     ]

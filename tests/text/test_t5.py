@@ -9,16 +9,19 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import T5EncoderModel
 
+from cascade.config.stage import TextConfig
 from cascade.errors import UserError
-from cascade.text import TextEncoder
 from cascade.text.files import EncoderFiles
+from cascade.text.t5 import TextEncoder
+
+TEXT = TextConfig(max_length=16)
 
 PROMPTS = ["a photo of a dog", "cat", ""]
 
 
 def test_matches_transformers(encoder: TextEncoder, encoder_folder: Path) -> None:
     reference = T5EncoderModel.from_pretrained(encoder_folder)  # comes in evaluation mode
-    text = encoder.embed(["a photo of a dog"], 16, "none")
+    text = encoder.embed(["a photo of a dog"], TEXT)
     ids = torch.tensor([encoder.tokenizer.encode("a photo of a dog", 16)])
     with torch.no_grad():
         expected = reference(input_ids=ids).last_hidden_state
@@ -27,14 +30,14 @@ def test_matches_transformers(encoder: TextEncoder, encoder_folder: Path) -> Non
 
 
 def test_padding_changes_nothing(encoder: TextEncoder) -> None:
-    together = encoder.embed(PROMPTS, 16, "none")
+    together = encoder.embed(PROMPTS, TEXT)
     assert together.embedding.shape == (*together.mask.shape, encoder.width)
     assert together.mask.sum(dim=1).tolist() == [
         len(encoder.tokenizer.encode(prompt, 16)) for prompt in PROMPTS
     ]
     assert (together.embedding[~together.mask] == 0).all()
     for row, prompt in enumerate(PROMPTS):
-        alone = encoder.embed([prompt], 16, "none").embedding[0]
+        alone = encoder.embed([prompt], TEXT).embedding[0]
         # fp32 sums in another order: a few ulps of values near 1.
         torch.testing.assert_close(
             together.embedding[row, : len(alone)], alone, rtol=1e-5, atol=1e-6
@@ -42,15 +45,17 @@ def test_padding_changes_nothing(encoder: TextEncoder) -> None:
 
 
 def test_trims_truncates_and_cleans(encoder: TextEncoder) -> None:
-    assert encoder.embed(["a photo of a dog on the beach"], 3, "none").mask.shape == (1, 3)
-    upper = encoder.embed(["A  DOG"], 16, "lower")
-    assert torch.equal(upper.embedding, encoder.embed(["a dog"], 16, "none").embedding)
+    assert encoder.embed(
+        ["a photo of a dog on the beach"], TextConfig(max_length=3)
+    ).mask.shape == (1, 3)
+    upper = encoder.embed(["A  DOG"], TextConfig(max_length=16, cleaning="lower"))
+    assert torch.equal(upper.embedding, encoder.embed(["a dog"], TEXT).embedding)
     with pytest.raises(ValueError, match="at least one"):
-        encoder.embed([], 16, "none")
+        encoder.embed([], TEXT)
 
 
 def test_is_frozen(encoder: TextEncoder) -> None:
-    assert not encoder.embed(["a dog"], 16, "none").embedding.requires_grad
+    assert not encoder.embed(["a dog"], TEXT).embedding.requires_grad
 
 
 def test_published_layout(encoder: TextEncoder, encoder_folder: Path, tmp_path: Path) -> None:
@@ -78,14 +83,12 @@ def test_shards_and_variants(encoder: TextEncoder, encoder_folder: Path, tmp_pat
     weights = load_file(half / "model.safetensors")
     (half / "model.safetensors").unlink()
     save_file({name: w.half() for name, w in weights.items()}, half / "model.fp16.safetensors")
-    text = TextEncoder.load(half, "float32").embed(PROMPTS, 16, "none").embedding
+    text = TextEncoder.load(half, "float32").embed(PROMPTS, TEXT).embedding
     assert text.dtype == torch.float32
-    layers = TextEncoder.load(half, "layerwise").embed(PROMPTS, 16, "none").embedding
+    layers = TextEncoder.load(half, "layerwise").embed(PROMPTS, TEXT).embedding
     assert torch.equal(layers, text)
     # The weights are rounded to 11 bits, the sums are not.
-    torch.testing.assert_close(
-        text, encoder.embed(PROMPTS, 16, "none").embedding, rtol=1e-2, atol=1e-2
-    )
+    torch.testing.assert_close(text, encoder.embed(PROMPTS, TEXT).embedding, rtol=1e-2, atol=1e-2)
 
 
 def test_digests_tell_vocabularies_and_weights_apart(
@@ -103,7 +106,7 @@ def test_digests_tell_vocabularies_and_weights_apart(
 
 
 def _same(one: TextEncoder, other: TextEncoder) -> bool:
-    texts = [encoder.embed(PROMPTS, 16, "none").embedding for encoder in (one, other)]
+    texts = [encoder.embed(PROMPTS, TEXT).embedding for encoder in (one, other)]
     return torch.equal(*texts)
 
 

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer as FastTokenizer
 from transformers import T5Tokenizer
 
 from cascade.errors import UserError
-from cascade.text import Tokenizer
+from cascade.text.tokenizer import Tokenizer
 
 PROMPTS = [
     "a photo of a dog",

@@ -10,14 +10,16 @@ import torch
 
 from cascade.config.dreambooth import DreamBoothConfig, PriorConfig, Recipe
 from cascade.config.folders import read_stage_config
-from cascade.config.stage import SamplerConfig, TextConfig
+from cascade.config.stage import SamplerConfig
 from cascade.config.train import PretrainConfig, TrainConfig
 from cascade.dreambooth.personalise import personalise
 from cascade.errors import UserError
 from cascade.pipeline import Cascade
 from cascade.stage import Stage
-from cascade.text import EmbeddingStore, TextEncoder, modes
+from cascade.text import modes
 from cascade.text.embed import Share, fill
+from cascade.text.store import EmbeddingStore
+from cascade.text.t5 import TextEncoder
 from cascade.train.pretrain import pretrain
 
 SHORT = TrainConfig(steps=2, batch_size=2)
@@ -26,14 +28,12 @@ SHORT = TrainConfig(steps=2, batch_size=2)
 @pytest.fixture
 def store(tiny_cascade: Path, tmp_path: Path) -> Path:
     """The embeddings of three prompts."""
-    text: TextConfig = read_stage_config(tiny_cascade / "base16").text
+    text = read_stage_config(tiny_cascade / "base16").text
     fill(
         tmp_path / "store",
         tiny_cascade / "text",
         ["a dog", "a cat", "a zug dog"],
-        max_length=text.max_length,
-        cleaning=text.cleaning,
-        masked=text.masked,
+        text=text,
         mode="auto",
         device="cpu",
         batch_size=8,

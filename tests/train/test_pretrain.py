@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from cascade.config.folders import read_stage_config
+from cascade.config.stage import TextConfig
 from cascade.config.train import PretrainConfig
 from cascade.data.batch import Batch
 from cascade.data.captioned import CaptionedSamples
@@ -95,9 +96,7 @@ def test_resident_captions_come_from_a_store(
         tmp_path / "store",
         tiny_cascade / "text",
         [f"{start}{noun}" for start in ("a red ", "") for noun in ("dog", "cat")],
-        max_length=16,
-        cleaning="lower",
-        masked=True,
+        text=TextConfig(max_length=16, cleaning="lower"),
         mode="float32",
         device="cpu",
         batch_size=4,

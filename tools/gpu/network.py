@@ -29,11 +29,12 @@ from bench.timing import (
     side_stream,
     stopwatch,
 )
+from cascade.config.stage import ThresholdConfig
 from cascade.config.unet import UNetConfig
 from cascade.files import write_bytes
 from cascade.model.backend import set_backend
 from cascade.model.unet import UNet
-from cascade_kernels.sampler_coefficients import Prediction, Threshold, Update
+from cascade_kernels.sampler_coefficients import Prediction, Update
 from cascade_kernels.sampler_step import sampler_step
 from gpu.pieces import Context, FailedError, IncompleteError, Piece
 
@@ -157,7 +158,7 @@ def _sampling(subject: Subject, context: Context) -> str:
                 with _autocast(context):
                     out = network(torch.cat([x, x]), inputs.t, inputs.text, inputs.mask)
                 prediction = Prediction(from_x=1.25, from_out=-0.75, guidance=7.0)
-                threshold = Threshold("dynamic", 0.95, cap=1.5)
+                threshold = ThresholdConfig(kind="dynamic", percentile=0.95, cap=1.5)
                 return sampler_step(
                     x, out, prediction, threshold, update, noise=noise, backend=backend
                 )[0]

@@ -26,9 +26,8 @@ import typer
 from rich.console import Console
 
 from cascade.cli.mistakes import answer
-from cascade.cli.sample import SamplerName
 from cascade.config.folders import cascade_folder
-from cascade.config.stage import Precision, SamplerConfig
+from cascade.config.stage import Precision, SamplerConfig, SamplerName
 from cascade.environment import environment, usable_device
 from cascade.evaluate.judge import FOLDER, Judge
 from cascade.evaluate.stored import OnDone

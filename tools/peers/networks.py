@@ -22,7 +22,7 @@ from cascade.formats.keys import entries
 from cascade.formats.unet import unet_to_diffusers
 from cascade.model.backend import set_backend
 from cascade.model.unet import UNet
-from cascade_kernels.dispatch import Backend
+from cascade_kernels.names import Backend
 
 Mode = Literal["sampling", "training"]
 Precision = Literal["fp32", "bf16"]
