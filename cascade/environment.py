@@ -1,16 +1,26 @@
 """This process's machine: the devices it has, and where a figure was measured."""
 
 import datetime
+import os
 import platform
 import subprocess
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Final
 
 import torch
 
 from cascade.errors import UserError
 
+DIRTY: Final = "-dirty"
+"""Ends the name of a commit whose checkout was changed since."""
+
+UNKNOWN: Final = "unknown"
+"""The commit of a copy of the checkout without its history."""
+
 _DEVICES = ("cpu", "cuda", "mps", "xpu")
+# What decides the speed and the rounding of bf16 and of 8 bits.
+_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_bf16", "amx_int8")
 
 
 def usable_device(name: torch.device | str | None) -> str:
@@ -38,6 +48,8 @@ def environment() -> dict[str, str]:
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "commit": commit(),
         "machine": _machine(),
+        "features": features(),
+        "system": platform.platform(),
         "python": platform.python_version(),
         "torch": version("torch"),
         "transformers": version("transformers"),
@@ -51,25 +63,50 @@ def _machine() -> str:
 
 
 def processor() -> str:
-    """The processor's name; Linux tells it in a file only."""
+    """The processor's name."""
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def features() -> str:
+    """What PyTorch uses of the processor, and what the processor has of wide arithmetic."""
+    has = set(_cpuinfo("flags").split())
+    used = torch.backends.cpu.get_cpu_capability()
+    return ", ".join([f"PyTorch uses {used}", *(name for name in _FEATURES if name in has)])
+
+
+def _cpuinfo(key: str) -> str:
+    """One line of what Linux tells of the first processor, in a file only."""
     information = Path("/proc/cpuinfo")
     if information.is_file():
         for line in information.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
+            if line.startswith(key):
                 return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    return ""
 
 
 def commit() -> str:
-    """The commit of the checkout this file lies in; an installed package has none."""
+    """The commit of this code: of the checkout it lies in, or that it was told to be a copy of."""
+    told = os.environ.get("DREAMCASCADE_COMMIT")
+    if told:
+        return told
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():  # else a repository around an environment would answer
+        return _installed()
     try:
         result = subprocess.run(
-            ["git", "describe", "--always", "--dirty"],
-            cwd=Path(__file__).parent,
+            ["git", "describe", "--always", f"--dirty={DIRTY}"],
+            cwd=root,
             capture_output=True,
             text=True,
             check=True,
         )
     except (OSError, subprocess.CalledProcessError):
-        return "none (installed package)"
+        return UNKNOWN
     return result.stdout.strip()
+
+
+def _installed() -> str:
+    try:
+        return f"none (version {version('dreamcascade')})"
+    except PackageNotFoundError:
+        return UNKNOWN

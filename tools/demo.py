@@ -4,11 +4,14 @@
     python tools/demo.py --subject cup                      # a cup that does
     python tools/demo.py --subject my-photos --class dog    # your own
 
-Tunes the cascade as its recipe says, and its base for fewer steps without prior preservation and by
-plain DreamBooth; draws all beside the untouched one, and writes `report.html`, one page that needs
-no server. Started again it goes on where it was.
+Tunes the cascade as its recipe says, and its base for fewer steps without prior preservation and
+by plain DreamBooth; scores all beside the untouched one and writes `subject.html`, a page that
+needs no server. Each command is printed; started again, all go on where they were.
 """
 
+import shlex
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -16,20 +19,14 @@ from typing import Annotated
 import skimage.data
 import typer
 from PIL import Image
-from rich.console import Console
 
 from cascade.cli.mistakes import answer
-from cascade.data.images import Photos, read_photos, write_png
-from cascade.environment import environment
+from cascade.config.folders import cascade_folder, read_manifest
+from cascade.config.recipes import RECIPES
+from cascade.data.images import read_photos, write_png
+from cascade.dreambooth.masks import mask_beside
 from cascade.errors import UserError
-from comparison import Comparison, run
-from demo_report import demo_report, write_pictures
-from kinds import AFTER, BEFORE, NO_PRIOR, PLAIN
-from work import prepare
 
-console = Console()
-KINDS = {BEFORE: 1, NO_PRIOR: 0, PLAIN: 1, AFTER: 2}
-"""What is compared, and how many pictures of each prompt elsewhere are drawn."""
 OTHERS_SHARE = 0.5
 """Of the recipe's steps, for what is compared: a reader waits for it. After a quarter of `mini`'s,
 plain DreamBooth has not yet forgotten the places, which would flatter it."""
@@ -51,24 +48,48 @@ def main(
     class_noun: Annotated[
         str | None, typer.Option("--class", help="What a folder's photos show.")
     ] = None,
-    output: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("runs/demo"),
+    output: Annotated[Path, typer.Option(help="Folder for everything.")] = Path("runs/demo"),
     cascade: Annotated[str, typer.Option(help="The cascade to personalise.")] = "mini",
 ) -> None:
     """Run the whole demonstration."""
-    photos = photos_of(subject, class_noun, output)
-    work = prepare(photos, class_noun or subject, output, cascade)
-    outcome = run(Comparison(work, KINDS, others_share=OTHERS_SHARE))
-    report = demo_report(outcome, " ".join(["python", *sys.argv]), environment())
-    write_pictures(report, output / "pictures")
-    report.write(output / "report.html")
-    console.print(f"Open {output / 'report.html'} in a browser.")
+    folder = output / Path(subject).resolve().name
+    photos, held_out = set_apart(photos_of(subject, class_noun, folder / "all"), folder / "photos")
+    tuned = []
+    for kind, flags in kinds(cascade).items():
+        tuned.append(str(folder / kind))
+        given = {"instance-data-dir": photos, "class-noun": class_noun or subject}
+        given |= {"cascade": cascade, "class-data-dir": folder / "class-images"}
+        given |= {"output-dir": folder / kind, "num-validation-images": 0}
+        run("dreambooth", *words(given), *flags)
+    found: dict[str, object] = {"before": cascade, "photos": photos, "output": folder}
+    run("evaluate", "subject", *tuned, *words(found | ({"held-out": held_out} if held_out else {})))
+    typer.echo(f"Open {folder / 'subject.html'} in a browser.")
 
 
-def photos_of(subject: str, class_noun: str | None, output: Path) -> Photos:
-    """A folder's photos, or views of a photo that ships with scikit-image.
+def kinds(cascade: str) -> dict[str, list[str]]:
+    """Name the kinds of tuning that are compared, with what each leaves out of the recipe."""
+    home = cascade_folder(cascade)
+    manifest = read_manifest(home)
+    recipe, base = RECIPES[manifest.recipe], manifest.stages[0]
+    steps = max(1, round(OTHERS_SHARE * recipe.base.steps))
+    shorter = ["--stages", base, "--max-train-steps", str(steps)]
+    # As many of the class alone as the recipe draws, by turns with the others.
+    images = recipe.prior.images if recipe.prior else 0
+    if recipe.prior and (recipe.prior.in_scenes or recipe.prior.variations):
+        images = -(-images // 2)
+    alone = ["--no-class-scenes", "--class-variations", "", "--num-class-images", str(images)]
+    return {
+        "without-prior-preservation": ["--no-prior-preservation", *shorter],
+        "plain-dreambooth": ["--masks", "none", *alone, *shorter],
+        "after": [],
+    }
+
+
+def photos_of(subject: str, class_noun: str | None, folder: Path) -> Path:
+    """Return a folder of photos: the given one, or views of a photo that scikit-image ships.
 
     Raises:
-        UserError: folder and class go one without the other, or no photos are there.
+        UserError: folder and class go one without the other.
     """
     if class_noun is not None and subject in SHIPPED:
         raise UserError(
@@ -76,23 +97,50 @@ def photos_of(subject: str, class_noun: str | None, output: Path) -> Photos:
             f"./{subject} if that is its name."
         )
     if class_noun is not None:
-        return read_photos(Path(subject))
+        return Path(subject)
     if subject not in SHIPPED:
         raise UserError(
             f"Say with --class what the photos in {subject} show; without it --subject is one of "
             f"{', '.join(SHIPPED)}."
         )
+    # As if the camera had moved a little.
     photo = Image.fromarray(getattr(skimage.data, SHIPPED[subject])())
-    return read_photos(views(photo, output / SHIPPED[subject]))
-
-
-def views(photo: Image.Image, folder: Path) -> Path:
-    """Write crops of a photo, as if its camera had moved a little; the last will be held out."""
     width, height = photo.size
     for number, (left, top, right, bottom) in enumerate(VIEWS):
         box = (left * width, top * height, right * width, bottom * height)
         write_png(photo.crop(box), folder / f"{number}.png")
     return folder
+
+
+def set_apart(photos: Path, folder: Path) -> tuple[Path, Path | None]:
+    """Copy the photos and the masks beside them, but for the last of four or more.
+
+    Returns:
+        The folder of the copies, and the photo that was kept out.
+    """
+    paths = read_photos(photos).paths
+    held_out = paths[-1] if len(paths) >= 4 else None
+    shutil.rmtree(folder, ignore_errors=True)  # photos of an earlier choice
+    folder.mkdir(parents=True)
+    for photo in paths[:-1] if held_out else paths:
+        # As they are: their transparency, and the masks beside them, say where the subject is.
+        for file in (photo, mask_beside(photo)):
+            if file.is_file():
+                shutil.copyfile(file, folder / file.name)
+    return folder, held_out
+
+
+def words(flags: dict[str, object]) -> list[str]:
+    """Spell flags for a command line."""
+    return [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+
+
+def run(*command: str) -> None:
+    """Print a command of `cascade` and run it."""
+    typer.secho(shlex.join(["cascade", *command]), bold=True)
+    done = subprocess.run([sys.executable, "-m", "cascade", *command], check=False)
+    if done.returncode:
+        raise SystemExit(done.returncode)
 
 
 if __name__ == "__main__":

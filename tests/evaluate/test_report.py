@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from cascade.evaluate.report import Figure, Report, Section, Table, loss_curves
+from cascade.evaluate.report import Figure, Report, Section, loss_curves
+from cascade.tables import Table
 
 VOID = {"meta", "img", "link", "br", "hr", "path", "use"}
 
