@@ -51,6 +51,7 @@ class Result(Frozen):
         figures: dict[str, Any],
         *,
         packages: Sequence[str] = (),
+        also: Mapping[str, str] | None = None,
         trial: str = "",
     ) -> Self:
         """Record what was found by this process.
@@ -60,9 +61,11 @@ class Result(Frozen):
             settings: how.
             figures: what was found, ready for JSON.
             packages: whose versions matter beside PyTorch's.
+            also: what else is told of the environment.
             trial: why it is no result, such as "a dry run".
         """
         here = environment() | {package: _version(package) for package in packages}
+        here |= also or {}
         return cls(
             kind=kind,
             trial=trial or not_reproducible(here["commit"]),

@@ -18,7 +18,7 @@ from hatchling.builders.wheel import WheelBuilder
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-OURS = {"cascade", "cascade_kernels", "cascade_export", "bench"}  # `bench`: kernels/bench
+OURS = {"cascade", "cascade_kernels", "cascade_bench", "cascade_export"}
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,12 @@ def project(repository: Path) -> dict[str, Any]:
 
 
 def _sources(repository: Path) -> list[Path]:
-    packages = ("cascade", "kernels/cascade_kernels", "export/cascade_export")
+    packages = (
+        "cascade",
+        "kernels/cascade_kernels",
+        "kernels/cascade_bench",
+        "export/cascade_export",
+    )
     return [path for name in packages for path in sorted((repository / name).rglob("*.py"))]
 
 
@@ -149,6 +154,7 @@ def test_wheel_holds_the_packages_and_nothing_else(wheel: set[str]) -> None:
     tops = {name.partition("/")[0] for name in wheel}
     assert {name for name in tops if not name.endswith(".dist-info")} == {
         "cascade",
+        "cascade_bench",
         "cascade_export",
         "cascade_kernels",
     }

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterable
 from importlib.resources import files
 from pathlib import Path
+from typing import Final
 
 from cascade.config.stage import MANIFEST, CascadeManifest, StageConfig
 from cascade.errors import UserError
@@ -13,6 +14,12 @@ BUNDLED = ("mini",)
 
 RUN = "run.json"
 """The file of a run's folder that holds what makes the run that run."""
+
+
+# Beside the code once installed, beside the package in a checkout.
+_INSIDE: Final = Path(str(files("cascade"))) / "configs"
+CONFIGS: Final = _INSIDE if _INSIDE.is_dir() else _INSIDE.parents[1] / "configs"
+"""The configurations that ship with the project, as TOML."""
 
 
 def cascade_folder(path: Path | str) -> Path:

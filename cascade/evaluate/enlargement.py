@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
@@ -125,4 +124,5 @@ def ssim(images: Tensor, reference: Tensor) -> float:
 
 
 def _tiles(images: Tensor, side: int) -> Tensor:
-    return rearrange(images, "n c (y h) (x w) -> (n y x) c h w", h=side, w=side)
+    rows = images.unflatten(2, (-1, side)).unflatten(4, (-1, side))  # N C y h x w
+    return rows.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)

@@ -1,7 +1,7 @@
 """What surrounds a plan's execution, against a module that stands in for TensorRT.
 
 It multiplies x by the first weight it was sent, at the addresses it was given. No plan has run;
-`tools/gpu_suite.py --part export` and `--part tensorrt` run them.
+`cascade export` proves one where it is built.
 """
 
 import ctypes

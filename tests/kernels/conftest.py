@@ -1,10 +1,20 @@
 """Where the kernels run in a test, and what Triton's interpreter needs for bfloat16."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+
+
+@pytest.hookimpl(tryfirst=True)  # ahead of the choice by `-m`
+def pytest_collection_modifyitems(items: Iterable[pytest.Item]) -> None:
+    """Mark what runs kernels `gpu` where there is one: `pytest -m gpu` runs it there."""
+    if torch.cuda.is_available():
+        for item in items:
+            if "kernel_device" in getattr(item, "fixturenames", ()):
+                item.add_marker(pytest.mark.gpu)
 
 
 @pytest.fixture(scope="session")

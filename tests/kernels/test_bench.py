@@ -1,25 +1,32 @@
-"""The benchmark's plumbing: gates, ratios, goals and tables follow from what was measured."""
+"""The benchmark: gates, ratios, records and tables follow from what was measured."""
 
-import csv
-import io
-import re
+import weakref
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from bench import joint_attention, problem, run, shapes
-from bench.goals import goals, ratio
-from bench.problem import Gate, Problem
-from bench.report import BEGIN, END, section, table_of_samples, write_readme, write_report
-from bench.results import CaseResult, Mode, Peaks, Results, Row, Timing, Work, write_results
-from bench.timing import WallStopwatch, measure
+from cascade import results
 from cascade.errors import UserError
+from cascade.results import Result
+from cascade_bench import harness, measuring, timing
+from cascade_bench.harness import bench, cases_of
+from cascade_bench.kernels import joint_attention, shapes
+from cascade_bench.kernels.command import OPERATIONS, case_of, jobs
+from cascade_bench.kernels.problem import Function, Gate, KernelProblem, Operation, Shape
+from cascade_bench.measuring import admit, peak_bytes
+from cascade_bench.problem import BenchConfig, Case
+from cascade_bench.records import CaseResult, Mode, Peaks, Row, Timing, Work
+from cascade_bench.tables import tables
+from cascade_bench.timing import ClockStopwatch, measure
 
 CPU = torch.device("cpu")
 WORK = Work(bytes=1000, flops=0, moved=1500)
+DRY = BenchConfig(rounds=2, repeats=1, dry_run=True)
 
 
 def _timed(provider: str, times: Sequence[float], mode: Mode = "forward") -> Row:
@@ -28,12 +35,13 @@ def _timed(provider: str, times: Sequence[float], mode: Mode = "forward") -> Row
     return Row(mode=mode, provider=provider, status="ok", error=0.5, timing=timing)
 
 
-def _case(name: str, *rows: Row, op: str = "sampler_step", drift: float = 0.0) -> CaseResult:
+def _case(name: str, *rows: Row, drift: float = 0.0) -> CaseResult:
     return CaseResult(
-        op=op,
+        group="sampler_step",
         case=name,
         description="B1",
-        dtype="bfloat16",
+        baseline="x",
+        ours="triton",
         work={row.mode: WORK for row in rows},
         drift={row.mode: drift for row in rows},
         state=("", ""),
@@ -41,20 +49,24 @@ def _case(name: str, *rows: Row, op: str = "sampler_step", drift: float = 0.0) -
     )
 
 
-def _results(*cases: CaseResult) -> Results:
-    told = {"machine": "A GPU", "date": "2026-01-01 00:00 UTC", "commit": "abc", "torch": "2.11"}
-    peaks = Peaks(copy_bandwidth=1e9, matmul_rate=1e12)
-    return Results(dry_run=False, shapes=1, rounds=2, environment=told, peaks=peaks, cases=cases)
+def _result(*cases: CaseResult, **changes: Any) -> Result:
+    figures = {
+        "cases": [case.model_dump(mode="json") for case in cases],
+        "peaks": Peaks(copy_bandwidth=1e9, matmul_rate=1e12).model_dump(),
+    }
+    return Result.of("bench kernels", DRY, figures, **changes)
 
 
-def _squares(*functions: problem.Function) -> Problem:
+def _squares(*functions: Function) -> KernelProblem:
     x = torch.randn(64, generator=torch.Generator().manual_seed(0))
-    return Problem(
+    return KernelProblem(
         leaves=(x,),
         gradient=torch.ones_like(x),
         plain=lambda x: x * x,
         providers={str(i): lambda f=f: f for i, f in enumerate(functions)},
-        work=dict.fromkeys(("forward", "backward", "both"), WORK),
+        work={},
+        baseline="0",
+        ours="0",
     )
 
 
@@ -87,7 +99,7 @@ def test_wrong_and_refusing_providers_get_no_numbers() -> None:
     def refuses(x: Tensor) -> Tensor:
         raise RuntimeError("no kernel for this\nand a page of text")
 
-    admitted, rows = run._admit(_squares(lambda x: x * x, lambda x: x + 1, refuses))
+    admitted, rows = admit(_squares(lambda x: x * x, lambda x: x + 1, refuses))
     assert list(admitted) == ["0"]
     assert {(row.provider, row.status) for row in rows} == {("1", "wrong"), ("2", "cannot")}
     assert all(row.timing is None for row in rows)
@@ -118,15 +130,15 @@ def test_backward_times_no_forward_pass() -> None:
 
 def test_stopwatches_take_turns() -> None:
     order: list[str] = []
-    watches = {name: WallStopwatch(lambda name=name: order.append(name)) for name in ("a", "b")}
+    watches = {name: ClockStopwatch(lambda name=name: order.append(name)) for name in ("a", "b")}
     timings, drift = measure(watches, "a", rounds=2, repeats=1)
     assert order == ["a", "a", "b", "b"] * 2  # cold and warm
     assert {name: len(timing.cold) for name, timing in timings.items()} == {"a": 2, "b": 2}
     assert drift >= 0
 
 
-@pytest.mark.parametrize("operation", run.OPERATIONS, ids=lambda operation: operation.name)
-def test_every_shape_has_a_name_of_its_own(operation: problem.Operation[problem.Shape]) -> None:
+@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.name)
+def test_every_shape_has_a_name_of_its_own(operation: Operation[Shape]) -> None:
     names = [case.name for case in operation.cases()]
     assert len(names) == len(set(names))
     for case in operation.cases():
@@ -162,124 +174,140 @@ def test_attention_s_work_counts_only_what_is_there() -> None:
 
 def test_a_choice_that_is_not_there_is_told() -> None:
     with pytest.raises(UserError, match="no operation 'conv'; known are joint_attention"):
-        run.jobs(["conv"])
+        jobs(["conv"])
     with pytest.raises(UserError, match="No case has 'if-v'"):
-        run.jobs(wanted=["if-v"])
-    chosen = run.jobs(["joint_attention"], ["if-i-m"])
-    assert len(chosen) == 6
-    assert len(run.jobs(quick=True)) == 3 * len(run.OPERATIONS)
+        jobs(wanted=["if-v"])
+    assert len(jobs(["joint_attention"], ["if-i-m"])) == 6
+    assert len(jobs(quick=True)) == 3 * len(OPERATIONS)
 
 
-def test_a_dry_run_is_never_filed_as_a_result() -> None:
-    with pytest.raises(UserError, match="A dry run is no result"):
-        run.bench([], run.RESULTS / "gpu" / "x.json", run.DRY_RUN)
+def _square_case(name: str, *functions: Function) -> Case:
+    return Case("squares", name, "64", lambda: _squares(*functions))
+
+
+def test_a_run_that_was_cut_short_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    work = harness.bench_case
+    monkeypatch.setattr(
+        harness, "bench_case", lambda case, how: opened.append(case.name) or work(case, how)
+    )
+    cases = [_square_case(name, lambda x: x * x, lambda x: x + 1) for name in ("a", "b")]
+    stem = tmp_path / "squares"
+    first, complete = bench("bench", cases[:1], stem, DRY)
+    assert complete
+    assert first.trial == "a dry run"
+    _, complete = bench("bench", cases, stem, DRY.model_copy(update={"budget": 0.0}))
+    assert not complete  # the time is over before it begins
+    assert opened == ["a"]
+    both, complete = bench("bench", cases, stem, DRY)
+    assert complete
+    assert opened == ["a", "b"]
+    assert cases_of(both)[0] == cases_of(first)[0]
+    assert [path.name for path in tmp_path.glob("*.json")] == ["squares.trial.json"]
+    with pytest.raises(UserError, match="other code, versions or settings"):
+        bench("bench", cases, stem, DRY.model_copy(update={"rounds": 3}))
+    told = "".join(table.markdown() for table in tables(both))
+    assert "wrong: " in told  # and no figure of it
+    assert len(tables(both)) == 3  # a table of every mode
+
+
+def test_a_lost_device_ends_the_run_and_is_passed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error that loses the device is no refusal; the next run goes on behind it."""
+
+    def breaks(x: Tensor) -> Tensor:
+        raise torch.AcceleratorError("an illegal memory access was encountered")
+
+    problem = _squares(breaks)
+    assert admit(problem)[1][0].status == "cannot"
+    for module in (measuring, harness):
+        monkeypatch.setattr(module, "lost", lambda device: True)
+    with pytest.raises(torch.AcceleratorError):
+        admit(problem)
+    cases = [_square_case(name, breaks) for name in ("a", "b")]
+    for done in (1, 2):
+        with pytest.raises(UserError, match="lost the device"):
+            bench("bench", cases, tmp_path / "squares", DRY)
+        held = cases_of(Result.load(tmp_path / "squares.trial.json"))
+        assert [case.case for case in held] == ["a", "b"][:done]
+    row = held[0].find("forward", "0")
+    assert row is not None
+    assert row.reason == "AcceleratorError: an illegal memory access was encountered"
 
 
 @pytest.mark.slow
-def test_a_dry_run_goes_through_and_is_taken_up(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kernel_device: torch.device
+@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.name)
+def test_the_kernels_pass_their_gates(
+    operation: Operation[Shape], kernel_device: torch.device, tmp_path: Path
 ) -> None:
-    if kernel_device.type == "cuda":
-        pytest.skip("a dry run is for machines without a GPU")
-    todo = run.jobs(["sampler_step"], dry_run=True)
-    path = tmp_path / "results.json"
-    first, complete = run.bench(todo[:1], path, run.DRY_RUN)
-    assert complete
-    assert first.dry_run
-    ours = first.cases[0].find("forward", "triton")
-    assert ours is not None
-    assert ours.status == "ok"
-    again: list[str] = []
-    work = run.bench_case
-    monkeypatch.setattr(
-        run, "bench_case", lambda op, case, how: again.append(case.name) or work(op, case, how)
-    )
-    both, complete = run.bench(todo, path, run.DRY_RUN)
-    assert complete
-    assert again == ["tiny ancestral"]
-    assert both.cases[0] == first.cases[0]
-    other = run.Settings(rounds=3, dry_run=True)
-    with pytest.raises(UserError, match="other code, versions or settings"):
-        run.bench(todo, path, other)
-    write_report(path)
-    written = {file.name for file in tmp_path.iterdir()}
-    assert written == {"results.json", "results.csv", "results-sampler_step.svg"}
-    assert "dry run" in (tmp_path / "results-sampler_step.svg").read_text()
+    config = DRY.model_copy(update={"device": kernel_device.type})
+    cases = [case_of(operation, shape, config) for shape in operation.dry_cases()]
+    result, _ = bench("bench kernels", cases, tmp_path / "kernels", config)
+    for case in cases_of(result):
+        row = case.find("forward", "triton")
+        assert row is not None
+        assert row.status == "ok", row.reason
 
 
-def test_a_ratio_is_against_the_fastest_that_passed() -> None:
+def test_a_ratio_is_against_the_fastest_that_passed_pair_by_pair() -> None:
     wrong = Row(mode="forward", provider="fast and wrong", status="wrong")
-    case = _case("a", _timed("triton", [2, 2]), _timed("x", [6, 6]), _timed("y", [3, 3]), wrong)
-    assert ratio(case, "forward") == 1.5
-    assert ratio(case, "forward", ("x",)) == 3
-    assert ratio(case, "forward", ("fast and wrong",)) is None
+    case = _case("a", _timed("triton", [2, 4]), _timed("x", [6, 12]), _timed("y", [3, 6]), wrong)
+    assert case.best("forward") == "y"
+    assert case.gain("forward") == 1.5  # though the machine was twice as slow at last
+    assert case.best("forward", ("x",)) == "x"
+    assert case.best("forward", ("fast and wrong",)) is None
     unsteady = _case("a", _timed("triton", [2, 2]), _timed("x", [6, 6]), drift=0.05)
-    assert ratio(unsteady, "forward") is None
-
-
-def test_goals_are_computed_and_an_incomplete_list_meets_none() -> None:
-    names = ("ddim 1024", "ddim 1024 batch", "dpmpp_2m 1024", "ancestral 1024")
-    fast = [_case(n, _timed("triton", [1, 1]), _timed("reference", [6, 6])) for n in names]
-    slow = [_case(n, _timed("triton", [2, 2]), _timed("reference", [6, 6])) for n in names]
-
-    def verdict(cases: Sequence[CaseResult]) -> tuple[float | None, str]:
-        (goal,) = (goal for goal in goals(_results(*cases)) if "1024x1024" in goal.text)
-        return goal.found, goal.verdict
-
-    assert verdict(fast) == (pytest.approx(6), "met")
-    assert verdict(slow) == (pytest.approx(3), "not met")
-    assert verdict(fast[:3]) == (pytest.approx(6), "incomplete: 3 of 4 shapes")
-    assert verdict([]) == (None, "not yet measured")
+    assert unsteady.gain("forward") is None
 
 
 def test_tables_list_losses_reasons_and_invalid_shapes() -> None:
-    lost = _case("lost", _timed("triton", [4, 4]), _timed("x", [3, 3]))
     failed = Row(mode="forward", provider="triton", status="wrong", reason="5 times the error")
-    told = section(
-        _results(
-            lost,
+    (table,) = tables(
+        _result(
+            _case("lost", _timed("triton", [4, 4]), _timed("x", [3, 3])),
             _case("won", _timed("triton", [1, 1]), _timed("x", [3, 3])),
             _case("failed", failed, _timed("x", [3, 3])),
             _case("moved", _timed("triton", [1, 1]), _timed("x", [3, 3]), drift=0.1),
         )
     )
-    assert "**0.75x**" in told
-    assert "wrong: 5 times the error" in told
+    told = table.markdown()
+    assert "**0.75**" in told
+    assert "| wrong: 5 times the error |" in told
     assert "invalid: drift of 10.0%" in told
     # sqrt(0.75 * 3); the floor of 1000 bytes at 1e9 bytes a second is 1 us.
-    assert "Geometric mean 1.50x over 2 of 4 shapes; 1 lost." in told
+    assert "Of 4 cases 2 count: geometric mean 1.50, 1 lost." in told
     assert "| 25% |" in told
 
 
-def test_the_csv_has_a_line_per_provider() -> None:
-    cannot = Row(mode="forward", provider="x", status="cannot", reason="too old, says it")
-    case = _case("a", _timed("triton", [1, 2, 3]), cannot)
-    lines = list(csv.DictReader(io.StringIO(table_of_samples(_results(case)))))
-    assert [line["provider"] for line in lines] == ["triton", "x"]
-    assert float(lines[0]["cold_p50_us"]) == 2
-    assert lines[1]["cold_p50_us"] == ""
-    assert lines[1]["reason"] == "too old, says it"
+def test_a_record_of_a_changed_checkout_is_a_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for commit, name in (("abc-dirty", "squares.trial.json"), ("abc", "squares.json")):
+        monkeypatch.setattr(results, "environment", lambda commit=commit: {"commit": commit})
+        config = DRY.model_copy(update={"dry_run": False})
+        bench("bench", [_square_case("a", lambda x: x * x)], tmp_path / "squares", config)
+        assert (tmp_path / name).is_file()
 
 
-def test_the_readme_is_renewed_between_its_markers(tmp_path: Path) -> None:
-    readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
-    write_readme(tmp_path / "results", readme)
-    assert "not yet measured" in readme.read_text()
-    case = _case("won", _timed("triton", [1, 1]), _timed("x", [3, 3]))
-    write_results(_results(case), tmp_path / "results" / "a-gpu" / "2026-01-01-abc.json")
-    write_readme(tmp_path / "results", readme)
-    text = readme.read_text()
-    assert re.match(rf"before\n{BEGIN}\n### A GPU\n.*\n{END}\nafter\n$", text, re.DOTALL)
-    assert "3.00x" in text
-    readme.write_text("no markers")
-    with pytest.raises(UserError, match="put them where the tables go"):
-        write_readme(tmp_path, readme)
+def test_peak_memory_is_what_is_alive_at_once() -> None:
+    layers = nn.Sequential(*(nn.Linear(256, 256) for _ in range(4)))
+    x = torch.randn(1024, 256)
+
+    def run() -> Tensor:
+        with torch.no_grad():
+            return layers(x)  # type: ignore[no-any-return]
+
+    assert peak_bytes(run, CPU) == 2 * x.nbytes
 
 
-def test_the_project_s_readme_holds_what_the_results_say(repository: Path, tmp_path: Path) -> None:
-    readme = tmp_path / "README.md"
-    held = (repository / "kernels" / "README.md").read_text()
-    readme.write_text(held)
-    write_readme(readme=readme)
-    assert readme.read_text() == held
+def test_what_a_graph_reads_lives_as_long_as_its_stopwatch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next capture empties the allocator's cache: a replay would find no memory there."""
+    monkeypatch.setattr(timing, "_capture", lambda calls, copies: None)
+    saved, buffer = torch.ones(1), torch.ones(1)
+    alive = weakref.ref(saved), weakref.ref(buffer)
+    watch = timing.GraphStopwatch(partial(torch.neg, saved), buffer.zero_, copies=4)
+    del saved, buffer
+    assert None not in [tensor() for tensor in alive]
+    del watch
+    assert [tensor() for tensor in alive] == [None, None]

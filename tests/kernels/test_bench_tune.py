@@ -6,52 +6,49 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import run, tune
-from bench.problem import Space
-from bench.results import CaseResult, Peaks, Results, Row, Timing, Work
+from cascade.config.base import Frozen
+from cascade.results import Result
+from cascade_bench.kernels import tune
+from cascade_bench.kernels.command import jobs
+from cascade_bench.kernels.problem import Space
+from cascade_bench.records import CaseResult, Row, Timing, Work
 from cascade_kernels import dispatch
 from cascade_kernels.launch_table import Launch, LaunchRow, Table, read_table, user_table
 
 CPU = torch.device("cpu")
 SMALL, LARGE = Launch({"BLOCK": 16}, 4, 2), Launch({"BLOCK": 64}, 8, 1)
 WIDE = LaunchRow({"head": 64}, SMALL)
+JOBS = jobs(["joint_attention"], ["if-i-m 16x16"])
 
 
 def _table(*rows: LaunchRow) -> Table:
     return Table("sm_90", "here", None, {"kernel": rows}, {})
 
 
-def _result(case: str, forward: float, both: float, dry_run: bool = False) -> Results:
-    def rows(mode: str, ours: float) -> list[Row]:
-        return [
-            Row(
-                mode=mode,
-                provider=name,
-                status="ok",
-                timing=Timing(method="graph", cold=(time, time), warm=(time, time)),
-            )
-            for name, time in (("triton", ours), ("cudnn", 1.0))
-        ]
-
-    work = Work(bytes=1, flops=1, moved=1)
+def _result(case: str, forward: float, both: float, trial: str = "") -> Result:
+    rows = [
+        Row(
+            mode=mode,
+            provider=name,
+            status="ok",
+            timing=Timing(method="graph", cold=(time, time), warm=(time, time)),
+        )
+        for mode, ours in (("forward", forward), ("both", both))
+        for name, time in (("triton", ours), ("cudnn", 1.0))
+    ]
     found = CaseResult(
-        op="joint_attention",
+        group="joint_attention",
         case=case,
         description="",
-        dtype="bfloat16",
-        work={"forward": work, "both": work},
+        baseline="cudnn",
+        ours="triton",
+        work=dict.fromkeys(("forward", "both"), Work(bytes=1, flops=1, moved=1)),
         drift={"forward": 0.0, "both": 0.0},
         state=("", ""),
-        rows=(*rows("forward", forward), *rows("both", both)),
+        rows=tuple(rows),
     )
-    return Results(
-        dry_run=dry_run,
-        shapes=1,
-        rounds=2,
-        environment={"machine": "A GPU"},
-        peaks=Peaks(copy_bandwidth=1, matmul_rate=1),
-        cases=(found,),
-    )
+    result = Result.of("bench", Frozen(), {"cases": [found.model_dump(mode="json")]})
+    return result.model_copy(update={"trial": trial, "environment": {"machine": "A GPU"}})
 
 
 def test_candidates_vary_what_the_space_names_and_begin_with_the_present() -> None:
@@ -80,7 +77,7 @@ def test_a_row_stands_ahead_of_the_wider_and_in_place_of_its_equal() -> None:
 
 def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:
     shipped = dispatch.table(CPU)
-    routed = tune.with_routes(shipped, run.OPERATIONS, _result("if-i-m 16x16", 0.5, 2.0))
+    routed = tune.with_routes(shipped, JOBS, _result("if-i-m 16x16", 0.5, 2.0))
     tune.write_table(routed, tmp_path / "sm_90.json")
     held = read_table(tmp_path / "sm_90.json")
     assert (held.launches, held.routes) == (routed.launches, routed.routes)
@@ -97,7 +94,7 @@ def test_a_trial_is_the_user_s_own_table_for_as_long_as_it_lasts() -> None:
 
 
 def test_routes_take_a_kernel_only_where_it_lost_to_nobody() -> None:
-    table = tune.with_routes(_table(), run.OPERATIONS, _result("if-i-m 16x16", 0.9, 1.1))
+    table = tune.with_routes(_table(), JOBS, _result("if-i-m 16x16", 0.9, 1.1))
     limits = (("head", 64), ("queries", 256), ("tokens", 77), ("bytes", 2))
     found = {
         (route.limits, route.training): route.triton for route in table.routes["joint_attention"]
@@ -105,15 +102,13 @@ def test_routes_take_a_kernel_only_where_it_lost_to_nobody() -> None:
     assert found == {(limits, False): True, (limits, True): False}
 
 
-def test_a_dry_run_measures_no_table() -> None:
-    table = tune.with_routes(
-        _table(), run.OPERATIONS, _result("if-i-m 16x16", 0.9, 0.9, dry_run=True)
-    )
+def test_a_trial_measures_no_table() -> None:
+    table = tune.with_routes(_table(), JOBS, _result("if-i-m 16x16", 0.9, 0.9, trial="a dry run"))
     assert table.measured is None
 
 
 def test_cases_share_a_row_by_what_tells_rows_apart() -> None:
-    todo = run.jobs(["joint_attention"], ["if-i-m"])
+    todo = jobs(["joint_attention"], ["if-i-m"])
     found = list(tune.groups(todo, torch.bfloat16))
     forward = [group for group in found if group.kernel == "joint_attention_forward"]
     assert [group.limits["queries"] for group in forward] == [64, 256, 1024]
@@ -126,7 +121,7 @@ def test_tuning_writes_a_row_that_computes_correctly(
 ) -> None:
     if kernel_device.type == "cuda":
         pytest.skip("a dry run is for machines without a GPU")
-    group = next(tune.groups(run.jobs(["sampler_step"], dry_run=True), torch.float32))
+    group = next(tune.groups(jobs(["sampler_step"], dry_run=True), torch.float32))
     path = tmp_path / "sm_90.json"
     tried: list[LaunchRow] = []
 
@@ -134,6 +129,6 @@ def test_tuning_writes_a_row_that_computes_correctly(
         tried.append(row)
         return len(tried) <= 2
 
-    row = tune.tune_group(group, path, run.DRY_RUN, survives)
+    row = tune.tune_group(group, path, CPU, torch.float32, survives)
     assert row in tried[:2]
     assert read_table(path).launch(group.kernel, dict(group.limits)) == row.launch

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from bench.timing import EventStopwatch
+from cascade_bench.timing import EventStopwatch
 from peers.networks import Inputs, Mode, Precision, Provider, Run, Shape, call, step
 
 Watch = Callable[[], float]

@@ -1,7 +1,7 @@
 """What the TensorRT engines of one GPU share: a stream and buffers.
 
 A cascade's stages run one after another, so one set of buffers as large as the largest stage's
-serves all. Nothing here has been executed on a GPU yet; see `tools/gpu_suite.py --part export`.
+serves all. Nothing here has been executed on a GPU yet.
 """
 
 import math

@@ -1,7 +1,7 @@
 """One TensorRT plan on a GPU: opened, run, captured, its weights unloaded and brought back.
 
 Written against the interfaces of TensorRT 10.13 to 11 and TensorRT for RTX 1.7, which are the same
-here; not executed yet, see `tools/gpu_suite.py --part export` and `--part tensorrt`.
+here; not executed yet: `cascade export` proves an engine where it is built.
 """
 
 import math

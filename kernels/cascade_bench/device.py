@@ -1,20 +1,18 @@
 """The device under the benchmark: its versions, its present state, its ceilings."""
 
 import hashlib
-import platform
+import os
 import shutil
 import statistics
 import subprocess
 from collections.abc import Callable
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 import torch
 
-from bench.results import Peaks
-from bench.timing import EventStopwatch, Stopwatch, WallStopwatch
-from cascade.environment import environment
+from cascade_bench.records import Peaks
+from cascade_bench.timing import ClockStopwatch, EventStopwatch, Stopwatch
 from cascade_kernels.dispatch import architecture, table
 
 _STATE = (
@@ -30,26 +28,17 @@ _MATMUL = 8192
 _READINGS = 20
 
 
-def described(device: torch.device, commit: str | None = None) -> dict[str, str]:
-    """Return machine, commit, date and the version of everything that makes or runs a kernel.
-
-    Args:
-        device: under the benchmark.
-        commit: of the code, where a copy of the checkout has lost its history.
-    """
-    held = environment()
-    if commit is not None:
-        held["commit"] = commit
-    held["system"] = platform.platform()
-    held["triton"] = _version("triton")
-    held["launches"] = _digest(device)
+def facts(device: torch.device) -> dict[str, str]:
+    """Return the version of everything that makes or runs a kernel, and who else is running."""
+    found = {"load average": f"{os.getloadavg()[0]:.1f}"}
     if device.type == "cuda":
-        held["architecture"] = architecture(device)
-        held["cuda"] = str(torch.version.cuda or torch.version.hip)
-        held["cudnn"] = str(torch.backends.cudnn.version())
-        held["driver"] = _query("driver_version")
-        held["ptxas"] = _ptxas()
-    return held
+        found["architecture"] = architecture(device)
+        found["launches"] = _digest(device)
+        found["cuda"] = str(torch.version.cuda or torch.version.hip)
+        found["cudnn"] = str(torch.backends.cudnn.version())
+        found["driver"] = _query("driver_version")
+        found["ptxas"] = _ptxas()
+    return found
 
 
 def state(device: torch.device) -> str:
@@ -74,7 +63,7 @@ def peaks(device: torch.device) -> Peaks:
 
 def _median(run: Callable[[], object], device: torch.device) -> float:
     watch: Stopwatch = (
-        EventStopwatch(run, flush=lambda: None) if device.type == "cuda" else WallStopwatch(run)
+        EventStopwatch(run, flush=lambda: None) if device.type == "cuda" else ClockStopwatch(run)
     )
     for _ in range(3):
         run()
@@ -91,13 +80,6 @@ def _query(fields: str) -> str:
     command.append(f"--id=GPU-{torch.cuda.get_device_properties().uuid}")
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.stdout.strip() if done.returncode == 0 else _UNKNOWN
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
 
 
 @cache

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import torch
 
-from bench.results import Method, Timing
+from cascade_bench.records import Method, Timing
 
 Run = Callable[[], object]
 
@@ -80,20 +80,25 @@ class EventStopwatch:
         return _event_time(self._run)
 
 
-class WallStopwatch:
-    """Brackets calls with the clock of a CPU, where there is no cache to flush worth the name."""
+class ClockStopwatch:
+    """Brackets calls with a CPU's clock, where there is no cache to flush worth the name.
 
-    method: Method = "wall clock"
+    On one thread it is the process's own, which runs only while the process does: whatever else
+    the machine is doing is not in it.
+    """
+
     note = ""
 
     def __init__(self, run: Run) -> None:
-        self._run = run
+        alone = torch.get_num_threads() == 1
+        self._run, self._clock = run, time.process_time if alone else time.perf_counter
+        self.method: Method = "processor's clock" if alone else "wall clock"
 
     def cold(self) -> float:
         """One call."""
-        start = time.perf_counter()
+        start = self._clock()
         self._run()
-        return 1e6 * (time.perf_counter() - start)
+        return 1e6 * (self._clock() - start)
 
     warm = cold
 
@@ -110,17 +115,24 @@ def side_stream(device: torch.device) -> torch.cuda.StreamContext:
     return torch.cuda.stream(stream)
 
 
-def stopwatch(run: Run, device: torch.device) -> Stopwatch:
+def stopwatch(run: Run, device: torch.device, graphs: bool = True) -> Stopwatch:
     """Return the best stopwatch for a call on a device, after a few calls to warm up.
 
     A call that no CUDA graph can hold is timed with events, and its note says why.
+
+    Args:
+        run: the call.
+        device: where it runs.
+        graphs: whether its launches are left out of the time.
     """
     for _ in range(_WARM_UPS):
         run()
-    if device.type == "cpu":
-        return WallStopwatch(run)
+    if device.type != "cuda":
+        return ClockStopwatch(run)
     flush = _flush(device)
     plain = EventStopwatch(run, flush)
+    if not graphs:
+        return plain
     estimate = statistics.median(plain.warm() for _ in range(_WARM_UPS))
     low, high = _COPIES
     copies = min(max(math.ceil(_GRAPH_MICROSECONDS / estimate), low), high)

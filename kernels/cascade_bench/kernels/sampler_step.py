@@ -10,9 +10,17 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from bench.problem import REFERENCE, Function, Operation, Problem, Space, compiled
-from bench.results import OURS, Mode, Work
 from cascade.config.stage import ThresholdConfig
+from cascade_bench.kernels.problem import (
+    OURS,
+    REFERENCE,
+    Function,
+    KernelProblem,
+    Operation,
+    Space,
+    compiled,
+)
+from cascade_bench.records import Mode, Work
 from cascade_kernels.names import Backend
 from cascade_kernels.sampler_coefficients import Prediction, Update, rank_of
 from cascade_kernels.sampler_step import sampler_step
@@ -71,7 +79,7 @@ def dry_cases() -> tuple[Case, ...]:
     return (Case("tiny ddim", 2, 8), Case("tiny ancestral", 2, 8, "ancestral"))
 
 
-def problem(case: Case, dtype: torch.dtype, device: torch.device) -> Problem:
+def problem(case: Case, dtype: torch.dtype, device: torch.device) -> KernelProblem:
     """Draw a case's inputs: a float32 image, and the output of a network in `dtype`."""
     leaves = _leaves(case, dtype, device)
     providers: dict[str, Callable[[], Function]] = {
@@ -82,7 +90,7 @@ def problem(case: Case, dtype: torch.dtype, device: torch.device) -> Problem:
         "reference compiled": lambda: compiled(_fused(case, "reference"), device),
         REFERENCE: lambda: _fused(case, "reference"),
     }
-    return Problem(
+    return KernelProblem(
         leaves=leaves,
         gradient=None,
         plain=lambda *given: _chain(case, given, _by_kthvalue),

@@ -5,16 +5,11 @@ A level is a resolution inside one U-Net: `side` pixels, `channels` wide.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from cascade.config.base import read_toml
+from cascade.config.folders import CONFIGS
 from cascade.config.stage import StageConfig
 from cascade.config.unet import Activation, LevelAttention
-
-VERSION = 2
-"""Of the list of shapes: a geometric mean is comparable to those over the same list only."""
-
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
 @dataclass(frozen=True)

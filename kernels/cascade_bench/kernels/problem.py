@@ -6,19 +6,20 @@ A provider is a function of the inputs that take gradients ("leaves"); everythin
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 
-from bench.results import Mode, Work
+from cascade_bench.problem import CannotError
+from cascade_bench.records import Mode, Work
+from cascade_bench.timing import Run
 
-Function = Callable[..., Any]
+Function: TypeAlias = Callable[..., Any]
 """Of the leaves, returning a tensor, or several where there is no backward pass."""
 
-REFERENCE = "reference"
-"""The provider whose drift is watched; every operation has it, and it runs everywhere."""
+OURS: Final = "triton"
+REFERENCE: Final = "reference"
 
 
 class Shape(Protocol):
@@ -36,19 +37,15 @@ class Shape(Protocol):
 ShapeT = TypeVar("ShapeT", bound=Shape)
 
 
-class CannotError(RuntimeError):
-    """A provider cannot run a problem; the message is the reason."""
-
-
 @dataclass(frozen=True)
-class Problem:
-    """One operation on one shape.
+class KernelProblem:
+    """One operation on one shape; see `cascade_bench.problem.Problem`.
 
     Attributes:
         leaves: the inputs; N(0, 1), laid out in memory as the network lays them out.
         gradient: of the output; None for an operation without a backward pass.
         plain: the textbook formula in the inputs' own dtype; in float64 it is what is right.
-        providers: makers of functions of the leaves, by name; a maker may refuse.
+        providers: makers of functions of the leaves.
         work: what each mode must do at the least.
     """
 
@@ -57,6 +54,10 @@ class Problem:
     plain: Function
     providers: Mapping[str, Callable[[], Function]]
     work: Mapping[Mode, Work]
+    ours: str = OURS
+    baseline: str = REFERENCE
+    weighed: bool = False
+    graphs: bool = True
 
     @property
     def device(self) -> torch.device:
@@ -68,7 +69,11 @@ class Problem:
         """What can be timed."""
         return ("forward",) if self.gradient is None else ("forward", "backward", "both")
 
-    def call(self, function: Function, mode: Mode) -> Callable[[], object]:
+    def gate(self) -> Callable[[Function], float]:
+        """Return the measure of errors."""
+        return Gate(self).excess
+
+    def call(self, function: Function, mode: Mode) -> Run:
         """Return what a mode runs; "backward" does its forward pass here, once."""
         if mode == "forward":
             return lambda: _inference(function, self.leaves)
@@ -132,7 +137,7 @@ class Operation(Generic[ShapeT]):
     name: str
     cases: Callable[[], tuple[ShapeT, ...]]
     dry_cases: Callable[[], tuple[ShapeT, ...]]
-    problem: Callable[[ShapeT, torch.dtype, torch.device], Problem]
+    problem: Callable[[ShapeT, torch.dtype, torch.device], KernelProblem]
     limits: Callable[[ShapeT, torch.dtype], Mapping[str, int]]
     spaces: Mapping[str, Space]
 
@@ -143,7 +148,7 @@ class Gate:
     The error is the relative Frobenius norm of the difference to float64, by output and gradient.
     """
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: KernelProblem) -> None:
         self._problem = problem
         self._exact = problem.answers(problem.plain, torch.float64)
         # A few units in the last place besides: where the plain formula happens to be exact, a
@@ -192,19 +197,6 @@ def compiled(function: Function, device: torch.device) -> Function:
         raise CannotError("compiled alternatives are timed on a GPU only")
     whole: Function = torch.compile(function, fullgraph=True, dynamic=False)
     return whole
-
-
-def refusals() -> tuple[type[Exception], ...]:
-    """Return what providers raise that cannot run a problem.
-
-    FlexAttention asserts what it supports; Triton's errors are a kind of their own.
-    """
-    common = (RuntimeError, ValueError, AssertionError)
-    if find_spec("triton") is None:
-        return common
-    from triton.runtime.errors import TritonError
-
-    return (*common, TritonError)
 
 
 def _inference(function: Function, leaves: tuple[Tensor, ...]) -> Any:

@@ -15,23 +15,27 @@ from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Final, TypeAlias
 
 import torch
 
-from bench.goals import ratio
-from bench.problem import Gate, Operation, Problem, Space, refusals
-from bench.results import OURS, Mode, Results
-from bench.run import Job, Settings
-from bench.timing import side_stream, stopwatch
 from cascade.files import write_bytes
+from cascade.progress import say
+from cascade.results import Result
+from cascade_bench.harness import cases_of
+from cascade_bench.kernels.problem import OURS, Gate, KernelProblem, Operation, Shape, Space
+from cascade_bench.measuring import refusals
+from cascade_bench.records import CaseResult, Mode
+from cascade_bench.timing import side_stream, stopwatch
 from cascade_kernels import dispatch
 from cascade_kernels.launch_table import Launch, LaunchRow, Route, Table, read_table, user_table
 
-Survives = Callable[[Table, str, LaunchRow], bool]
+Job: TypeAlias = tuple[Operation[Any], Shape]
+
+Survives: TypeAlias = Callable[[Table, str, LaunchRow], bool]
 """Whether a row of a kernel, on a table's architecture, compiles to something that may run."""
 
-_READINGS = 5
+_READINGS: Final = 5
 
 
 @dataclass(frozen=True)
@@ -51,28 +55,30 @@ class Group:
     jobs: Sequence[Job]
 
 
-def tune(todo: Sequence[Job], path: Path, settings: Settings) -> None:
+def tune(todo: Sequence[Job], path: Path, device: torch.device, dtype: torch.dtype) -> None:
     """Time the configurations of every kernel on the wanted cases, and write the fastest.
 
-    Args:
-        todo: the cases.
-        path: of the table; it is extended if it exists, else the present one is.
-        settings: the device and the dtype.
+    The table is extended if it exists, else the present one is.
     """
-    for group in groups(todo, settings.dtype):
-        row = tune_group(group, path, settings)
-        print(f"{group.kernel} {dict(row.limits)}: {row.launch}", flush=True)
+    for group in groups(todo, dtype):
+        row = tune_group(group, path, device, dtype)
+        say(f"{group.kernel} {dict(row.limits)}: {row.launch}")
 
 
 def tune_group(
-    group: Group, path: Path, settings: Settings, survives: Survives | None = None
+    group: Group,
+    path: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    survives: Survives | None = None,
 ) -> LaunchRow:
     """Put the row with the least geometric mean of times over a group's cases into a table.
 
     Args:
         group: the cases and what to try on them.
         path: of the table; it is extended if it exists, else the present one is.
-        settings: the device and the dtype.
+        device: where to measure.
+        dtype: of the network's tensors.
         survives: what to leave out before it runs; None compiles ahead of time and looks.
 
     Returns:
@@ -81,12 +87,12 @@ def tune_group(
     Raises:
         RuntimeError: nothing that was tried computes correctly, not even the present row.
     """
-    table = present(path, settings.device)
+    table = present(path, device)
     operation, first = group.jobs[0]
-    now = table.launch(group.kernel, operation.limits(first, settings.dtype))
+    now = table.launch(group.kernel, operation.limits(first, dtype))
     best: tuple[float, LaunchRow] | None = None
-    with side_stream(settings.device):
-        problems = [op.problem(case, settings.dtype, settings.device) for op, case in group.jobs]
+    with side_stream(device):
+        problems = [op.problem(case, dtype, device) for op, case in group.jobs]
         gates = [Gate(problem) for problem in problems]
         for launch in candidates(now, group.space):
             row = LaunchRow(group.limits, launch)
@@ -124,40 +130,40 @@ def groups(todo: Sequence[Job], dtype: torch.dtype) -> Iterator[Group]:
                 yield Group(kernel, space, limits, found[telling])
 
 
-def with_routes(table: Table, operations: Sequence[Operation[Any]], results: Results) -> Table:
-    """Return a table that takes a kernel where it lost to no alternative in some results.
+def with_routes(table: Table, todo: Sequence[Job], result: Result) -> Table:
+    """Return a table that takes a kernel where it lost to no alternative in a record.
 
     Shapes with equal limits share a route, which takes the kernel only if every one of them allows
     it; a shape whose result is missing or invalid allows nothing.
 
     Args:
-        table: measured from now on, unless the results are a dry run's.
-        operations: those whose routes are replaced where the results have cases of theirs.
-        results: of the table's architecture.
+        table: measured from now on, unless the record is a trial.
+        todo: what was measured.
+        result: of the table's architecture.
     """
     routes = dict(table.routes)
-    dtype = getattr(torch, results.cases[0].dtype)
-    for operation in operations:
-        measured = {case.case: case for case in results.of(operation.name)}
-        if not measured:
-            continue
+    measured = {(case.group, case.case): case for case in cases_of(result)}
+    for operation in dict.fromkeys(operation for operation, _ in todo):
         found: dict[tuple[tuple[tuple[str, int], ...], bool], bool] = {}
-        for case in operation.cases():
-            if case.name not in measured:
-                continue
-            limits = tuple(operation.limits(case, dtype).items())
-            modes: dict[bool, Mode] = {False: "forward", True: "both"}
-            for training, mode in modes.items():
-                if mode not in measured[case.name].drift:
-                    continue
-                factor = ratio(measured[case.name], mode)
-                wins = factor is not None and factor >= 1
+        for shape in (shape for other, shape in todo if other is operation):
+            case = measured.get((operation.name, shape.name))
+            limits = tuple(operation.limits(shape, torch.bfloat16).items())
+            for training, wins in _wins(case):
                 found[limits, training] = found.get((limits, training), True) and wins
         rows = sorted(found.items(), key=lambda row: [bound for _, bound in row[0][0]])
         routes[operation.name] = tuple(
             Route(limits, training, triton) for (limits, training), triton in rows
         )
-    return replace(table, routes=routes, measured=None if results.dry_run else results.environment)
+    return replace(table, routes=routes, measured=None if result.trial else result.environment)
+
+
+def _wins(case: CaseResult | None) -> Iterator[tuple[bool, bool]]:
+    """For sampling and for training, if they were measured: whether the kernel lost to nobody."""
+    modes: dict[bool, Mode] = {False: "forward", True: "both"}
+    for training, mode in modes.items():
+        if case is not None and mode in case.drift:
+            gain = case.gain(mode)
+            yield training, gain is not None and gain >= 1
 
 
 def present(path: Path, device: torch.device) -> Table:
@@ -231,7 +237,7 @@ def _covers(outer: Mapping[str, int], inner: Mapping[str, int]) -> bool:
     return all(inner.get(name, bound + 1) <= bound for name, bound in outer.items())
 
 
-def _time(problem: Problem, gate: Gate, mode: Mode) -> float | None:
+def _time(problem: KernelProblem, gate: Gate, mode: Mode) -> float | None:
     """The kernel's time under the present table; None if it is wrong or cannot run."""
     try:
         function = problem.providers[OURS]()

@@ -13,10 +13,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bench.problem import REFERENCE, CannotError, Function, Operation, Problem, Space, compiled
-from bench.results import OURS, Mode, Work
-from bench.shapes import levels
 from cascade.config.unet import Activation
+from cascade_bench.kernels.problem import (
+    OURS,
+    REFERENCE,
+    Function,
+    KernelProblem,
+    Operation,
+    Space,
+    compiled,
+)
+from cascade_bench.kernels.shapes import levels
+from cascade_bench.problem import CannotError
+from cascade_bench.records import Mode, Work
 from cascade_kernels.group_norm_film_silu import group_norm_film_silu
 from cascade_kernels.names import Backend
 
@@ -94,7 +103,7 @@ def dry_cases() -> tuple[Case, ...]:
     )
 
 
-def problem(case: Case, dtype: torch.dtype, device: torch.device) -> Problem:
+def problem(case: Case, dtype: torch.dtype, device: torch.device) -> KernelProblem:
     """Draw a case's inputs: images in channels_last, scale and shift halves of one tensor."""
     leaves = _leaves(case, dtype, device)
     image = leaves[0].shape
@@ -109,7 +118,7 @@ def problem(case: Case, dtype: torch.dtype, device: torch.device) -> Problem:
         "reference compiled": lambda: compiled(_fused(case, "reference"), device),
         REFERENCE: lambda: _fused(case, "reference"),
     }
-    return Problem(
+    return KernelProblem(
         leaves=leaves,
         gradient=gradient,
         plain=lambda *given: _native(case, given),

@@ -18,9 +18,18 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.utils.checkpoint import checkpoint
 
-from bench.problem import REFERENCE, CannotError, Function, Operation, Problem, Space, compiled
-from bench.results import OURS, Mode, Work
-from bench.shapes import levels
+from cascade_bench.kernels.problem import (
+    OURS,
+    REFERENCE,
+    Function,
+    KernelProblem,
+    Operation,
+    Space,
+    compiled,
+)
+from cascade_bench.kernels.shapes import levels
+from cascade_bench.problem import CannotError
+from cascade_bench.records import Mode, Work
 from cascade_kernels.joint_attention import joint_attention
 from cascade_kernels.names import Backend
 
@@ -103,7 +112,7 @@ def dry_cases() -> tuple[Case, ...]:
     )
 
 
-def problem(case: Case, dtype: torch.dtype, device: torch.device) -> Problem:
+def problem(case: Case, dtype: torch.dtype, device: torch.device) -> KernelProblem:
     """Draw a case's inputs, strided as slices of the network's fused projections are."""
     length = _lengths(case, device) if case.ragged else None
     leaves = _leaves(case, dtype, device)
@@ -114,7 +123,7 @@ def problem(case: Case, dtype: torch.dtype, device: torch.device) -> Problem:
         "reference compiled": lambda: compiled(_fused(case, length, "reference"), device),
         REFERENCE: lambda: _fused(case, length, "reference"),
     }
-    return Problem(
+    return KernelProblem(
         leaves=leaves,
         gradient=torch.randn_like(leaves[0]),
         plain=lambda *given: _plain(case, length, given),

@@ -1,0 +1,1 @@
+"""How fast kernels, training, sampling and exported stages are, beside their alternatives."""

@@ -1,0 +1,147 @@
+"""What a benchmark found, as it is kept: every sample of every provider of every case.
+
+Times are microseconds, rates bytes or operations per second.
+"""
+
+import statistics
+from collections.abc import Collection
+from typing import Literal, TypeAlias
+
+from cascade.config.base import Frozen
+
+Mode: TypeAlias = Literal["forward", "backward", "both", "step"]
+"""A call without gradients, its backward pass alone, both, or a whole training step."""
+
+Method = Literal["graph", "events", "wall clock", "processor's clock"]
+Status = Literal["ok", "wrong", "cannot"]
+
+
+class Work(Frozen):
+    """What a case must do at the least, and what its algorithm moves.
+
+    The first two give the physical floor. `moved` counts the passes that the kernel makes over
+    its tensors, where that is more than once each.
+    """
+
+    bytes: int
+    flops: int
+    moved: int
+
+
+class Peaks(Frozen):
+    """The device's ceilings, measured in the same run: bytes read plus written, and bf16 FLOP."""
+
+    copy_bandwidth: float
+    matmul_rate: float
+
+    def floor(self, work: Work) -> float:
+        """Return the least time for some work, microseconds."""
+        return 1e6 * max(work.bytes / self.copy_bandwidth, work.flops / self.matmul_rate)
+
+
+class Timing(Frozen):
+    """Samples of one provider: with the L2 cache flushed before every run, and without."""
+
+    method: Method
+    cold: tuple[float, ...]
+    warm: tuple[float, ...]
+    note: str = ""
+
+    @property
+    def median(self) -> float:
+        """The middle of the cold samples, which stand for a run amid a network."""
+        return statistics.median(self.cold)
+
+
+class Row(Frozen):
+    """One provider in one mode of one case.
+
+    Attributes:
+        error: the worst relative error over the limit that it had to keep.
+        peak: bytes allocated at once beside what was there; None where that is not weighed.
+    """
+
+    mode: Mode
+    provider: str
+    status: Status
+    reason: str = ""
+    error: float | None = None
+    peak: int | None = None
+    timing: Timing | None = None
+
+
+class Spread(Frozen):
+    """Of ratios that were taken pair by pair: the median, and the 20th and 80th percentile."""
+
+    median: float
+    low: float
+    high: float
+
+
+class CaseResult(Frozen):
+    """Every provider of one case.
+
+    Attributes:
+        group: the operation, network, stage or cascade.
+        baseline: the provider that the others are compared with.
+        ours: the provider that is this project's; the others are its alternatives.
+        drift: of the baseline by mode, from the first round to the last.
+        state: clocks, power, temperature, throttling: before and after.
+    """
+
+    group: str
+    case: str
+    description: str
+    baseline: str
+    ours: str
+    work: dict[Mode, Work]
+    drift: dict[Mode, float]
+    state: tuple[str, str]
+    rows: tuple[Row, ...]
+
+    def valid(self, mode: Mode, most: float = 0.02) -> bool:
+        """Tell whether the device stood still while a mode was timed.
+
+        On a CPU nobody does: there the spread of the pairs says how sure a ratio is.
+        """
+        timings = [row.timing for row in self.rows if row.mode == mode and row.timing]
+        on_gpu = any(timing.method in ("graph", "events") for timing in timings)
+        return not on_gpu or self.drift.get(mode, 1.0) < most
+
+    def find(self, mode: Mode, provider: str) -> Row | None:
+        """Return a provider's row of a mode."""
+        found = (row for row in self.rows if row.mode == mode and row.provider == provider)
+        return next(found, None)
+
+    def time(self, mode: Mode, provider: str) -> float | None:
+        """Return a provider's median, if it passed and was timed."""
+        row = self.find(mode, provider)
+        return row.timing.median if row and row.timing else None
+
+    def best(self, mode: Mode, among: Collection[str] | None = None) -> str | None:
+        """Return the fastest alternative that passed; None of `among` is all."""
+        times = [
+            (row.timing.median, row.provider)
+            for row in self.rows
+            if row.mode == mode
+            and row.provider != self.ours
+            and row.timing
+            and (among is None or row.provider in among)
+        ]
+        return min(times)[1] if times else None
+
+    def ratio(self, mode: Mode, provider: str, to: str) -> Spread | None:
+        """Return the time of `to` over a provider's, pair by pair of one run: above 1 is faster."""
+        one, other = self.find(mode, provider), self.find(mode, to)
+        if one is None or other is None or one.timing is None or other.timing is None:
+            return None
+        pairs = zip(one.timing.cold, other.timing.cold, strict=True)
+        ratios = [theirs / ours for ours, theirs in pairs]
+        fifths = statistics.quantiles(ratios, n=5, method="inclusive")
+        return Spread(median=statistics.median(ratios), low=fifths[0], high=fifths[-1])
+
+    def gain(self, mode: Mode) -> float | None:
+        """Return the best alternative's time over ours; None where the device drifted."""
+        best = self.best(mode)
+        found = None if best is None else self.ratio(mode, self.ours, best)
+        return found.median if found and self.valid(mode) else None

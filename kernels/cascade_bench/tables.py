@@ -1,0 +1,78 @@
+"""The tables of a benchmark: a line per case, a column per provider."""
+
+import statistics
+from collections.abc import Sequence
+
+from cascade.results import Result
+from cascade.tables import Table
+from cascade_bench.harness import cases_of, peaks_of
+from cascade_bench.records import CaseResult, Mode, Peaks, Row
+
+
+def tables(result: Result) -> list[Table]:
+    """Return a table of every group and mode."""
+    cases, ceilings = cases_of(result), peaks_of(result)
+    return [
+        _table(group, mode, [case for case in cases if case.group == group], ceilings)
+        for group in dict.fromkeys(case.group for case in cases)
+        for mode in next(case for case in cases if case.group == group).drift
+    ]
+
+
+def _table(group: str, mode: Mode, cases: Sequence[CaseResult], ceilings: Peaks | None) -> Table:
+    names = list(dict.fromkeys(row.provider for case in cases for row in case.rows))
+    counted = ceilings is not None and any(mode in case.work for case in cases)
+    weighed = any(row.peak is not None for case in cases for row in case.rows)
+    head = [f"{group}, {mode}, ms", "sizes", *names, "best alternative / ours"]
+    head += ["of the floor"] if counted else []
+    head += [f"memory, MiB: {', '.join(names)}"] if weighed else []
+    rows: list[list[str]] = []
+    for case in cases:
+        row = [case.case, case.description]
+        row += [_cell(case, mode, name) for name in names] + [_gain(case, mode)]
+        row += [_share(case, mode, ceilings)] if counted else []
+        row += [", ".join(_memory(case.find(mode, name)) for name in names)] if weighed else []
+        rows.append(row)
+    return Table(head, rows, _note(cases, mode))
+
+
+def _note(cases: Sequence[CaseResult], mode: Mode) -> str:
+    gains = [gain for case in cases if (gain := case.gain(mode)) is not None]
+    told = f"geometric mean {statistics.geometric_mean(gains):.2f}" if gains else "no ratio"
+    lost = sum(gain < 1 for gain in gains)
+    return (
+        f"Medians; in brackets how often as fast as {cases[0].baseline}: the median of ratios that "
+        "are taken pair by pair, and their 20th to 80th percentile. "
+        f"Of {len(cases)} cases {len(gains)} count: {told}, {lost} lost."
+    )
+
+
+def _cell(case: CaseResult, mode: Mode, provider: str) -> str:
+    row = case.find(mode, provider)
+    if row is None:
+        return ""
+    if row.timing is None:
+        return f"{row.status}: {row.reason}"
+    ratio = case.ratio(mode, provider, case.baseline)
+    told = f"{row.timing.median / 1000:.4g}"
+    if ratio is None or provider == case.baseline:
+        return told
+    return f"{told} ({ratio.median:.2f}, {ratio.low:.2f} to {ratio.high:.2f})"
+
+
+def _gain(case: CaseResult, mode: Mode) -> str:
+    gain = case.gain(mode)
+    if gain is None:
+        return "" if case.valid(mode) else f"invalid: drift of {case.drift[mode]:.1%}"
+    return f"{gain:.2f}" if gain >= 1 else f"**{gain:.2f}**"
+
+
+def _share(case: CaseResult, mode: Mode, ceilings: Peaks | None) -> str:
+    time = case.time(mode, case.ours)
+    if time is None or ceilings is None or mode not in case.work:
+        return ""
+    return f"{ceilings.floor(case.work[mode]) / time:.0%}"
+
+
+def _memory(row: Row | None) -> str:
+    return "?" if row is None or row.peak is None else f"{row.peak / 2**20:.0f}"
