@@ -142,12 +142,31 @@ def test_settings_load_without_torch(repository: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def wheel(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> set[str]:
-    """The names of the files in a wheel built from this tree."""
+def wheel_file(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wheel built from this tree."""
     folder = tmp_path_factory.mktemp("wheel")
     (path,) = WheelBuilder(str(repository)).build(directory=str(folder), versions=["standard"])
-    with zipfile.ZipFile(path) as archive:
+    return Path(path)
+
+
+@pytest.fixture(scope="module")
+def wheel(wheel_file: Path) -> set[str]:
+    """The names of the files in it."""
+    with zipfile.ZipFile(wheel_file) as archive:
         return set(archive.namelist())
+
+
+def test_the_benchmark_finds_its_shapes_in_the_wheel(wheel_file: Path) -> None:
+    code = "from cascade_bench.kernels.command import jobs; print(len(jobs()))"
+    root = wheel_file.parent / "root"
+    with zipfile.ZipFile(wheel_file) as archive:
+        archive.extractall(root)
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    assert int(done.stdout.split()[0]) > 50
 
 
 def test_wheel_holds_the_packages_and_nothing_else(wheel: set[str]) -> None:

@@ -124,5 +124,5 @@ def ssim(images: Tensor, reference: Tensor) -> float:
 
 
 def _tiles(images: Tensor, side: int) -> Tensor:
-    rows = images.unflatten(2, (-1, side)).unflatten(4, (-1, side))  # N C y h x w
+    rows: Tensor = images.unflatten(2, (-1, side)).unflatten(4, (-1, side))  # N C y h x w
     return rows.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
