@@ -2,14 +2,11 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
 
+from cascade.config.base import MOST_SIDE
 from cascade.config.stage import MANIFEST, StageConfig
 from cascade.errors import UserError
 from cascade.request import whole
-
-MOST_SIDE: Final = 4096
-"""Pixels: one step from the published cascades' 1024, sixteen times their memory and time."""
 
 
 def check_chain(stages: Sequence[StageConfig], width: int, folder: Path) -> None:

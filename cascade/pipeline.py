@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from types import NoneType
-from typing import Unpack
+from typing import Any
 
 import torch
 from PIL import Image
@@ -26,6 +26,7 @@ from cascade.config.folders import (
     read_manifest,
     read_stage_config,
 )
+from cascade.config.sample import SampleOptions
 from cascade.config.stage import (
     CascadeManifest,
     StageConfig,
@@ -34,7 +35,7 @@ from cascade.data.images import to_pil
 from cascade.environment import usable_device
 from cascade.errors import UserError
 from cascade.formats.deepfloyd import load_stage, read_pipelines
-from cascade.request import Asked, Request, place_of
+from cascade.request import Request, place_of
 from cascade.sampling import OnStep, draw_batches, prompt_table, prompt_tables
 from cascade.stage import Stage
 from cascade.text.files import EncoderFiles
@@ -140,8 +141,10 @@ class Cascade:
         prompts: str | Sequence[str],
         seeds: Iterable[int] | None = None,
         *,
+        num_images: int | None = None,
+        options: SampleOptions | None = None,
         on_step: OnStep | None = None,
-        **asked: Unpack[Asked],
+        **changes: Any,
     ) -> Pictures:
         """Draw one picture per seed.
 
@@ -149,14 +152,18 @@ class Cascade:
             prompts: one for all seeds, or one per seed.
             seeds: a picture is a function of its prompt, its seed and its settings; what is drawn
                 beside it moves roundings alone. 0, 1, 2, ... by default.
+            num_images: pictures of each prompt, with seeds 0, 1, 2, ...; in place of seeds.
+            options: what differs from the checkpoints' settings.
             on_step: called with (stage name, network steps done, of how many) per batch and step.
-            asked: what differs from the checkpoints' settings; see `cascade.request.Asked`.
+            changes: fields of `SampleOptions` by name, beside or in place of `options`:
+                `steps=20, guidance=3.0`.
 
         Raises:
             UserError: the numbers of prompts and seeds differ, a stage name is unknown, or a value
                 is of another kind or out of range.
         """
-        request = Request.of(self.configs, prompts, seeds, asked)
+        asked = (options or SampleOptions()).changed("what is asked", changes)
+        request = Request.of(self.configs, prompts, seeds, asked, num_images)
         parts = [drawn.stages for _, drawn in self.draw(request, on_step=on_step)]
         return Pictures({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
 

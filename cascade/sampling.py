@@ -41,7 +41,7 @@ def sample_stage(
     """
     name = stage.config.name
     sampler = sampler or stage.config.sampler
-    per_batch = len(sampler.timesteps or ()) or sampler.steps
+    per_batch = sampler.count
     total = per_batch * -(-len(seeds) // batch_size)
     without = negatives or [None] * len(seeds)
     parts: list[Tensor] = []

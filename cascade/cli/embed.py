@@ -1,132 +1,71 @@
 """`cascade embed`: the embeddings of captions, computed once and kept on disk."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from cascade.cli import values
+from cascade.cli.options import Flag, Given, takes
 from cascade.cli.telling import Quiet
-from cascade.cli.text import EncoderMode
-from cascade.config.stage import Cleaning, TextConfig
-from cascade.errors import UserError
+from cascade.cli.text import ENCODER_MODE
+from cascade.config.embed import EmbedConfig
+from cascade.config.folders import cascade_folder, read_manifest, read_stage_config
+from cascade.config.stage import TextConfig
 from cascade.launch import Launch
 
-CONVENTIONS = "Conventions, with --encoder; a cascade has its own"
+_TEXT = "Conventions, with --encoder; a cascade has its own"
+
+FLAGS = (
+    Flag("output", ("output",), names=values.OUTPUT, parser=values.writable, metavar="FOLDER"),
+    Flag("encoder", ("encoder",), parser=values.folder, metavar="FOLDER"),
+    Flag("cascade", ("cascade",), parser=values.cascade, metavar="FOLDER"),
+    Flag("captions", ("captions",), parser=values.existing, metavar="FILE|FOLDER"),
+    Flag("caption", ("caption",), metavar="TEXT"),
+    Flag("cleaning", ("text.cleaning",), _TEXT),
+    Flag("max_length", ("text.max_length",), _TEXT),
+    Flag("masked", ("text.masked",), _TEXT, names=("--masked/--unmasked",)),
+    ENCODER_MODE,
+    Flag("batch_size", ("batch_size",)),
+    Flag("shard", ("shard",), metavar="I/N"),
+    Flag("shard_size", ("shard_size",)),
+    Flag("device", ("device",)),
+)
 
 
-def embed(
-    output: Annotated[
-        Path,
-        values.output("Folder of the store."),
-    ],
-    encoder: Annotated[
-        Path | None,
-        typer.Option(
-            parser=values.folder,
-            metavar="FOLDER",
-            help="Folder of a T5 encoder.",
-            show_default=False,
-        ),
-    ] = None,
-    cascade: Annotated[
-        str | None,
-        typer.Option(
-            parser=values.cascade,
-            metavar="FOLDER",
-            help="A cascade, for its encoder and conventions, instead.",
-            show_default=False,
-        ),
-    ] = None,
-    captions: Annotated[
-        list[Path] | None,
-        typer.Option(
-            parser=values.existing,
-            metavar="FILE|FOLDER",
-            help="A text file, a caption per line; a .jsonl file; or a folder with captions.jsonl. "
-            "May be repeated.",
-            show_default=False,
-        ),
-    ] = None,
-    caption: Annotated[
-        list[str] | None, typer.Option(help="One caption; may be repeated.", show_default=False)
-    ] = None,
-    cleaning: Annotated[
-        Cleaning | None,
-        typer.Option(help="What is done to captions first.", rich_help_panel=CONVENTIONS),
-    ] = None,
-    max_length: Annotated[
-        int | None, typer.Option(min=1, help="Tokens kept.", rich_help_panel=CONVENTIONS)
-    ] = None,
-    masked: Annotated[
-        bool | None,
-        typer.Option(
-            "--masked/--unmasked",
-            help="Whether the network sees no padding; DeepFloyd IF sees it.",
-            rich_help_panel=CONVENTIONS,
-        ),
-    ] = None,
-    encoder_mode: EncoderMode = "auto",
-    batch_size: Annotated[int, typer.Option(min=1, help="Captions embedded at once.")] = 32,
-    shard: Annotated[
-        str | None,
-        typer.Option(
-            metavar="I/N",
-            help="Do the I-th of N shares of the captions; torchrun's own by default.",
-            show_default=False,
-        ),
-    ] = None,
-    shard_size: Annotated[int, typer.Option(min=1, help="Size of the store's files, MiB.")] = 256,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, ...; the GPU if there is one.")
-    ] = None,
-    quiet: Quiet = False,
-) -> None:
+@takes(EmbedConfig, FLAGS)
+def embed(given: Given[EmbedConfig], quiet: Quiet = False) -> None:
     """Embed captions into a store that training, DreamBooth and sampling read.
 
     Captions that are there already are skipped, so the same command goes on after an interruption.
     With layerwise, a large --batch-size makes up for reading the encoder once per batch. On several
     GPUs: torchrun --nproc-per-node N -m cascade embed ...
     """
+    config = given.settings()
+    encoder, text = _encoder_and_conventions(config)
+
     from itertools import chain
 
     from cascade.environment import usable_device
     from cascade.text.captions import read_captions
     from cascade.text.embed import Share, fill
 
-    if not captions and not caption:
-        raise UserError("There is nothing to embed; give --captions or --caption.")
-    given = {"cleaning": cleaning, "max_length": max_length, "masked": masked}
-    changes = {name: value for name, value in given.items() if value is not None}
-    source, text = _encoder_and_conventions(encoder, cascade, changes)
     launch = Launch.read()
-    where = usable_device(device)
+    where = usable_device(config.device)
     fill(
-        output,
-        source,
-        chain(caption or (), *map(read_captions, captions or ())),
+        config.output,
+        encoder,
+        chain(config.caption, *map(read_captions, config.captions)),
         text=text,
-        mode=encoder_mode,
+        mode=config.encoder_mode,
         device=f"cuda:{launch.local_rank}" if where == "cuda" and launch.world > 1 else where,
-        batch_size=batch_size,
-        share=Share.parse(shard) if shard else Share.of_process(),
-        shard_bytes=shard_size << 20,
+        batch_size=config.batch_size,
+        share=Share.parse(config.shard) if config.shard else Share.of_process(),
+        shard_bytes=config.shard_size << 20,
     )
 
 
-def _encoder_and_conventions(
-    encoder: Path | None, cascade: str | None, changes: Mapping[str, object]
-) -> tuple[Path, TextConfig]:
-    from cascade.config.folders import cascade_folder, read_manifest, read_stage_config
-
-    if encoder is not None and cascade is None:
-        return encoder, TextConfig.parse(changes, "the command's flags")
-    if cascade is None or encoder is not None:
-        raise UserError("The encoder comes from a folder or from a cascade; give one of the two.")
-    if changes:
-        raise UserError("A cascade has its own conventions; leave out the flags that set them.")
-    folder = cascade_folder(cascade)
+def _encoder_and_conventions(config: EmbedConfig) -> tuple[Path, TextConfig]:
+    if config.encoder is not None:
+        return config.encoder, config.text or TextConfig()
+    folder = cascade_folder(config.cascade or "")
     manifest = read_manifest(folder)
     stage = read_stage_config(folder / manifest.stages[0])
     return folder / manifest.text_encoder, stage.text

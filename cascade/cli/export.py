@@ -10,10 +10,10 @@ import typer
 from cascade.cli import values
 from cascade.cli.bundle import EngineName
 from cascade.cli.text import Embeddings, EncoderMode
+from cascade.config.base import MOST_AT_ONCE
 from cascade.config.encoder import EncoderModeName
 from cascade.errors import UserError
 from cascade.files import require_writable
-from cascade.request import MOST_AT_ONCE
 
 if TYPE_CHECKING:
     from cascade.pipeline import Cascade

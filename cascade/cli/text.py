@@ -1,12 +1,24 @@
 """The flags by which commands are told where text comes from."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final, get_args
 
 import typer
 
 from cascade.cli import values
+from cascade.cli.options import Flag
 from cascade.config.encoder import EncoderModeName, encoder_mode
+
+_PANEL: Final = "Text"
+_MODES: Final = f"[{'|'.join(get_args(EncoderModeName))}]"
+
+ENCODER_MODE: Final = Flag(
+    "encoder_mode", ("encoder_mode",), _PANEL, parser=encoder_mode, metavar=_MODES
+)
+TEXT_FLAGS: Final = (
+    Flag("embeddings", ("embeddings",), _PANEL, parser=values.folder, metavar="FOLDER"),
+    ENCODER_MODE,
+)
 
 Embeddings = Annotated[
     Path | None,
@@ -14,16 +26,16 @@ Embeddings = Annotated[
         parser=values.folder,
         metavar="FOLDER",
         help="A store made by 'cascade embed', used instead of the text encoder.",
-        rich_help_panel="Text",
+        rich_help_panel=_PANEL,
     ),
 ]
 EncoderMode = Annotated[
     EncoderModeName,
     typer.Option(
         parser=encoder_mode,
-        metavar="[auto|float32|bfloat16|int8|layerwise]",
+        metavar=_MODES,
         help="How the text encoder is held: auto takes the most exact that fits into half of the "
         "memory; layerwise reads one block at a time from disk.",
-        rich_help_panel="Text",
+        rich_help_panel=_PANEL,
     ),
 ]

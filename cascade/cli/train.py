@@ -1,6 +1,7 @@
 """`cascade train`: one stage from scratch."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from shlex import quote
 from typing import Annotated
@@ -9,7 +10,9 @@ import typer
 
 from cascade.cli import values
 from cascade.cli.mistakes import goes_on
+from cascade.cli.options import Given, takes
 from cascade.cli.telling import DryRun, Quiet
+from cascade.config.train import PretrainConfig
 from cascade.launch import Launch
 from cascade.progress import say, spell
 
@@ -17,16 +20,14 @@ TIME_IS_UP = 3
 """The exit status of a run that `--minutes` ended."""
 
 
+@takes(PretrainConfig, ())
 def train(
-    config: Annotated[
-        Path,
+    given: Given[PretrainConfig],
+    path: Annotated[
+        Path | None,
         typer.Argument(
             parser=values.path, metavar="CONFIG", help="A TOML file; see configs/ for examples."
         ),
-    ],
-    override: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="A.B=C", help="Replace one setting; may be repeated."),
     ] = None,
     minutes: Annotated[
         float | None,
@@ -44,10 +45,8 @@ def train(
     Started again with the same settings it goes on from its last checkpoint. On several GPUs:
     torchrun --nproc-per-node N -m cascade train CONFIG.
     """
-    from cascade.config.train import PretrainConfig
-
     # Before torch is imported: a mistake in the settings is answered at once.
-    settings = PretrainConfig.read(config, override or ())
+    settings = replace(given, file=values.either(path, given.file, "config")).settings()
 
     from cascade.train.interrupt import TimeIsUp
     from cascade.train.pretrain import foretell, pretrain

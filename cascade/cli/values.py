@@ -4,7 +4,7 @@ Nothing here imports torch: a mistyped path is answered at once.
 """
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import typer
 
@@ -13,6 +13,9 @@ from cascade.errors import UserError
 from cascade.files import require_writable
 
 _T = TypeVar("_T")
+
+OUTPUT: Final = ("--output", "--output-dir", "-o")
+"""Spellings of the flag that says where files go; the second is diffusers'."""
 
 
 def name(text: str) -> str:
@@ -83,7 +86,5 @@ def either(argument: _T | None, option: _T | None, what: str) -> _T:
 
 
 def output(told: str) -> Any:
-    """The flag that says where files go: `--output`, `-o`, or as diffusers spells it."""
-    return typer.Option(
-        "--output", "--output-dir", "-o", parser=writable, metavar="FOLDER", help=told
-    )
+    """The flag that says where files go."""
+    return typer.Option(*OUTPUT, parser=writable, metavar="FOLDER", help=told)

@@ -7,7 +7,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+)
 
 from cascade.errors import UserError
 from cascade.files import read_text
@@ -31,11 +38,29 @@ Rows = Annotated[int, Field(strict=True, gt=0, le=2**16)]
 Pictures = Annotated[int, Field(strict=True, gt=0, le=10**6)]
 """Pictures drawn."""
 
+MOST_DRAWN: Final = 100_000
+"""Pictures of one call: no one looks through a folder of more, and tools no longer list it."""
+
+Drawn = Annotated[int, Field(strict=True, gt=0, le=MOST_DRAWN)]
+"""Pictures of one call."""
+
+MOST_AT_ONCE: Final = 1024
+"""Pictures of one batch: 64 pixels wide, they keep any device busy, and memory grows with them."""
+
+AtOnce = Annotated[int, Field(strict=True, gt=0, le=MOST_AT_ONCE)]
+"""Pictures of one batch."""
+
 Looks = Annotated[int, Field(strict=True, ge=0, le=10**3)]
 """Pictures drawn of a prompt for people to look at; 0 is none."""
 
 Side = Annotated[int, Field(strict=True, gt=0, le=2**14)]
 """Of a picture, pixels."""
+
+MOST_SIDE: Final = 4096
+"""Pixels: one step from the published cascades' 1024, sixteen times their memory and time."""
+
+Size = Annotated[int, Field(strict=True, gt=0, le=MOST_SIDE)]
+"""Of a picture that is drawn, pixels."""
 
 Width = Annotated[int, Field(strict=True, gt=0, le=2**14)]
 """Channels of a layer."""
@@ -45,6 +70,11 @@ Seed = Annotated[int, Field(strict=True, ge=-(2**63), lt=2**64)]
 Share = Annotated[float, Field(strict=True, ge=0.0, le=1.0)]
 
 Factor = Annotated[float, Field(strict=True, ge=0.0, le=1000.0)]
+
+Texts = Annotated[
+    tuple[str, ...], BeforeValidator(lambda given: (given,) if isinstance(given, str) else given)
+]
+"""One text, or several."""
 
 Positive = Annotated[float, Field(strict=True, gt=0.0, le=1000.0)]
 """A factor that may not be 0."""
@@ -58,7 +88,12 @@ _SHOWN = 60  # characters of a wrong value
 class Frozen(BaseModel):
     """An immutable, fully typed group of settings that refuses keys it does not know."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        revalidate_instances="always",  # `model_copy` changes values unchecked
+    )
 
     def __init__(self, **values: Any) -> None:
         """Build the settings from keywords.
@@ -207,19 +242,19 @@ def _shown(value: object) -> str:
 
 def _fields_at(cls: type[BaseModel], path: list[str]) -> set[str]:
     for name in path:
-        inner = _model_of(cls.model_fields[name].annotation) if name in cls.model_fields else None
+        inner = model_of(cls.model_fields[name].annotation) if name in cls.model_fields else None
         if inner is None:
             break
         cls = inner
     return set(cls.model_fields)
 
 
-def _model_of(annotation: Any) -> type[BaseModel] | None:
+def model_of(annotation: Any) -> type[Frozen] | None:
     """The settings class inside an annotation such as `X`, `X | None` or `tuple[X, ...]`."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+    if isinstance(annotation, type) and issubclass(annotation, Frozen):
         return annotation
     for inner in getattr(annotation, "__args__", ()):
-        found = _model_of(inner)
+        found = model_of(inner)
         if found is not None:
             return found
     return None

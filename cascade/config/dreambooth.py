@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from cascade.config.base import Factor, Frozen, Looks, Pictures, Rows, Seed, Share
-from cascade.config.encoder import EncoderMode
+from cascade.config.encoder import Embeddings, EncoderMode
 from cascade.config.stage import AugmentationLevel, SamplerConfig
 from cascade.config.train import TrainConfig
 
@@ -43,8 +43,8 @@ AUGMENTATIONS: dict[AugmentationName, Augmentation] = {
 class DrawnConfig(Frozen):
     """Pictures that the frozen cascade draws before it is tuned: how many, and how."""
 
-    images: Pictures = 1000
-    batch_size: Rows = 16
+    images: Pictures = Field(default=1000, description="how many are drawn")
+    batch_size: Rows = Field(default=16, description="class images or scenes drawn at once")
     sampler: SamplerConfig | None = Field(
         # Guidance off: eq. 2 samples from the model itself, and pictures sharpened by guidance
         # would be sharpened again whenever the tuned model samples what they show.
@@ -52,28 +52,31 @@ class DrawnConfig(Frozen):
         description="how the base draws them; None is the checkpoint's own way, guidance off",
     )
     super_resolution: bool = Field(
-        default=False, description="drawn and used for super-resolution stages too"
+        default=False,
+        description="draw pictures for super-resolution stages too",
     )
 
 
 class PriorConfig(DrawnConfig):
     """Class-specific prior preservation (DreamBooth section 3.3)."""
 
-    weight: Factor = Field(default=1.0, description="lambda of eq. 2")
+    weight: Factor = Field(
+        default=1.0, description="weight of the class images' loss, lambda of eq. 2"
+    )
     in_scenes: bool = Field(
         default=False,
-        description="the class is drawn in the recipe's scenes too, by turns with the class alone, "
-        "so that the words keep their meaning. The paper has none",
+        description="draw the class in the scenes too, by turns with the class alone, so that "
+        "their words keep their meaning; the paper has none",
     )
     variations: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
         default=(),
-        description="the class in other styles, other colours, with something on: templates with "
-        "{class_noun}, drawn by turns with the class alone. The paper has none",
+        description="draw the class like this too, by turns with the class alone: 'a cartoon of a "
+        "{class_noun}'; the paper has none",
     )
     caption_dropout: Share = Field(
         default=0.0,
-        description="share of class images trained on without their prompt; guidance subtracts the "
-        "unconditional branch, which otherwise drifts to the subject. The paper states none",
+        description="share of class images trained on without their prompt: guidance subtracts the "
+        "unconditional branch, which otherwise drifts to the subject; the paper states none",
     )
 
 
@@ -87,7 +90,11 @@ class Scene(Frozen):
 class SceneRowsConfig(DrawnConfig):
     """Rows in which the cut-out subject stands in scenes that the frozen cascade draws."""
 
-    share: Share = Field(default=0.0, description="of the photos' rows; 0 is off")
+    share: Share = Field(
+        default=0.0,
+        description="share of the photos' rows that show the cut-out subject in scenes which the "
+        "frozen cascade draws; 0 is off",
+    )
     least_size: float = Field(
         default=0.45,
         strict=True,
@@ -105,7 +112,7 @@ class SceneRowsConfig(DrawnConfig):
         strict=True,
         gt=0.0,
         le=1.0,
-        description="weight of the scene's pixels in these rows, beside 1 on the subject",
+        description="how much the scene's pixels count in these rows, beside 1 on the subject",
     )
 
     @model_validator(mode="after")
@@ -120,20 +127,21 @@ class MaskConfig(Frozen):
 
     source: MaskSource | Path = Field(
         default="auto",
-        description="a folder of mask files, the photos' alpha channel, or what there is of each "
-        "photo: a mask file beside it, its alpha channel, else a mask found by U2-Net-p",
+        description="where the subject is in the photos: their alpha channel, mask files in a "
+        "folder (white on the subject), or what there is of each photo: NAME-masklabel.png beside "
+        "it, its alpha channel, else a mask found by U2-Net-p",
     )
     unmasked_weight: float = Field(
         default=0.1,
         strict=True,
         gt=0.0,
         le=1.0,
-        description="least weight of a pixel in the loss, beside 1 on the subject; the little that "
-        "is left outside keeps halos away",
+        description="how much the background counts in the loss, beside 1 on the subject; the "
+        "little that is left keeps halos away",
     )
     unmasked_probability: Share = Field(
         default=0.1,
-        description="share of the photos' rows whose pixels count alike",
+        description="share of the photos' rows without their mask, whose pixels count alike",
     )
     scenes: SceneRowsConfig = SceneRowsConfig()
 
@@ -144,13 +152,21 @@ class Recipe(Frozen):
     prior: PriorConfig | None = PriorConfig()
     masks: MaskConfig | None = None
     scenes: tuple[Scene, ...] = Field(
-        default=(), description="for class images in scenes, and for the cut-out subject"
+        default=(),
+        description="what is said after the subject or its class, and what draws the place empty: "
+        "for class images in scenes, and for the cut-out subject",
     )
     base: TrainConfig
     super_resolution: TrainConfig
-    augmentation: AugmentationName = "dreambooth"
+    augmentation: AugmentationName = Field(
+        default="dreambooth",
+        description="noise on the low-resolution photo: variance 1e-5 (dreambooth), 1e-3 "
+        "(dreambooth-reference), or a random level (imagen)",
+    )
     flip: bool = Field(default=False, description="mirror half of the photos' rows")
-    center_crop: bool = Field(default=True, description="else a random square of each photo")
+    center_crop: bool = Field(
+        default=True, description="square photos about their middle; else at random"
+    )
 
     @model_validator(mode="after")
     def _scenes_are_named(self) -> Self:
@@ -185,31 +201,40 @@ class Recipe(Frozen):
 class DreamBoothConfig(Frozen):
     """One personalisation: which cascade, which subject, how, and where to."""
 
-    cascade: str
-    instance_data_dir: Path
-    output_dir: Path
-    class_noun: str
-    identifier: str | None = Field(default=None, description="None picks a rare token")
-    instance_prompt: str = "a {identifier} {class_noun}"
-    class_prompt: str = "a {class_noun}"
+    cascade: str = Field(
+        default="mini", description="the cascade to personalise: a folder, or 'mini'"
+    )
+    instance_data_dir: Path = Field(description="folder with 3 to 5 photos of the subject")
+    output_dir: Path = Field(description="folder that becomes the new cascade")
+    class_noun: str = Field(description="the subject's class: dog, backpack, ...")
+    identifier: str | None = Field(
+        default=None,
+        description="the rare token [V]; picked from the vocabulary if left out",
+    )
+    instance_prompt: str = Field(
+        default="a {identifier} {class_noun}", description="names the subject"
+    )
+    class_prompt: str = Field(default="a {class_noun}", description="names the class")
     sr_prompt: str | None = Field(
         default=None,
-        description="of the photos in super-resolution stages; None is the instance prompt",
+        description="what super-resolution is told of the photos, for instance 'a {class_noun}'; "
+        "the instance prompt if left out",
     )
-    encoder_mode: EncoderMode = Field(
-        default="auto", description="how the text encoder's weights are held"
-    )
-    embeddings: Path | None = Field(
-        default=None, description="a store made by `cascade embed`, used instead of the encoder"
-    )
+    encoder_mode: EncoderMode = "auto"
+    embeddings: Embeddings = None
     class_data_dir: Path | None = Field(
         default=None,
-        description="where what the frozen cascade draws is kept; None is the user's cache",
+        description="where class images and scenes are kept, else in the user's cache; pictures of "
+        "your own in it are class images too, and only what is missing is drawn",
     )
-    stages: tuple[str, ...] = Field(default=(), description="which are tuned; none named is all")
-    validation_prompts: tuple[str, ...] = ()
+    stages: tuple[str, ...] = Field(
+        default=(), description="which to tune, comma-separated; all if left out"
+    )
+    validation_prompts: tuple[str, ...] = Field(
+        default=(), description="may be repeated; the instance prompt if left out"
+    )
     validation_images: Looks = Field(
-        default=4, description="drawn of each validation prompt at the end, and on the way"
+        default=4, description="pictures of each, drawn at the end by all stages; 0 draws none"
     )
-    seed: Seed = 0
+    seed: Seed = Field(default=0, description="seed of everything random")
     recipe: Recipe

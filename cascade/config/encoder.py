@@ -1,8 +1,9 @@
 """How commands hold the text encoder."""
 
+from pathlib import Path
 from typing import Annotated, Final, Literal, TypeAlias, cast, get_args
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 
 from cascade.errors import UserError
 
@@ -30,4 +31,15 @@ def encoder_mode(value: object) -> EncoderModeName:
     )
 
 
-EncoderMode: TypeAlias = Annotated[EncoderModeName, BeforeValidator(encoder_mode)]
+EncoderMode: TypeAlias = Annotated[
+    EncoderModeName,
+    BeforeValidator(encoder_mode),
+    Field(
+        description="how the text encoder is held: auto takes the most exact that fits into half "
+        "of the memory; layerwise reads one block at a time from disk"
+    ),
+]
+Embeddings: TypeAlias = Annotated[
+    Path | None,
+    Field(description="a store made by 'cascade embed', used instead of the text encoder"),
+]

@@ -25,6 +25,8 @@ Cleaning = Literal["none", "lower", "deepfloyd"]
 NullText = Literal["zeros", "empty"]
 RecipeName = Literal["paper", "mini", "deepfloyd"]
 Precision = Literal["fp32", "bf16", "auto"]
+Steps = Annotated[int, Field(strict=True, gt=0, le=1000)]
+"""Of a sampler."""
 ResizeKernel = Literal["bicubic", "bilinear", "lanczos", "box"]
 
 
@@ -101,7 +103,7 @@ class SamplerConfig(Frozen):
     """Which sampler runs, how long, and how it is guided."""
 
     name: SamplerName = "ancestral"
-    steps: int = Field(default=100, strict=True, gt=0, le=1000)
+    steps: Steps = 100
     spacing: Spacing = Field(
         default="linspace",
         description="of the steps on a discrete schedule, by diffusers' names: from the last "
@@ -131,6 +133,24 @@ class SamplerConfig(Frozen):
         "sums stay in fp32; auto is bf16 on a device that has it. An engine keeps the precision "
         "that it was exported in",
     )
+
+    @property
+    def count(self) -> int:
+        """How many steps it takes."""
+        return len(self.timesteps) if self.timesteps else self.steps
+
+    def values_with(self, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """Its values with some replaced; a list of timesteps gives way to `steps`."""
+        given = dict(changes)
+        return self.model_dump() | ({"timesteps": None} if "steps" in given else {}) | given
+
+    def changed(self, source: str, **changes: Any) -> Self:
+        """The same with some settings replaced, as `values_with`.
+
+        Raises:
+            UserError: as `parse`.
+        """
+        return self.parse(self.values_with(changes), source)
 
     @field_validator("timesteps", mode="before")
     @classmethod

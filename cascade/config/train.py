@@ -6,7 +6,7 @@ from typing import Annotated, Final, Literal, Self
 from pydantic import Field, model_validator
 
 from cascade.config.base import Count, Frozen, Looks, Positive, Rows, Seed, Share
-from cascade.config.encoder import EncoderMode
+from cascade.config.encoder import Embeddings, EncoderMode
 from cascade.config.stage import Precision, StageConfig
 from cascade_kernels.names import Backend
 
@@ -23,13 +23,39 @@ class OptimizerConfig(Frozen):
     """The optimizer and its learning-rate schedule, counted in optimizer steps."""
 
     name: OptimizerName = "adamw"
-    learning_rate: float = Field(default=1e-4, strict=True, gt=0.0, le=10.0)
-    betas: tuple[Decay, Decay] = (0.9, 0.999)
-    eps: float = Field(default=1e-8, strict=True, gt=0.0, le=1.0)
-    weight_decay: float = Field(default=0.0, strict=True, ge=0.0, le=10.0)
-    schedule: LrSchedule = "constant"
-    warmup_steps: int = Field(default=0, strict=True, ge=0, le=10**9)
-    max_grad_norm: float = Field(default=1.0, strict=True, gt=0.0, le=1e9)
+    learning_rate: float = Field(
+        default=1e-4, strict=True, gt=0.0, le=10.0, description="the highest learning rate"
+    )
+    betas: tuple[Decay, Decay] = Field(
+        default=(0.9, 0.999), description="decays of the means of gradients and of their squares"
+    )
+    eps: float = Field(
+        default=1e-8,
+        strict=True,
+        gt=0.0,
+        le=1.0,
+        description="added to the root of the mean of squares",
+    )
+    weight_decay: float = Field(
+        default=0.0,
+        strict=True,
+        ge=0.0,
+        le=10.0,
+        description="share of the rate by which weights shrink",
+    )
+    schedule: LrSchedule = Field(
+        default="constant", description="how the rate falls to 0, if it does"
+    )
+    warmup_steps: int = Field(
+        default=0,
+        strict=True,
+        ge=0,
+        le=10**9,
+        description="steps in which the rate rises from 0",
+    )
+    max_grad_norm: float = Field(
+        default=1.0, strict=True, gt=0.0, le=1e9, description="longer gradients are cut to it"
+    )
 
 
 class ObjectiveConfig(Frozen):
@@ -48,7 +74,9 @@ class ObjectiveConfig(Frozen):
     )
     gamma: Positive = Field(default=5.0, description="limit of min_snr")
     variance: LearnedVariance | None = Field(
-        default=None, description="what becomes of a learned variance"
+        default=None,
+        description="a learned variance is trained with the bound, left as it is in the output "
+        "layer (freeze), or taken out of the network (drop); trained if left out",
     )
     vb_weight: Positive = Field(default=1.0, description="of L_vb where variance is trained")
 
@@ -78,19 +106,25 @@ def warmed_up_decay(updates: int) -> float:
 class TrainConfig(Frozen):
     """One training run. A batch is counted in positions of the stream, over all processes."""
 
-    steps: Count
-    batch_size: Rows
-    gradient_accumulation_steps: Rows = 1
+    steps: Count = Field(description="optimizer steps")
+    batch_size: Rows = Field(description="rows of a step, over all processes and passes")
+    gradient_accumulation_steps: Rows = Field(default=1, description="passes in an optimizer step")
     optimizer: OptimizerConfig = OptimizerConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
-    precision: Precision = "fp32"
-    gradient_checkpointing: bool = False
-    compile: bool = False
+    precision: Precision = Field(
+        default="fp32", description="of the arithmetic; auto is bf16 on a device that has it"
+    )
+    gradient_checkpointing: bool = Field(
+        default=False, description="recompute activations to save memory"
+    )
+    compile: bool = Field(default=False, description="compile the network with torch.compile")
     kernels: Backend = Field(
         default="auto", description="auto takes a Triton kernel where it was measured to be fastest"
     )
-    ema_decay: Annotated[float, Field(strict=True, gt=0.0, lt=1.0)] | None = None
-    seed: Seed = 0
+    ema_decay: Annotated[float, Field(strict=True, gt=0.0, lt=1.0)] | None = Field(
+        default=None, description="publish an average of the weights, of this decay"
+    )
+    seed: Seed = Field(default=0, description="seed of everything random")
     noise: NoiseDevice = Field(
         default="cpu",
         description="where a row's noise is drawn: one row after another on the CPU, or a batch at "
@@ -101,15 +135,22 @@ class TrainConfig(Frozen):
         description="spread the timesteps evenly over each batch instead of drawing every row's "
         "alone; the mean gradient is the same and varies less",
     )
-    log_every: Count = 10
-    checkpoint_every: Count = 500
+    log_every: Count = Field(default=10, description="write a line of the log every so often")
+    checkpoint_every: Count = Field(
+        default=500, description="save the run's state every so many steps"
+    )
     checkpoints_kept: Count = Field(
-        default=2, description="the one before the newest is there if that is damaged"
+        default=2,
+        description="how many are kept: the one before the newest is there if that is damaged",
     )
     keep_checkpoints: bool = Field(
-        default=False, description="whether they stay when the stage is published"
+        default=False,
+        description="keep them when a stage is done: the run can then be made longer",
     )
-    validate_every: Count | None = None
+    validate_every: Count | None = Field(
+        default=None,
+        description="draw validation pictures every so many steps too, by the stage in training",
+    )
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
@@ -169,12 +210,8 @@ class PretrainConfig(Frozen):
     data: DataConfig
     validation: ValidationConfig = ValidationConfig()
     text_encoder: Path | None = None
-    encoder_mode: EncoderMode = Field(
-        default="auto", description="how the text encoder's weights are held"
-    )
-    embeddings: Path | None = Field(
-        default=None, description="a store made by `cascade embed`, used instead of the encoder"
-    )
+    encoder_mode: EncoderMode = "auto"
+    embeddings: Embeddings = None
     output: Path
     initial_weights: Path | None = None
 

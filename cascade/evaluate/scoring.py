@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cascade.config.evaluate import StageScoreConfig, SubjectScoreConfig
 from cascade.config.folders import cascade_folder, read_manifest, read_stage_config
+from cascade.config.sample import SampleOptions
 from cascade.config.stage import SamplerConfig, StageConfig, SubjectConfig
 from cascade.data.saliency import U2NetP
 from cascade.environment import usable_device
@@ -26,7 +27,7 @@ from cascade.evaluate.true import TruePictures
 from cascade.files import write_bytes
 from cascade.pipeline import Cascade, Opened
 from cascade.progress import progress_bar, stage_steps
-from cascade.request import Asked, Request, place_of
+from cascade.request import Request, place_of
 from cascade.results import Result
 from cascade.sampling import prompt_table
 from cascade.stage import Stage
@@ -201,12 +202,12 @@ def _score_stage(
 
 def _sampler(configs: list[StageConfig], place: int, config: StageScoreConfig) -> SamplerConfig:
     """The checkpoint's sampler with what is to be different."""
-    asked: Asked = {
-        "sampler": config.sampler,
-        "steps": config.steps,
-        "guidance": config.guidance,
-        "precision": config.precision,
-    }
+    asked = SampleOptions(
+        sampler=config.sampler,
+        steps=config.steps,
+        guidance=config.guidance,
+        precision=config.precision,
+    )
     return Request.of(configs, "", [config.seed], asked).settings[place].sampler
 
 

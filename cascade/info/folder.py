@@ -172,7 +172,7 @@ def _properties(config: StageConfig, licence: str) -> Iterator[tuple[str, str]]:
 
 
 def _sampler(sampler: SamplerConfig) -> str:
-    steps = len(sampler.timesteps or ()) or sampler.steps
+    steps = sampler.count
     return f"{sampler.name}, {steps} steps, guidance {sampler.guidance:g}"
 
 

@@ -116,5 +116,5 @@ def drawing_seconds(
 
 def _calls(sampler: SamplerConfig) -> int:
     """How often a sampler asks for a prediction."""
-    steps = len(sampler.timesteps or ()) or sampler.steps
+    steps = sampler.count
     return 2 * steps if sampler.name == "heun" else steps

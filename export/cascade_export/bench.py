@@ -21,12 +21,11 @@ from typing import Annotated, Literal, get_args
 import torch
 from pydantic import Field
 
-from cascade.config.base import Count, Frozen, Rows
+from cascade.config.base import MOST_AT_ONCE, AtOnce, Count, Frozen, Rows
 from cascade.config.stage import StageConfig
 from cascade.diffusion.denoiser import Network
 from cascade.environment import environment
 from cascade.errors import UserError
-from cascade.request import MOST_AT_ONCE, AtOnce
 from cascade.text.t5 import TextEmbedding
 from cascade_export.bundle import Bundle
 from cascade_export.cases import Case, draw_case

@@ -18,10 +18,10 @@ from typing import Any
 from safetensors import safe_open
 from torch import Tensor
 
-from cascade.chain import MOST_SIDE
+from cascade.config.base import MOST_AT_ONCE, MOST_SIDE
 from cascade.config.stage import StageConfig
 from cascade.errors import UserError
-from cascade.request import MOST_AT_ONCE, whole
+from cascade.request import whole
 from cascade_export.cache import BuildFacts, BuiltPlan, Fingerprint, PlanCache, StoredPlan
 from cascade_export.census import layer_census, planned_memory, weights_in_plan
 from cascade_export.graph import Graph, TensorSpec

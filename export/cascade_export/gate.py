@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import AfterValidator, Field
 
-from cascade.config.base import Frozen
+from cascade.config.base import AtOnce, Frozen
 from cascade.config.stage import SamplerConfig
 from cascade.pipeline import Cascade
-from cascade.request import AtOnce
 from cascade.text.cleaning import clean
 from cascade_export import parity
 from cascade_export.bundle import Bundle

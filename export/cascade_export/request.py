@@ -8,10 +8,9 @@ from typing import Annotated, Final, Literal
 import torch
 from pydantic import Field
 
-from cascade.config.base import Frozen
+from cascade.config.base import AtOnce, Frozen
 from cascade.environment import usable_device
 from cascade.errors import UserError
-from cascade.request import AtOnce
 from cascade_export.engines import EngineKind
 from cascade_export.gate import Gate, Prompts
 from cascade_export.parity import PROMPTS

@@ -17,12 +17,11 @@ from typing import Final
 
 from pydantic import Field
 
-from cascade.config.base import Frozen, Name
+from cascade.config.base import AtOnce, Frozen, Name
 from cascade.config.stage import MANIFEST, CascadeManifest
 from cascade.errors import UserError
 from cascade.files import copy_file, new_folder, write_bytes
 from cascade.formats.encoder import write_encoder
-from cascade.request import AtOnce
 from cascade.text.files import EncoderFiles, find_vocabulary
 from cascade_export.bundle import Bundle
 from cascade_export.cache import PlanCache

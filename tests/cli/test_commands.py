@@ -18,6 +18,7 @@ from PIL import Image
 
 from cascade import cli
 from cascade.cli import app
+from cascade.cli.dreambooth_flags import comma_separated, scenes_of
 from cascade.cli.recipe import PATHS, recipe_from_flags
 from cascade.config.dreambooth import DreamBoothConfig
 from cascade.config.recipes import RECIPES
@@ -49,7 +50,7 @@ def test_help_lists_the_commands_and_loses_no_words(command: Command) -> None:
     assert shown.status == 0
     assert all(name in shown.out for name in COMMANDS)
     assert "[V]" in command("dreambooth", "--help").out
-    assert "in [0, 1]" in command("sample", "--help").out
+    assert "[0 <= x <= 1]" in command("sample", "--help").out
 
 
 def test_version(command: Command) -> None:
@@ -343,6 +344,10 @@ def test_dreambooth_s_flags_in_both_spellings(
     assert command("dreambooth", *arguments).status == 0
     (config,) = received
     switches = {name: value for name, (_, value) in SWITCHES.items()}
+    parsed = {
+        "class_variations": comma_separated(FLAGS["class_variations"]),
+        "scenes": scenes_of(FLAGS["scenes"]),
+    }
     assert config == DreamBoothConfig(
         cascade=str(tiny_cascade),
         instance_data_dir=Path("some/photos"),
@@ -357,7 +362,7 @@ def test_dreambooth_s_flags_in_both_spellings(
         validation_prompts=("a zug dog",),
         validation_images=2,
         seed=9,
-        recipe=recipe_from_flags(RECIPES["paper"], FLAGS | switches, world=3),
+        recipe=recipe_from_flags(RECIPES["paper"], FLAGS | switches | parsed, world=3),
     )
     assert config.recipe.base.batch_size == 6 * 2 * 3
 

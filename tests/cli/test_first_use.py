@@ -11,15 +11,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cascade.cli.recipe import PATHS, SETTINGS, in_recipes, recipe_from_flags
+from cascade.cli.dreambooth_flags import NUMBERS, in_recipes
+from cascade.cli.recipe import PATHS, recipe_from_flags
 from cascade.config.recipes import RECIPES
 
 Command = Callable[..., Any]
 
 
-@pytest.mark.parametrize("flag", sorted(SETTINGS))
+@pytest.mark.parametrize("flag", [flag.name for flag in NUMBERS])
 def test_help_tells_what_every_recipe_has(flag: str) -> None:
-    told = in_recipes(flag)
+    told = in_recipes(*PATHS[flag])
     assert told
     for name in RECIPES if ", " in told else ():
         assert f"{name} " in told
@@ -38,7 +39,7 @@ def test_help_tells_what_every_recipe_has(flag: str) -> None:
     ],
 )
 def test_a_recipe_s_number_is_told_as_the_flag_takes_it(flag: str, told: str) -> None:
-    assert in_recipes(flag) == told
+    assert in_recipes(*PATHS[flag]) == told
 
 
 @pytest.mark.parametrize("name", RECIPES)

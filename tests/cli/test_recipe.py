@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from cascade.cli.dreambooth import dreambooth
-from cascade.cli.recipe import LISTS, PATHS, USED_BY, recipe_from_flags
+from cascade.cli.dreambooth_flags import comma_separated, precision_of, scenes_of
+from cascade.cli.recipe import PATHS, USED_BY, recipe_from_flags
 from cascade.config.dreambooth import MaskConfig, Recipe
 from cascade.config.recipes import RECIPES
 from cascade.config.stage import RecipeName
@@ -52,6 +53,12 @@ VALUES: dict[str, Any] = {
     "checkpoints_total_limit": 3,
     "keep_checkpoints": True,
     "validation_steps": 55,
+    "class_variations": ("a red {class_noun}",),
+    "masks": "alpha",
+    "scenes": ({"phrase": "on the beach", "prompt": "a beach"},),
+    "adam_beta1": 0.5,
+    "adam_beta2": 0.6,
+    "mixed_precision": "bf16",
 }
 # What a flag sets besides its own path.
 BESIDES = {
@@ -60,6 +67,8 @@ BESIDES = {
 
 
 def leaves(values: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if path.endswith("betas"):
+        values = {str(place): value for place, value in enumerate(values)}
     if isinstance(values, dict):
         for name, value in values.items():
             yield from leaves(value, f"{path}.{name}".lstrip("."))
@@ -114,7 +123,12 @@ def test_no_flags_change_nothing(name: RecipeName) -> None:
 
 
 def test_derived_flags() -> None:
-    flags = {"mixed_precision": "bf16", "snr_gamma": 5.0, "adam_beta1": 0.5, "adam_beta2": 0.6}
+    flags = {
+        "mixed_precision": precision_of("bf16"),
+        "snr_gamma": 5.0,
+        "adam_beta1": 0.5,
+        "adam_beta2": 0.6,
+    }
     after = recipe_from_flags(START, flags, world=1)
     for run in (after.base, after.super_resolution):
         assert run.precision == "bf16"
@@ -122,7 +136,7 @@ def test_derived_flags() -> None:
         assert run.optimizer.betas == (0.5, 0.6)
     small = recipe_from_flags(START, {"use_8bit_adam": True}, world=1)
     assert [run.optimizer.name for run in (small.base, small.super_resolution)] == ["adamw8bit"] * 2
-    full = recipe_from_flags(START, {"mixed_precision": "no"}, world=1)
+    full = recipe_from_flags(START, {"mixed_precision": precision_of("no")}, world=1)
     assert full.base.precision == "fp32"
 
 
@@ -181,42 +195,42 @@ def test_masks_are_switched_off_and_on() -> None:
 
 def test_scenes_are_a_phrase_and_what_draws_it_empty() -> None:
     text = "on the beach = a beach, in  snow=snow "
-    scenes = recipe_from_flags(START, {"scenes": text}, world=1).scenes
+    scenes = recipe_from_flags(START, {"scenes": scenes_of(text)}, world=1).scenes
     assert [(one.phrase, one.prompt) for one in scenes] == [
         ("on the beach", "a beach"),
         ("in  snow", "snow"),
     ]
     for text in ("on the beach", "on the beach = a beach,", "= a beach"):
         with pytest.raises(UserError, match=r"scenes\.\d\.(prompt|phrase)"):
-            recipe_from_flags(START, {"scenes": text}, world=1)
+            recipe_from_flags(START, {"scenes": scenes_of(text)}, world=1)
     with pytest.raises(UserError, match="need a list of scenes"):
-        recipe_from_flags(START, {"scenes": ""}, world=1)
-    off = {"scenes": "", "scene_share": 0.0, "class_scenes": False}
+        recipe_from_flags(START, {"scenes": ()}, world=1)
+    off = {"scenes": (), "scene_share": 0.0, "class_scenes": False}
     none = recipe_from_flags(START, off, world=1)
     assert none.scenes == ()
 
 
 def test_variations_of_the_class_are_templates() -> None:
-    flags = {"class_variations": "a cartoon of a {class_noun}, a red {class_noun}"}
+    text = "a cartoon of a {class_noun}, a red {class_noun}"
+    flags = {"class_variations": comma_separated(text)}
     prior = recipe_from_flags(START, flags, world=1).prior
     assert prior is not None
     assert prior.variations == ("a cartoon of a {class_noun}", "a red {class_noun}")
-    none = recipe_from_flags(START, {"class_variations": ""}, world=1).prior
+    none = recipe_from_flags(START, {"class_variations": ()}, world=1).prior
     assert none is not None
     assert none.variations == ()
     with pytest.raises(UserError, match=r"prior\.variations\.1"):
-        recipe_from_flags(START, {"class_variations": "a red {class_noun},"}, world=1)
+        recipe_from_flags(
+            START, {"class_variations": comma_separated("a red {class_noun},")}, world=1
+        )
 
 
-LISTED = {flag: (path,) for flag, (path, _) in LISTS.items()}
 GIVEN = VALUES | {
-    "class_variations": "a red {class_noun}",
-    "scenes": "on the beach = a beach",
     "class_prompt": "a {class_noun}",
     "class_data_dir": Path("class"),
     "sr_prompt": "a {class_noun}",
 }
-BELONGS = PATHS | LISTED | USED_BY
+BELONGS = {**PATHS, **USED_BY}
 
 
 def _within(*parts: str) -> set[str]:
@@ -237,7 +251,7 @@ IDLE: dict[str, tuple[dict[str, Any], set[str], set[str], str]] = {
         "a super-resolution stage to be tuned",
     ),
     "no prior": (PLAIN, BOTH, _within("prior."), "prior preservation"),
-    "no masks": (PLAIN, BOTH, _within("masks."), "masks"),
+    "no masks": (PLAIN, BOTH, _within("masks.") - {"masks"}, "masks"),
     "neither": (PLAIN, BOTH, {"sample_batch_size", "class_data_dir"}, "prior preservation"),
     "no scenes": (PLAIN, BOTH, {"scenes"}, "the class or the subject in scenes"),
     "no scene rows": ({"scene_share": 0.0}, BOTH, OF_SCENES, "the subject in scenes"),
@@ -271,10 +285,10 @@ def test_every_flag_of_a_part_is_tried_without_it_and_with_it() -> None:
     assert BELONGS.keys() == GIVEN.keys()
     tried = {flag for _, _, flags, _ in IDLE.values() for flag in flags}
     of_every_stage = {"center_crop", "flip"} | {f for f, p in PATHS.items() if p[0][:5] == "base."}
-    assert BELONGS.keys() - tried == of_every_stage - _within("base.")
+    assert BELONGS.keys() - tried == of_every_stage - _within("base.") | {"masks"}
     # With everything on, none is refused; nor is one that says no to what is not done.
     recipe_from_flags(START, GIVEN, world=1)
-    no = {"sr_scenes": False, "sr_prior_preservation": False, "scenes": "", "scene_share": 0.0}
+    no = {"sr_scenes": False, "sr_prior_preservation": False, "scenes": (), "scene_share": 0.0}
     recipe_from_flags(START, PLAIN | no, world=1, tuned={"base"})
 
 

@@ -9,13 +9,17 @@ import pytest
 
 from cascade.config.base import Frozen
 from cascade.config.dreambooth import DrawnConfig, DreamBoothConfig
+from cascade.config.embed import EmbedConfig
 from cascade.config.evaluate import DrawingConfig, StageScoreConfig, SubjectScoreConfig
 from cascade.config.recipes import RECIPES
+from cascade.config.sample import SampleConfig, SampleOptions
+from cascade.config.stage import AugmentationLevel
 from cascade.config.train import PretrainConfig
 from cascade.errors import UserError
 from cascade.evaluate.judge_config import Attribute, JudgeConfig
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+LEVEL = AugmentationLevel(value=0.5)
 WRONG = (math.inf, math.nan, -1e30, 1e30, -(10**30), 10**30, 10**5000, True, "x", "1")
 
 # Every setting that may be left out is given, and every list has an entry.
@@ -37,6 +41,10 @@ WHOLE: tuple[Frozen, ...] = (
         class_noun="dog",
         recipe=RECIPES["mini"],
     ),
+    SampleConfig(
+        prompts=("a dog",), steps=3, guidance=2.0, noise_level=0.1, size=512, levels={"sr": LEVEL}
+    ),
+    EmbedConfig(output=Path("store"), cascade="mini", caption=("a dog",)),
     JudgeConfig(attributes={"concept": Attribute(words={"dog": ("dog",)})}),
     SubjectScoreConfig(),
     StageScoreConfig(side=64, steps=5, guidance=1.0),
@@ -92,7 +100,7 @@ def test_no_number_was_left_out() -> None:
     held = {kind for kind in settings_classes(Frozen) if kind.__module__.startswith("cascade.")}
     everywhere = {
         (kind, name)
-        for kind in held - {DrawnConfig, DrawingConfig}  # only its heirs are made
+        for kind in held - {DrawnConfig, DrawingConfig, SampleOptions}  # only their heirs are made
         for name, field in kind.model_fields.items()
         if is_number(field.annotation)
     }

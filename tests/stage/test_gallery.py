@@ -3,18 +3,19 @@
 import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from cascade import gallery as gallery_module
+from cascade.config.sample import SampleOptions
 from cascade.config.stage import SamplerConfig
 from cascade.data.images import to_pil
 from cascade.errors import UserError
 from cascade.gallery import Gallery, draw_to_folder
 from cascade.pipeline import Cascade
-from cascade.request import Asked, Request
+from cascade.request import Request
 
 
 def files(folder: Path) -> list[str]:
@@ -26,12 +27,15 @@ def draw(
     folder: Path,
     prompts: str | list[str],
     seeds: Sequence[int],
-    **asked: Unpack[Asked],
+    **asked: Any,
 ) -> Gallery:
     texts = [prompts] if isinstance(prompts, str) else prompts
     pairs = [(text, seed) for text in texts for seed in seeds]
     request = Request.of(
-        cascade.configs, [text for text, _ in pairs], [seed for _, seed in pairs], asked
+        cascade.configs,
+        [text for text, _ in pairs],
+        [seed for _, seed in pairs],
+        SampleOptions(**asked),
     )
     return draw_to_folder(cascade, request, folder, columns=len(seeds))
 
@@ -88,7 +92,7 @@ def test_other_files_in_the_folder_stay(cascade: Cascade, tmp_path: Path) -> Non
     assert files(tmp_path / "base16") == ["00-1.png", "01-0.png", "01-1.png"]
 
 
-OTHERS: dict[str, Asked] = {
+OTHERS: dict[str, dict[str, Any]] = {
     "settings": {"steps": 2},
     "guidance": {"guidance": 2.0},
     "noise": {"noise_level": 0.5},

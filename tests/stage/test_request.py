@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from cascade.chain import MOST_SIDE, scales
+from cascade.chain import scales
+from cascade.config.base import MOST_SIDE
+from cascade.config.sample import SampleOptions
 from cascade.config.stage import AugmentationLevel, SamplerConfig
 from cascade.errors import UserError
 from cascade.pipeline import Cascade
@@ -41,25 +43,25 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "half an image": ({"num_images": 1.5}, "num_images is 1.5; give a whole number"),
     "too many images": ({"num_images": 10**8}, "num_images is 100000000; .* to 100000"),
     "too many in all": ({"prompts": ["a", "b"], "num_images": 60_000}, "More than 100000 pictures"),
-    "no batch": ({"batch_size": 0}, "the batch size is 0; give a whole number from 1"),
-    "a negative batch": ({"batch_size": -1}, "the batch size is -1"),
-    "half a batch": ({"batch_size": 1.5}, "the batch size is 1.5; give a whole number"),
-    "a huge batch": ({"batch_size": 10**9}, "the batch size is 1000000000"),
-    "no steps": ({"steps": 0}, "In what is asked: sampler.steps"),
-    "a step's half": ({"steps": 1.5}, "steps is 1.5; give a whole number"),
-    "guidance of no value": ({"guidance": NAN}, "sampler.guidance"),
-    "negative guidance": ({"guidance": -1}, "sampler.guidance"),
-    "an unknown sampler": ({"sampler": "euler"}, "sampler.name"),
+    "no batch": ({"batch_size": 0}, "batch_size: must be greater than 0"),
+    "a negative batch": ({"batch_size": -1}, "batch_size: must be greater than 0, not -1"),
+    "half a batch": ({"batch_size": 1.5}, "batch_size: must be a valid integer, not 1.5"),
+    "a huge batch": ({"batch_size": 10**9}, "batch_size: must be less than or equal to 1024"),
+    "no steps": ({"steps": 0}, "In what is asked: steps: must be greater"),
+    "a step's half": ({"steps": 1.5}, "steps: must be a valid integer, not 1.5"),
+    "guidance of no value": ({"guidance": NAN}, "guidance: must be a finite number"),
+    "negative guidance": ({"guidance": -1}, "guidance: must be greater"),
+    "an unknown sampler": ({"sampler": "euler"}, "sampler: must be 'ancestral'"),
     "an unknown list": ({"timesteps": ["fast28"]}, "known are fast27"),
     "lists for other stages": ({"timesteps": ["fast27"] * 3}, "3 lists of timesteps for 2"),
-    "a number as list": ({"timesteps": 27}, "the lists of timesteps are 27; give a text"),
+    "a number as list": ({"timesteps": 27}, "timesteps: must be a list, not 27"),
     "an empty list of lists": ({"timesteps": []}, "There are 0 lists of timesteps for 2"),
     "two steps of one level": (
         {"samplers": {"base16": {"timesteps": [0.005, 0]}}},
         r"In samplers\['base16'\]: sampler: timesteps must be a strictly",
     ),
     "steps twice": ({"steps": 3, "timesteps": ["fast27"]}, "give one of them"),
-    "samplers of one stage": ({"samplers": SAMPLER}, r"samplers are by stage; .*\{'base16': "),
+    "samplers of one stage": ({"samplers": SAMPLER}, "samplers: must be a table of settings"),
     "an unknown stage": ({"samplers": {"x": SAMPLER}}, "no stage 'x'; it has base16, sr32"),
     "a name as sampler": ({"samplers": {"sr32": "ddim"}}, r"samplers\['sr32'\] are 'ddim'"),
     "an unknown setting": ({"samplers": {"sr32": {"stepz": 2}}}, "did you mean 'steps'"),
@@ -79,17 +81,20 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"levels": {"base16": AugmentationLevel(value=0.1)}},
         "'base16' enlarges nothing and has no level",
     ),
-    "a number as levels": ({"levels": 0.1}, "levels are by stage"),
-    "a number as level": ({"levels": {"sr32": 0.1}}, "give an AugmentationLevel"),
-    "an unchecked level": ({"levels": {"sr32": TOO_HIGH}}, r"levels\['sr32'\]: value"),
-    "a level beyond its range": ({"noise_level": 1.5}, "In noise_level: value"),
+    "a number as levels": ({"levels": 0.1}, "levels: must be a table of settings"),
+    "a number as level": ({"levels": {"sr32": 0.1}}, "levels.sr32: must be a table of settings"),
+    "an unchecked level": ({"levels": {"sr32": TOO_HIGH}}, "levels.sr32.value: must be less"),
+    "a level beyond its range": ({"noise_level": 1.5}, "noise_level: must be less"),
     "an unknown last stage": ({"last_stage": "sr64"}, "no stage 'sr64'"),
-    "numbers as last stage": ({"last_stage": np.arange(2)}, "no stage"),
+    "numbers as last stage": ({"last_stage": np.arange(2)}, "last_stage: must be a valid string"),
     "negative prompts for others": (
         {"negative_prompts": ["a", "b"]},
         "2 negative prompts for 1 pictures",
     ),
-    "a number as negative prompt": ({"negative_prompts": 1}, "the negative prompts are 1"),
+    "a number as negative prompt": (
+        {"negative_prompts": 1},
+        "negative_prompts: must be a list",
+    ),
     "a negative prompt without guidance": (
         {"negative_prompts": "a cat", "guidance": 1},
         "a negative prompt does nothing",
@@ -108,21 +113,21 @@ def test_what_cannot_be_drawn(cascade: Cascade, case: str) -> None:
 
 
 def test_an_unknown_argument(cascade: Cascade) -> None:
-    with pytest.raises(TypeError, match="no argument stepz"):
-        cascade.sample("a dog", stepz=3)  # type: ignore[call-arg]
+    with pytest.raises(UserError, match=r"'stepz' is not a setting \(did you mean 'steps'\?\)"):
+        cascade.sample("a dog", stepz=3)
 
 
 @pytest.mark.parametrize(
     "seeds", [np.arange(2), torch.arange(2), range(2), (0, 1), iter([0, 1]), [np.int64(0), 1]]
 )
 def test_seeds_are_whole_numbers_of_any_kind(cascade: Cascade, seeds: Any) -> None:
-    request = Request.of(cascade.configs, "a dog", seeds, {})
+    request = Request.of(cascade.configs, "a dog", seeds)
     assert request.seeds == (0, 1)
     assert all(type(seed) is int for seed in request.seeds)
 
 
 def test_every_prompt_has_its_number_of_images(cascade: Cascade) -> None:
-    request = Request.of(cascade.configs, ["a dog", "a cat"], None, {"num_images": 2})
+    request = Request.of(cascade.configs, ["a dog", "a cat"], num_images=2)
     assert request.prompts == ("a dog", "a dog", "a cat", "a cat")
     assert request.seeds == (0, 1, 0, 1)
 
@@ -133,14 +138,18 @@ def test_settings_are_the_checkpoints_but_for_what_is_asked(cascade: Cascade) ->
         cascade.configs,
         "a dog",
         None,
-        {"steps": 4, "noise_level": 0.5, "samplers": {"sr32": {"guidance": 2}}},
+        SampleOptions(steps=4, noise_level=0.5, samplers={"sr32": {"guidance": 2}}),
     ).settings
     assert asked[0].sampler == base.sampler.model_copy(update={"steps": 4})
     assert asked[1].sampler == large.sampler.model_copy(update={"steps": 4, "guidance": 2.0})
     assert [setting.level for setting in asked] == [None, AugmentationLevel(value=0.5)]
-    (first,) = Request.of(cascade.configs, "a dog", None, {"last_stage": "base16"}).settings
+    (first,) = Request.of(
+        cascade.configs, "a dog", None, SampleOptions(last_stage="base16")
+    ).settings
     assert first.stage == "base16"
-    named = Request.of(cascade.configs, "a", None, {"timesteps": ["fast27", "smart27"]}).settings
+    named = Request.of(
+        cascade.configs, "a", None, SampleOptions(timesteps=("fast27", "smart27"))
+    ).settings
     assert [len(setting.sampler.timesteps or ()) for setting in named] == [27, 27]
 
 

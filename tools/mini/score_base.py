@@ -187,7 +187,7 @@ def _distance(
 def _table(request: BaseRequest, judged: Mapping[str, Judged], distance: Distance | None) -> str:
     """A line for each set of pictures, a column for each attribute."""
     sampler = request.sampler
-    steps = len(sampler.timesteps or ()) or sampler.steps
+    steps = sampler.count
     head = ["pictures", *request.judge.config.attributes]
     rows = []
     for name, found in judged.items():

@@ -1,0 +1,103 @@
+"""Settings of one sampling, and of `cascade sample`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import Field, model_validator
+
+from cascade.config.base import AtOnce, Drawn, Factor, Frozen, Seed, Share, Size, Texts
+from cascade.config.encoder import Embeddings, EncoderMode
+from cascade.config.stage import AugmentationLevel, Precision, SamplerName, Steps
+from cascade_kernels.names import Backend
+
+
+class SampleOptions(Frozen):
+    """What is asked for beside prompts and seeds; None keeps the checkpoints' own."""
+
+    negative_prompts: Texts | None = Field(
+        default=None,
+        description="what to lead away from, in place of the unconditional text (Imagen eq. 2); "
+        "one for all pictures or one for each",
+    )
+    sampler: SamplerName | None = Field(
+        default=None, description="another sampler than the checkpoints', for every stage"
+    )
+    steps: Steps | None = Field(
+        default=None,
+        description="another number of its steps; a checkpoint's list of timesteps gives way",
+    )
+    timesteps: Texts | None = Field(
+        default=None,
+        description="a named list in their place, such as smart100: one for all stages, or one for "
+        "each",
+    )
+    guidance: Factor | None = Field(default=None, description="another guidance weight; 1 is off")
+    precision: Precision | None = Field(
+        default=None,
+        description="of the networks' arithmetic; auto is bf16 on a device that has it",
+    )
+    noise_level: Share | None = Field(
+        default=None,
+        description="augmentation level of every super-resolution stage, a time of its schedule",
+    )
+    samplers: Mapping[str, Any] | None = Field(
+        default=None,
+        description="stage name to a SamplerConfig, or to those of its settings that differ",
+    )
+    levels: Mapping[str, AugmentationLevel] | None = Field(
+        default=None, description="stage name to augmentation level"
+    )
+    last_stage: str | None = Field(default=None, description="stop after this stage")
+    batch_size: AtOnce = Field(default=8, description="pictures worked on at once")
+
+    def changed(self, source: str, changes: Mapping[str, Any]) -> Self:
+        """The same with some of it replaced.
+
+        Raises:
+            UserError: as `parse`.
+        """
+        chosen = {name: getattr(self, name) for name in self.model_fields_set}
+        return self.parse(chosen | dict(changes), source)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _scalars(cls, values: Any) -> Any:
+        """Take NumPy's and PyTorch's numbers as Python's."""
+        if not isinstance(values, Mapping):
+            return values
+        return {k: v.item() if getattr(v, "shape", None) == () else v for k, v in values.items()}
+
+    @model_validator(mode="after")
+    def _steps_or_timesteps(self) -> Self:
+        if self.steps is not None and self.timesteps is not None:
+            raise ValueError("steps and timesteps both say how to sample; give one of them")
+        return self
+
+
+class SampleConfig(SampleOptions):
+    """`cascade sample`: what to draw, with what, and where the files go."""
+
+    prompts: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        min_length=1, description="what to draw; may be repeated"
+    )
+    output: Path = Field(
+        default=Path("pictures"), description="gets the pictures; those there are never replaced"
+    )
+    cascade: str | None = Field(
+        default=None, description="a cascade folder; 'mini' if neither this nor a bundle"
+    )
+    num_images: Drawn = Field(default=4, description="pictures of each prompt")
+    seed: Seed = Field(default=0, description="seed of the first picture; the next count up")
+    size: Size | None = Field(
+        default=None, description="use the last stage again until pictures are this wide"
+    )
+    device: str | None = Field(
+        default=None, description="where the networks run: cpu, cuda, ...; the GPU if there is one"
+    )
+    kernels: Backend = Field(
+        default="auto",
+        description="Triton kernels: where measured to be fastest, always, or never",
+    )
+    embeddings: Embeddings = None
+    encoder_mode: EncoderMode = "auto"
