@@ -36,10 +36,10 @@ from cascade.pipeline import Cascade
 from cascade.sampling import prompt_table, sample_stage
 from cascade.stage import Stage
 from cascade.text.files import EncoderFiles
-from cascade_export.bundle import Bundle
-from cascade_export.exporting import export_bundle
-from cascade_export.gate import Gate
-from cascade_export.request import Request
+from cascade_export.bundle.bundle import Bundle
+from cascade_export.bundle.gate import Gate
+from cascade_export.bundle.request import Request
+from cascade_export.bundle.write import export_bundle
 
 PROMPT = "a photo of a dog on the beach"
 SEED = 3

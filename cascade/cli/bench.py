@@ -88,9 +88,9 @@ def stages(
     chosen = values.either(folder, bundle, "bundle")
     from cascade.environment import usable_device
     from cascade.progress import progress_bar, stage_steps
-    from cascade_export.bench import BenchSettings, bench_stages
-    from cascade_export.bench_report import bench_tables, write_bench
-    from cascade_export.bundle import Bundle
+    from cascade_export.bench.stages import BenchSettings, bench_stages
+    from cascade_export.bench.tables import bench_tables, write_bench
+    from cascade_export.bundle.bundle import Bundle
 
     settings = BenchSettings.of_lists(batch, against, rounds, steps, usable_device(device))
     opened = Bundle.open(chosen)

@@ -90,8 +90,9 @@ def load_bundle(
     Raises:
         UserError: the bundle is none, or an engine cannot run so.
     """
-    from cascade_export.bundle import Bundle as Exported
-    from cascade_export.engines import EngineOptions, default_device
+    from cascade_export.bundle.bundle import Bundle as Exported
+    from cascade_export.engines.base import EngineOptions
+    from cascade_export.engines.opening import default_device
 
     bundle = Exported.open(folder)
     return bundle.cascade(

@@ -17,10 +17,10 @@ from cascade.files import require_writable
 
 if TYPE_CHECKING:
     from cascade.pipeline import Cascade
-    from cascade_export.bundle import Bundle
-    from cascade_export.gate import Gate
-    from cascade_export.manifest import Proof
-    from cascade_export.request import Request
+    from cascade_export.bundle.bundle import Bundle
+    from cascade_export.bundle.gate import Gate
+    from cascade_export.bundle.manifest import Proof
+    from cascade_export.bundle.request import Request
 
 PrecisionName = Literal["fp32", "fp16", "bf16"]
 
@@ -123,12 +123,12 @@ def export(
     if into is not None and given:
         raise UserError(f"--{given[0]} is what {into} was exported with; leave it out with --into.")
     from cascade.environment import usable_device
-    from cascade_export.bundle import Bundle
-    from cascade_export.engines import default_device
-    from cascade_export.gate import Gate
-    from cascade_export.parity import PROMPTS
-    from cascade_export.request import Request
-    from cascade_export.targets import parse_targets
+    from cascade_export.bundle.bundle import Bundle
+    from cascade_export.bundle.gate import Gate
+    from cascade_export.bundle.request import Request
+    from cascade_export.engines.opening import default_device
+    from cascade_export.engines.tensorrt.targets import parse_targets
+    from cascade_export.parity.check import PROMPTS
 
     bundle = Bundle.open(into) if into is not None else None
     kind = bundle.manifest.engine if bundle is not None else engine or "onnxruntime"
@@ -194,8 +194,8 @@ class Source(NamedTuple):
 
 def _make(output: Path, source: Source, request: "Request") -> None:
     from cascade.progress import progress_bar, stage_steps
-    from cascade_export.exporting import export_bundle
-    from cascade_export.request import require_place
+    from cascade_export.bundle.request import require_place
+    from cascade_export.bundle.write import export_bundle
 
     request.check()
     require_place(output)
@@ -208,7 +208,7 @@ def _make(output: Path, source: Source, request: "Request") -> None:
 
 def _add(bundle: "Bundle", source: Source, name: str, gate: "Gate") -> None:
     from cascade.progress import progress_bar, stage_steps
-    from cascade_export.subjects import add_subject, check_subject_name, subject_folder
+    from cascade_export.bundle.finetunes import add_subject, check_subject_name, subject_folder
 
     check_subject_name(bundle, name)
     require_writable(bundle.folder)

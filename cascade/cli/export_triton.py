@@ -40,8 +40,8 @@ def export_triton(
     for RTX cannot be loaded by that server.
     """
     chosen = values.either(folder, bundle, "bundle")
-    from cascade_export.bundle import Bundle
-    from cascade_export.triton_repository import ServerOptions, write_repository
+    from cascade_export.bundle.bundle import Bundle
+    from cascade_export.triton_server.repository import ServerOptions, write_repository
 
     given = {
         "name": name,

@@ -17,13 +17,13 @@ from cascade.cli import main
 from cascade.config.stage import AugmentationLevel, CascadeManifest, SubjectConfig
 from cascade.pipeline import Cascade
 from cascade.stage import Stage
-from cascade_export.bundle import Bundle
-from cascade_export.exporting import export_bundle
-from cascade_export.gate import Gate
-from cascade_export.graph import GRAPH, Graph
-from cascade_export.request import Request
-from cascade_export.subjects import add_subject
-from cascade_export.weights import WEIGHTS
+from cascade_export.bundle.bundle import Bundle
+from cascade_export.bundle.finetunes import add_subject
+from cascade_export.bundle.gate import Gate
+from cascade_export.bundle.request import Request
+from cascade_export.bundle.write import export_bundle
+from cascade_export.graph.graph import GRAPH, Graph
+from cascade_export.graph.weights import WEIGHTS
 
 GATE = Gate()
 SUBJECT = "sec-dog"
@@ -98,7 +98,7 @@ def traced(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> list[str]:
             shutil.copy(source / name, folder / name)
         return Graph.open(folder / GRAPH)
 
-    monkeypatch.setattr("cascade_export.exporting.export_stage", copied)
+    monkeypatch.setattr("cascade_export.bundle.write.export_stage", copied)
     return exported
 
 

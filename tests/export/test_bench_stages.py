@@ -12,11 +12,11 @@ from cascade.errors import UserError
 from cascade.sampling import prompt_table
 from cascade.stage import Stage
 from cascade.text.t5 import TextEmbedding
-from cascade_export.bench import BenchSettings, StageBench, bench_stages, time_first_picture
-from cascade_export.bench_report import bench_tables, write_bench
-from cascade_export.bundle import Bundle
-from cascade_export.cases import tensor_cases
-from cascade_export.peer import DiffusersNetwork
+from cascade_export.bench.peer import DiffusersNetwork
+from cascade_export.bench.stages import BenchSettings, StageBench, bench_stages, time_first_picture
+from cascade_export.bench.tables import bench_tables, write_bench
+from cascade_export.bundle.bundle import Bundle
+from cascade_export.graph.probe import tensor_cases
 
 QUICK = BenchSettings(
     batches=(1, 2), against=("eager",), rounds=2, repeats=2, steps=1, first_picture=False

@@ -16,15 +16,25 @@ from cascade.config.folders import read_stage_config
 from cascade.config.stage import StageConfig
 from cascade.errors import UserError
 from cascade.stage import Stage
-from cascade_export.build import build_plan, plan_fingerprint, shapes, stage_profile
-from cascade_export.cache import Fingerprint, PlanCache
-from cascade_export.census import PlannedMemory, planned_memory, weights_in_plan
 from cascade_export.engines.base import StageFiles
-from cascade_export.engines.tensorrt import plan_of
-from cascade_export.graph import Graph, TensorSpec, export_stage
-from cascade_export.precision import Precision
-from cascade_export.targets import load_module, resolve_targets
-from cascade_export.weights import digest, places, write_weights
+from cascade_export.engines.tensorrt.build import (
+    build_plan,
+    plan_fingerprint,
+    shapes,
+    stage_profile,
+)
+from cascade_export.engines.tensorrt.engine import plan_of
+from cascade_export.engines.tensorrt.inspect_plan import (
+    PlannedMemory,
+    planned_memory,
+    weights_in_plan,
+)
+from cascade_export.engines.tensorrt.plan_cache import Fingerprint, PlanCache
+from cascade_export.engines.tensorrt.targets import load_module, resolve_targets
+from cascade_export.graph.graph import Graph, TensorSpec
+from cascade_export.graph.numerics import Precision
+from cascade_export.graph.trace import export_stage
+from cascade_export.graph.weights import digest, places, write_weights
 
 WIDTH = 96
 PROFILE = {"batch": (1, 2, 8), "height": (16, 16, 16), "width": (16, 16, 16)}

@@ -16,17 +16,17 @@ from cascade.errors import UserError
 from cascade.pipeline import Cascade, Pictures
 from cascade.stage import Stage
 from cascade_export.adapted import parse_lora, with_lora
-from cascade_export.bundle import Bundle, open_bundle
-from cascade_export.engines import EngineKind
-from cascade_export.exporting import export_bundle
-from cascade_export.gate import Gate, runner
-from cascade_export.graph import GRAPH
-from cascade_export.manifest import BundleManifest, Subject
-from cascade_export.request import Request, require_place
-from cascade_export.subjects import add_subject
-from cascade_export.tolerance import to_levels
-from cascade_export.triton_repository import ServerOptions
-from cascade_export.weights import WEIGHTS
+from cascade_export.bundle.bundle import Bundle, open_bundle
+from cascade_export.bundle.finetunes import add_subject
+from cascade_export.bundle.gate import Gate, runner
+from cascade_export.bundle.manifest import BundleManifest, Subject
+from cascade_export.bundle.request import Request, require_place
+from cascade_export.bundle.write import export_bundle
+from cascade_export.engines.base import EngineKind
+from cascade_export.graph.graph import GRAPH
+from cascade_export.graph.weights import WEIGHTS
+from cascade_export.parity.limits import to_levels
+from cascade_export.triton_server.repository import ServerOptions
 
 PROMPTS = ["a dog", "a photo of a sec dog on the beach", "a cat", ""]
 SUBJECT = "sec-dog"
@@ -244,7 +244,7 @@ def test_an_interrupted_export_goes_on(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("cascade_export.exporting.compare", interrupted)
+        patch.setattr("cascade_export.bundle.write.compare", interrupted)
         with pytest.raises(KeyboardInterrupt):
             export_bundle(cascade, output, Request())
     assert traced == ["base16", "sr32"]

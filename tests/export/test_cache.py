@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 from cascade.errors import UserError
-from cascade_export.cache import (
+from cascade_export.engines.tensorrt.inspect_plan import PlannedMemory, WeightsFound
+from cascade_export.engines.tensorrt.plan_cache import (
     BuildFacts,
     BuiltPlan,
     Fingerprint,
     PlanCache,
     StoredPlan,
 )
-from cascade_export.census import PlannedMemory, WeightsFound
 
 PRINT = Fingerprint(
     graph="g" * 64,

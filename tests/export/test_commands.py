@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cascade_export.bundle import Bundle
+from cascade_export.bundle.bundle import Bundle
 
 Command = Callable[..., Any]
 

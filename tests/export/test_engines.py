@@ -13,10 +13,10 @@ from torch import Tensor
 from cascade.errors import UserError
 from cascade.pipeline import Cascade
 from cascade.stage import Stage
-from cascade_export.bundle import Bundle
-from cascade_export.engines import Engine, EngineOptions, open_engine, open_engines
-from cascade_export.engines.base import fixed_length
+from cascade_export.bundle.bundle import Bundle
+from cascade_export.engines.base import Engine, EngineOptions, fixed_length
 from cascade_export.engines.onnxruntime import check_device as check_onnxruntime
+from cascade_export.engines.opening import open_engine, open_engines
 from cascade_export.engines.openvino import check_device as check_openvino
 
 Kind = Literal["torch", "onnxruntime", "openvino"]
@@ -68,7 +68,7 @@ def test_answers_are_the_network_s(
         given = inputs(stage, rows, length)
         with torch.no_grad():
             expected = stage.network(**given)
-        # Rounding of fp32 sums in another order; see `cascade_export.tolerance`.
+        # Rounding of fp32 sums in another order; see `cascade_export.parity.limits`.
         difference = (engine(**given) - expected).norm() / expected.norm()
         assert difference <= 1e-5
         assert engine.device == CPU
@@ -167,7 +167,7 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_no_engine_s_package_is_imported_unasked() -> None:
     code = (
-        "import sys, cascade_export.bundle; "
+        "import sys, cascade_export.bundle.bundle; "
         "assert not {'onnxruntime', 'openvino', 'tensorrt', 'tensorrt_rtx'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -14,18 +14,19 @@ from cascade.formats.encoder import write_encoder
 from cascade.pipeline import Cascade
 from cascade.sampling import prompt_table
 from cascade.text.files import EncoderFiles
-from cascade_export.bundle import Bundle
-from cascade_export.cache import BuildFacts, BuiltPlan, Fingerprint, PlanCache
-from cascade_export.cases import tensor_cases
-from cascade_export.census import PlannedMemory, WeightsFound
-from cascade_export.departure import graph_outputs
-from cascade_export.gate import Gate
-from cascade_export.graph import Graph, export_stage
-from cascade_export.manifest import write_sealed
-from cascade_export.quantise import calibration_inputs, quantise
-from cascade_export.subjects import add_subject
-from cascade_export.triton_repository import write_repository
-from cascade_export.weights import write_weights
+from cascade_export.bundle.bundle import Bundle
+from cascade_export.bundle.finetunes import add_subject
+from cascade_export.bundle.gate import Gate
+from cascade_export.bundle.manifest import write_sealed
+from cascade_export.engines.tensorrt.inspect_plan import PlannedMemory, WeightsFound
+from cascade_export.engines.tensorrt.plan_cache import BuildFacts, BuiltPlan, Fingerprint, PlanCache
+from cascade_export.graph.graph import Graph
+from cascade_export.graph.probe import tensor_cases
+from cascade_export.graph.quantize import calibration_inputs, quantise
+from cascade_export.graph.trace import export_stage
+from cascade_export.graph.weights import write_weights
+from cascade_export.parity.divergence import graph_outputs
+from cascade_export.triton_server.repository import write_repository
 
 PROMPTS = ["a dog"]
 SIZES = {"a plan": 300, "a text encoder": 100}  # less than the first of its files, or the second
@@ -70,7 +71,7 @@ def writers(
     state = base.network.state_dict()
     new = tmp_path / "new"
     monkeypatch.setattr(  # tracing takes seconds
-        "cascade_export.graph._translate", lambda *given: ir.load(part.graph.path)
+        "cascade_export.graph.trace._translate", lambda *given: ir.load(part.graph.path)
     )
     return {
         "a stage's graph": lambda: export_stage(base, new),

@@ -17,8 +17,9 @@ from cascade.errors import UserError
 from cascade.model.backend import set_backend
 from cascade.stage import Stage
 from cascade.text.t5 import TextEncoder
-from cascade_export.graph import GRAPH, Graph, TensorSpec, export_stage, export_text_encoder
-from cascade_export.weights import WEIGHTS, places
+from cascade_export.graph.graph import GRAPH, Graph, TensorSpec
+from cascade_export.graph.trace import export_stage, export_text_encoder
+from cascade_export.graph.weights import WEIGHTS, places
 
 BASE = UNetConfig(
     channels=(16, 32),

@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cascade.errors import UserError
-from cascade_export.bundle import Bundle
-from cascade_export.graph import GRAPH
-from cascade_export.manifest import describe_weights, read_manifest, write_sealed
-from cascade_export.triton_repository import write_repository
-from cascade_export.weights import WEIGHTS, digest
+from cascade_export.bundle.bundle import Bundle
+from cascade_export.bundle.manifest import describe_weights, read_manifest, write_sealed
+from cascade_export.graph.graph import GRAPH
+from cascade_export.graph.weights import WEIGHTS, digest
+from cascade_export.triton_server.repository import write_repository
 
 Change = Callable[[Path], object]
 

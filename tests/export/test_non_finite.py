@@ -13,13 +13,10 @@ from safetensors.torch import load_file, save_file
 from cascade.errors import UserError
 from cascade.pipeline import Cascade
 from cascade.stage import Stage
-from cascade_export.bundle import Bundle
-from cascade_export.engines import open_engine
-from cascade_export.exporting import export_bundle
-from cascade_export.gate import Gate
-from cascade_export.graph import Graph, export_stage
-from cascade_export.lora import merge_lora
-from cascade_export.manifest import (
+from cascade_export.bundle.bundle import Bundle
+from cascade_export.bundle.finetunes import add_subject
+from cascade_export.bundle.gate import Gate
+from cascade_export.bundle.manifest import (
     ABOUT,
     BUNDLE,
     StageEntry,
@@ -27,11 +24,15 @@ from cascade_export.manifest import (
     describe_weights,
     write_sealed,
 )
-from cascade_export.quantise import calibration_inputs, quantise
-from cascade_export.request import Request
-from cascade_export.subjects import add_subject
-from cascade_export.triton_repository import write_repository
-from cascade_export.weights import digest, write_weights
+from cascade_export.bundle.request import Request
+from cascade_export.bundle.write import export_bundle
+from cascade_export.engines.opening import open_engine
+from cascade_export.graph.graph import Graph
+from cascade_export.graph.quantize import calibration_inputs, quantise
+from cascade_export.graph.trace import export_stage
+from cascade_export.graph.weights import digest, write_weights
+from cascade_export.lora import merge_lora
+from cascade_export.triton_server.repository import write_repository
 
 SUBJECT = "sec-dog"
 Entry = TypeVar("Entry", StageEntry, SubjectStage)

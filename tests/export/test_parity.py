@@ -15,24 +15,23 @@ from cascade.diffusion.denoiser import Network
 from cascade.errors import UserError
 from cascade.pipeline import Cascade
 from cascade.sampling import prompt_table
-from cascade_export.bundle import Bundle
-from cascade_export.cases import tensor_cases
-from cascade_export.departure import first_departure, layer_outputs
-from cascade_export.graph import GRAPH
-from cascade_export.parity import ParityReport, check, yardstick
-from cascade_export.precision import Precision, cast
-from cascade_export.report import write_report
-from cascade_export.tolerance import (
+from cascade_export.bundle.bundle import Bundle
+from cascade_export.graph.graph import GRAPH
+from cascade_export.graph.numerics import Precision
+from cascade_export.graph.precision import cast
+from cascade_export.graph.probe import TensorDeviation, tensor_cases, tensor_deviation
+from cascade_export.parity.check import ParityReport, check, yardstick
+from cascade_export.parity.divergence import first_departure, layer_outputs
+from cascade_export.parity.limits import (
     FLOORS,
     PictureDeviation,
-    TensorDeviation,
     picture_deviation,
     picture_limit,
-    tensor_deviation,
     tensor_limit,
     to_levels,
     within,
 )
+from cascade_export.parity.report import write_report
 
 PROMPTS = ("a photo of a dog", "")
 

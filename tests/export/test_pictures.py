@@ -18,11 +18,11 @@ from cascade.config.stage import (
 from cascade.config.unet import UNetConfig
 from cascade.pipeline import Cascade
 from cascade.stage import Stage
-from cascade_export.bundle import open_bundle
-from cascade_export.exporting import export_bundle
-from cascade_export.gate import Gate
-from cascade_export.request import Request
-from cascade_export.tolerance import picture_deviation
+from cascade_export.bundle.bundle import open_bundle
+from cascade_export.bundle.gate import Gate
+from cascade_export.bundle.request import Request
+from cascade_export.bundle.write import export_bundle
+from cascade_export.parity.limits import picture_deviation
 
 PROMPTS = tuple(
     f"{kind} of {thing}"

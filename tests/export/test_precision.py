@@ -1,21 +1,18 @@
 """Precision: the islands hold, and half precision stays as near as its rounding allows."""
 
+from collections.abc import Mapping
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from cascade.config.unet import UNetConfig
+from cascade.diffusion.denoiser import Network
 from cascade.errors import UserError
 from cascade.model.norm import FilmGroupNorm
 from cascade.model.unet import UNet
-from cascade_export.precision import (
-    DEFAULT_ISLANDS,
-    Precision,
-    cast,
-    cast_encoder,
-    in_island,
-    relative_error,
-)
+from cascade_export.graph.numerics import Precision
+from cascade_export.graph.precision import DEFAULT_ISLANDS, cast, cast_encoder, in_island
 
 CONFIG = UNetConfig(
     channels=(16, 32),
@@ -31,6 +28,13 @@ CONFIG = UNetConfig(
     text_norm="group",
 )
 EPSILON: dict[Precision, float] = {"fp16": 2**-11, "bf16": 2**-8}
+
+
+def relative_error(network: Network, reference: Network, inputs: Mapping[str, Tensor]) -> float:
+    """|network - reference| / |reference| in the 2-norm over one call's output."""
+    with torch.no_grad():
+        wanted = reference(**inputs).double()
+        return float((network(**inputs).double() - wanted).norm() / wanted.norm())
 
 
 @pytest.fixture

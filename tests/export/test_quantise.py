@@ -14,11 +14,11 @@ from torch import Tensor
 
 from cascade.errors import UserError
 from cascade.pipeline import Cascade
-from cascade_export.bundle import Bundle
+from cascade_export.bundle.bundle import Bundle
 from cascade_export.engines.base import EngineOptions
 from cascade_export.engines.onnxruntime import open_session
-from cascade_export.graph import Graph
-from cascade_export.quantise import Inputs, calibration_inputs, quantise
+from cascade_export.graph.graph import Graph
+from cascade_export.graph.quantize import Inputs, calibration_inputs, quantise
 
 
 @dataclass(frozen=True)

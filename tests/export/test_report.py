@@ -8,11 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
-from cascade_export.comparison import TensorResult, TrajectoryResult
-from cascade_export.departure import Departure
-from cascade_export.parity import Findings, Pair, ParityReport
-from cascade_export.report import sheet, write_report
-from cascade_export.tolerance import PictureDeviation, TensorDeviation
+from cascade_export.graph.probe import TensorDeviation
+from cascade_export.parity.check import Findings, Pair, ParityReport
+from cascade_export.parity.compare import TensorResult, TrajectoryResult
+from cascade_export.parity.divergence import Departure
+from cascade_export.parity.limits import PictureDeviation
+from cascade_export.parity.report import sheet, write_report
 
 SAME = PictureDeviation(rms=0.0, differing=0.0, greatest=0)
 FAR = PictureDeviation(rms=3.0, differing=0.9, greatest=20)

@@ -7,11 +7,11 @@ import pytest
 
 from cascade.config.base import Frozen
 from cascade.errors import UserError
-from cascade_export.bench import BenchSettings
-from cascade_export.engines import EngineOptions
-from cascade_export.gate import Gate
-from cascade_export.request import Request
-from cascade_export.triton_repository import ServerOptions
+from cascade_export.bench.stages import BenchSettings
+from cascade_export.bundle.gate import Gate
+from cascade_export.bundle.request import Request
+from cascade_export.engines.base import EngineOptions
+from cascade_export.triton_server.repository import ServerOptions
 
 CLASSES: tuple[type[Frozen], ...] = (Request, Gate, EngineOptions, BenchSettings, ServerOptions)
 NO_NUMBERS = (math.nan, math.inf, -1, -0.5, 10**30, 10**5000, "2", True, b"2", [2], {})

@@ -11,9 +11,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cascade.errors import UserError
-from cascade_export.bundle import Bundle
-from cascade_export.engines import EngineOptions, StageFiles, open_engine, open_engines
-from cascade_export.engines.likeness import require_likeness
+from cascade_export.bundle.bundle import Bundle
+from cascade_export.engines.base import EngineOptions, StageFiles
+from cascade_export.engines.opening import open_engine, open_engines
+from cascade_export.engines.swap_check import require_likeness
 
 Kind = Literal["torch", "onnxruntime", "openvino"]
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from cascade.errors import UserError
-from cascade_export import targets
-from cascade_export.targets import load_module, parse_targets, resolve_targets
+from cascade_export.engines.tensorrt import targets
+from cascade_export.engines.tensorrt.targets import load_module, parse_targets, resolve_targets
 
 
 def test_targets_are_read_from_a_list() -> None:

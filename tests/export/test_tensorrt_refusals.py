@@ -22,18 +22,18 @@ from torch import Tensor
 
 from cascade.config.folders import read_stage_config
 from cascade.errors import UserError
-from cascade_export.build import builder_config
-from cascade_export.cache import BuildFacts, BuiltPlan, Fingerprint, PlanCache
-from cascade_export.census import PlannedMemory, WeightsFound
-from cascade_export.engines import tensorrt
 from cascade_export.engines.base import StageFiles
 from cascade_export.engines.residency import Residency
-from cascade_export.engines.tensorrt import TensorRTEngine, refit
-from cascade_export.engines.tensorrt_memory import Workspace
-from cascade_export.engines.tensorrt_session import Session, TensorRTDevice, check_validity
-from cascade_export.graph import Graph, TensorSpec
-from cascade_export.targets import Kind
-from cascade_export.weights import digest, places
+from cascade_export.engines.tensorrt import engine as tensorrt
+from cascade_export.engines.tensorrt.build import builder_config
+from cascade_export.engines.tensorrt.engine import TensorRTEngine, refit
+from cascade_export.engines.tensorrt.inspect_plan import PlannedMemory, WeightsFound
+from cascade_export.engines.tensorrt.memory import Workspace
+from cascade_export.engines.tensorrt.plan_cache import BuildFacts, BuiltPlan, Fingerprint, PlanCache
+from cascade_export.engines.tensorrt.session import Session, TensorRTDevice, check_validity
+from cascade_export.engines.tensorrt.targets import Kind
+from cascade_export.graph.graph import Graph, TensorSpec
+from cascade_export.graph.weights import digest, places
 
 LARGEST = (8, 3, 4, 4)
 
@@ -313,7 +313,7 @@ def test_what_the_runtime_refuses_is_told_with_its_reason() -> None:
 
 
 def test_without_a_gpu_no_engine_opens(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cascade_export.engines.tensorrt_session.load_module", lambda _: _module())
+    monkeypatch.setattr("cascade_export.engines.tensorrt.session.load_module", lambda _: _module())
     with pytest.raises(UserError, match=r"tensorrt plans run on an NVIDIA GPU and cpu is none"):
         TensorRTDevice("tensorrt", torch.device("cpu"))
 

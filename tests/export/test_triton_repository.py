@@ -17,9 +17,9 @@ from google.protobuf import text_format
 
 from cascade.errors import UserError
 from cascade.pipeline import Cascade
-from cascade_export.bundle import Bundle
-from cascade_export.tolerance import to_levels
-from cascade_export.triton_repository import ServerOptions, write_repository
+from cascade_export.bundle.bundle import Bundle
+from cascade_export.parity.limits import to_levels
+from cascade_export.triton_server.repository import ServerOptions, write_repository
 
 PROMPT = "a photo of a dog"
 SEEDS = [3, 4, 5]

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from cascade.errors import UserError
 from cascade.tensors import Header
-from cascade_export.graph import Graph
-from cascade_export.weights import check_weights, digest, places, write_weights
+from cascade_export.graph.graph import Graph
+from cascade_export.graph.weights import check_weights, digest, places, write_weights
 
 
 class FakeGraph(Graph):

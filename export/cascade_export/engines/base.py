@@ -17,9 +17,9 @@ from torch.nn import functional as F
 from cascade.config.base import MOST_THREADS, Frozen
 from cascade.config.stage import StageConfig
 from cascade.errors import UserError
-from cascade_export.graph import Graph
-from cascade_export.precision import Precision
-from cascade_export.weights import check_weights, digest, require_numbers
+from cascade_export.graph.graph import Graph
+from cascade_export.graph.numerics import Precision
+from cascade_export.graph.weights import check_weights, digest, require_numbers
 
 EngineKind = Literal["torch", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]
 

@@ -24,7 +24,7 @@ from cascade_export.engines.base import (
     closed,
     fixed_length,
 )
-from cascade_export.precision import Precision
+from cascade_export.graph.numerics import Precision
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -139,7 +139,7 @@ def open_session(
         "session.intra_op.allow_spinning", "1" if options.spinning else "0"
     )
     # A fine-tune's weights may outgrow the range in which int8 kernels cannot overflow (see
-    # `cascade_export.quantise`): those run on exact kernels then, where the CPU has no VNNI.
+    # `cascade_export.graph.quantize`): those run on exact kernels then, where the CPU has no VNNI.
     settings.add_session_config_entry(EXACT_INT8, "1")
     tensors = load_file(weights)
     values = [_ort_value(onnxruntime, tensor) for tensor in tensors.values()]

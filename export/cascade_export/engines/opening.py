@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from cascade_export.engines.base import Engine, EngineKind, EngineOptions, StageFiles
-from cascade_export.engines.likeness import require_likeness
+from cascade_export.engines.swap_check import require_likeness
 
 
 def open_engines(
@@ -33,8 +33,8 @@ def open_engines(
     """
     place, options = torch.device(device), options or EngineOptions()
     if kind == "tensorrt" or kind == "tensorrt-rtx":
-        from cascade_export.engines.tensorrt import TensorRTEngine
-        from cascade_export.engines.tensorrt_session import TensorRTDevice
+        from cascade_export.engines.tensorrt.engine import TensorRTEngine
+        from cascade_export.engines.tensorrt.session import TensorRTDevice
 
         options.check(kind)
         shared = TensorRTDevice(kind, place, max_memory=max_memory)

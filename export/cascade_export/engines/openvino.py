@@ -21,7 +21,7 @@ from cascade_export.engines.base import (
     closed,
     fixed_length,
 )
-from cascade_export.precision import Precision
+from cascade_export.graph.numerics import Precision
 
 if TYPE_CHECKING:
     from openvino import CompiledModel, InferRequest, Model

@@ -19,7 +19,7 @@ from cascade_export.engines.base import (
     closed,
     fixed_length,
 )
-from cascade_export.precision import DEFAULT_ISLANDS, cast
+from cascade_export.graph.precision import DEFAULT_ISLANDS, cast
 
 
 class _Loaded(NamedTuple):

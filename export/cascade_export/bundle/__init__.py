@@ -1,0 +1,1 @@
+"""Bundles: an exported cascade as a folder."""

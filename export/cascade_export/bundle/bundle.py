@@ -1,0 +1,277 @@
+"""A bundle: a cascade's graphs, weights and engines as one folder, and sampling from it.
+
+    BUNDLE/bundle.json                                    what it holds, with hashes; written last
+    BUNDLE/text/                                          the text encoder, as a folder or a graph
+    BUNDLE/stages/<stage>/{config.json, graph.onnx, weights.safetensors}
+    BUNDLE/subjects/<name>/{about.json, <stage>.safetensors}
+    BUNDLE/engines/<key>/{plan, manifest.json}            of the TensorRT kinds
+    BUNDLE/report/                                        how the engines compare with eager
+
+A graph is exported once per architecture. A subject, which is a fine-tune of the same cascade, is a
+weights file for each stage that it changes.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+import torch
+
+from cascade.chain import check_chain
+from cascade.config.encoder import EncoderMode
+from cascade.config.folders import read_stage_config
+from cascade.config.stage import StageConfig
+from cascade.environment import usable_device
+from cascade.errors import UserError
+from cascade.pipeline import Cascade, print_licence
+from cascade.request import whole
+from cascade.stage import Stage
+from cascade.text.files import EncoderFiles
+from cascade.text.prompts import PromptEncoder
+from cascade.text.source import open_text, ready
+from cascade_export.bundle.manifest import (
+    ABOUT,
+    BundleManifest,
+    Subject,
+    Weights,
+    check_file,
+    read_manifest,
+    read_subject,
+)
+from cascade_export.engines.base import EngineKind, EngineOptions, StageFiles
+from cascade_export.engines.opening import open_engines
+from cascade_export.engines.text_encoder import GraphTextEncoder
+from cascade_export.graph.graph import GRAPH, Graph
+from cascade_export.graph.weights import check_weights, require_numbers
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An exported cascade on disk.
+
+    Attributes:
+        folder: where it is.
+        manifest: what it holds.
+    """
+
+    folder: Path
+    manifest: BundleManifest
+
+    @classmethod
+    def open(cls, place: Path | str) -> "Bundle":
+        """Open a bundle and prove its files against their hashes.
+
+        Raises:
+            UserError: it is none, not whole, altered, or of a later version of this project.
+        """
+        folder = _folder(place)
+        bundle = cls(folder, read_manifest(folder))
+        for name, entry in bundle.manifest.stages.items():
+            check_file(bundle.stage_folder(name) / "config.json", entry.config)
+            check_file(bundle.stage_folder(name) / GRAPH, entry.graph)
+            bundle.check_weights(entry.weights)
+            _check_config(name, read_stage_config(bundle.stage_folder(name)), folder)
+            if (entry.plan is None) == bundle.manifest.engine.startswith("tensorrt"):
+                raise UserError(
+                    f"{folder} is for {bundle.manifest.engine} and has "
+                    f"{'a' if entry.plan else 'no'} plan for stage '{name}'; export it again."
+                )
+        bundle._check_text()
+        return bundle
+
+    @property
+    def text_folder(self) -> Path:
+        """Where the text encoder is; one too large to copy is outside of the bundle."""
+        return self.folder / self.manifest.cascade.text_encoder
+
+    @property
+    def plans(self) -> Path:
+        """Where the plans of TensorRT's engines are."""
+        return self.folder / "engines"
+
+    def stage_folder(self, name: str) -> Path:
+        """Where a stage's graph, weights and settings are."""
+        return self.folder / "stages" / name
+
+    def subjects(self) -> list[str]:
+        """Names of the fine-tunes that the bundle serves beside its own weights."""
+        return sorted(path.parent.name for path in self.folder.glob(f"subjects/*/{ABOUT}"))
+
+    def subject(self, name: str) -> Subject:
+        """Open a subject and prove its files against their hashes.
+
+        Raises:
+            UserError: there is none of this name, or it is damaged.
+        """
+        known = self.subjects()
+        if name not in known:
+            held = f"it has {', '.join(known)}" if known else "it has none"
+            raise UserError(
+                f"{self.folder} has no subject {name!r}, {held}; add one: cascade export "
+                f"--cascade TUNED --into {self.folder} --subject NAME."
+            )
+        path = self.folder / "subjects" / name / ABOUT
+        subject = read_subject(path)
+        own, its = self.manifest.cascade, subject.cascade
+        moved = (own.stages, own.text_encoder) != (its.stages, its.text_encoder)
+        if subject.name != name or moved:
+            raise UserError(
+                f"{path} is of another subject or bundle; delete its folder, add it again."
+            )
+        for stage, entry in subject.stages.items():
+            _check_config(stage, entry.config, path)
+        for entry in subject.stages.values():
+            self.check_weights(entry.weights)
+        return subject
+
+    def files(self, subject: Subject | None = None) -> list[StageFiles]:
+        """What the engines are opened from, base first.
+
+        Raises:
+            UserError: a file is missing or damaged, or they do not fit each other.
+        """
+        files = [self._stage_files(name, subject) for name in self.manifest.stages]
+        configs = [part.config for part in files]
+        check_chain(configs, configs[0].unet.text_width, self.folder)
+        return files
+
+    def cascade(
+        self,
+        subject: str | Subject | None = None,
+        device: torch.device | str = "cpu",
+        *,
+        engine: EngineKind | None = None,
+        options: EngineOptions | None = None,
+        max_memory: int | None = None,
+        embeddings: Path | str | None = None,
+        encoder_mode: EncoderMode = "auto",
+    ) -> Cascade:
+        """Put the engines together to a cascade, which samples as any other.
+
+        Args:
+            subject: a fine-tune, or its name; the bundle's own weights by default.
+            device: where the engines run.
+            engine: another kind than the bundle's own; the graphs are the same for all.
+            options: how the engines run.
+            max_memory: bytes for the stages' weights; a stage that waits leaves if it must.
+            embeddings: a store that stands in for the text encoder.
+            encoder_mode: how a text encoder that is no graph is held.
+
+        Raises:
+            UserError: the subject is unknown, or an engine or the text encoder cannot be opened.
+        """
+        chosen = self.subject(subject) if not isinstance(subject, Subject | None) else subject
+        manifest = chosen.cascade if chosen else self.manifest.cascade
+        print_licence(manifest)
+        stages = self.stages(chosen, device, engine=engine, options=options, max_memory=max_memory)
+        store = None if embeddings is None else Path(embeddings)
+        encoder = self._encoder(device, store, encoder_mode)
+        check_chain([stage.config for stage in stages], encoder.width, self.folder)
+        return Cascade(manifest, encoder, stages)
+
+    def stages(
+        self,
+        subject: Subject | None = None,
+        device: torch.device | str = "cpu",
+        *,
+        engine: EngineKind | None = None,
+        options: EngineOptions | None = None,
+        max_memory: int | None = None,
+    ) -> list[Stage]:
+        """Open the engines, base first; the arguments are as in `cascade`.
+
+        Raises:
+            UserError: an engine cannot be opened.
+        """
+        kind = engine or self.manifest.engine
+        if kind not in get_args(EngineKind):
+            known = ", ".join(get_args(EngineKind))
+            raise UserError(f"There is no engine '{kind}'; take one of {known}.")
+        place = usable_device(device)
+        if max_memory is not None:
+            max_memory = whole(max_memory, "max_memory", 1, 2**63 - 1)
+        files = self.files(subject)
+        engines = open_engines(kind, files, place, options, max_memory)
+        return [
+            Stage(part.config, each, f"{kind} {part.origin}")
+            for part, each in zip(files, engines, strict=True)
+        ]
+
+    def check_weights(self, weights: Weights) -> None:
+        """Prove a weights file against its size and hash, and that it holds numbers.
+
+        Raises:
+            UserError: it is missing or altered, or a number is NaN or infinite.
+        """
+        check_file(self.folder / weights.file, weights.sha256, weights.size)
+        require_numbers(self.folder / weights.file)
+
+    def _check_text(self) -> None:
+        text, folder = self.manifest.text, self.text_folder
+        inside = bool(text.files) and not Path(self.manifest.cascade.text_encoder).is_absolute()
+        # A store of embeddings may stand in for an encoder that is elsewhere.
+        if not inside and not folder.is_dir():
+            return
+        for name, sha256 in text.files.items():
+            check_file(folder / name, sha256)
+        if inside:
+            return
+        files = EncoderFiles.open(folder)
+        if (files.model_digest, files.tokenizer_digest) != (text.model, text.tokenizer):
+            raise UserError(
+                f"{folder} is not the text encoder that {self.folder} was made with; put that one "
+                "there, or export again."
+            )
+
+    def _stage_files(self, name: str, subject: Subject | None) -> StageFiles:
+        entry = self.manifest.stages[name]
+        tuned = subject.stages[name] if subject else None
+        weights = tuned.weights if tuned else entry.weights
+        folder = self.stage_folder(name)
+        config = tuned.config if tuned else read_stage_config(folder)
+        graph = Graph.open(folder / GRAPH)
+        graph.check(config, self.manifest.precision)
+        check_weights(self.folder / weights.file, graph)
+        return StageFiles(
+            config=config,
+            precision=self.manifest.precision,
+            graph=graph,
+            weights=self.folder / weights.file,
+            weights_sha256=weights.sha256,
+            islands=entry.islands,
+            plan=None if entry.plan is None else self.plans / entry.plan,
+        )
+
+    def _encoder(
+        self, device: torch.device | str, embeddings: Path | None, mode: EncoderMode
+    ) -> PromptEncoder:
+        as_graph = self.manifest.text.form == "graph"
+        if as_graph and embeddings is None:
+            return GraphTextEncoder(self.text_folder)
+        text = open_text(None if as_graph else self.text_folder, embeddings)
+        return ready(text, mode, device)
+
+
+def _folder(place: object) -> Path:
+    if not isinstance(place, (str, Path)) or not str(place):
+        raise UserError(f"A bundle is a folder, not {place!r}; give its path.")
+    return Path(place)
+
+
+def _check_config(name: str, config: StageConfig, source: Path) -> None:
+    if config.name != name:
+        raise UserError(
+            f"{source} has stage '{config.name}' in the place of '{name}'; copy the bundle or "
+            "export it again."
+        )
+
+
+def open_bundle(
+    folder: Path | str, subject: str | None = None, device: torch.device | str = "cpu"
+) -> Cascade:
+    """Open a bundle's own engines as a cascade; `Bundle.cascade` has further choices.
+
+    Raises:
+        UserError: as `Bundle.open` and `Bundle.cascade`.
+    """
+    return Bundle.open(folder).cascade(subject, device)

@@ -1,0 +1,136 @@
+"""What an export is asked for, and whether it can be had here: checked before any long work."""
+
+import importlib.util
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+import torch
+from pydantic import Field
+
+from cascade.config.base import AtOnce, Frozen
+from cascade.environment import usable_device
+from cascade.errors import UserError
+from cascade_export.bundle.gate import Gate, Prompts
+from cascade_export.engines.base import EngineKind
+from cascade_export.engines.tensorrt.targets import gpu_target, load_module, resolve_targets
+from cascade_export.graph.numerics import Precision, Quantization
+from cascade_export.parity.check import PROMPTS
+
+EXPORTERS: Final = ("dreamcascade", "torch", "onnx", "onnx-ir", "onnxscript")
+_PARTS: Final = {"engines", "report", "stages", "text"}  # what an export writes before its manifest
+
+
+class Request(Frozen):
+    """What to export.
+
+    Attributes:
+        engine: the kind to prove, and for TensorRT's to build.
+        precision: of weights and arithmetic.
+        quantisation: of the convolutions in the blocks.
+        calibration: prompts whose pictures set the quantisation's scales.
+        targets: compute capabilities of the plans, such as 89; the engine's own choice if empty.
+        text: leave the text encoder to transformers, or make a graph of it (in fp32).
+        max_batch: most pictures at a time that a plan takes.
+        retry: where the gate fails, keep the first module that departs in fp32 and try again.
+        gate: what the gate draws.
+    """
+
+    engine: EngineKind = "onnxruntime"
+    precision: Precision = "fp32"
+    quantisation: Quantization = "none"
+    calibration: Prompts = PROMPTS
+    targets: tuple[Annotated[int, Field(strict=True)], ...] = ()
+    text: Literal["torch", "graph"] = "torch"
+    max_batch: AtOnce = 4
+    retry: Annotated[bool, Field(strict=True)] = False
+    gate: Gate = Gate()
+
+    def check(self) -> tuple[int, ...]:
+        """Make sure that this machine can export so.
+
+        Returns:
+            The compute capabilities to build for; none where no plan is built.
+
+        Raises:
+            UserError: a package is missing, or the engine has not the precision or a target.
+        """
+        require_exporters()
+        self._check_quantisation()
+        device = torch.device(usable_device(self.gate.device))
+        match self.engine:
+            case "tensorrt" | "tensorrt-rtx":
+                targets = resolve_targets(
+                    self.engine, self.targets, self.precision, self.quantisation
+                )
+                load_module(self.engine)
+                return targets
+            case "onnxruntime":
+                from cascade_export.engines.onnxruntime import check_device
+
+                check_device(device, self.precision)
+            case "openvino":
+                from cascade_export.engines import openvino
+
+                openvino.check_device(device, self.precision)
+            case "torch":
+                pass
+        if self.targets:
+            raise UserError(
+                f"The {self.engine} engine builds no plans; leave --target out, or take --engine "
+                "tensorrt-rtx."
+            )
+        return ()
+
+    def _check_quantisation(self) -> None:
+        if self.quantisation == "none":
+            return
+        if self.precision == "bf16":
+            raise UserError("A bf16 graph cannot be calibrated; quantise an fp32 or fp16 one.")
+        if self.engine not in ("onnxruntime", "tensorrt", "tensorrt-rtx"):
+            raise UserError(
+                f"The {self.engine} engine does not run quantised graphs here; take onnxruntime or "
+                "tensorrt-rtx."
+            )
+        if self.quantisation == "fp8" and (self.engine == "onnxruntime" or gpu_target() is None):
+            raise UserError(
+                "fp8 runs in TensorRT alone, on a GPU of compute capability 8.9 or later, and the "
+                "check of an export runs it; export there, or take int8."
+            )
+
+
+def require_exporters() -> None:
+    """Make sure that the packages which write graphs are installed.
+
+    Raises:
+        UserError: one is missing.
+    """
+    for module in ("onnx", "onnx_ir", "onnxscript", "onnxruntime"):
+        if importlib.util.find_spec(module) is None:
+            raise UserError(
+                f"Exporting needs the package {module}; install it: "
+                "pip install 'dreamcascade[export]'."
+            )
+
+
+def require_place(output: Path) -> None:
+    """Make sure that a bundle can be written: to a new folder, or on from an earlier export.
+
+    Raises:
+        UserError: something else lies there.
+    """
+    if (output / "bundle.json").exists():
+        raise UserError(
+            f"{output} is a whole bundle already; choose another output folder, or add a "
+            "fine-tune to it with --into."
+        )
+    if output.exists() and not output.is_dir():
+        raise UserError(f"{output} is a file; choose another output folder.")
+    others = {path.name for path in output.iterdir()} - _PARTS if output.is_dir() else set()
+    if others:
+        raise UserError(f"{output} holds {min(others)} already; choose another output folder.")
+
+
+def exporter_versions() -> dict[str, str]:
+    """Versions of everything that a graph follows from."""
+    return {name: version(name) for name in EXPORTERS}

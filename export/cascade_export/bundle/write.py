@@ -1,0 +1,233 @@
+"""From a cascade to a bundle: graphs, weights, text encoder, plans, and the gate before the end.
+
+Everything that can be refused is refused before the first graph is traced. A stage that an earlier,
+interrupted export has written is taken as it is; `bundle.json` comes last, so a folder with it is
+whole and has passed the gate.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Final
+
+from cascade.config.base import Frozen
+from cascade.errors import UserError
+from cascade.files import copy_file, read_json, scratch, write_bytes
+from cascade.formats.encoder import write_encoder
+from cascade.pipeline import Cascade
+from cascade.stage import Stage
+from cascade.text.prompts import PromptEncoder
+from cascade.text.store import EmbeddingStore
+from cascade.text.t5 import TextEncoder
+from cascade_export.bundle.bundle import Bundle
+from cascade_export.bundle.gate import OnPart, compare, proof_of
+from cascade_export.bundle.manifest import (
+    BUNDLE,
+    BundleManifest,
+    StageEntry,
+    TextEntry,
+    describe_weights,
+    write_sealed,
+)
+from cascade_export.bundle.plans import with_plans
+from cascade_export.bundle.request import Request, exporter_versions, require_place
+from cascade_export.graph.graph import GRAPH, Graph
+from cascade_export.graph.numerics import Precision
+from cascade_export.graph.precision import DEFAULT_ISLANDS, check_cast
+from cascade_export.graph.quantize import Inputs, calibration_inputs, quantise
+from cascade_export.graph.trace import export_stage, export_text_encoder
+from cascade_export.graph.weights import WEIGHTS, digest
+
+_RECORD: Final = "export.json"
+_CONFIG: Final = "config.json"
+_VOCABULARY: Final = "spiece.model"
+_MODEL: Final = "model.safetensors"
+_MOST_RETRIES = 8
+
+
+class _Record(Frozen):
+    """What an exported stage was made from, and the hashes of what was written."""
+
+    source: str
+    precision: Precision
+    quantised: tuple[str, ...] = ()
+    islands: tuple[str, ...]
+    versions: dict[str, str]
+    graph: str
+    weights: str
+
+
+def export_bundle(
+    cascade: Cascade, output: Path, request: Request, on_part: OnPart | None = None
+) -> Bundle:
+    """Write a cascade as a bundle whose engines have been proven to draw the same pictures.
+
+    Args:
+        cascade: in float32 on the CPU.
+        output: a new folder, or that of an export that was cut short.
+        request: what to export.
+        on_part: told of the progress.
+
+    Raises:
+        UserError: the request cannot be met here, the output is taken, or the engines do not draw
+            what the cascade draws; the report of that lies in the folder.
+    """
+    targets = request.check()
+    require_place(output)
+    for stage in cascade.stages:
+        check_cast(stage.network, request.precision)
+    text, place = _write_text(cascade, output, request)
+    islands: dict[str, tuple[str, ...]] = {}
+    calls = _Calls(cascade, request.calibration)
+    for _ in range(_MOST_RETRIES):
+        stages = {
+            stage.config.name: _write_stage(
+                stage, output, request, islands.get(stage.config.name, ()), calls, on_part
+            )
+            for stage in cascade.stages
+        }
+        moved = {"stages": tuple(stages), "text_encoder": place}
+        draft = BundleManifest(
+            cascade=cascade.manifest.model_copy(update=moved),
+            engine=request.engine,
+            precision=request.precision,
+            quantisation=request.quantisation,
+            targets=targets,
+            text=text,
+            stages=stages,
+            versions=exporter_versions(),
+        )
+        bundle = with_plans(Bundle(output, draft), request.max_batch, on_part)
+        report = compare(cascade, bundle, None, request.gate, output / "report", on_part)
+        departed = {each.stage: each.island for each in report.findings.departures}
+        if report.passed or not (request.retry and departed):
+            break
+        for name, island in departed.items():
+            islands[name] = (*islands.get(name, ()), island)
+    report.require()
+    sealed = bundle.manifest.model_copy(update={"proof": proof_of(report)})
+    write_sealed(sealed, output / BUNDLE)
+    return Bundle(output, sealed)
+
+
+def text_identity(encoder: PromptEncoder) -> tuple[str, str]:
+    """Digests of a text encoder's weights and vocabulary, or of those a store was made with.
+
+    Raises:
+        TypeError: it is neither an encoder with its files nor a store.
+    """
+    if isinstance(encoder, EmbeddingStore):
+        return encoder.conventions.model, encoder.conventions.tokenizer
+    if isinstance(encoder, TextEncoder):
+        return encoder.files.model_digest, encoder.files.tokenizer_digest
+    raise TypeError(f"{type(encoder).__name__} is no text encoder with files")
+
+
+class _Calls:
+    """The network calls that a quantisation is calibrated with, drawn when first asked for."""
+
+    def __init__(self, cascade: Cascade, prompts: Sequence[str]) -> None:
+        self._cascade = cascade
+        self._prompts = prompts
+
+    def of(self, stage: str) -> Sequence[Inputs]:
+        """Return a stage's calls."""
+        return self._all[stage]
+
+    @cached_property
+    def _all(self) -> Mapping[str, Sequence[Inputs]]:
+        return calibration_inputs(self._cascade, self._prompts)
+
+
+def _write_stage(
+    stage: Stage,
+    output: Path,
+    request: Request,
+    islands: tuple[str, ...],
+    calls: _Calls,
+    on_part: OnPart | None,
+) -> StageEntry:
+    """Write a stage's graph, weights and settings, unless they are there."""
+    name = stage.config.name
+    folder = output / "stages" / name
+    told = on_part or (lambda what, done, total: None)
+    told(f"export {name}", 0, 1)
+    wanted = {
+        "source": stage.fingerprint(),
+        "precision": request.precision,
+        "quantised": _quantised(request),
+        "islands": islands,
+        "versions": exporter_versions(),
+    }
+    record = _read_record(folder)
+    if record is None or record.model_dump(include=set(wanted)) != wanted:
+        (folder / _RECORD).unlink(missing_ok=True)
+        graph = _write_graph(stage, folder, request, islands, calls)
+        hashes = {"graph": graph.sha256, "weights": digest(folder / WEIGHTS)}
+        record = _Record.model_validate(wanted | hashes)
+        write_bytes((record.model_dump_json(indent=2) + "\n").encode(), folder / _RECORD)
+    # Written in any case: the record does not tell whether what lies there is whole.
+    settings = stage.config.model_dump_json(indent=2) + "\n"
+    write_bytes(settings.encode(), folder / _CONFIG)
+    told(f"export {name}", 1, 1)
+    weights = describe_weights(output, folder / WEIGHTS, record.weights)
+    config = digest(folder / _CONFIG)
+    return StageEntry(config=config, graph=record.graph, weights=weights, islands=islands)
+
+
+def _quantised(request: Request) -> tuple[str, ...]:
+    """What a quantised graph follows from, beside the rest; nothing for a plain one."""
+    if request.quantisation == "none":
+        return ()
+    return (request.quantisation, *request.calibration)
+
+
+def _write_graph(
+    stage: Stage, folder: Path, request: Request, islands: tuple[str, ...], calls: _Calls
+) -> Graph:
+    kept = (*DEFAULT_ISLANDS, *islands)
+    if request.quantisation == "none":
+        return export_stage(stage, folder, request.precision, kept)
+    with scratch() as plain:
+        graph = export_stage(stage, plain, request.precision, kept)
+        return quantise(graph, calls.of(stage.config.name), folder, request.quantisation)
+
+
+def _read_record(folder: Path) -> _Record | None:
+    """What an earlier export has written here, if that is all there and unaltered."""
+    path = folder / _RECORD
+    if not path.is_file():
+        return None
+    record = _Record.parse(read_json(path), str(path))
+    files = {GRAPH: record.graph, WEIGHTS: record.weights}
+    whole = all((folder / f).is_file() and digest(folder / f) == sha for f, sha in files.items())
+    return record if whole else None
+
+
+def _write_text(cascade: Cascade, output: Path, request: Request) -> tuple[TextEntry, str]:
+    """Write the text encoder; returns its entry, and its place for the cascade's manifest."""
+    model, tokenizer = text_identity(cascade.encoder)
+    made = partial(TextEntry, form=request.text, model=model, tokenizer=tokenizer)
+    folder, place = output / "text", cascade.manifest.text_encoder
+    if not isinstance(cascade.encoder, TextEncoder):
+        if request.text == "graph":
+            raise UserError(
+                "A store of embeddings is no text encoder to make a graph of; leave --embeddings "
+                "or --text-encoder graph out."
+            )
+        return made(), place
+    files = cascade.encoder.files
+    if request.text == "torch" and Path(place).is_absolute():
+        # One too large to copy, for a bundle as for a cascade.
+        return made(files=_digests(files.folder, _CONFIG)), place
+    if request.text == "graph":
+        export_text_encoder(cascade.encoder, folder)
+        copy_file(files.folder / _CONFIG, folder / _CONFIG)
+        copy_file(files.vocabulary, folder / _VOCABULARY)
+        return made(files=_digests(folder, _CONFIG, _VOCABULARY, GRAPH, WEIGHTS)), "text"
+    write_encoder(files, folder, folder / _VOCABULARY)
+    return made(files=_digests(folder, _CONFIG, _VOCABULARY, _MODEL)), "text"
+
+
+def _digests(folder: Path, *names: str) -> dict[str, str]:
+    return {name: digest(folder / name) for name in names}

@@ -1,0 +1,273 @@
+"""From a thin ONNX graph and a weights file to a TensorRT plan.
+
+Both builders take the same path: a strongly typed network (the graph's types are the plan's), one
+profile per stage, the weights fed from memory so that a fine-tune needs no new graph. TensorRT for
+RTX builds without a GPU. It cannot build plans to be refitted there, so its plans hold their
+weights; TensorRT's are sent all of theirs before they run.
+"""
+
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from safetensors import safe_open
+from torch import Tensor
+
+from cascade.config.base import MOST_AT_ONCE, MOST_SIDE
+from cascade.config.stage import StageConfig
+from cascade.errors import UserError
+from cascade.request import whole
+from cascade_export.engines.tensorrt.inspect_plan import (
+    layer_census,
+    planned_memory,
+    weights_in_plan,
+)
+from cascade_export.engines.tensorrt.plan_cache import (
+    BuildFacts,
+    BuiltPlan,
+    Fingerprint,
+    PlanCache,
+    StoredPlan,
+)
+from cascade_export.engines.tensorrt.targets import Kind, load_module
+from cascade_export.graph.graph import Graph, TensorSpec
+from cascade_export.graph.numerics import Precision, Quantization
+from cascade_export.graph.weights import check_weights, digest
+
+Shape = tuple[int, ...]
+Profile = Mapping[str, tuple[int, int, int]]
+"""Smallest, usual (tuned for) and largest size of each dynamic dimension, by its name in the graph.
+One per stage: every further profile would almost double the plan."""
+
+_TOTAL = re.compile(r"(Total|Max) .*Memory: ")
+_EXPORTERS = ("torch", "onnx", "onnx-ir", "onnxscript")
+
+
+def stage_profile(config: StageConfig, max_batch: int, side: int | None = None) -> Profile:
+    """Return the sizes a stage's plan takes.
+
+    Args:
+        config: of the stage.
+        max_batch: most pictures at a time; with guidance each is two rows.
+        side: of the pictures; the stage's own by default.
+
+    Raises:
+        UserError: the batch is empty, or the side is no multiple of the network's factor.
+    """
+    max_batch = whole(max_batch, "the batch of a plan", 1, MOST_AT_ONCE)
+    side = config.size if side is None else whole(side, "the side of pictures", 1, MOST_SIDE)
+    if side % config.unet.factor:
+        raise UserError(
+            f"Stage '{config.name}' draws no pictures {side} wide; take a multiple of "
+            f"{config.unet.factor}."
+        )
+    length = config.text.max_length
+    return {
+        "batch": (1, 2, 2 * max_batch),
+        "length": (length, length, length),
+        "height": (side, side, side),
+        "width": (side, side, side),
+    }
+
+
+def shapes(spec: TensorSpec, profile: Profile) -> tuple[Shape, Shape, Shape]:
+    """Return an input's smallest, usual and largest shape.
+
+    Raises:
+        UserError: a dimension of the input is not in the profile.
+    """
+    missing = [dim for dim in spec.dims if isinstance(dim, str) and dim not in profile]
+    if missing:
+        raise UserError(f"The profile has no size for {missing[0]!r} of {spec.name}; give one.")
+
+    def at(which: int) -> Shape:
+        return tuple(profile[dim][which] if isinstance(dim, str) else dim for dim in spec.dims)
+
+    return at(0), at(1), at(2)
+
+
+def plan_fingerprint(
+    graph: Graph,
+    weights_sha256: str,
+    kind: Kind,
+    targets: Sequence[int],
+    precision: Precision,
+    profile: Profile,
+    quantisation: Quantization = "none",
+) -> Fingerprint:
+    """Return what a plan is built from; it asks the builder's package for its version.
+
+    Args:
+        graph: of the stage.
+        weights_sha256: of the file the plan is to hold. Plans of TensorRT are sent theirs before
+            they run, and serve every fine-tune.
+        kind: which builder.
+        targets: compute capabilities, as `resolve_targets` gives them.
+        precision: of the graph.
+        profile: the sizes it must take.
+        quantisation: of the graph.
+
+    Raises:
+        UserError: the builder's package is not installed.
+    """
+    refittable = kind == "tensorrt"
+    return Fingerprint(
+        graph=graph.sha256,
+        weights=None if refittable else weights_sha256,
+        precision=precision,
+        quantisation=quantisation,
+        profile=dict(profile),
+        kind=kind,
+        version=load_module(kind).__version__,
+        targets=tuple(targets),
+        # Without the second, a plan may allocate while a CUDA graph is captured.
+        flags=("REFIT",) if refittable else ("REQUIRE_USER_ALLOCATION",),
+        exporter={name: version(name) for name in _EXPORTERS},
+    )
+
+
+def obtain_plan(
+    cache: PlanCache, graph: Graph, weights: Path, fingerprint: Fingerprint
+) -> StoredPlan:
+    """Return a plan from the cache, built now if it is not there.
+
+    Raises:
+        UserError: as `build_plan` and `PlanCache.obtain`.
+    """
+    check_weights(weights, graph)
+    return cache.obtain(fingerprint, lambda: build_plan(graph, weights, fingerprint))
+
+
+def build_plan(graph: Graph, weights: Path, fingerprint: Fingerprint) -> BuiltPlan:
+    """Build a plan; seconds with TensorRT for RTX, minutes with TensorRT.
+
+    Args:
+        graph: its weights lie outside of it.
+        weights: a safetensors file that fits the graph; the graph's own or a fine-tune's.
+        fingerprint: of these two, with all that the builder is told.
+
+    Raises:
+        UserError: the weights do not fit, the graph has an operation that the builder does not
+            know, or it cannot be built for a target.
+        ValueError: the fingerprint is not that of what would be built.
+    """
+    check_weights(weights, graph)
+    trt = load_module(fingerprint.kind)
+    stated = (fingerprint.graph, fingerprint.weights or digest(weights), fingerprint.version)
+    if stated != (graph.sha256, digest(weights), trt.__version__):
+        raise ValueError("the fingerprint is of another graph, other weights or another builder")
+    start = time.monotonic()
+    log = logger(trt)
+    builder = trt.Builder(log)
+    # TensorRT 11 knows no other networks and ignores the flag; 10 needs it.
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, log)
+    with initializers(parser, graph, weights):
+        if not parser.parse_model_proto():
+            raise UserError(_not_parsed(parser, fingerprint.kind))
+        config = builder_config(trt, builder, graph.inputs, fingerprint)
+        plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise UserError(f"{fingerprint.kind} cannot build {graph.path}: {log.reason()}.")
+    data = bytes(plan)
+    facts = BuildFacts(
+        layers=layer_census(network),
+        memory=planned_memory(log.told),
+        weights=weights_in_plan(data, weights),
+        log=tuple(log.told),
+        seconds=round(time.monotonic() - start, 1),
+    )
+    return BuiltPlan(data, facts)
+
+
+def builder_config(
+    trt: ModuleType, builder: Any, inputs: Sequence[TensorSpec], fingerprint: Fingerprint
+) -> Any:
+    """Return an `IBuilderConfig` with a fingerprint's flags, targets and profile.
+
+    TF32 is always off: fp32 islands are to be exact.
+
+    Raises:
+        UserError: the installed version does not know a target, or the profile lacks a size.
+    """
+    config = builder.create_builder_config()
+    config.clear_flag(trt.BuilderFlag.TF32)
+    for flag in fingerprint.flags:
+        config.set_flag(getattr(trt.BuilderFlag, flag))
+    if fingerprint.kind == "tensorrt-rtx":
+        config.num_compute_capabilities = len(fingerprint.targets)
+        known = trt.ComputeCapability.__members__
+        for index, target in enumerate(fingerprint.targets):
+            if f"SM{target}" not in known:
+                raise UserError(f"tensorrt_rtx {trt.__version__} does not build for sm{target}.")
+            config.set_compute_capability(known[f"SM{target}"], index)
+    profile = builder.create_optimization_profile()
+    for spec in inputs:
+        profile.set_shape(spec.name, *shapes(spec, fingerprint.profile))
+    config.add_optimization_profile(profile)
+    return config
+
+
+@contextmanager
+def initializers(reader: Any, graph: Graph, weights: Path) -> Iterator[None]:
+    """Load a graph and its weights into an `OnnxParser` or an `OnnxParserRefitter`.
+
+    The reader looks at the tensors' memory until it has parsed or refitted, inside this context.
+
+    Raises:
+        UserError: the reader does not take the graph or one of the tensors.
+    """
+    if not reader.load_model_proto(graph.path.read_bytes(), str(graph.path)):
+        raise UserError(f"{graph.path} is not read ({_errors(reader)}); export again.")
+    held: dict[str, Tensor] = {}
+    with safe_open(weights, framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118 -- the file is no mapping
+            held[name] = file.get_tensor(name)
+            if not reader.load_initializer(name, held[name].data_ptr(), held[name].nbytes):
+                raise UserError(f"{weights}: the graph takes no tensor {name!r}; export again.")
+    yield
+
+
+def logger(trt: ModuleType) -> Any:
+    """Return an `ILogger` that keeps what it is told instead of printing it."""
+
+    class Log(trt.ILogger):  # type: ignore[misc, name-defined]  # a module chosen at run time
+        """Attributes: told, the warnings and the totals of memory; errors, not yet asked for."""
+
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.told: list[str] = []
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity <= trt.ILogger.WARNING or _TOTAL.match(message):
+                self.told.append(message)
+            if severity <= trt.ILogger.ERROR:
+                self.errors.append(message)
+
+        def reason(self) -> str:
+            """The first error since this was last asked: those after it follow from it."""
+            first = self.errors[0].strip().rstrip(".") if self.errors else "no reason given"
+            self.errors.clear()
+            return first
+
+    return Log()
+
+
+def _not_parsed(parser: Any, kind: Kind) -> str:
+    return f"{kind} cannot take the graph: {_errors(parser)}; take another engine."
+
+
+def _errors(reader: Any) -> str:
+    """The first of a parser's errors, with its operation where it names one."""
+    if not reader.num_errors:
+        return "no reason given"
+    error = reader.get_error(0)
+    told = f"{str(error.code()).rpartition('.')[2]}, {error.desc().strip().rstrip('.')}"
+    operation = error.node_operator()
+    return f"{operation} at {error.node_name()}: {told}" if operation else told

@@ -1,0 +1,125 @@
+"""Which GPUs a TensorRT plan can be built for, what they can compute, and the module that builds.
+
+TensorRT for RTX compiles ahead of time for a list of compute capabilities and needs no GPU for it;
+TensorRT tunes a plan on the GPU that it will run on. The capabilities are those of TensorRT for
+RTX 1.7 (support matrix; `ComputeCapability`): data-centre GPUs such as SM90 are not among them.
+"""
+
+import importlib
+import re
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Literal
+
+import torch
+
+from cascade.errors import UserError
+from cascade_export.graph.numerics import Precision, Quantization
+
+Kind = Literal["tensorrt", "tensorrt-rtx"]
+
+RTX_TARGETS = (75, 80, 86, 89, 120, 121)
+DEFAULT_TARGETS = (80, 86, 89, 120)
+"""What TensorRT for RTX builds for by itself: Turing must be asked for."""
+
+_MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+_OLDEST = {"tensorrt": (10, 13), "tensorrt-rtx": (1, 7)}  # weights from memory, and unloaded
+_NEEDS: dict[str, int] = {"fp32": 75, "fp16": 75, "bf16": 80, "none": 75, "int8": 75, "fp8": 89}
+
+
+def parse_targets(text: str) -> tuple[int, ...]:
+    """Read a list of compute capabilities such as `sm89,sm120`; sorted, each once.
+
+    Raises:
+        UserError: a name is not of that form.
+    """
+    names = [name.strip().lower() for name in text.split(",")]
+    wrong = [name for name in names if not re.fullmatch("sm[0-9]{2,3}", name)]
+    if wrong:
+        raise UserError(f"{wrong[0]!r} is not a GPU target; write targets as in sm89,sm120.")
+    return tuple(sorted({int(name[2:]) for name in names}))
+
+
+def resolve_targets(
+    kind: Kind,
+    asked: Sequence[int],
+    precision: Precision,
+    quantisation: Quantization = "none",
+) -> tuple[int, ...]:
+    """Return the compute capabilities to build for, all of which can run the plan.
+
+    Args:
+        kind: TensorRT builds for this machine's GPU alone.
+        asked: as `parse_targets` gives them; none is the kind's default.
+        precision: of the graph.
+        quantisation: of the graph.
+
+    Raises:
+        UserError: a target is unknown to the kind or cannot compute in a type, or there is no GPU
+            to tune a TensorRT plan on.
+    """
+    targets = _of_this_gpu(asked) if kind == "tensorrt" else _of_rtx(asked)
+    for wanted in (precision, quantisation):
+        short = [target for target in targets if target < _NEEDS[wanted]]
+        if short:
+            raise UserError(
+                f"sm{short[0]} cannot compute in {wanted}, which needs sm{_NEEDS[wanted]} or "
+                "newer; leave that target out or take another precision."
+            )
+    return targets
+
+
+def gpu_target(device: torch.device | None = None) -> int | None:
+    """Return a GPU's compute capability, 89 for 8.9, or None on a machine without one."""
+    if not torch.cuda.is_available():
+        return None
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+def load_module(kind: Kind) -> ModuleType:
+    """Import the package of a kind: both have the same interface where this project uses it.
+
+    Raises:
+        UserError: it is not installed, cannot be loaded here, or is too old.
+    """
+    name = _MODULES[kind]
+    try:
+        module = importlib.import_module(name)
+    except (ImportError, OSError) as error:  # OSError: the wheel without its shared library
+        raise UserError(
+            f"The package {name} cannot be loaded ({error}); install it: "
+            f"pip install 'dreamcascade[{kind}]'."
+        ) from None
+    oldest = _OLDEST[kind]
+    if tuple(int(part) for part in module.__version__.split(".")[:2]) < oldest:
+        needed = ".".join(map(str, oldest))
+        raise UserError(f"{name} {module.__version__} is too old; install {needed} or newer.")
+    return module
+
+
+def _of_this_gpu(asked: Sequence[int]) -> tuple[int, ...]:
+    here = gpu_target()
+    if here is None:
+        raise UserError(
+            "TensorRT tunes a plan on the GPU that will run it, and this machine has none; export "
+            "there, or take --engine tensorrt-rtx."
+        )
+    other = [target for target in asked if target != here]
+    if other:
+        raise UserError(
+            f"TensorRT builds for this machine's GPU, sm{here}, not for sm{other[0]}; leave "
+            "--target out, or export on that GPU."
+        )
+    return (here,)
+
+
+def _of_rtx(asked: Sequence[int]) -> tuple[int, ...]:
+    unknown = [target for target in asked if target not in RTX_TARGETS]
+    if unknown:
+        known = ", ".join(f"sm{target}" for target in RTX_TARGETS)
+        raise UserError(
+            f"TensorRT for RTX does not build for sm{unknown[0]}; choose among {known}, or take "
+            "--engine tensorrt on that GPU."
+        )
+    return tuple(sorted(set(asked))) or DEFAULT_TARGETS

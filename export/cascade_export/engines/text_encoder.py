@@ -1,0 +1,56 @@
+"""The text encoder as a graph: ONNX Runtime in the place of transformers.
+
+Shapes: `B` prompts, `L` tokens, `D` the encoder's width.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutput
+
+from cascade.files import read_json
+from cascade.text.files import EncoderFiles, find_vocabulary
+from cascade.text.t5 import TextEncoder
+from cascade_export.engines.base import EngineOptions
+from cascade_export.engines.onnxruntime import check_device, open_session, run
+from cascade_export.graph.graph import GRAPH
+from cascade_export.graph.weights import WEIGHTS
+
+_CPU = torch.device("cpu")
+
+
+class GraphTextEncoder(TextEncoder):
+    """A `TextEncoder` whose model is a session on the CPU.
+
+    Args:
+        folder: `graph.onnx`, `weights.safetensors`, `config.json` and `spiece.model`.
+
+    Raises:
+        UserError: ONNX Runtime is missing, or a file is.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        check_device(_CPU, "fp32")
+        config = read_json(folder / "config.json")
+        files = EncoderFiles(folder, config, find_vocabulary(folder), {})
+        super().__init__(files, _Session(folder, files.width), "float32")
+
+    @property
+    def device(self) -> torch.device:
+        """Where the session runs."""
+        return _CPU
+
+
+class _Session(nn.Module):
+    """A session that is called as transformers' encoders are."""
+
+    def __init__(self, folder: Path, width: int) -> None:
+        super().__init__()
+        self.session = open_session(folder / GRAPH, folder / WEIGHTS, _CPU, EngineOptions())
+        self.width = width
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> BaseModelOutput:
+        out = torch.empty((*input_ids.shape, self.width))
+        run(self.session, {"ids": input_ids, "mask": attention_mask}, out)
+        return BaseModelOutput(last_hidden_state=out)

@@ -1,0 +1,167 @@
+"""Stages and text encoders as ONNX graphs: one per architecture, its weights in a file beside it.
+
+`torch.export` traces the network, `torch.onnx` translates it to opset 21 (the first whose
+GroupNormalization takes one gain per channel; in bf16 to 22, the first whose convolutions know the
+type), `passes.clean` tidies it without touching a parameter. The graph holds no weights: each
+initializer that is a parameter points into `weights.safetensors`, at the same place for every
+fine-tune.
+
+Shapes: `B` batch, `L` text tokens, `D` width of the text encoder, `H W` height and width.
+"""
+
+import warnings
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import onnx
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, export
+
+from cascade.config.unet import UNetConfig
+from cascade.files import require_writable, write_bytes
+from cascade.model.example import example_inputs
+from cascade.model.unet import IMAGE_CHANNELS
+from cascade.quiet import quiet
+from cascade.stage import Stage
+from cascade.tensors import Header
+from cascade.text.modes import hold
+from cascade.text.t5 import TextEncoder
+from cascade_export.graph import operators, passes
+from cascade_export.graph.graph import GRAPH, Dims, Graph, stage_dims
+from cascade_export.graph.numerics import Precision
+from cascade_export.graph.precision import DEFAULT_ISLANDS, cast, cast_encoder
+from cascade_export.graph.weights import WEIGHTS, places, write_state
+
+OPSETS: Final[dict[Precision, int]] = {"fp32": 21, "fp16": 21, "bf16": 22}
+
+
+def export_stage(
+    stage: Stage,
+    folder: Path,
+    precision: Precision = "fp32",
+    islands: Collection[str] = DEFAULT_ISLANDS,
+) -> Graph:
+    """Write a stage's network as `graph.onnx` and `weights.safetensors`.
+
+    Batch, text length, height and width are dynamic; the latter two are multiples of the network's
+    factor.
+
+    Args:
+        stage: around a `UNet` in float32.
+        folder: of the two files.
+        precision: of weights and arithmetic; inputs and output are float32 in all.
+        islands: modules that stay in fp32, see `precision.cast`.
+
+    Raises:
+        TypeError: the stage runs on an engine.
+        UserError: an island names no module, a weight is no number in the precision, or the disk
+            is full.
+    """
+    require_writable(folder)
+    network = cast(stage.network, precision, islands)
+    config = stage.config.unet
+    channels = IMAGE_CHANNELS * (1 + config.learned_variance)
+    return _write(
+        network,
+        _example(config, next(network.parameters()).device),
+        stage_dims(config),
+        {"out": ("batch", channels, "height", "width")},
+        config.factor,
+        OPSETS[precision],
+        folder,
+    )
+
+
+def export_text_encoder(encoder: TextEncoder, folder: Path, precision: Precision = "fp32") -> Graph:
+    """Write a text encoder as `graph.onnx` and `weights.safetensors`.
+
+    Its inputs are `ids`, B L int64, and `mask`, B L int64, 1 at real tokens; its output is
+    `embedding`, B L D float32. What is masked is not zeroed: `TextEncoder.embed` does that.
+
+    Args:
+        encoder: held in any mode; the weights are read from its files again.
+        folder: of the two files.
+        precision: of weights and arithmetic; see `precision.ENCODER_ISLANDS`.
+    """
+    require_writable(folder)
+    held, _ = hold(encoder.files, "float32", torch.device("cpu"))
+    network = cast_encoder(held, precision)
+    ids = torch.ones(2, 5, dtype=torch.int64)
+    dims: Dims = ("batch", "length")
+    return _write(
+        network,
+        {"input_ids": ids, "attention_mask": ids.clone()},
+        {"ids": dims, "mask": dims},
+        {"embedding": ("batch", "length", encoder.width)},
+        1,
+        OPSETS[precision],
+        folder,
+    )
+
+
+def _example(config: UNetConfig, device: torch.device) -> dict[str, Tensor]:
+    """A call's arguments, of shapes that the tracer does not take for constants, as of 1."""
+    with device:
+        return example_inputs(config, 2, (4 * config.factor, 6 * config.factor), 5)
+
+
+def _write(
+    network: nn.Module,
+    example: Mapping[str, Tensor],
+    inputs: Mapping[str, Dims],
+    outputs: Mapping[str, Dims],
+    factor: int,
+    opset: int,
+    folder: Path,
+) -> Graph:
+    """Trace, translate, tidy and write; `example` holds the call's arguments in inputs' order."""
+    state = network.state_dict()
+    model = _translate(network, example, inputs, list(outputs), factor, opset)
+    passes.clean(model, state)
+    passes.name_interface(model, inputs, outputs)
+    headers = {name: Header(value.dtype, tuple(value.shape)) for name, value in state.items()}
+    write_state(state, headers, folder / WEIGHTS)
+    passes.point_outside(model, places(folder / WEIGHTS), WEIGHTS)
+    write_bytes(passes.serialise(model), folder / GRAPH)
+    onnx.checker.check_model(str(folder / GRAPH), full_check=True)
+    return Graph.open(folder / GRAPH)
+
+
+def _translate(
+    network: nn.Module,
+    example: Mapping[str, Tensor],
+    inputs: Mapping[str, Dims],
+    outputs: list[str],
+    factor: int,
+    opset: int,
+) -> ir.Model:
+    """The network as an ONNX model that shares its weights' memory, not yet tidied."""
+    sizes: dict[int | str, Any] = {"batch": Dim("batch"), "length": Dim("length")}
+    sizes |= {side: factor * Dim(f"{side}s") for side in ("height", "width")}
+    shapes = {
+        argument: {axis: sizes[dim] for axis, dim in enumerate(dims) if isinstance(dim, str)}
+        for argument, dims in zip(example, inputs.values(), strict=True)
+    }
+    with torch.no_grad(), quiet("torch.onnx"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        program = export(network, (), dict(example), dynamic_shapes=shapes, strict=False)
+        if any(str(node.target).startswith("cascade.") for node in program.graph.nodes):
+            program = program.run_decompositions(operators.decompositions())
+        onnx_program = torch.onnx.export(
+            program,
+            dynamo=True,
+            optimize=False,
+            opset_version=opset,
+            input_names=list(inputs),
+            output_names=outputs,
+            custom_translation_table=operators.translations(),
+            verbose=False,
+        )
+    if onnx_program is None:
+        raise RuntimeError("torch.onnx gave no program")
+    model: ir.Model = onnx_program.model
+    return model

@@ -1,0 +1,1 @@
+"""The proof that an engine draws what eager draws."""

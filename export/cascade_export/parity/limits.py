@@ -1,0 +1,139 @@
+"""How far apart two answers or two pictures are, and how far an engine's may be from eager's.
+
+An engine rounds as eager does in the same precision, only in another order. So it may depart from
+eager in fp32 at most `FACTOR` times as far as eager in its own precision does:
+
+    |engine - eager| <= |engine - exact| + |exact - eager| <= 2 |exact - eager|
+
+for an engine that is as exact as eager. Pictures are few and their stages carry roundings on, like
+random walks of which each draws one: one walk ends twice as far as another by chance alone, so
+that an engine's may, and `PICTURES_FACTOR` is 3. For fp32 the yardstick is eager in fp64; for fp16
+and bf16 it is the network cast to that precision, beside which fp32 counts as exact. Where the
+yardstick happens to be short, a floor stands in for it. Quantised graphs have no eager twin:
+theirs are limits that only a broken quantisation exceeds, and the report tells what they cost.
+
+Shapes: `B` pictures, `C H W` pixels in [-1, 1]; a grey level is 2 / 255.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from cascade.config.base import Frozen
+from cascade_export.graph.numerics import Precision, Quantization
+from cascade_export.graph.probe import Figures, TensorDeviation, rms
+
+FACTOR: Final = 2.0
+PICTURES_FACTOR: Final = 3.0
+GREY_LEVELS: Final = 127.5  # per unit of a picture in [-1, 1]
+
+
+class PictureDeviation(Figures):
+    """How far pictures are from the reference's.
+
+    Attributes:
+        rms: root mean square of the difference before rounding, grey levels.
+        differing: share of the 8-bit values that differ.
+        greatest: the largest difference of 8-bit values.
+    """
+
+    rms: float
+    differing: float
+    greatest: int
+
+    @property
+    def psnr(self) -> float:
+        """Peak signal-to-noise ratio before rounding, dB; infinite for equal ones, NaN for none."""
+        return math.inf if self.rms == 0 else 20 * math.log10(255 / self.rms)
+
+
+class Floor(Frozen):
+    """What an engine may always depart by.
+
+    Attributes:
+        relative: of a tensor.
+        rms: of pictures, grey levels. A value changes when its difference crosses a rounding
+            boundary, with a probability of its size in grey levels: this is the floor of the
+            share of differing values too.
+        greatest: of 8-bit values.
+    """
+
+    relative: float
+    rms: float
+    greatest: int
+
+
+# fp32: sums of some 10^4 products in another order, 100 roundings of 6e-8 as they add up at random.
+# fp16 and bf16: two roundings of the result, the engine's and eager's.
+FLOORS: Final[Mapping[Precision, Floor]] = {
+    "fp32": Floor(relative=1e-5, rms=1e-3, greatest=1),
+    "fp16": Floor(relative=2**-10, rms=0.05, greatest=1),
+    "bf16": Floor(relative=2**-7, rms=0.4, greatest=2),
+}
+# int8 costs mini's answers 2 to 3 %, and 15 % where the input is white noise at the highest level,
+# which no calibration resembles; its pictures end at 35 and 37 dB. Below 30 the loss is plain.
+_QUANTISED: Final = Floor(relative=0.25, rms=255 / 10**1.5, greatest=255)
+
+
+def floor_of(precision: Precision, quantisation: Quantization = "none") -> Floor:
+    """What an engine may always depart by: of its precision, or 25 % and 30 dB if quantised."""
+    return FLOORS[precision] if quantisation == "none" else _QUANTISED
+
+
+def picture_deviation(pictures: Tensor, reference: Tensor) -> PictureDeviation:
+    """Compare pictures B C H W in [-1, 1] before and after rounding to 8 bits."""
+    difference = (pictures.double().cpu() - reference.double().cpu()) * GREY_LEVELS
+    levels = (to_levels(pictures) - to_levels(reference)).abs()
+    return PictureDeviation(
+        rms=rms(difference),
+        differing=float((levels > 0).double().mean()),
+        greatest=int(levels.max()),
+    )
+
+
+def tensor_limit(
+    eager: TensorDeviation, precision: Precision, quantisation: Quantization = "none"
+) -> float:
+    """The relative deviation that an engine may have where eager in its precision has this one."""
+    return max(FACTOR * eager.relative, floor_of(precision, quantisation).relative)
+
+
+def picture_limit(
+    eager: PictureDeviation,
+    precision: Precision,
+    quantisation: Quantization = "none",
+    values: int | None = None,
+) -> PictureDeviation:
+    """The deviation that an engine's pictures may have where eager's in its precision have this.
+
+    Of few `values` four may differ: where one is expected to, more than four do by chance once in
+    270 times (Poisson).
+    """
+    floor = floor_of(precision, quantisation)
+    handful = 4 / values if values else 0.0
+    return PictureDeviation(
+        rms=max(PICTURES_FACTOR * eager.rms, floor.rms),
+        differing=min(max(PICTURES_FACTOR * eager.differing, floor.rms, handful), 1.0),
+        greatest=max(round(PICTURES_FACTOR * eager.greatest), floor.greatest),
+    )
+
+
+def within(engine: PictureDeviation, limit: PictureDeviation) -> bool:
+    """Whether pictures stay inside a limit in every respect; NaN never does."""
+    return (
+        engine.rms <= limit.rms
+        and engine.differing <= limit.differing
+        and engine.greatest <= limit.greatest
+    )
+
+
+def to_levels(pictures: Tensor) -> Tensor:
+    """Round pictures in [-1, 1] to grey levels 0..255, as `cascade.data.images.to_pil` does.
+
+    NaN, which a picture has no level for, becomes one that differs from every other.
+    """
+    levels = pictures.detach().float().cpu().clamp(-1, 1).add(1).mul(GREY_LEVELS).round()
+    return levels.nan_to_num(nan=-1.0).to(torch.int16)

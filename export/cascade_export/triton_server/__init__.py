@@ -1,0 +1,1 @@
+"""A bundle in NVIDIA's Triton Inference Server."""
