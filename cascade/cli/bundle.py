@@ -90,14 +90,14 @@ def load_bundle(
     Raises:
         UserError: the bundle is none, or an engine cannot run so.
     """
+    from cascade.config.engine import EngineOptions
     from cascade_export.bundle.bundle import Bundle as Exported
-    from cascade_export.engines.base import EngineOptions
-    from cascade_export.engines.opening import default_device
+    from cascade_export.engines import engine_class
 
     bundle = Exported.open(folder)
     return bundle.cascade(
         subject,
-        device or default_device(engine or bundle.manifest.engine),
+        device or engine_class(engine or bundle.manifest.engine).default_device(),
         engine=engine,
         options=EngineOptions(threads=threads, spinning=spinning, compiled=compiled),
         max_memory=None if max_memory is None else max_memory * 10**6,

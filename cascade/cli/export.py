@@ -126,7 +126,7 @@ def export(
     from cascade_export.bundle.bundle import Bundle
     from cascade_export.bundle.gate import Gate
     from cascade_export.bundle.request import Request
-    from cascade_export.engines.opening import default_device
+    from cascade_export.engines import engine_class
     from cascade_export.engines.tensorrt.targets import parse_targets
     from cascade_export.parity.check import PROMPTS
 
@@ -135,12 +135,12 @@ def export(
     gate = Gate(
         prompts=tuple(prompt or PROMPTS),
         steps=steps,
-        device=usable_device(device) if device is not None else default_device(kind),
+        device=usable_device(device) if device is not None else engine_class(kind).default_device(),
         command=shlex.join(["cascade", *sys.argv[1:]]),
     )
     _refuse_alone("calibration-prompt", calibration_prompt, "quantise", quantise)
     _refuse_alone("lora-scale", lora_scale, "lora", lora)
-    if max_batch is not None and not kind.startswith("tensorrt"):
+    if max_batch is not None and not engine_class(kind).runs_plans:
         raise UserError(f"The {kind} engine takes any batch; leave --max-batch out.")
     _refuse_alone("lora-unet-only", lora_unet_only or None, "lora", lora)
     scale = 1.0 if lora_scale is None else lora_scale

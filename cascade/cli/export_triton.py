@@ -41,7 +41,12 @@ def export_triton(
     """
     chosen = values.either(folder, bundle, "bundle")
     from cascade_export.bundle.bundle import Bundle
-    from cascade_export.triton_server.repository import ServerOptions, write_repository
+    from cascade_export.triton_server.repository import (
+        PLANS_LEFT_OUT,
+        ServerOptions,
+        plans_left_out,
+        write_repository,
+    )
 
     given = {
         "name": name,
@@ -56,7 +61,5 @@ def export_triton(
     opened = Bundle.open(chosen)
     models = write_repository(opened, output, subject, options)
     typer.echo(f"{output} serves {', '.join(model.name for model in models)}.")
-    if opened.manifest.engine == "tensorrt-rtx":
-        typer.echo(
-            "Plans of TensorRT for RTX cannot be loaded there: ONNX Runtime runs the stages."
-        )
+    if plans_left_out(opened):
+        typer.echo(PLANS_LEFT_OUT)

@@ -16,13 +16,13 @@ from cascade.errors import UserError
 from cascade.pipeline import Cascade, Pictures
 from cascade.stage import Stage
 from cascade_export.adapted import parse_lora, with_lora
-from cascade_export.bundle.bundle import Bundle, open_bundle
+from cascade_export.bundle.bundle import Bundle
 from cascade_export.bundle.finetunes import add_subject
-from cascade_export.bundle.gate import Gate, runner
+from cascade_export.bundle.gate import Gate
 from cascade_export.bundle.manifest import BundleManifest, Subject
 from cascade_export.bundle.request import Request, require_place
 from cascade_export.bundle.write import export_bundle
-from cascade_export.engines.base import EngineKind
+from cascade_export.engines.opening import runner
 from cascade_export.graph.graph import GRAPH
 from cascade_export.graph.weights import WEIGHTS
 from cascade_export.parity.limits import to_levels
@@ -79,7 +79,7 @@ def test_a_subject_draws_what_the_fine_tune_draws(
 
 
 def test_a_picture_tells_which_engine_and_whose_weights_drew_it(bundle: Bundle) -> None:
-    def drawn_by(subject: str | None = None, engine: EngineKind | None = None) -> list[str]:
+    def drawn_by(subject: str | None = None, engine: str | None = None) -> list[str]:
         return [stage.fingerprint() for stage in bundle.cascade(subject, engine=engine).stages]
 
     every = [drawn_by(), drawn_by(SUBJECT), drawn_by(engine="torch")]
@@ -113,7 +113,7 @@ def test_what_is_written(bundle: Bundle) -> None:
 @pytest.mark.parametrize("engine", ["torch", "openvino"])
 def test_the_graphs_serve_other_engines(bundle: Bundle, engine: str) -> None:
     pytest.importorskip(engine)
-    expected = open_bundle(bundle.folder, SUBJECT).sample(PROMPTS[:2])
+    expected = Bundle.open(bundle.folder).cascade(SUBJECT).sample(PROMPTS[:2])
     other = bundle.cascade(SUBJECT, engine=engine)  # type: ignore[arg-type]
     assert greatest_difference(other.sample(PROMPTS[:2]), expected) <= 1
 
@@ -371,8 +371,9 @@ def test_a_quantised_bundle_is_proven_and_its_scales_are_not_a_strangers(
     ("request_", "said"),
     [
         (Request(quantisation="int8", precision="bf16"), "bf16 graph cannot be calibrated"),
-        (Request(quantisation="int8", engine="torch"), "does not run quantised graphs"),
-        (Request(quantisation="fp8"), "fp8 runs in TensorRT alone"),
+        (Request(quantisation="int8", engine="torch"), "does not run int8 graphs"),
+        (Request(quantisation="fp8"), "does not run fp8 graphs"),
+        (Request(quantisation="fp8", engine="tensorrt-rtx", targets=(89,)), "fp8 runs on a GPU"),
     ],
 )
 def test_a_quantisation_that_cannot_run_is_refused_first(request_: Request, said: str) -> None:

@@ -2,32 +2,38 @@
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Literal
+from pathlib import Path
+from types import ModuleType
+from typing import ClassVar
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
+from cascade.config.engine import EngineOptions
 from cascade.errors import UserError
 from cascade.pipeline import Cascade
 from cascade.stage import Stage
 from cascade_export.bundle.bundle import Bundle
-from cascade_export.engines.base import Engine, EngineOptions, fixed_length
-from cascade_export.engines.onnxruntime import check_device as check_onnxruntime
+from cascade_export.bundle.request import Request
+from cascade_export.bundle.write import export_bundle
+from cascade_export.engines import ENGINES, engine_class
+from cascade_export.engines.base import EVERY_PRECISION, Engine, StageFiles, fixed_length
+from cascade_export.engines.onnxruntime import OnnxRuntimeEngine
 from cascade_export.engines.opening import open_engine, open_engines
-from cascade_export.engines.openvino import check_device as check_openvino
+from cascade_export.engines.weights_engine import WeightsEngine
+from cascade_export.graph.numerics import Numerics, Precision
 
-Kind = Literal["torch", "onnxruntime", "openvino"]
-KINDS: tuple[Kind, ...] = ("torch", "onnxruntime", "openvino")
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(params=KINDS)
-def kind(request: pytest.FixtureRequest) -> Kind:
+@pytest.fixture(params=["torch", "onnxruntime", "openvino"])
+def kind(request: pytest.FixtureRequest) -> str:
     """Each kind that runs on a CPU and is installed."""
-    chosen: Kind = request.param
+    chosen: str = request.param
     pytest.importorskip(chosen)
     return chosen
 
@@ -61,7 +67,7 @@ def rows_of(given: dict[str, Tensor], rows: slice | list[int]) -> dict[str, Tens
 
 @pytest.mark.parametrize(("rows", "length"), [(1, 3), (2, 16), (5, 7)])
 def test_answers_are_the_network_s(
-    bundle: Bundle, eager: Cascade, kind: Kind, rows: int, length: int
+    bundle: Bundle, eager: Cascade, kind: str, rows: int, length: int
 ) -> None:
     for files, stage in zip(bundle.files(), eager.stages, strict=True):
         engine = open_engine(kind, files)
@@ -75,7 +81,7 @@ def test_answers_are_the_network_s(
         assert engine.info.kind == kind
 
 
-def test_a_row_does_not_depend_on_its_batch(bundle: Bundle, eager: Cascade, kind: Kind) -> None:
+def test_a_row_does_not_depend_on_its_batch(bundle: Bundle, eager: Cascade, kind: str) -> None:
     for files, stage in zip(bundle.files(), eager.stages, strict=True):
         engine = open_engine(kind, files)
         if not engine.info.batch_invariant:
@@ -134,35 +140,39 @@ def test_the_compiled_engine(
         ("tensorrt-rtx", EngineOptions(threads=1)),
     ],
 )
-def test_options_that_an_engine_has_no_use_for(wrong: Kind, options: EngineOptions) -> None:
+def test_options_that_an_engine_has_no_use_for(wrong: str, options: EngineOptions) -> None:
     with pytest.raises(UserError, match=r"give|leave"):
-        options.check(wrong)
+        engine_class(wrong).check_options(options)
+
+
+def require(kind: str, device: torch.device, precision: Precision = "fp32") -> None:
+    engine_class(kind).require(device, Numerics(precision=precision))
 
 
 def test_devices_and_precisions_that_are_not_there() -> None:
     with pytest.raises(UserError, match="no bf16 on a CPU"):
-        check_onnxruntime(CPU, "bf16")
+        require("onnxruntime", CPU, "bf16")
     with pytest.raises(UserError, match="give cpu or cuda"):
-        check_onnxruntime(torch.device("mps"), "fp32")
+        require("onnxruntime", torch.device("mps"))
     onnxruntime = pytest.importorskip("onnxruntime")
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         with pytest.raises(UserError, match="onnxruntime-gpu"):
-            check_onnxruntime(torch.device("cuda"), "fp32")
+            require("onnxruntime", torch.device("cuda"))
 
 
 def test_openvino_s_refusals() -> None:
     pytest.importorskip("openvino")
     with pytest.raises(UserError, match="give cpu"):
-        check_openvino(torch.device("cuda"), "fp32")
+        require("openvino", torch.device("cuda"))
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(UserError, match=r"dreamcascade\[openvino\]"):
-        check_openvino(CPU, "fp32")
+        require("openvino", CPU)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"dreamcascade\[export\]"):
-        check_onnxruntime(CPU, "fp32")
+        require("onnxruntime", CPU)
 
 
 def test_no_engine_s_package_is_imported_unasked() -> None:
@@ -174,7 +184,7 @@ def test_no_engine_s_package_is_imported_unasked() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_a_closed_engine_says_so(bundle: Bundle, eager: Cascade, kind: Kind) -> None:
+def test_a_closed_engine_says_so(bundle: Bundle, eager: Cascade, kind: str) -> None:
     engine = open_engine(kind, bundle.files()[0])
     engine.close()
     engine.close()
@@ -186,13 +196,13 @@ def test_a_closed_engine_says_so(bundle: Bundle, eager: Cascade, kind: Kind) -> 
 def opened(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
     """Names of the stages that were opened, in order."""
     names: list[str] = []
-    real = open_engine
+    real = OnnxRuntimeEngine._load
 
-    def spy(kind: Kind, files: object, *rest: object) -> Engine:
-        names.append(files.config.name)  # type: ignore[attr-defined]
-        return real(kind, files, *rest)  # type: ignore[arg-type]
+    def spy(self: OnnxRuntimeEngine, files: StageFiles) -> object:
+        names.append(files.config.name)
+        return real(self, files)
 
-    monkeypatch.setattr("cascade_export.engines.opening.open_engine", spy)
+    monkeypatch.setattr(OnnxRuntimeEngine, "_load", spy)
     return lambda: names
 
 
@@ -232,3 +242,35 @@ def test_texts_are_padded_behind_a_mask() -> None:
     assert not longer[:, 3:].any()
     assert hidden.tolist() == [[True, True, True, False, False]] * 2
     assert fixed_length(text, mask, 2)[0] is text
+
+
+class Zeros(WeightsEngine[int]):
+    """A toy: it predicts nothing, of whatever the weights are."""
+
+    kind = "zeros"
+    version = "1"
+    precisions: ClassVar = {"cpu": EVERY_PRECISION}
+
+    def _load(self, files: StageFiles) -> int:
+        return len(load_file(files.weights))
+
+    def _run(self, loaded: int, feeds: Mapping[str, Tensor]) -> Tensor:
+        return torch.zeros_like(feeds["x"])
+
+
+@pytest.mark.usefixtures("traced")
+def test_a_new_engine_is_a_module_and_an_entry(
+    bundle: Bundle, eager: Cascade, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = ModuleType("zeros")
+    monkeypatch.setattr(module, "Zeros", Zeros, raising=False)
+    monkeypatch.setitem(sys.modules, "zeros", module)
+    monkeypatch.setitem(ENGINES, "zeros", "zeros:Zeros")
+    drawn = bundle.cascade("sec-dog", engine="zeros", max_memory=10**7).sample("a dog", [0])
+    assert drawn.tensor.shape == (1, 3, 32, 32)
+    with pytest.raises(UserError, match="The zeros engine has no option 'threads'"):
+        bundle.cascade(engine="zeros", options=EngineOptions(threads=1))
+    with pytest.raises(UserError, match="zeros"):  # it is told among those that there are
+        bundle.cascade(engine="frob")
+    with pytest.raises(UserError, match="The zeros engine does not match eager"):
+        export_bundle(eager, tmp_path / "bundle", Request(engine="zeros"))

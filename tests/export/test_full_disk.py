@@ -18,11 +18,11 @@ from cascade_export.bundle.bundle import Bundle
 from cascade_export.bundle.finetunes import add_subject
 from cascade_export.bundle.gate import Gate
 from cascade_export.bundle.manifest import write_sealed
-from cascade_export.engines.tensorrt.inspect_plan import PlannedMemory, WeightsFound
+from cascade_export.engines.tensorrt.inspect_plan import PlannedMemory
 from cascade_export.engines.tensorrt.plan_cache import BuildFacts, BuiltPlan, Fingerprint, PlanCache
 from cascade_export.graph.graph import Graph
 from cascade_export.graph.probe import tensor_cases
-from cascade_export.graph.quantize import calibration_inputs, quantise
+from cascade_export.graph.quantize import calibration_inputs, quantize
 from cascade_export.graph.trace import export_stage
 from cascade_export.graph.weights import write_weights
 from cascade_export.parity.divergence import graph_outputs
@@ -48,7 +48,6 @@ def built() -> BuiltPlan:
     facts = BuildFacts(
         layers=(),
         memory=PlannedMemory(weights=10),
-        weights=WeightsFound(found=1, probed=1),
         log=(),
         seconds=0.1,
     )
@@ -75,7 +74,7 @@ def writers(
     )
     return {
         "a stage's graph": lambda: export_stage(base, new),
-        "a quantised graph": lambda: quantise(part.graph, inputs, new),
+        "a quantised graph": lambda: quantize(part.graph, inputs, new),
         "weights": lambda: write_weights(state, new / "x.safetensors", part.graph),
         "a copy": lambda: copy_file(part.weights, new / "x"),
         "a text encoder": lambda: write_encoder(encoder, new, new / "spiece.model"),

@@ -28,7 +28,7 @@ from cascade_export.bundle.request import Request
 from cascade_export.bundle.write import export_bundle
 from cascade_export.engines.opening import open_engine
 from cascade_export.graph.graph import Graph
-from cascade_export.graph.quantize import calibration_inputs, quantise
+from cascade_export.graph.quantize import calibration_inputs, quantize
 from cascade_export.graph.trace import export_stage
 from cascade_export.graph.weights import digest, write_weights
 from cascade_export.lora import merge_lora
@@ -81,7 +81,7 @@ def ways(
     yield "an engine's swap", lambda: engine.swap(other)
 
     spoil(part.weights, number)
-    yield "a quantised graph", lambda: quantise(Graph.open(part.graph.path), inputs, new)
+    yield "a quantised graph", lambda: quantize(Graph.open(part.graph.path), inputs, new)
     manifest = my_bundle.manifest
     entry = with_weights(manifest.stages["base16"], my_bundle, part.weights)
     stages = manifest.stages | {"base16": entry}

@@ -17,11 +17,12 @@ from cascade.pipeline import Cascade
 from cascade.sampling import prompt_table
 from cascade_export.bundle.bundle import Bundle
 from cascade_export.graph.graph import GRAPH
-from cascade_export.graph.numerics import Precision
+from cascade_export.graph.numerics import Numerics, Precision
 from cascade_export.graph.precision import cast
 from cascade_export.graph.probe import TensorDeviation, tensor_cases, tensor_deviation
-from cascade_export.parity.check import ParityReport, check, yardstick
-from cascade_export.parity.divergence import first_departure, layer_outputs
+from cascade_export.parity.check import baseline, check
+from cascade_export.parity.divergence import first_divergence, layer_outputs
+from cascade_export.parity.findings import ParityReport
 from cascade_export.parity.limits import (
     FLOORS,
     PictureDeviation,
@@ -48,7 +49,7 @@ def checked(
     """The report of engines that are made of the networks."""
     stages = [stage.with_network(replace(stage.network)) for stage in eager.stages]
     engines = Cascade(eager.manifest, eager.encoder, stages)
-    return check(eager, engines, precision, engine="stand-in", prompts=PROMPTS)
+    return check(eager, engines, Numerics(precision=precision), engine="stand-in", prompts=PROMPTS)
 
 
 def scaled(factor: float) -> Callable[[nn.Module], Network]:
@@ -83,7 +84,7 @@ def test_eager_in_a_precision_passes_in_that_precision_only(
 ) -> None:
     report = checked(eager, lambda network: cast(network, precision), precision)
     assert report.passed
-    # The engine is the yardstick here: the limit is twice what it departs by, or the floor.
+    # The engine is the baseline here: the limit is twice what it departs by, or the floor.
     for result in report.findings.tensors:
         expected = max(2 * result.engine.relative, FLOORS[precision].relative)
         assert result.limit == pytest.approx(expected)
@@ -118,7 +119,7 @@ def test_an_engine_that_answers_nan_fails(eager: Cascade, tmp_path: Path, answer
 
 def test_onnx_runtime_passes_with_the_same_pictures(eager: Cascade, bundle: Bundle) -> None:
     report = check(
-        eager, bundle.cascade(device="cpu"), "fp32", engine="onnxruntime", prompts=PROMPTS
+        eager, bundle.cascade(device="cpu"), Numerics(), engine="onnxruntime", prompts=PROMPTS
     )
     assert report.passed
     for result in report.findings.trajectories:
@@ -132,22 +133,22 @@ def test_the_layer_that_was_changed_is_named(eager: Cascade, bundle: Bundle) -> 
     prompts = list(PROMPTS)
     table = prompt_table(eager.encoder, prompts, stage.config)
     case = list(tensor_cases(stage.config, table, prompts))[1]
-    measure = yardstick(stage.network, "fp32")
-    assert first_departure(stage, measure, graph, case, "fp32") is None
+    measure = baseline(stage.network, "fp32")
+    assert first_divergence(stage, measure, graph, case, Numerics()) is None
 
     model = onnx.load(graph, load_external_data=False)
     dilate(model.graph, "middle.0.block.conv2.weight")
     wrong = graph.with_name("wrong.onnx")
     try:
         onnx.save(model, wrong)
-        departure = first_departure(stage, measure, wrong, case, "fp32")
+        divergence = first_divergence(stage, measure, wrong, case, Numerics())
     finally:
         wrong.unlink()
-    assert departure is not None
-    assert departure.layer == "middle.0.block.conv2"
-    assert departure.island == "middle.0.block"
-    assert departure.before.startswith("middle.0.block.")
-    assert departure.engine > 0.1
+    assert divergence is not None
+    assert divergence.layer == "middle.0.block.conv2"
+    assert divergence.island == "middle.0.block"
+    assert divergence.before.startswith("middle.0.block.")
+    assert divergence.engine > 0.1
     assert not list(graph.parent.glob(".*"))  # no probe is left
 
 
@@ -159,13 +160,13 @@ def dilate(graph: onnx.GraphProto, weight: str) -> None:
     values["pads"].ints[:] = [2, 2, 2, 2]
 
 
-def test_layers_are_found_behind_the_yardsticks_wrapper(eager: Cascade) -> None:
+def test_layers_are_found_behind_the_baselines_wrapper(eager: Cascade) -> None:
     stage = eager.stage("base16")
     table = prompt_table(eager.encoder, list(PROMPTS), stage.config)
     case = next(tensor_cases(stage.config, table, PROMPTS))
     layers = ["conv_in", "text_pooling.linear"]
     exact = layer_outputs(stage.network, layers, case)
-    wide = layer_outputs(yardstick(stage.network, "fp32"), layers, case)
+    wide = layer_outputs(baseline(stage.network, "fp32"), layers, case)
     assert set(exact) == set(wide) == set(layers)
     assert tensor_deviation(wide["conv_in"], exact["conv_in"]).relative < 1e-6
 
@@ -185,12 +186,17 @@ def test_deviations_of_known_tensors_and_pictures() -> None:
         tensor_deviation(answer, exact[:, :1])
 
 
-def test_limits_follow_the_yardstick_and_stop_at_the_floor() -> None:
-    assert tensor_limit(TensorDeviation(relative=1e-3, greatest=0), "fp32") == 2e-3
-    assert tensor_limit(TensorDeviation(relative=0.0, greatest=0), "fp16") == 2**-10
-    far = picture_limit(PictureDeviation(rms=1.0, differing=0.7, greatest=3), "bf16")
+def test_limits_follow_the_baseline_and_stop_at_the_floor() -> None:
+    assert tensor_limit(TensorDeviation(relative=1e-3, greatest=0), Numerics()) == 2e-3
+    assert (
+        tensor_limit(TensorDeviation(relative=0.0, greatest=0), Numerics(precision="fp16"))
+        == 2**-10
+    )
+    far = picture_limit(
+        PictureDeviation(rms=1.0, differing=0.7, greatest=3), Numerics(precision="bf16")
+    )
     assert (far.rms, far.differing, far.greatest) == (3.0, 1.0, 9)
-    near = picture_limit(PictureDeviation(rms=0.0, differing=0.0, greatest=0), "fp32")
+    near = picture_limit(PictureDeviation(rms=0.0, differing=0.0, greatest=0), Numerics())
     assert within(PictureDeviation(rms=1e-3, differing=1e-3, greatest=1), near)
     assert not within(PictureDeviation(rms=1e-3, differing=1e-3, greatest=2), near)
     assert not within(PictureDeviation(rms=math.nan, differing=0, greatest=0), near)
@@ -205,7 +211,7 @@ def test_a_double_network_reads_and_answers_in_single(eager: Cascade) -> None:
     stage = eager.stage("sr32")
     table = prompt_table(eager.encoder, list(PROMPTS), stage.config)
     seen: Mapping[str, Tensor] = {
-        case.name: case.answer(yardstick(stage.network, "fp32"))
+        case.name: case.answer(baseline(stage.network, "fp32"))
         for case in tensor_cases(stage.config, table, PROMPTS)
     }
     assert {out.dtype for out in seen.values()} == {torch.float32}

@@ -18,7 +18,7 @@ from cascade.config.stage import (
 from cascade.config.unet import UNetConfig
 from cascade.pipeline import Cascade
 from cascade.stage import Stage
-from cascade_export.bundle.bundle import open_bundle
+from cascade_export.bundle.bundle import Bundle
 from cascade_export.bundle.gate import Gate
 from cascade_export.bundle.request import Request
 from cascade_export.bundle.write import export_bundle
@@ -94,7 +94,7 @@ def test_every_prompt_s_pictures(repository: Path, tmp_path: Path) -> None:
     # magnifies the roundings of so small a sample now more, now less.
     export_bundle(eager, tmp_path / "bundle", Request(gate=Gate(prompts=PROMPTS[:2])))
     expected = eager.sample(PROMPTS)
-    drawn = open_bundle(tmp_path / "bundle").sample(PROMPTS)
+    drawn = Bundle.open(tmp_path / "bundle").cascade().sample(PROMPTS)
     for stage, images in drawn.stages.items():
         found = picture_deviation(images, expected.stages[stage])
         # Equal but where a rounding of fp32 crosses the boundary between two grey levels: with a

@@ -12,13 +12,13 @@ from onnxruntime import InferenceSession
 from safetensors.torch import save_file
 from torch import Tensor
 
+from cascade.config.engine import EngineOptions
 from cascade.errors import UserError
 from cascade.pipeline import Cascade
 from cascade_export.bundle.bundle import Bundle
-from cascade_export.engines.base import EngineOptions
 from cascade_export.engines.onnxruntime import open_session
 from cascade_export.graph.graph import Graph
-from cascade_export.graph.quantize import Inputs, calibration_inputs, quantise
+from cascade_export.graph.quantize import Inputs, calibration_inputs, quantize
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def calibrated(tiny_cascade: Path, bundle: Bundle) -> Calibrated:
 @pytest.fixture(scope="module")
 def quantised(calibrated: Calibrated, tmp_path_factory: pytest.TempPathFactory) -> Graph:
     folder = tmp_path_factory.mktemp("int8")
-    return quantise(calibrated.graph, calibrated.inputs["base16"], folder)
+    return quantize(calibrated.graph, calibrated.inputs["base16"], folder)
 
 
 def run(graph: Graph, inputs: Inputs) -> Tensor:
@@ -139,7 +139,7 @@ def one_convolution() -> onnx.ModelProto:
 def test_fp8_has_the_same_magnitudes_on_its_own_range(
     calibrated: Calibrated, quantised: Graph, tmp_path: Path
 ) -> None:
-    graph = quantise(calibrated.graph, calibrated.inputs["base16"], tmp_path, "fp8")
+    graph = quantize(calibrated.graph, calibrated.inputs["base16"], tmp_path, "fp8")
     onnx.checker.check_model(graph.path, full_check=True)
     models = [onnx.load(g.path, load_external_data=False).graph for g in (quantised, graph)]
     held = [{t.name: t for t in model.initializer} for model in models]
@@ -155,4 +155,4 @@ def test_fp8_has_the_same_magnitudes_on_its_own_range(
 
 def test_nothing_to_calibrate_with_is_refused(calibrated: Calibrated, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="at least one prompt"):
-        quantise(calibrated.graph, [], tmp_path)
+        quantize(calibrated.graph, [], tmp_path)

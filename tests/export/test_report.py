@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 
 from cascade_export.graph.probe import TensorDeviation
-from cascade_export.parity.check import Findings, Pair, ParityReport
 from cascade_export.parity.compare import TensorResult, TrajectoryResult
-from cascade_export.parity.divergence import Departure
+from cascade_export.parity.divergence import Divergence
+from cascade_export.parity.findings import Findings, Pair, ParityReport
 from cascade_export.parity.limits import PictureDeviation
 from cascade_export.parity.report import sheet, write_report
 
@@ -26,7 +26,7 @@ def report(
     eager = torch.zeros(2, 3, 16, 16)
     deviation = TensorDeviation(relative=relative, greatest=relative)
     zero = TensorDeviation(relative=0.0, greatest=0.0)
-    departure = Departure(
+    divergence = Divergence(
         stage="base16", layer="conv_out", node="conv_63", before="", engine=0.5, limit=1e-5
     )
     findings = Findings(
@@ -49,7 +49,7 @@ def report(
                 limit=LIMIT,
             ),
         ),
-        departures=() if engine is SAME else (departure,),
+        departures=() if engine is SAME else (divergence,),
     )
     return ParityReport(findings, {"base16": Pair(eager, eager + 0.01)})
 

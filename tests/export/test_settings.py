@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 
 from cascade.config.base import Frozen
+from cascade.config.engine import EngineOptions
 from cascade.errors import UserError
 from cascade_export.bench.stages import BenchSettings
 from cascade_export.bundle.gate import Gate
 from cascade_export.bundle.request import Request
-from cascade_export.engines.base import EngineOptions
 from cascade_export.triton_server.repository import ServerOptions
 
 CLASSES: tuple[type[Frozen], ...] = (Request, Gate, EngineOptions, BenchSettings, ServerOptions)

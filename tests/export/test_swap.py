@@ -3,26 +3,24 @@
 import shutil
 import threading
 from pathlib import Path
-from typing import Literal
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from cascade.config.engine import EngineOptions
 from cascade.errors import UserError
 from cascade_export.bundle.bundle import Bundle
-from cascade_export.engines.base import EngineOptions, StageFiles
+from cascade_export.engines.base import StageFiles
 from cascade_export.engines.opening import open_engine, open_engines
-from cascade_export.engines.swap_check import require_likeness
-
-Kind = Literal["torch", "onnxruntime", "openvino"]
+from cascade_export.engines.swap_check import check_swap
 
 
 @pytest.fixture(params=["torch", "onnxruntime", "openvino"])
-def kind(request: pytest.FixtureRequest) -> Kind:
+def kind(request: pytest.FixtureRequest) -> str:
     """Each kind that runs on a CPU and is installed."""
-    chosen: Kind = request.param
+    chosen: str = request.param
     pytest.importorskip(chosen)
     return chosen
 
@@ -53,7 +51,7 @@ def call(base: StageFiles) -> dict[str, Tensor]:
 
 
 def test_there_and_back(
-    base: StageFiles, tuned: StageFiles, call: dict[str, Tensor], kind: Kind
+    base: StageFiles, tuned: StageFiles, call: dict[str, Tensor], kind: str
 ) -> None:
     engine = open_engine(kind, base)
     first, before = engine(**call), engine.info
@@ -114,7 +112,7 @@ def test_wrong_weights_are_refused_and_the_old_ones_serve_on(
     tuned: StageFiles,
     call: dict[str, Tensor],
     tmp_path: Path,
-    kind: Kind,
+    kind: str,
     how: str,
     named: str,
 ) -> None:
@@ -163,7 +161,7 @@ def test_calls_of_other_threads_see_one_fine_tune_or_the_other(
 
 
 def test_weights_that_were_not_taken_are_noticed(base: StageFiles, tuned: StageFiles) -> None:
-    require_likeness(open_engine("onnxruntime", tuned), open_engine("torch", tuned), tuned)
+    check_swap(open_engine("onnxruntime", tuned), open_engine("torch", tuned), tuned)
     stale = open_engine("onnxruntime", base)
     with pytest.raises(UserError, match="did not take them"):
-        require_likeness(stale, open_engine("torch", tuned), tuned)
+        check_swap(stale, open_engine("torch", tuned), tuned)

@@ -9,6 +9,11 @@ import torch
 from cascade.errors import UserError
 from cascade_export.engines.tensorrt import targets
 from cascade_export.engines.tensorrt.targets import load_module, parse_targets, resolve_targets
+from cascade_export.graph.numerics import Numerics, Precision, Quantization
+
+
+def numerics(precision: Precision, quantization: Quantization = "none") -> Numerics:
+    return Numerics(precision=precision, quantization=quantization)
 
 
 def test_targets_are_read_from_a_list() -> None:
@@ -22,33 +27,33 @@ def test_what_is_no_target_is_named(text: str) -> None:
 
 
 def test_without_a_wish_rtx_builds_for_its_default() -> None:
-    assert resolve_targets("tensorrt-rtx", (), "bf16") == (80, 86, 89, 120)
-    assert resolve_targets("tensorrt-rtx", (120, 75), "fp16", "int8") == (75, 120)
+    assert resolve_targets("tensorrt-rtx", (), numerics("bf16")) == (80, 86, 89, 120)
+    assert resolve_targets("tensorrt-rtx", (120, 75), numerics("fp16", "int8")) == (75, 120)
 
 
 def test_types_that_a_gpu_lacks_are_refused() -> None:
     with pytest.raises(UserError, match=r"sm75 cannot compute in bf16, which needs sm80"):
-        resolve_targets("tensorrt-rtx", (75, 89), "bf16")
+        resolve_targets("tensorrt-rtx", (75, 89), numerics("bf16"))
     with pytest.raises(UserError, match=r"sm86 cannot compute in fp8, which needs sm89"):
-        resolve_targets("tensorrt-rtx", (86, 89), "fp16", "fp8")
-    assert resolve_targets("tensorrt-rtx", (89,), "fp16", "fp8") == (89,)
+        resolve_targets("tensorrt-rtx", (86, 89), numerics("fp16", "fp8"))
+    assert resolve_targets("tensorrt-rtx", (89,), numerics("fp16", "fp8")) == (89,)
 
 
 @pytest.mark.parametrize("unknown", [90, 100, 61])
 def test_rtx_has_no_data_centre_targets(unknown: int) -> None:
     with pytest.raises(UserError, match=rf"does not build for sm{unknown}; choose among sm75, "):
-        resolve_targets("tensorrt-rtx", (unknown,), "fp16")
+        resolve_targets("tensorrt-rtx", (unknown,), numerics("fp16"))
 
 
 def test_tensorrt_builds_for_the_gpu_it_is_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(targets, "gpu_target", lambda: 90)
-    assert resolve_targets("tensorrt", (), "bf16") == (90,)
-    assert resolve_targets("tensorrt", (90,), "fp16", "fp8") == (90,)
+    assert resolve_targets("tensorrt", (), numerics("bf16")) == (90,)
+    assert resolve_targets("tensorrt", (90,), numerics("fp16", "fp8")) == (90,)
     with pytest.raises(UserError, match=r"this machine's GPU, sm90, not for sm89"):
-        resolve_targets("tensorrt", (89, 90), "fp16")
+        resolve_targets("tensorrt", (89, 90), numerics("fp16"))
     monkeypatch.setattr(targets, "gpu_target", lambda: None)
     with pytest.raises(UserError, match=r"this machine has none; export there"):
-        resolve_targets("tensorrt", (), "fp16")
+        resolve_targets("tensorrt", (), numerics("fp16"))
 
 
 def test_a_gpu_is_named_by_its_capability(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,11 +23,11 @@ from torch import Tensor
 from cascade.config.folders import read_stage_config
 from cascade.errors import UserError
 from cascade_export.engines.base import StageFiles
-from cascade_export.engines.residency import Residency
+from cascade_export.engines.offload import Budget
 from cascade_export.engines.tensorrt import engine as tensorrt
 from cascade_export.engines.tensorrt.build import builder_config
 from cascade_export.engines.tensorrt.engine import TensorRTEngine, refit
-from cascade_export.engines.tensorrt.inspect_plan import PlannedMemory, WeightsFound
+from cascade_export.engines.tensorrt.inspect_plan import PlannedMemory
 from cascade_export.engines.tensorrt.memory import Workspace
 from cascade_export.engines.tensorrt.plan_cache import BuildFacts, BuiltPlan, Fingerprint, PlanCache
 from cascade_export.engines.tensorrt.session import Session, TensorRTDevice, check_validity
@@ -198,7 +198,7 @@ def _device(kind: Kind, graphs: bool = False, budget: int | None = None) -> Any:
         runtime=runtime,
         lane=_Lane(),
         workspace=Workspace(torch.device("cpu")),
-        residency=Residency(budget),
+        budget=Budget(budget),
         turn=threading.RLock(),
     )
 
@@ -222,23 +222,23 @@ class _Part:
 
 def test_the_longest_unused_weights_leave_first() -> None:
     events: list[str] = []
-    residency = Residency(budget=10)
+    shared_budget = Budget(10)
     base, first, second = (_Part(n, size, events) for n, size in (("b", 5), ("1", 4), ("2", 3)))
     for part in (base, first, base, second, first):
-        residency.use(part)
+        shared_budget.use(part)
     assert events == ["+b", "+1", "-1", "+2", "-b", "+1"]
-    residency.forget(second)
-    residency.forget(second)
+    shared_budget.forget(second)
+    shared_budget.forget(second)
     assert events[-1] == "-2"
     with pytest.raises(UserError, match=r"weights take 12 MB and the limit is 0 MB; raise"):
-        residency.check(_Part("large", 12_000_000, events))
+        shared_budget.check(_Part("large", 12_000_000, events))
 
 
 def test_without_a_budget_everything_stays() -> None:
     events: list[str] = []
-    residency = Residency()
+    shared_budget = Budget()
     for part in [_Part(str(index), 10**12, events) for index in range(3)]:
-        residency.use(part)
+        shared_budget.use(part)
     assert events == ["+0", "+1", "+2"]
 
 
@@ -408,7 +408,6 @@ def files(tmp_path: Path, tiny_cascade: Path, monkeypatch: pytest.MonkeyPatch) -
     facts = BuildFacts(
         layers=(),
         memory=PlannedMemory(weights=8),
-        weights=WeightsFound(found=0, probed=0),
         log=(),
         seconds=1,
     )

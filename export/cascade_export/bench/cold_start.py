@@ -13,18 +13,18 @@ from typing import Final
 
 import torch
 
+from cascade.config.engine import EngineOptions
 from cascade.config.stage import SamplerConfig
 from cascade.errors import UserError
 from cascade_export.bundle.bundle import Bundle
 from cascade_export.bundle.manifest import read_manifest
-from cascade_export.engines.base import EngineKind, EngineOptions
 
 ENGINE: Final = "engine"
 _PROMPT: Final = "a photo of a dog on the beach"
 _MEBIBYTE: Final = 2**20
 
 
-def engine_of(provider: str) -> tuple[EngineKind | None, EngineOptions]:
+def engine_of(provider: str) -> tuple[str | None, EngineOptions]:
     """Which engine answers for a provider: the bundle's own, or PyTorch, `eager` or `compiled`."""
     if provider == ENGINE:
         return None, EngineOptions()

@@ -13,12 +13,12 @@ weights file for each stage that it changes.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
 import torch
 
 from cascade.chain import check_chain
 from cascade.config.encoder import EncoderMode
+from cascade.config.engine import EngineOptions
 from cascade.config.folders import read_stage_config
 from cascade.config.stage import StageConfig
 from cascade.environment import usable_device
@@ -38,7 +38,8 @@ from cascade_export.bundle.manifest import (
     read_manifest,
     read_subject,
 )
-from cascade_export.engines.base import EngineKind, EngineOptions, StageFiles
+from cascade_export.engines import engine_class
+from cascade_export.engines.base import StageFiles
 from cascade_export.engines.opening import open_engines
 from cascade_export.engines.text_encoder import GraphTextEncoder
 from cascade_export.graph.graph import GRAPH, Graph
@@ -71,7 +72,7 @@ class Bundle:
             check_file(bundle.stage_folder(name) / GRAPH, entry.graph)
             bundle.check_weights(entry.weights)
             _check_config(name, read_stage_config(bundle.stage_folder(name)), folder)
-            if (entry.plan is None) == bundle.manifest.engine.startswith("tensorrt"):
+            if (entry.plan is not None) != engine_class(bundle.manifest.engine).runs_plans:
                 raise UserError(
                     f"{folder} is for {bundle.manifest.engine} and has "
                     f"{'a' if entry.plan else 'no'} plan for stage '{name}'; export it again."
@@ -140,7 +141,7 @@ class Bundle:
         subject: str | Subject | None = None,
         device: torch.device | str = "cpu",
         *,
-        engine: EngineKind | None = None,
+        engine: str | None = None,
         options: EngineOptions | None = None,
         max_memory: int | None = None,
         embeddings: Path | str | None = None,
@@ -174,7 +175,7 @@ class Bundle:
         subject: Subject | None = None,
         device: torch.device | str = "cpu",
         *,
-        engine: EngineKind | None = None,
+        engine: str | None = None,
         options: EngineOptions | None = None,
         max_memory: int | None = None,
     ) -> list[Stage]:
@@ -184,9 +185,7 @@ class Bundle:
             UserError: an engine cannot be opened.
         """
         kind = engine or self.manifest.engine
-        if kind not in get_args(EngineKind):
-            known = ", ".join(get_args(EngineKind))
-            raise UserError(f"There is no engine '{kind}'; take one of {known}.")
+        engine_class(kind)
         place = usable_device(device)
         if max_memory is not None:
             max_memory = whole(max_memory, "max_memory", 1, 2**63 - 1)
@@ -264,14 +263,3 @@ def _check_config(name: str, config: StageConfig, source: Path) -> None:
             f"{source} has stage '{config.name}' in the place of '{name}'; copy the bundle or "
             "export it again."
         )
-
-
-def open_bundle(
-    folder: Path | str, subject: str | None = None, device: torch.device | str = "cpu"
-) -> Cascade:
-    """Open a bundle's own engines as a cascade; `Bundle.cascade` has further choices.
-
-    Raises:
-        UserError: as `Bundle.open` and `Bundle.cascade`.
-    """
-    return Bundle.open(folder).cascade(subject, device)

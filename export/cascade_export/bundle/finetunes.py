@@ -20,8 +20,8 @@ from cascade_export.bundle.manifest import (
     describe_weights,
     write_sealed,
 )
-from cascade_export.bundle.plans import build_for
 from cascade_export.bundle.write import text_identity
+from cascade_export.engines import engine_class
 from cascade_export.graph.graph import GRAPH, Graph
 from cascade_export.graph.weights import write_weights
 
@@ -65,8 +65,9 @@ def add_subject(
         stages=stages,
         proof=Proof(executed=False, pictures={}),
     )
-    for stage, entry in stages.items():
-        build_for(bundle, stage, entry.weights)
+    engine = engine_class(bundle.manifest.engine)
+    for files in bundle.files(subject) if engine.runs_plans else ():
+        engine.prepare(files)
     report = compare(cascade, bundle, subject, gate, folder / "report", on_part)
     report.require()
     proven = subject.model_copy(update={"proof": proof_of(report)})

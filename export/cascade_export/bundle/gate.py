@@ -12,11 +12,11 @@ from cascade.pipeline import Cascade
 from cascade.text.cleaning import clean
 from cascade_export.bundle.bundle import Bundle
 from cascade_export.bundle.manifest import Proof, Subject
-from cascade_export.engines.base import EngineKind
-from cascade_export.engines.tensorrt.targets import gpu_target
+from cascade_export.engines import engine_class
+from cascade_export.engines.opening import runner
 from cascade_export.graph.graph import GRAPH
-from cascade_export.graph.numerics import Precision
-from cascade_export.parity.check import PROMPTS, ParityReport, check
+from cascade_export.parity.check import PROMPTS, check
+from cascade_export.parity.findings import ParityReport
 from cascade_export.parity.report import write_report
 
 OnPart = Callable[[str, int, int], None]
@@ -90,10 +90,11 @@ def compare(
     report = check(
         cascade,
         Cascade(manifest.cascade, cascade.encoder, engines),
-        manifest.precision,
+        manifest.numerics,
         engine=manifest.engine,
-        quantisation=manifest.quantisation,
         executed=kind == manifest.engine,
+        # A plan has one size of picture, and a largest batch.
+        dynamic=not engine_class(kind).runs_plans,
         islands={name: entry.islands for name, entry in manifest.stages.items()},
         graphs={name: bundle.stage_folder(name) / GRAPH for name in manifest.stages},
         prompts=gate.prompts,
@@ -110,10 +111,3 @@ def proof_of(report: ParityReport) -> Proof:
     findings = report.findings
     pictures = {one.stage: one.engine for one in findings.trajectories}
     return Proof(executed=findings.executed, pictures=pictures)
-
-
-def runner(kind: EngineKind, precision: Precision) -> EngineKind:
-    """The engine that runs the gate: the kind itself, or on a CPU one that takes the same graph."""
-    if kind not in ("tensorrt", "tensorrt-rtx") or gpu_target() is not None:
-        return kind
-    return "torch" if precision == "bf16" else "onnxruntime"

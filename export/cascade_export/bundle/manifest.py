@@ -12,9 +12,9 @@ from cascade.config.base import NAME, Frozen, Name
 from cascade.config.stage import MANIFEST, CascadeManifest, StageConfig
 from cascade.errors import UserError
 from cascade.files import read_json, write_bytes
-from cascade_export.engines.base import EngineKind
+from cascade_export.engines import EngineName
 from cascade_export.graph.graph import GRAPH
-from cascade_export.graph.numerics import Precision, Quantization
+from cascade_export.graph.numerics import Numerics, Precision, Quantization
 from cascade_export.graph.weights import WEIGHTS, digest
 from cascade_export.parity.limits import PictureDeviation
 
@@ -110,7 +110,7 @@ class BundleManifest(Frozen):
 
     schema_version: Literal[2] = SCHEMA
     cascade: CascadeManifest
-    engine: EngineKind
+    engine: EngineName
     precision: Precision
     quantisation: Quantization = "none"
     targets: tuple[Annotated[int, Field(strict=True)], ...] = ()
@@ -118,6 +118,11 @@ class BundleManifest(Frozen):
     stages: dict[Name, StageEntry]
     versions: dict[str, str]
     proof: Proof | None = None
+
+    @property
+    def numerics(self) -> Numerics:
+        """What the graphs compute in."""
+        return Numerics(precision=self.precision, quantization=self.quantisation)
 
     @model_validator(mode="after")
     def _stages_of_the_cascade(self) -> Self:

@@ -12,9 +12,8 @@ from cascade.config.base import AtOnce, Frozen
 from cascade.environment import usable_device
 from cascade.errors import UserError
 from cascade_export.bundle.gate import Gate, Prompts
-from cascade_export.engines.base import EngineKind
-from cascade_export.engines.tensorrt.targets import gpu_target, load_module, resolve_targets
-from cascade_export.graph.numerics import Precision, Quantization
+from cascade_export.engines import EngineName, engine_class
+from cascade_export.graph.numerics import Numerics, Precision, Quantization
 from cascade_export.parity.check import PROMPTS
 
 EXPORTERS: Final = ("dreamcascade", "torch", "onnx", "onnx-ir", "onnxscript")
@@ -36,7 +35,7 @@ class Request(Frozen):
         gate: what the gate draws.
     """
 
-    engine: EngineKind = "onnxruntime"
+    engine: EngineName = "onnxruntime"
     precision: Precision = "fp32"
     quantisation: Quantization = "none"
     calibration: Prompts = PROMPTS
@@ -56,47 +55,17 @@ class Request(Frozen):
             UserError: a package is missing, or the engine has not the precision or a target.
         """
         require_exporters()
-        self._check_quantisation()
-        device = torch.device(usable_device(self.gate.device))
-        match self.engine:
-            case "tensorrt" | "tensorrt-rtx":
-                targets = resolve_targets(
-                    self.engine, self.targets, self.precision, self.quantisation
-                )
-                load_module(self.engine)
-                return targets
-            case "onnxruntime":
-                from cascade_export.engines.onnxruntime import check_device
-
-                check_device(device, self.precision)
-            case "openvino":
-                from cascade_export.engines import openvino
-
-                openvino.check_device(device, self.precision)
-            case "torch":
-                pass
-        if self.targets:
-            raise UserError(
-                f"The {self.engine} engine builds no plans; leave --target out, or take --engine "
-                "tensorrt-rtx."
-            )
-        return ()
-
-    def _check_quantisation(self) -> None:
-        if self.quantisation == "none":
-            return
-        if self.precision == "bf16":
+        if self.quantisation != "none" and self.precision == "bf16":
             raise UserError("A bf16 graph cannot be calibrated; quantise an fp32 or fp16 one.")
-        if self.engine not in ("onnxruntime", "tensorrt", "tensorrt-rtx"):
-            raise UserError(
-                f"The {self.engine} engine does not run quantised graphs here; take onnxruntime or "
-                "tensorrt-rtx."
-            )
-        if self.quantisation == "fp8" and (self.engine == "onnxruntime" or gpu_target() is None):
-            raise UserError(
-                "fp8 runs in TensorRT alone, on a GPU of compute capability 8.9 or later, and the "
-                "check of an export runs it; export there, or take int8."
-            )
+        engine = engine_class(self.engine)
+        targets = engine.targets(self.targets, self.numerics)
+        engine.require(torch.device(usable_device(self.gate.device)), self.numerics)
+        return targets
+
+    @property
+    def numerics(self) -> Numerics:
+        """What the graphs compute in."""
+        return Numerics(precision=self.precision, quantization=self.quantisation)
 
 
 def require_exporters() -> None:

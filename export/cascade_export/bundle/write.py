@@ -29,12 +29,12 @@ from cascade_export.bundle.manifest import (
     describe_weights,
     write_sealed,
 )
-from cascade_export.bundle.plans import with_plans
 from cascade_export.bundle.request import Request, exporter_versions, require_place
+from cascade_export.engines import engine_class
 from cascade_export.graph.graph import GRAPH, Graph
 from cascade_export.graph.numerics import Precision
 from cascade_export.graph.precision import DEFAULT_ISLANDS, check_cast
-from cascade_export.graph.quantize import Inputs, calibration_inputs, quantise
+from cascade_export.graph.quantize import Inputs, calibration_inputs, quantize
 from cascade_export.graph.trace import export_stage, export_text_encoder
 from cascade_export.graph.weights import WEIGHTS, digest
 
@@ -97,17 +97,35 @@ def export_bundle(
             stages=stages,
             versions=exporter_versions(),
         )
-        bundle = with_plans(Bundle(output, draft), request.max_batch, on_part)
+        bundle = _with_plans(Bundle(output, draft), request.max_batch, on_part)
         report = compare(cascade, bundle, None, request.gate, output / "report", on_part)
-        departed = {each.stage: each.island for each in report.findings.departures}
-        if report.passed or not (request.retry and departed):
+        diverged = {each.stage: each.island for each in report.findings.departures}
+        if report.passed or not (request.retry and diverged):
             break
-        for name, island in departed.items():
+        for name, island in diverged.items():
             islands[name] = (*islands.get(name, ()), island)
     report.require()
     sealed = bundle.manifest.model_copy(update={"proof": proof_of(report)})
     write_sealed(sealed, output / BUNDLE)
     return Bundle(output, sealed)
+
+
+def _with_plans(bundle: Bundle, max_batch: int, on_part: OnPart | None) -> Bundle:
+    """Build the plans of a draft's stages, if its engine runs plans."""
+    manifest, stages = bundle.manifest, {}
+    engine = engine_class(manifest.engine)
+    if not engine.runs_plans:
+        return bundle
+    told = on_part or (lambda what, done, total: None)
+    for files in bundle.files():
+        name = files.config.name
+        told(f"build {name}", 0, 1)
+        plan = engine.build_plan(
+            files, manifest.numerics, manifest.targets, max_batch, bundle.plans
+        )
+        stages[name] = manifest.stages[name].model_copy(update={"plan": plan})
+        told(f"build {name}", 1, 1)
+    return Bundle(bundle.folder, manifest.model_copy(update={"stages": stages}))
 
 
 def text_identity(encoder: PromptEncoder) -> tuple[str, str]:
@@ -190,7 +208,7 @@ def _write_graph(
         return export_stage(stage, folder, request.precision, kept)
     with scratch() as plain:
         graph = export_stage(stage, plain, request.precision, kept)
-        return quantise(graph, calls.of(stage.config.name), folder, request.quantisation)
+        return quantize(graph, calls.of(stage.config.name), folder, request.quantisation)
 
 
 def _read_record(folder: Path) -> _Record | None:

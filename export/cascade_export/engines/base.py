@@ -1,27 +1,28 @@
-"""What an engine is: something that takes a network's place, and says what it is.
+"""What an engine is: something that takes a network's place, and states what it can do.
 
 Shapes: `B` rows, `L` text tokens, `D` width of the text encoder, `H W` pixels.
 """
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal, Protocol
+from typing import ClassVar, Final, get_args
 
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from cascade.config.base import MOST_THREADS, Frozen
+from cascade.config.engine import EngineOptions
 from cascade.config.stage import StageConfig
 from cascade.errors import UserError
 from cascade_export.graph.graph import Graph
-from cascade_export.graph.numerics import Precision
+from cascade_export.graph.numerics import Numerics, Precision, Quantization
 from cascade_export.graph.weights import check_weights, digest, require_numbers
 
-EngineKind = Literal["torch", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]
+EVERY_PRECISION: Final[tuple[Precision, ...]] = get_args(Precision)
 
 
 @dataclass(frozen=True)
@@ -29,10 +30,7 @@ class EngineInfo:
     """What answers, down to the bytes of its weights.
 
     Attributes:
-        kind: which engine.
         version: of the package that runs it.
-        precision: what it computes in.
-        device: where.
         graph: sha256 of the exported graph.
         weights: sha256 of the weights file that serves now.
         batch_invariant: whether a row of an answer is the same, bit for bit, whatever rows stand
@@ -40,7 +38,7 @@ class EngineInfo:
         max_batch: the most rows of a call; None if there is no limit.
     """
 
-    kind: EngineKind
+    kind: str
     version: str
     precision: Precision
     device: str
@@ -56,60 +54,14 @@ class EngineInfo:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-class Engine(Protocol):
-    """A `cascade.diffusion.denoiser.Network` that is no module.
-
-    Calls may come from several threads at once, and while another thread swaps the weights: each
-    runs from start to end on the weights that it began with.
-    """
-
-    @property
-    def info(self) -> EngineInfo:
-        """What answers now."""
-        ...
-
-    @property
-    def device(self) -> torch.device:
-        """Where inputs are taken from and answers left."""
-        ...
-
-    def __call__(
-        self,
-        x: Tensor,
-        t: Tensor,
-        text: Tensor,
-        text_mask: Tensor,
-        low_res: Tensor | None = None,
-        aug: Tensor | None = None,
-    ) -> Tensor:
-        """Predict as the network does, float32 in and out."""
-        ...
-
-    def swap(self, weights: Path) -> None:
-        """Serve another fine-tune of the same graph.
-
-        Raises:
-            UserError: the file lacks a tensor or has one too many, of another shape or type; the
-                weights that served before go on serving.
-        """
-        ...
-
-    def close(self) -> None:
-        """Free the memory; the engine cannot be called any more."""
-        ...
-
-
 @dataclass(frozen=True)
 class StageFiles:
-    """What an engine is opened from: one stage of a bundle, with the weights of one subject.
+    """What an engine is opened from: one stage of a bundle, with the weights of one fine-tune.
 
     Attributes:
-        config: the stage's configuration.
         precision: of graph and weights.
-        graph: the exported architecture.
         weights: the safetensors file to serve.
-        weights_sha256: its hash.
-        islands: modules kept in float32 beside the default ones.
+        islands: kept in float32 beside the default ones.
         plan: folder of a built plan, for the engines that run one.
     """
 
@@ -127,7 +79,7 @@ class StageFiles:
         return f"{self.precision} {self.graph.sha256} {self.weights_sha256}"
 
     def with_weights(self, weights: Path) -> "StageFiles":
-        """The same stage with the weights of another fine-tune.
+        """Return the same stage with the weights of another fine-tune.
 
         Raises:
             UserError: they do not fit the graph, or are no numbers.
@@ -137,55 +89,183 @@ class StageFiles:
         return replace(self, weights=weights, weights_sha256=digest(weights))
 
 
-class EngineOptions(Frozen):
-    """How an engine runs on this machine; none of it changes what a picture shows.
+class Engine(ABC):
+    """A `cascade.diffusion.denoiser.Network` that is no module, float32 in and out.
+
+    Calls may come from several threads at once, and while another thread swaps the weights: each
+    runs from start to end on the weights that it began with.
 
     Attributes:
-        threads: of one call on a CPU; as many as there are cores by default. PyTorch's threads are
-            the process's and set by OMP_NUM_THREADS.
-        spinning: whether idle threads of ONNX Runtime wait busily, which answers some 10 % sooner
-            and takes the cores from everybody else.
-        compiled: compile the `torch` engine.
+        kind: its name in `ENGINES`.
+        precisions: what it computes in, on each type of device that it runs on.
+        quantizations: the graphs that it runs beside plain ones.
+        options: the fields of `EngineOptions` that it reads.
+        runs_plans: whether it runs plans built for GPUs, of one side and a largest batch.
+        server_takes_plans: whether Triton Inference Server loads its plans.
+        device: where inputs are taken from and answers left.
     """
 
-    threads: Annotated[int | None, Field(strict=True, gt=0, le=MOST_THREADS)] = None
-    spinning: Annotated[bool, Field(strict=True)] = True
-    compiled: Annotated[bool, Field(strict=True)] = False
+    kind: ClassVar[str]
+    precisions: ClassVar[Mapping[str, tuple[Precision, ...]]]
+    quantizations: ClassVar[tuple[Quantization, ...]] = ()
+    options: ClassVar[frozenset[str]] = frozenset()
+    runs_plans: ClassVar[bool] = False
+    server_takes_plans: ClassVar[bool] = False
+    device: torch.device
+    _files: StageFiles
 
-    def check(self, kind: EngineKind) -> None:
-        """Refuse options that an engine has no use for.
+    @classmethod
+    def runs_here(cls) -> bool:
+        """Say whether this machine can run it, its package apart."""
+        return True
+
+    @classmethod
+    def default_device(cls) -> str:
+        """Where it runs unless one is told: on the GPU if there is one that it can use."""
+        return "cuda" if "cuda" in cls.precisions and torch.cuda.is_available() else "cpu"
+
+    @classmethod
+    def targets(cls, asked: Sequence[int], numerics: Numerics) -> tuple[int, ...]:
+        """Return the compute capabilities to build plans for; none where there are no plans.
+
+        Raises:
+            UserError: a target is asked for that it cannot build for.
+        """
+        if asked:
+            raise UserError(
+                f"The {cls.kind} engine builds no plans; leave --target out, or take --engine "
+                "tensorrt-rtx."
+            )
+        return ()
+
+    @classmethod
+    def require(cls, device: torch.device, numerics: Numerics) -> None:
+        """Make sure that its package is there and computes so on a device.
+
+        Raises:
+            UserError: it is not, or does not.
+        """
+        if device.type not in cls.precisions:
+            places = " or ".join(cls.precisions)
+            raise UserError(f"The {cls.kind} engine does not run on '{device}'; give {places}.")
+        known = cls.precisions[device.type]
+        if numerics.precision not in known:
+            where = "a CPU" if device.type == "cpu" else device.type
+            raise UserError(
+                f"The {cls.kind} engine has no {numerics.precision} on {where}; take "
+                f"{' or '.join(known)}, or another engine."
+            )
+        if numerics.quantization not in ("none", *cls.quantizations):
+            raise UserError(
+                f"The {cls.kind} engine does not run {numerics.quantization} graphs here; take "
+                "another engine, such as onnxruntime for int8 or tensorrt-rtx."
+            )
+
+    @classmethod
+    def check_options(cls, options: EngineOptions) -> None:
+        """Refuse options that it has no use for.
 
         Raises:
             UserError: there is one.
         """
-        if self.threads is not None and kind not in ("onnxruntime", "openvino"):
-            raise UserError(
-                f"The {kind} engine has no number of threads of its own; leave it out, and set "
-                "OMP_NUM_THREADS if PyTorch is to use fewer."
-            )
-        if not self.spinning and kind != "onnxruntime":
-            raise UserError(f"The {kind} engine's threads do not spin; leave that option out.")
-        if self.compiled and kind != "torch":
-            raise UserError(f"The {kind} engine is compiled as it is; leave that option out.")
+        for name, field in EngineOptions.model_fields.items():
+            if name not in cls.options and getattr(options, name) != field.default:
+                raise UserError(
+                    f"The {cls.kind} engine has no option '{name}'; leave it out. "
+                    f"({field.description})"
+                )
+
+    @classmethod
+    def build_plan(
+        cls,
+        files: StageFiles,
+        numerics: Numerics,
+        targets: Sequence[int],
+        max_batch: int,
+        folder: Path,
+    ) -> str | None:
+        """Build a stage's plan into a folder of plans, for pictures at a time; return its name.
+
+        Raises:
+            UserError: it cannot be built.
+        """
+        return None
+
+    @classmethod
+    def prepare(cls, files: StageFiles) -> None:
+        """Build what whoever is first to draw from a fine-tune would wait for.
+
+        Raises:
+            UserError: the weights do not fit, or it cannot be built.
+        """
+        return
+
+    @classmethod
+    @abstractmethod
+    def open_all(
+        cls,
+        stages: Sequence[StageFiles],
+        device: torch.device,
+        options: EngineOptions,
+        max_memory: int | None = None,
+    ) -> Sequence["Engine"]:
+        """Open the engines of a cascade's stages; see `open_engines`."""
+
+    @property
+    @abstractmethod
+    def info(self) -> EngineInfo:
+        """What answers now."""
+
+    def __call__(
+        self,
+        x: Tensor,
+        t: Tensor,
+        text: Tensor,
+        text_mask: Tensor,
+        low_res: Tensor | None = None,
+        aug: Tensor | None = None,
+    ) -> Tensor:
+        """Predict as the network does.
+
+        Raises:
+            UserError: more rows or other sizes than a plan was built for.
+        """
+        if self._pads():
+            text, text_mask = fixed_length(text, text_mask, self._files.config.text.max_length)
+        feeds = {"x": x, "t": t, "text": text, "text_mask": text_mask}
+        if low_res is not None and aug is not None:
+            feeds |= {"low_res": low_res, "aug": aug}
+        return self._answer(feeds)
+
+    def _pads(self) -> bool:
+        """Say whether texts are padded to the longest that the stage reads."""
+        return True
+
+    @abstractmethod
+    def _answer(self, feeds: Mapping[str, Tensor]) -> Tensor:
+        """Answer a call, its arguments by the names of the graph's inputs."""
+
+    @abstractmethod
+    def swap(self, weights: Path) -> None:
+        """Serve another fine-tune of the same graph.
+
+        Raises:
+            UserError: the file lacks a tensor or has one too many, of another shape or type; the
+                weights that served before go on serving.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free the memory; the engine cannot be called any more."""
 
 
 def fixed_length(text: Tensor, text_mask: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """Pad texts with masked tokens to the longest that a stage reads.
+    """Pad texts, B L D, with masked tokens to a length; longer ones stay as they are.
 
     Samplers pad a batch to its longest prompt. Sums over another number of tokens round
     differently, so a picture's last bits would depend on the prompts beside it.
-
-    Args:
-        text: B L D.
-        text_mask: B L bool.
-        length: what to pad to; longer texts stay as they are.
     """
     missing = length - text.shape[1]
     if missing <= 0:
         return text, text_mask
     return F.pad(text, (0, 0, 0, missing)), F.pad(text_mask, (0, missing), value=False)
-
-
-def closed(kind: EngineKind) -> RuntimeError:
-    """What to raise when an engine is called after `close`."""
-    return RuntimeError(f"the {kind} engine was closed; open it again")

@@ -9,22 +9,19 @@ Shapes: `B` rows, `L` text tokens, `D` width of the text encoder, `H W` pixels.
 import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from cascade.config.engine import EngineOptions
 from cascade.errors import UserError
-from cascade_export.engines.base import (
-    EngineInfo,
-    EngineOptions,
-    StageFiles,
-    closed,
-    fixed_length,
-)
-from cascade_export.graph.numerics import Precision
+from cascade.model.unet import IMAGE_CHANNELS
+from cascade_export.engines.base import EVERY_PRECISION, StageFiles
+from cascade_export.engines.weights_engine import WeightsEngine
+from cascade_export.graph.numerics import Numerics
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -39,86 +36,61 @@ _NUMPY = {
 }
 
 
-class _Loaded(NamedTuple):
-    session: "InferenceSession"
-    info: EngineInfo
+class OnnxRuntimeEngine(WeightsEngine["InferenceSession"]):
+    """One session of a stage's graph."""
 
+    kind = "onnxruntime"
+    precisions: ClassVar = {"cpu": ("fp32", "fp16"), "cuda": EVERY_PRECISION}
+    quantizations = ("int8",)
+    options = frozenset({"threads", "spinning"})
 
-class OnnxRuntimeEngine:
-    """One session of a stage's graph.
+    @classmethod
+    def default_device(cls) -> str:
+        return super().default_device() if has_cuda() else "cpu"
 
-    A row's answer does not depend on its batch, bit for bit, on a CPU: texts are padded to one
-    length.
-
-    Args:
-        files: the stage.
-        device: `cpu`, or `cuda` where onnxruntime-gpu is installed.
-        options: `threads` and `spinning`.
-    """
-
-    def __init__(self, files: StageFiles, device: torch.device, options: EngineOptions) -> None:
-        options.check("onnxruntime")
-        check_device(device, files.precision)
-        self.device = device
-        self._files = files
-        self._options = options
-        self._loaded: _Loaded | None = self._load(files)
+    @classmethod
+    def require(cls, device: torch.device, numerics: Numerics) -> None:
+        require_package()
+        super().require(device, numerics)
+        if device.type == "cuda" and not has_cuda():
+            raise UserError(
+                "The installed ONNX Runtime is built for CPUs alone; install onnxruntime-gpu in "
+                "its place, or give --device cpu."
+            )
 
     @property
-    def info(self) -> EngineInfo:
-        """What answers now."""
-        return self._current().info
-
-    def __call__(
-        self,
-        x: Tensor,
-        t: Tensor,
-        text: Tensor,
-        text_mask: Tensor,
-        low_res: Tensor | None = None,
-        aug: Tensor | None = None,
-    ) -> Tensor:
-        """Predict as the network does; see `cascade.diffusion.denoiser.Network`."""
-        session = self._current().session
-        config = self._files.config
-        text, text_mask = fixed_length(text, text_mask, config.text.max_length)
-        feeds = {"x": x, "t": t, "text": text, "text_mask": text_mask}
-        if low_res is not None and aug is not None:
-            feeds |= {"low_res": low_res, "aug": aug}
-        channels = 3 * (1 + config.unet.learned_variance)
-        out = torch.empty((len(x), channels, *x.shape[2:]), device=self.device)
-        run(session, feeds, out)
-        return out
-
-    def swap(self, weights: Path) -> None:
-        """Serve another fine-tune; see `Engine.swap`."""
-        files = self._files.with_weights(weights)
-        self._loaded, self._files = self._load(files), files
-
-    def close(self) -> None:
-        """Free the memory; calls that run already end on their own reference."""
-        self._loaded = None
-
-    def _current(self) -> _Loaded:
-        loaded = self._loaded
-        if loaded is None:
-            raise closed("onnxruntime")
-        return loaded
-
-    def _load(self, files: StageFiles) -> _Loaded:
+    def version(self) -> str:
         import onnxruntime
 
-        info = EngineInfo(
-            kind="onnxruntime",
-            version=onnxruntime.__version__,
-            precision=files.precision,
-            device=str(self.device),
-            graph=files.graph.sha256,
-            weights=files.weights_sha256,
-            batch_invariant=self.device.type == "cpu",
+        found: str = onnxruntime.__version__
+        return found
+
+    @property
+    def batch_invariant(self) -> bool:
+        return self.device.type == "cpu"  # texts are padded to one length
+
+    def _load(self, files: StageFiles) -> "InferenceSession":
+        return open_session(files.graph.path, files.weights, self.device, self._options)
+
+    def _run(self, loaded: "InferenceSession", feeds: Mapping[str, Tensor]) -> Tensor:
+        x = feeds["x"]
+        channels = IMAGE_CHANNELS * (1 + self._files.config.unet.learned_variance)
+        out = torch.empty((len(x), channels, *x.shape[2:]), device=self.device)
+        run(loaded, feeds, out)
+        return out
+
+
+def require_package() -> None:
+    """Make sure that ONNX Runtime is installed.
+
+    Raises:
+        UserError: it is not.
+    """
+    if importlib.util.find_spec("onnxruntime") is None:
+        raise UserError(
+            "The onnxruntime engine needs the package onnxruntime; install it: "
+            "pip install 'dreamcascade[export]'."
         )
-        session = open_session(files.graph.path, files.weights, self.device, self._options)
-        return _Loaded(session, info)
 
 
 def open_session(
@@ -190,32 +162,6 @@ def run(session: "InferenceSession", feeds: Mapping[str, Tensor], out: Tensor) -
         torch.cuda.current_stream(out.device).synchronize()
     session.run_with_iobinding(binding)
     binding.synchronize_outputs()
-
-
-def check_device(device: torch.device, precision: Precision) -> None:
-    """Make sure that ONNX Runtime is there and can compute in a precision on a device.
-
-    Raises:
-        UserError: it is not, or cannot.
-    """
-    if importlib.util.find_spec("onnxruntime") is None:
-        raise UserError(
-            "The onnxruntime engine needs the package onnxruntime; install it: "
-            "pip install 'dreamcascade[export]'."
-        )
-    if device.type == "cpu":
-        if precision == "bf16":
-            raise UserError(
-                "ONNX Runtime has no bf16 on a CPU; take fp32 or fp16, or --engine openvino."
-            )
-        return
-    if device.type != "cuda":
-        raise UserError(f"ONNX Runtime does not run on '{device}' here; give cpu or cuda.")
-    if not has_cuda():
-        raise UserError(
-            "The installed ONNX Runtime is built for CPUs alone; install onnxruntime-gpu in its "
-            "place, or give --device cpu."
-        )
 
 
 def has_cuda() -> bool:

@@ -18,7 +18,7 @@ from cascade_export.graph.probe import draw_case, tensor_deviation
 _ALLOWED = 0.05
 
 
-def require_likeness(engine: Engine, other: Engine, files: StageFiles) -> None:
+def check_swap(engine: Engine, other: Engine, files: StageFiles) -> None:
     """Call both on the same two rows.
 
     Args:

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput
 
+from cascade.config.engine import EngineOptions
 from cascade.files import read_json
 from cascade.text.files import EncoderFiles, find_vocabulary
 from cascade.text.t5 import TextEncoder
-from cascade_export.engines.base import EngineOptions
-from cascade_export.engines.onnxruntime import check_device, open_session, run
+from cascade_export.engines.onnxruntime import open_session, require_package, run
 from cascade_export.graph.graph import GRAPH
 from cascade_export.graph.weights import WEIGHTS
 
@@ -31,7 +31,7 @@ class GraphTextEncoder(TextEncoder):
     """
 
     def __init__(self, folder: Path) -> None:
-        check_device(_CPU, "fp32")
+        require_package()
         config = read_json(folder / "config.json")
         files = EncoderFiles(folder, config, find_vocabulary(folder), {})
         super().__init__(files, _Session(folder, files.width), "float32")

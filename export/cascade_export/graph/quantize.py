@@ -74,7 +74,7 @@ def calibration_inputs(
     return found
 
 
-def quantise(
+def quantize(
     graph: Graph, inputs: Sequence[Inputs], folder: Path, kind: Quantization = "int8"
 ) -> Graph:
     """Write a quantised graph, and a copy of the plain one's weights.

@@ -1,4 +1,4 @@
-"""One stage through three networks: eager in fp32, the yardstick and the engine.
+"""One stage through three networks: eager in fp32, the baseline and the engine.
 
 Shapes: `B` pictures, `C H W` pixels in [-1, 1].
 """
@@ -16,7 +16,7 @@ from cascade.diffusion.noise import Noise, derive_seed
 from cascade.stage import Stage
 from cascade.tensors import NoPictureError
 from cascade.text.prompts import PromptTable
-from cascade_export.graph.numerics import Precision, Quantization
+from cascade_export.graph.numerics import Numerics
 from cascade_export.graph.probe import Case, Figures, TensorDeviation, rms, tensor_deviation
 from cascade_export.parity.limits import (
     GREY_LEVELS,
@@ -35,7 +35,7 @@ class Trio(NamedTuple):
     """The same stage around three networks."""
 
     eager: Stage
-    yardstick: Stage
+    baseline: Stage
     engine: Stage
 
 
@@ -43,7 +43,7 @@ class Drawn(NamedTuple):
     """The same pictures by each of a trio, B C H W each."""
 
     eager: Tensor
-    yardstick: Tensor
+    baseline: Tensor
     engine: Tensor
 
 
@@ -63,7 +63,7 @@ class Draw:
 
 
 class TensorResult(Figures):
-    """One call of one stage's network: what engine and yardstick depart by, and the limit."""
+    """One call of one stage's network: what engine and baseline depart by, and the limit."""
 
     stage: str
     case: str
@@ -89,7 +89,7 @@ class TrajectoryResult(Figures):
     Attributes:
         steps: root mean square by which the engine's predictions depart after each step, grey
             levels; over all batches, the worst.
-        eager_steps: the yardstick's.
+        eager_steps: the baseline's.
         limit: what the pictures may depart by.
     """
 
@@ -106,12 +106,7 @@ class TrajectoryResult(Figures):
         return within(self.engine, self.limit)
 
 
-def compare_tensors(
-    trio: Trio,
-    cases: Sequence[Case],
-    precision: Precision,
-    quantisation: Quantization = "none",
-) -> list[TensorResult]:
+def compare_tensors(trio: Trio, cases: Sequence[Case], numerics: Numerics) -> list[TensorResult]:
     """Call a stage's three networks on the same inputs."""
     results = []
     for case in cases:
@@ -123,7 +118,7 @@ def compare_tensors(
                 case=case.name,
                 engine=tensor_deviation(theirs, exact),
                 eager=eager,
-                limit=tensor_limit(eager, precision, quantisation),
+                limit=tensor_limit(eager, numerics),
             )
         )
     return results
@@ -134,9 +129,8 @@ def compare_pictures(
     table: PromptTable,
     draw: Draw,
     below: Drawn | None,
-    precision: Precision,
+    numerics: Numerics,
     on_step: OnStep | None = None,
-    quantisation: Quantization = "none",
 ) -> tuple[TrajectoryResult, Drawn]:
     """Draw a stage's pictures three times.
 
@@ -145,9 +139,8 @@ def compare_pictures(
         table: has the prompts' embeddings.
         draw: what to draw.
         below: what each of the three has drawn in the stage before; None in a base stage.
-        precision: the engine's.
+        numerics: the engine's.
         on_step: told after each drawing of each batch.
-        quantisation: the engine's.
     """
     parts: list[list[Tensor]] = [[], [], []]
     steps: list[list[list[float]]] = [[], [], []]
@@ -162,14 +155,14 @@ def compare_pictures(
             if on_step is not None:
                 on_step(stage.config.name, 3 * number + index + 1, 3 * len(batches))
     drawn = Drawn(*(torch.cat(part) for part in parts))
-    eager = picture_deviation(drawn.yardstick, drawn.eager)
+    eager = picture_deviation(drawn.baseline, drawn.eager)
     result = TrajectoryResult(
         stage=trio.eager.config.name,
         steps=_worst(steps[2]),
         eager_steps=_worst(steps[1]),
         engine=picture_deviation(drawn.engine, drawn.eager),
         eager=eager,
-        limit=picture_limit(eager, precision, quantisation, drawn.eager.numel()),
+        limit=picture_limit(eager, numerics, drawn.eager.numel()),
     )
     return result, drawn
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from cascade.files import write_bytes
 from cascade.stage import Stage
-from cascade_export.graph.numerics import Precision
+from cascade_export.graph.numerics import Numerics
 from cascade_export.graph.probe import Case, Figures, tensor_deviation
 from cascade_export.parity.limits import tensor_limit
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _LAYERS: Final = (nn.Conv2d, nn.Linear, nn.LayerNorm)
 
 
-class Departure(Figures):
+class Divergence(Figures):
     """The first layer of a stage that departs by more than its share.
 
     Attributes:
@@ -65,33 +65,33 @@ class Departure(Figures):
         return self.layer.rpartition(".")[0] or self.layer
 
 
-def first_departure(
-    stage: Stage, yardstick: nn.Module, graph: Path, case: Case, precision: Precision
-) -> Departure | None:
+def first_divergence(
+    stage: Stage, baseline: nn.Module, graph: Path, case: Case, numerics: Numerics
+) -> Divergence | None:
     """Look for the first layer whose output in the graph departs from the module's.
 
     Args:
         stage: eager in fp32.
-        yardstick: the same network as `cascade_export.parity.check.yardstick` makes it.
+        baseline: the same network as `cascade_export.parity.check.baseline` makes it.
         graph: the exported `graph.onnx`, its weights beside it; ONNX Runtime must be able to run
             it, which excludes bf16.
         case: the inputs.
-        precision: the graph's.
+        numerics: the graph's.
 
     Returns:
         The layer, or None where every layer keeps its limit.
     """
     layers = [name for name, one in stage.network.named_modules() if isinstance(one, _LAYERS)]
     exact = layer_outputs(stage.network, layers, case)
-    rounded = layer_outputs(yardstick, layers, case)
+    rounded = layer_outputs(baseline, layers, case)
     before = ""
     for layer, (node, output) in graph_outputs(graph, layers, case).items():
         if layer not in exact or output.shape != exact[layer].shape:
             continue  # split in two by the network (`ResBlock.skip`): the next layer tells
-        limit = tensor_limit(tensor_deviation(rounded[layer], exact[layer]), precision)
+        limit = tensor_limit(tensor_deviation(rounded[layer], exact[layer]), numerics)
         found = tensor_deviation(output, exact[layer]).relative
         if not found <= limit:  # NaN too
-            return Departure(
+            return Divergence(
                 stage=stage.config.name,
                 layer=layer,
                 node=node,

@@ -7,9 +7,9 @@ eager in fp32 at most `FACTOR` times as far as eager in its own precision does:
 
 for an engine that is as exact as eager. Pictures are few and their stages carry roundings on, like
 random walks of which each draws one: one walk ends twice as far as another by chance alone, so
-that an engine's may, and `PICTURES_FACTOR` is 3. For fp32 the yardstick is eager in fp64; for fp16
+that an engine's may, and `PICTURES_FACTOR` is 3. For fp32 the baseline is eager in fp64; for fp16
 and bf16 it is the network cast to that precision, beside which fp32 counts as exact. Where the
-yardstick happens to be short, a floor stands in for it. Quantised graphs have no eager twin:
+baseline happens to be short, a floor stands in for it. Quantised graphs have no eager twin:
 theirs are limits that only a broken quantisation exceeds, and the report tells what they cost.
 
 Shapes: `B` pictures, `C H W` pixels in [-1, 1]; a grey level is 2 / 255.
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from cascade.config.base import Frozen
-from cascade_export.graph.numerics import Precision, Quantization
+from cascade_export.graph.numerics import Numerics, Precision
 from cascade_export.graph.probe import Figures, TensorDeviation, rms
 
 FACTOR: Final = 2.0
@@ -78,9 +78,9 @@ FLOORS: Final[Mapping[Precision, Floor]] = {
 _QUANTISED: Final = Floor(relative=0.25, rms=255 / 10**1.5, greatest=255)
 
 
-def floor_of(precision: Precision, quantisation: Quantization = "none") -> Floor:
+def floor_of(numerics: Numerics) -> Floor:
     """What an engine may always depart by: of its precision, or 25 % and 30 dB if quantised."""
-    return FLOORS[precision] if quantisation == "none" else _QUANTISED
+    return FLOORS[numerics.precision] if numerics.quantization == "none" else _QUANTISED
 
 
 def picture_deviation(pictures: Tensor, reference: Tensor) -> PictureDeviation:
@@ -94,25 +94,20 @@ def picture_deviation(pictures: Tensor, reference: Tensor) -> PictureDeviation:
     )
 
 
-def tensor_limit(
-    eager: TensorDeviation, precision: Precision, quantisation: Quantization = "none"
-) -> float:
+def tensor_limit(eager: TensorDeviation, numerics: Numerics) -> float:
     """The relative deviation that an engine may have where eager in its precision has this one."""
-    return max(FACTOR * eager.relative, floor_of(precision, quantisation).relative)
+    return max(FACTOR * eager.relative, floor_of(numerics).relative)
 
 
 def picture_limit(
-    eager: PictureDeviation,
-    precision: Precision,
-    quantisation: Quantization = "none",
-    values: int | None = None,
+    eager: PictureDeviation, numerics: Numerics, values: int | None = None
 ) -> PictureDeviation:
     """The deviation that an engine's pictures may have where eager's in its precision have this.
 
     Of few `values` four may differ: where one is expected to, more than four do by chance once in
     270 times (Poisson).
     """
-    floor = floor_of(precision, quantisation)
+    floor = floor_of(numerics)
     handful = 4 / values if values else 0.0
     return PictureDeviation(
         rms=max(PICTURES_FACTOR * eager.rms, floor.rms),

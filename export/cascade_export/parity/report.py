@@ -15,8 +15,8 @@ from cascade.evaluate.grid import image_grid
 from cascade.evaluate.report import Figure, Report, Section
 from cascade.files import write_bytes
 from cascade.tables import Table
-from cascade_export.parity.check import Findings, Pair, ParityReport
 from cascade_export.parity.compare import TrajectoryResult
+from cascade_export.parity.findings import Findings, Pair, ParityReport
 
 JSON: Final = "parity.json"
 PAGE: Final = "parity.html"
@@ -54,7 +54,7 @@ def write_report(report: ParityReport, folder: Path, command: str) -> Path:
             Section("Pictures", _PICTURES, figures, [_pictures(findings)]),
             Section("Along the trajectories", _STEPS, tables=_steps(findings)),
             Section("Call by call", _TENSORS, tables=[_tensors(findings)]),
-            *_departures(findings),
+            *_divergences(findings),
         ],
     ).write(folder / PAGE)
     return folder / PAGE
@@ -162,8 +162,8 @@ def _tensors(findings: Findings) -> Table:
     return Table(("inputs", "engine", "eager in its precision", "limit", "passed"), rows)
 
 
-def _departures(findings: Findings) -> list[Section]:
+def _divergences(findings: Findings) -> list[Section]:
     if not findings.departures:
         return []
-    text = "\n\n".join(departure.sentence for departure in findings.departures)
+    text = "\n\n".join(one.sentence for one in findings.departures)
     return [Section("Where it begins", text)]

@@ -24,6 +24,7 @@ from cascade.files import copy_file, new_folder, write_bytes
 from cascade.formats.encoder import write_encoder
 from cascade.text.files import EncoderFiles, find_vocabulary
 from cascade_export.bundle.bundle import Bundle
+from cascade_export.engines import engine_class
 from cascade_export.engines.base import StageFiles
 from cascade_export.engines.tensorrt.plan_cache import PlanCache
 from cascade_export.graph.graph import GRAPH, Graph, TensorSpec
@@ -33,6 +34,10 @@ PICTURES_AT_ONCE: Final = "pictures_at_once"
 TEXT_MODEL: Final = "text_model"
 _VERSION: Final = "1"
 _TYPES: Final = {"float32": "TYPE_FP32", "int64": "TYPE_INT64", "bool": "TYPE_BOOL"}
+PLANS_LEFT_OUT: Final = (
+    "The bundle's plans are TensorRT for RTX's, which this server cannot load: ONNX Runtime runs "
+    "the stages here."
+)
 _MODEL: Final = '''"""The whole cascade as one model of the server."""
 
 from cascade_export.triton_server.model import CascadeModel as TritonPythonModel
@@ -111,6 +116,12 @@ def write_repository(
             _write_text(output / names[-1], bundle.text_folder, options)
         _write_cascade(output / options.name, bundle, manifest, files, options)
     return models
+
+
+def plans_left_out(bundle: Bundle) -> bool:
+    """Say whether a bundle has plans that the server cannot load."""
+    engine = engine_class(bundle.manifest.engine)
+    return engine.runs_plans and not engine.server_takes_plans
 
 
 def model_config(
@@ -230,7 +241,7 @@ def _plan(bundle: Bundle, part: StageFiles, options: ServerOptions) -> Path | No
     Raises:
         UserError: it takes fewer rows than a batch has.
     """
-    if bundle.manifest.engine != "tensorrt" or part.plan is None:
+    if part.plan is None or not engine_class(bundle.manifest.engine).server_takes_plans:
         return None
     stored = PlanCache(bundle.plans).named(part.plan.name)
     stored.read()  # proven
@@ -259,7 +270,6 @@ def _copy_graph(graph: Path, weights: Path, version: Path) -> None:
 
 
 def _readme(bundle: Bundle, manifest: CascadeManifest, options: ServerOptions) -> str:
-    kind = bundle.manifest.engine
     lines = [
         f"# {options.name}: a cascade for NVIDIA's Triton Inference Server",
         "",
@@ -280,10 +290,6 @@ def _readme(bundle: Bundle, manifest: CascadeManifest, options: ServerOptions) -
         "Not executed: the repository's configuration and the Python model are tested without a "
         "server.",
     ]
-    if kind == "tensorrt-rtx":
-        lines += [
-            "",
-            "The bundle's plans are TensorRT for RTX's, which this server cannot load: ONNX "
-            "Runtime runs the stages here.",
-        ]
+    if plans_left_out(bundle):
+        lines += ["", PLANS_LEFT_OUT]
     return "\n".join(lines) + "\n"

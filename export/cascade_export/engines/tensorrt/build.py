@@ -22,11 +22,7 @@ from cascade.config.base import MOST_AT_ONCE, MOST_SIDE
 from cascade.config.stage import StageConfig
 from cascade.errors import UserError
 from cascade.request import whole
-from cascade_export.engines.tensorrt.inspect_plan import (
-    layer_census,
-    planned_memory,
-    weights_in_plan,
-)
+from cascade_export.engines.tensorrt.inspect_plan import count_layers, planned_memory
 from cascade_export.engines.tensorrt.plan_cache import (
     BuildFacts,
     BuiltPlan,
@@ -34,9 +30,9 @@ from cascade_export.engines.tensorrt.plan_cache import (
     PlanCache,
     StoredPlan,
 )
-from cascade_export.engines.tensorrt.targets import Kind, load_module
+from cascade_export.engines.tensorrt.targets import FLAVORS, Kind, load_module
 from cascade_export.graph.graph import Graph, TensorSpec
-from cascade_export.graph.numerics import Precision, Quantization
+from cascade_export.graph.numerics import Numerics
 from cascade_export.graph.weights import check_weights, digest
 
 Shape = tuple[int, ...]
@@ -96,9 +92,8 @@ def plan_fingerprint(
     weights_sha256: str,
     kind: Kind,
     targets: Sequence[int],
-    precision: Precision,
+    numerics: Numerics,
     profile: Profile,
-    quantisation: Quantization = "none",
 ) -> Fingerprint:
     """Return what a plan is built from; it asks the builder's package for its version.
 
@@ -106,21 +101,19 @@ def plan_fingerprint(
         graph: of the stage.
         weights_sha256: of the file the plan is to hold. Plans of TensorRT are sent theirs before
             they run, and serve every fine-tune.
-        kind: which builder.
         targets: compute capabilities, as `resolve_targets` gives them.
-        precision: of the graph.
+        numerics: of the graph.
         profile: the sizes it must take.
-        quantisation: of the graph.
 
     Raises:
         UserError: the builder's package is not installed.
     """
-    refittable = kind == "tensorrt"
+    refittable = not FLAVORS[kind].ahead_of_time
     return Fingerprint(
         graph=graph.sha256,
         weights=None if refittable else weights_sha256,
-        precision=precision,
-        quantisation=quantisation,
+        precision=numerics.precision,
+        quantisation=numerics.quantization,
         profile=dict(profile),
         kind=kind,
         version=load_module(kind).__version__,
@@ -176,9 +169,8 @@ def build_plan(graph: Graph, weights: Path, fingerprint: Fingerprint) -> BuiltPl
         raise UserError(f"{fingerprint.kind} cannot build {graph.path}: {log.reason()}.")
     data = bytes(plan)
     facts = BuildFacts(
-        layers=layer_census(network),
+        layers=count_layers(network),
         memory=planned_memory(log.told),
-        weights=weights_in_plan(data, weights),
         log=tuple(log.told),
         seconds=round(time.monotonic() - start, 1),
     )
@@ -199,7 +191,7 @@ def builder_config(
     config.clear_flag(trt.BuilderFlag.TF32)
     for flag in fingerprint.flags:
         config.set_flag(getattr(trt.BuilderFlag, flag))
-    if fingerprint.kind == "tensorrt-rtx":
+    if FLAVORS[fingerprint.kind].ahead_of_time:
         config.num_compute_capabilities = len(fingerprint.targets)
         known = trt.ComputeCapability.__members__
         for index, target in enumerate(fingerprint.targets):

@@ -7,22 +7,37 @@ takes seconds. Written against both interfaces and not executed on a GPU yet.
 Shapes: `B` rows, `L` text tokens, `D` width of the text encoder, `H W` pixels.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
+from cascade.config.engine import EngineOptions
 from cascade.errors import UserError
-from cascade_export.engines.base import EngineInfo, StageFiles, closed, fixed_length
-from cascade_export.engines.tensorrt.build import initializers, obtain_plan
+from cascade_export.engines.base import EVERY_PRECISION, Engine, EngineInfo, StageFiles
+from cascade_export.engines.opening import open_engine, stand_in
+from cascade_export.engines.swap_check import check_swap
+from cascade_export.engines.tensorrt.build import (
+    initializers,
+    obtain_plan,
+    plan_fingerprint,
+    stage_profile,
+)
 from cascade_export.engines.tensorrt.plan_cache import PlanCache, StoredPlan
 from cascade_export.engines.tensorrt.session import Session, TensorRTDevice
-from cascade_export.engines.tensorrt.targets import gpu_target
+from cascade_export.engines.tensorrt.targets import (
+    Kind,
+    gpu_target,
+    load_module,
+    resolve_targets,
+)
+from cascade_export.engines.weights_engine import closed
 from cascade_export.graph.graph import Graph
+from cascade_export.graph.numerics import Numerics
 from cascade_export.graph.weights import check_weights
 
 
@@ -31,7 +46,7 @@ class _Serving(NamedTuple):
     info: EngineInfo
 
 
-class TensorRTEngine:
+class TensorRTEngine(Engine):
     """One stage's plan.
 
     Args:
@@ -39,11 +54,68 @@ class TensorRTEngine:
         shared: of its GPU; the engines of one cascade take turns on it.
         check: called with the new engine's network and its weights file before a swap takes
             effect; what it raises refuses the swap. A refitted plan can be wrong without an error
-            (TensorRT 11.3 documents dropped biases), so a parity run belongs here.
+            (TensorRT 11.3 documents dropped biases), so a comparison belongs here.
 
     Raises:
         UserError: the plan is missing, damaged, of another graph, or cannot run here.
     """
+
+    kind: ClassVar[Kind] = "tensorrt"
+    precisions: ClassVar = {"cuda": EVERY_PRECISION}
+    quantizations = ("int8", "fp8")
+    runs_plans = True
+    server_takes_plans = True
+
+    @classmethod
+    def runs_here(cls) -> bool:
+        return gpu_target() is not None
+
+    @classmethod
+    def default_device(cls) -> str:
+        return "cuda" if cls.runs_here() else "cpu"
+
+    @classmethod
+    def targets(cls, asked: Sequence[int], numerics: Numerics) -> tuple[int, ...]:
+        return resolve_targets(cls.kind, asked, numerics)
+
+    @classmethod
+    def require(cls, device: torch.device, numerics: Numerics) -> None:
+        load_module(cls.kind)
+        if numerics.quantization == "fp8" and not cls.runs_here():
+            raise UserError(
+                "fp8 runs on a GPU of compute capability 8.9 or later, and the check of an export "
+                "runs it; export there, or take int8."
+            )
+
+    @classmethod
+    def build_plan(
+        cls,
+        files: StageFiles,
+        numerics: Numerics,
+        targets: Sequence[int],
+        max_batch: int,
+        folder: Path,
+    ) -> str | None:
+        profile = stage_profile(files.config, max_batch)
+        wanted = plan_fingerprint(
+            files.graph, files.weights_sha256, cls.kind, targets, numerics, profile
+        )
+        return obtain_plan(PlanCache(folder), files.graph, files.weights, wanted).key
+
+    @classmethod
+    def prepare(cls, files: StageFiles) -> None:
+        _with_its_weights(files, _plan_beside(files))
+
+    @classmethod
+    def open_all(
+        cls,
+        stages: Sequence[StageFiles],
+        device: torch.device,
+        options: EngineOptions,
+        max_memory: int | None = None,
+    ) -> Sequence[Self]:
+        shared = TensorRTDevice(cls.kind, device, max_memory=max_memory)
+        return [cls(files, shared, partial(_beside_the_graph, files)) for files in stages]
 
     def __init__(
         self,
@@ -52,47 +124,27 @@ class TensorRTEngine:
         check: Callable[["TensorRTEngine", Path], None] | None = None,
     ) -> None:
         self._files = files
+        self.device = shared.device
         self._shared = shared
         self._check = check
         self._serving: _Serving | None = self._load(files)
 
     @property
     def info(self) -> EngineInfo:
-        """What answers now."""
         return self._current().info
 
-    @property
-    def device(self) -> torch.device:
-        """Where inputs are taken from and answers left."""
-        return self._shared.device
-
-    def __call__(
-        self,
-        x: Tensor,
-        t: Tensor,
-        text: Tensor,
-        text_mask: Tensor,
-        low_res: Tensor | None = None,
-        aug: Tensor | None = None,
-    ) -> Tensor:
-        """Predict as the network does; see `cascade.diffusion.denoiser.Network`.
-
-        Raises:
-            UserError: more rows or other sizes than the plan was built for.
-        """
-        text, text_mask = fixed_length(text, text_mask, self._files.config.text.max_length)
-        feeds = {"x": x, "t": t, "text": text}
-        if low_res is not None and aug is not None:
-            feeds |= {"low_res": low_res, "aug": aug}
-        inputs = {n: v.to(self.device, torch.float32).contiguous() for n, v in feeds.items()}
-        inputs["text_mask"] = text_mask.to(self.device).contiguous()
+    def _answer(self, feeds: Mapping[str, Tensor]) -> Tensor:
+        inputs = {
+            name: value.to(self.device, torch.bool if name == "text_mask" else torch.float32)
+            for name, value in feeds.items()
+        }
         with self._shared.turn:  # a swap waits, and the weights stay those of the call's beginning
-            return self._current().session.run(inputs)
+            return self._current().session.run({n: v.contiguous() for n, v in inputs.items()})
 
     def swap(self, weights: Path) -> None:
-        """Serve another fine-tune; see `Engine.swap`. For a moment both are in memory."""
+        # For a moment both are in memory.
         files = self._files.with_weights(weights)
-        candidate = TensorRTEngine(files, self._shared)
+        candidate = type(self)(files, self._shared)
         with ExitStack() as undo:
             undo.callback(candidate.close)
             if self._check is not None:
@@ -140,31 +192,49 @@ class TensorRTEngine:
         return _Serving(session, info)
 
 
+class TensorRTForRTXEngine(TensorRTEngine):
+    """The same of TensorRT for RTX, whose plans no server loads."""
+
+    kind: ClassVar[Kind] = "tensorrt-rtx"
+    server_takes_plans = False
+
+
+def _beside_the_graph(files: StageFiles, engine: Engine, weights: Path) -> None:
+    """Compare an engine's answer with that of the same graph and weights on the CPU."""
+    tuned = files.with_weights(weights)
+    check_swap(engine, open_engine(stand_in(files.precision), tuned), tuned)
+
+
 def plan_of(files: StageFiles, version: str, target: int | None) -> StoredPlan:
     """Return the plan for a stage's weights.
 
-    A plan that holds other weights tells how the one for these is built, if it is not in the cache.
-
     Args:
-        files: the stage.
         version: of the installed runtime.
         target: this GPU's compute capability.
 
     Raises:
         UserError: the stage has no plan, it was built from another graph, or it cannot run here.
     """
+    stored = _plan_beside(files)
+    stored.check_runs(version, target)
+    if stored.manifest.fingerprint.graph != files.graph.sha256:
+        raise UserError(f"The plan {stored.folder} is not of the graph beside it; export again.")
+    return _with_its_weights(files, stored)
+
+
+def _plan_beside(files: StageFiles) -> StoredPlan:
     if files.plan is None:
         raise UserError(f"Stage '{files.config.name}' has no plan; export it for an NVIDIA GPU.")
-    cache = PlanCache(files.plan.parent)
-    stored = cache.named(files.plan.name)
-    stored.check_runs(version, target)
+    return PlanCache(files.plan.parent).named(files.plan.name)
+
+
+def _with_its_weights(files: StageFiles, stored: StoredPlan) -> StoredPlan:
+    """A plan that holds other weights tells how the one for these is built, if it is not there."""
     made = stored.manifest.fingerprint
-    if made.graph != files.graph.sha256:
-        raise UserError(f"The plan {stored.folder} is not of the graph beside it; export again.")
     if made.weights in (None, files.weights_sha256):
         return stored
     wanted = made.model_copy(update={"weights": files.weights_sha256})
-    return obtain_plan(cache, files.graph, files.weights, wanted)
+    return obtain_plan(PlanCache(stored.folder.parent), files.graph, files.weights, wanted)
 
 
 def refit(shared: TensorRTDevice, engine: Any, graph: Graph, weights: Path) -> None:

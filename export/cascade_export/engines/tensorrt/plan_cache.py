@@ -18,11 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock
+from pydantic import ConfigDict
 
 from cascade.config.base import Frozen
 from cascade.errors import UserError
 from cascade.files import read_json, write_bytes
-from cascade_export.engines.tensorrt.inspect_plan import LayerCount, PlannedMemory, WeightsFound
+from cascade_export.engines.tensorrt.inspect_plan import LayerCount, PlannedMemory
 from cascade_export.engines.tensorrt.targets import Kind
 from cascade_export.graph.numerics import Precision, Quantization
 
@@ -65,11 +66,6 @@ class Fingerprint(Frozen):
         text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def departures(self, other: "Fingerprint") -> tuple[str, ...]:
-        """Name the fields in which another plan departs from this one."""
-        mine, theirs = self.model_dump(), other.model_dump()
-        return tuple(name for name in mine if mine[name] != theirs[name])
-
 
 class BuildFacts(Frozen):
     """What a build told about its plan.
@@ -77,16 +73,16 @@ class BuildFacts(Frozen):
     Attributes:
         layers: the network's layers by type and type of number.
         memory: planned on the GPU.
-        weights: of the checkpoint, found in the plan.
         log: the builder's warnings and its lines on memory.
         seconds: the build took.
     """
 
     layers: tuple[LayerCount, ...]
     memory: PlannedMemory
-    weights: WeightsFound
     log: tuple[str, ...]
     seconds: float
+
+    model_config = ConfigDict(frozen=True, extra="ignore")  # earlier builds told more
 
 
 class Manifest(Frozen):
@@ -191,16 +187,6 @@ class PlanCache:
             with FileLock(self.folder / f".{fingerprint.key}.lock"):
                 if not (self.folder / fingerprint.key).exists():
                     self._store(fingerprint, build())
-        return self.open(fingerprint)
-
-    def open(self, fingerprint: Fingerprint) -> StoredPlan:
-        """Return a plan that was built before.
-
-        Raises:
-            UserError: there is none, and it is said in what the nearest departs; or as `named`.
-        """
-        if not (self.folder / fingerprint.key).is_dir():
-            raise UserError(self._missing(fingerprint))
         return self.named(fingerprint.key)
 
     def named(self, key: str) -> StoredPlan:
@@ -216,15 +202,6 @@ class PlanCache:
         if stored.manifest.fingerprint.key != key:
             raise UserError(f"{folder} holds the plan of something else; {_AGAIN}.")
         return stored
-
-    def plans(self) -> list[StoredPlan]:
-        """Return every plan in the folder.
-
-        Raises:
-            UserError: a manifest is damaged.
-        """
-        folders = sorted(path.parent for path in self.folder.glob(f"[!.]*/{_MANIFEST}"))
-        return [StoredPlan(folder, _manifest(folder)) for folder in folders]
 
     def _store(self, fingerprint: Fingerprint, built: BuiltPlan) -> None:
         """Write both files aside and rename their folder; the lock is held."""
@@ -245,16 +222,6 @@ class PlanCache:
             partial.rename(self.folder / fingerprint.key)
         finally:  # it is gone, or the disk is full
             shutil.rmtree(partial, ignore_errors=True)
-
-    def _missing(self, wanted: Fingerprint) -> str:
-        departures = [wanted.departures(held.manifest.fingerprint) for held in self.plans()]
-        nearest = min(departures, key=len, default=())
-        if not nearest:
-            return f"{self.folder} holds no plan; export again."
-        return (
-            f"{self.folder} holds no plan for this; the nearest was built for other "
-            f"{', '.join(nearest)}; export again."
-        )
 
 
 def _manifest(folder: Path) -> Manifest:

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from cascade.errors import UserError
-from cascade_export.engines.residency import Residency
+from cascade_export.engines.offload import Budget
 from cascade_export.engines.tensorrt.build import logger
 from cascade_export.engines.tensorrt.memory import Lane, Workspace
-from cascade_export.engines.tensorrt.targets import Kind, gpu_target, load_module
+from cascade_export.engines.tensorrt.targets import FLAVORS, Kind, gpu_target, load_module
 
 OUTPUT = "out"
 _ACTIVATIONS = "activations"
@@ -55,7 +55,7 @@ class TensorRTDevice:
         self.runtime = self.trt.Runtime(self.log)
         self.lane = Lane(device)
         self.workspace = Workspace(device)
-        self.residency = Residency(max_memory)
+        self.budget = Budget(max_memory)
         self.turn = threading.RLock()
 
 
@@ -99,14 +99,14 @@ class Session:
         self._plan = plan
         self._prepare = prepare
         # TensorRT for RTX can take an engine's weights away and keep all else.
-        self._deferred = shared.kind == "tensorrt-rtx"
+        self._deferred = FLAVORS[shared.kind].ahead_of_time
         self._engine: Any = None
         self._context: Any = None
         self._captured: dict[tuple[tuple[str, tuple[int, ...]], ...], _Captured] = {}
         self._generation = -1
         if self._deferred:
             check_validity(shared.trt, shared.runtime, plan)
-        shared.residency.check(self)
+        shared.budget.check(self)
 
     def ready(self) -> None:
         """Have the weights on the GPU, in the place of others' where the budget says so.
@@ -116,7 +116,7 @@ class Session:
         """
         shared = self._shared
         with shared.turn, shared.lane.turn():  # the lane makes its GPU the current one
-            shared.residency.use(self)
+            shared.budget.use(self)
 
     def load(self) -> None:
         """Bring the weights to the GPU.
@@ -166,7 +166,7 @@ class Session:
     def close(self) -> None:
         """Free everything on the GPU."""
         with self._shared.turn:
-            self._shared.residency.forget(self)
+            self._shared.budget.forget(self)
             self._captured.clear()
             self._context = self._engine = None
 
@@ -241,7 +241,7 @@ def execution_context(shared: TensorRTDevice, engine: Any) -> Any:
     """Return an `IExecutionContext` that takes its memory from the shared buffers."""
     trt = shared.trt
     strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
-    if shared.kind == "tensorrt":
+    if not FLAVORS[shared.kind].ahead_of_time:
         return engine.create_execution_context(strategy)
     config = engine.create_runtime_config()
     config.set_execution_context_allocation_strategy(strategy)

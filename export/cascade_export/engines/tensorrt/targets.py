@@ -9,21 +9,38 @@ import importlib
 import re
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Literal
+from typing import Final, Literal, NamedTuple
 
 import torch
 
 from cascade.errors import UserError
-from cascade_export.graph.numerics import Precision, Quantization
+from cascade_export.graph.numerics import Numerics
 
 Kind = Literal["tensorrt", "tensorrt-rtx"]
 
+
+class Flavor(NamedTuple):
+    """In what the two runtimes differ.
+
+    Attributes:
+        oldest: version with weights from memory and, for RTX, their unloading.
+        ahead_of_time: whether it builds without a GPU, for targets. Such plans hold their weights,
+            which the runtime can take away and bring back; others are sent all of theirs.
+    """
+
+    package: str
+    oldest: tuple[int, int]
+    ahead_of_time: bool
+
+
+FLAVORS: Final[dict[Kind, Flavor]] = {
+    "tensorrt": Flavor("tensorrt", (10, 13), ahead_of_time=False),
+    "tensorrt-rtx": Flavor("tensorrt_rtx", (1, 7), ahead_of_time=True),
+}
 RTX_TARGETS = (75, 80, 86, 89, 120, 121)
 DEFAULT_TARGETS = (80, 86, 89, 120)
 """What TensorRT for RTX builds for by itself: Turing must be asked for."""
 
-_MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-_OLDEST = {"tensorrt": (10, 13), "tensorrt-rtx": (1, 7)}  # weights from memory, and unloaded
 _NEEDS: dict[str, int] = {"fp32": 75, "fp16": 75, "bf16": 80, "none": 75, "int8": 75, "fp8": 89}
 
 
@@ -40,26 +57,18 @@ def parse_targets(text: str) -> tuple[int, ...]:
     return tuple(sorted({int(name[2:]) for name in names}))
 
 
-def resolve_targets(
-    kind: Kind,
-    asked: Sequence[int],
-    precision: Precision,
-    quantisation: Quantization = "none",
-) -> tuple[int, ...]:
+def resolve_targets(kind: Kind, asked: Sequence[int], numerics: Numerics) -> tuple[int, ...]:
     """Return the compute capabilities to build for, all of which can run the plan.
 
     Args:
-        kind: TensorRT builds for this machine's GPU alone.
         asked: as `parse_targets` gives them; none is the kind's default.
-        precision: of the graph.
-        quantisation: of the graph.
 
     Raises:
         UserError: a target is unknown to the kind or cannot compute in a type, or there is no GPU
             to tune a TensorRT plan on.
     """
-    targets = _of_this_gpu(asked) if kind == "tensorrt" else _of_rtx(asked)
-    for wanted in (precision, quantisation):
+    targets = _of_rtx(asked) if FLAVORS[kind].ahead_of_time else _of_this_gpu(asked)
+    for wanted in (numerics.precision, numerics.quantization):
         short = [target for target in targets if target < _NEEDS[wanted]]
         if short:
             raise UserError(
@@ -83,7 +92,7 @@ def load_module(kind: Kind) -> ModuleType:
     Raises:
         UserError: it is not installed, cannot be loaded here, or is too old.
     """
-    name = _MODULES[kind]
+    name, oldest, _ = FLAVORS[kind]
     try:
         module = importlib.import_module(name)
     except (ImportError, OSError) as error:  # OSError: the wheel without its shared library
@@ -91,7 +100,6 @@ def load_module(kind: Kind) -> ModuleType:
             f"The package {name} cannot be loaded ({error}); install it: "
             f"pip install 'dreamcascade[{kind}]'."
         ) from None
-    oldest = _OLDEST[kind]
     if tuple(int(part) for part in module.__version__.split(".")[:2]) < oldest:
         needed = ".".join(map(str, oldest))
         raise UserError(f"{name} {module.__version__} is too old; install {needed} or newer.")

@@ -1,0 +1,116 @@
+"""What a comparison of an engine with eager has found."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from torch import Tensor
+
+from cascade.errors import UserError
+from cascade_export.graph.numerics import Precision, Quantization
+from cascade_export.graph.probe import Figures
+from cascade_export.parity.compare import TensorResult, TrajectoryResult
+from cascade_export.parity.divergence import Divergence
+
+_NO_NUMBERS: Final = "NaN or infinite numbers"
+
+
+class Findings(Figures):
+    """Everything that was compared: what `parity.json` holds.
+
+    Attributes:
+        engine: its kind, such as "onnxruntime".
+        precision: what it computes in.
+        quantisation: of its convolutions.
+        executed: False where the engine cannot run on this machine and another has run the same
+            graph in its place.
+        environment: machine, versions, commit and date.
+    """
+
+    engine: str
+    precision: Precision
+    quantisation: Quantization = "none"
+    executed: bool
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    environment: dict[str, str]
+    tensors: tuple[TensorResult, ...]
+    trajectories: tuple[TrajectoryResult, ...]
+    departures: tuple[Divergence, ...] = ()  # as the files of old reports have it
+
+    @property
+    def passed(self) -> bool:
+        """Whether every comparison passed."""
+        tensors = all(result.passed for result in self.tensors)
+        return tensors and all(result.passed for result in self.trajectories)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The same pictures by eager in fp32 and by the engine, B C H W each."""
+
+    eager: Tensor
+    engine: Tensor
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """What was found, and by stage the pictures in which to see it."""
+
+    findings: Findings
+    pictures: Mapping[str, Pair]
+
+    @property
+    def passed(self) -> bool:
+        """Whether the engine may take the network's place."""
+        return self.findings.passed
+
+    def failures(self) -> list[str]:
+        """Tell each comparison that failed in a few words."""
+        tensors = [
+            f"stage '{one.stage}', {one.case}: {_tensor_told(one)}"
+            for one in self.findings.tensors
+            if not one.passed
+        ]
+        drawn = [
+            f"pictures of stage '{one.stage}': {_pictures_told(one)}"
+            for one in self.findings.trajectories
+            if not one.passed
+        ]
+        layers = [divergence.sentence for divergence in self.findings.departures]
+        return tensors + drawn + layers
+
+    def require(self) -> None:
+        """Refuse an engine that departs too far.
+
+        Raises:
+            UserError: it does.
+        """
+        if not self.passed:
+            told = "; ".join(self.failures())
+            advice = (
+                "export in fp32, or with --retry"
+                if self.findings.quantisation == "none"
+                else "export without --quantise, a fine-tune perhaps as a bundle of its own"
+            )
+            raise UserError(
+                f"The {self.findings.engine} engine does not match eager in "
+                f"{self.findings.precision} ({told}); {advice}."
+            )
+
+
+def _tensor_told(one: TensorResult) -> str:
+    if not math.isfinite(one.engine.relative):
+        return _NO_NUMBERS
+    return f"{one.engine.relative:.2g} relative deviation, {one.limit:.2g} allowed"
+
+
+def _pictures_told(one: TrajectoryResult) -> str:
+    if not math.isfinite(one.engine.rms):
+        return _NO_NUMBERS
+    return (
+        f"{one.engine.psnr:.1f} dB, {one.engine.differing:.2%} of 8-bit values differ, by up to "
+        f"{one.engine.greatest} ({one.limit.psnr:.1f} dB, {one.limit.differing:.2%} and "
+        f"{one.limit.greatest} allowed)"
+    )
