@@ -80,7 +80,7 @@ def test_a_file_then_flags_then_set(
     file = tmp_path / "mine.toml"
     file.write_text(
         f"instance_data_dir = '{photos}'\nclass_noun = 'cat'\noutput_dir = '{tmp_path / 'new'}'\n"
-        "[recipe]\npreset = 'paper'\nflip = true\n[recipe.base]\nsteps = 30\nbatch_size = 6\n"
+        "[recipe]\npreset = 'paper'\nflip = true\n[recipe.base]\nsteps = 40\nbatch_size = 6\n"
         "[recipe.base.optimizer]\nlearning_rate = 1e-6\n"
     )
     given = ("dreambooth", "--config", file, "--class-noun", "dog", "--max-train-steps", 20)
