@@ -12,8 +12,6 @@ from typing import Any
 
 import torch
 from PIL import Image
-from rich.console import Console
-from rich.text import Text
 from torch import Tensor
 
 from cascade.chain import check_chain, scales
@@ -35,6 +33,7 @@ from cascade.data.images import to_pil
 from cascade.environment import usable_device
 from cascade.errors import UserError
 from cascade.formats.deepfloyd import load_stage, read_pipelines
+from cascade.progress import say
 from cascade.request import Request, place_of
 from cascade.sampling import OnStep, draw_batches, prompt_table, prompt_tables
 from cascade.stage import Stage
@@ -87,7 +86,7 @@ class Cascade:
         """Load a cascade folder, or one that ships with the project by its name ("mini").
 
         The folders of DeepFloyd IF's stages, as diffusers lays them out, can be given in its
-        place: `Cascade.load(["IF-I-L-v1.0", "IF-II-M-v1.0"])`. The licence is printed.
+        place: `Cascade.load(["IF-I-L-v1.0", "IF-II-M-v1.0"])`. The licence is logged.
 
         Args:
             path: one folder, or those of a cascade's stages in any order.
@@ -255,10 +254,9 @@ class Opened:
 
 @cache
 def print_licence(manifest: CascadeManifest) -> None:
-    """Tell on the error stream, once, what a cascade's weights may be used for, if it is stated."""
+    """Log, once, what a cascade's weights may be used for, if it is stated."""
     if manifest.licence:
-        note = Text(f"Licence of {manifest.name}: {manifest.licence}", style="dim")
-        Console(stderr=True).print(note, soft_wrap=True)
+        say(f"Licence of {manifest.name}: {manifest.licence}")
 
 
 def _folders(path: object) -> list[Path]:

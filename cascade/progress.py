@@ -1,5 +1,6 @@
-"""What long work tells a person: sentences, and one look for every progress bar."""
+"""What long work tells a person: sentences in the log, and one look for every progress bar."""
 
+import logging
 import time
 from collections.abc import Callable
 from typing import Any, Final
@@ -20,28 +21,31 @@ EVERY: Final = 30.0
 """Seconds between two lines about a task where there is no terminal."""
 
 
+_LOG: Final = logging.getLogger("cascade")
+
+
 def say(sentence: str) -> None:
-    """Tell what is being done; a brace or a path in it is no markup."""
-    get_console().print(sentence, markup=False, highlight=False, soft_wrap=True)
+    """Log what is being done."""
+    _LOG.info("%s", sentence, stacklevel=2)
 
 
-def be_quiet(quiet: bool = True) -> None:
-    """Tell nothing of work that goes well, or all again; warnings and mistakes are always told."""
-    get_console().quiet = quiet
+def warn(sentence: str) -> None:
+    """Log what is not as people may think."""
+    _LOG.warning("%s", sentence, stacklevel=2)
 
 
 def told() -> bool:
-    """Whether anybody is told."""
-    return not get_console().quiet
+    """Whether anybody hears what is being done: the command line does, unless it is quiet."""
+    return _LOG.isEnabledFor(logging.INFO)
 
 
 def progress_bar(console: Console | None = None, shown: bool = True) -> Progress:
     """A bar with count, time spent and time left; tasks need a field `details`, perhaps empty.
 
-    In a log file it is a line now and then.
+    In a log file it is a line now and then; where nobody hears what is being done, it is nothing.
     """
     console = console or get_console()
-    shown = shown and not console.quiet
+    shown = shown and told()
     bar = Progress if console.is_terminal or console.is_jupyter else _Lines
     return bar(
         TextColumn("{task.description}"),

@@ -1,5 +1,6 @@
 """What tests share: where data lies, which of them need a GPU, one thread per worker."""
 
+import logging
 import os
 import resource
 import shutil
@@ -25,7 +26,6 @@ from cascade.config.stage import (
     TextConfig,
 )
 from cascade.config.unet import UNetConfig
-from cascade.progress import be_quiet, told
 from cascade.stage import Stage
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -54,13 +54,21 @@ def _one_thread_per_worker() -> None:
         os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that a test starts
 
 
-@pytest.fixture
-def heard() -> Iterator[None]:
-    """Tell what runs are going to do, which costs each of them a probe of this machine."""
-    before = told()
-    be_quiet(False)
+@pytest.fixture(autouse=True)
+def _log() -> Iterator[None]:
+    """Leave the log as it was found: a command that is run in this process listens to it."""
+    logger = logging.getLogger("cascade")
+    before = logger.level, logger.handlers[:], logger.propagate
     yield
-    be_quiet(not before)
+    logger.level, logger.handlers[:], logger.propagate = before
+    logger.setLevel(before[0])  # forget what was remembered of the level
+
+
+@pytest.fixture
+def heard(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    """Hear what runs are going to do, which costs each of them a probe of this machine."""
+    caplog.set_level(logging.INFO, "cascade")
+    return caplog
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,8 @@ import pytest
 from rich.console import Console
 
 from cascade import progress
-from cascade.progress import EVERY, be_quiet, progress_bar, say, spell
+from cascade.cli.telling import listen
+from cascade.progress import EVERY, progress_bar, say, spell, told, warn
 
 
 @pytest.mark.parametrize(
@@ -44,6 +45,7 @@ def _lines(clock: list[float], console: Console) -> None:
         bar.update(task, details="late")
 
 
+@pytest.mark.usefixtures("heard")
 def test_a_log_file_gets_a_line_now_and_then_and_one_at_the_end(clock: list[float]) -> None:
     file = io.StringIO()
     _lines(clock, Console(file=file, force_terminal=False))
@@ -56,6 +58,7 @@ def test_a_log_file_gets_a_line_now_and_then_and_one_at_the_end(clock: list[floa
     assert "left" not in lines[-1]
 
 
+@pytest.mark.usefixtures("heard")
 def test_a_terminal_gets_a_bar(clock: list[float]) -> None:
     file = io.StringIO()
     with progress_bar(Console(file=file, force_terminal=True, color_system=None)) as bar:
@@ -64,14 +67,18 @@ def test_a_terminal_gets_a_bar(clock: list[float]) -> None:
     assert "━" in file.getvalue()
 
 
-def test_who_wants_quiet_is_told_nothing(
+def test_nobody_is_told_who_does_not_listen(
     clock: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    console = Console(force_terminal=False, quiet=True)
-    _lines(clock, console)
-    be_quiet()
+    _lines(clock, Console(force_terminal=False))
     say("something")
-    be_quiet(False)
-    assert capsys.readouterr().out == ""
+    assert not told()
+    assert capsys.readouterr() == ("", "")
+    listen()
     say("[v] {x}")
-    assert capsys.readouterr().out == "[v] {x}\n"
+    warn("[w] {y}")
+    assert capsys.readouterr() == ("[v] {x}\n", "[w] {y}\n")
+    listen(quiet=True)
+    say("something")
+    warn("[w] {y}")
+    assert capsys.readouterr() == ("", "[w] {y}\n")

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from cascade.cli.telling import listen
 from cascade.errors import UserError
 
 INTERRUPTED = 130
@@ -38,6 +39,7 @@ def goes_on() -> Iterator[None]:
 
 def answer(program: Callable[[], object]) -> None:
     """Run a Typer program; a person's mistake is one sentence and exit status 2."""
+    listen()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a console that lacks a character shows its code
             stream.reconfigure(errors="backslashreplace")

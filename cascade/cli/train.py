@@ -48,8 +48,8 @@ def train(
     # Before torch is imported: a mistake in the settings is answered at once.
     settings = replace(given, file=values.either(path, given.file, "config")).settings()
 
-    from cascade.train.interrupt import TimeIsUp
-    from cascade.train.pretrain import foretell, pretrain
+    from cascade.training.interrupt import TimeIsUp
+    from cascade.training.pretrain import foretell, pretrain
 
     first, start = Launch.read().first, time.monotonic()
     if first and settings.train.ema_note is not None:

@@ -17,8 +17,8 @@ from cascade.sampling import Tables
 from cascade.stage import Stage
 from cascade.text.side import names_side
 from cascade.text.store import EmbeddingStore
-from cascade.train.distributed import Processes
-from cascade.train.output import text_identity
+from cascade.training.distributed import Processes
+from cascade.training.output import text_identity
 
 CLASS_IMAGES, SCENES = "class images", "scenes"
 

@@ -4,11 +4,10 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from rich.console import Console
-
 from cascade.config.dreambooth import DreamBoothConfig
 from cascade.config.stage import SubjectConfig, TextConfig
 from cascade.errors import UserError
+from cascade.progress import warn
 from cascade.text.cleaning import clean
 from cascade.text.identifier import check_identifier, find_identifiers, is_common, names
 from cascade.text.lost import lost_words
@@ -50,11 +49,9 @@ def settle_names(
     for text in conventions:
         check_identifier(tokenizer, text.cleaning, identifier, noun)
     if is_common(tokenizer, cleaning, identifier):
-        Console(stderr=True).print(
+        warn(
             f"The identifier '{identifier}' is a common word; what it has meant mixes with the "
             "subject. 'cascade identifiers' finds rare ones.",
-            markup=False,
-            soft_wrap=True,
         )
     named = {"identifier": identifier, "class_noun": noun}
     return SubjectConfig.parse(named, "the subject's name")

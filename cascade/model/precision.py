@@ -3,9 +3,9 @@
 from functools import cache
 
 import torch
-from rich.console import Console
 
 from cascade.config.stage import Precision
+from cascade.progress import warn
 
 
 def autocast(precision: Precision, device: torch.device) -> torch.autocast:
@@ -44,7 +44,6 @@ def convolves_bf16() -> bool:
 
 @cache
 def _tell(device: str) -> None:
-    Console(stderr=True).print(
-        f"This {device} has no bf16 and emulates it, which takes longer than fp32: leave bf16 out.",
-        soft_wrap=True,
+    warn(
+        f"This {device} has no bf16 and emulates it, which takes longer than fp32: leave bf16 out."
     )

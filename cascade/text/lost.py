@@ -4,10 +4,9 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from rich.console import Console
-
 from cascade.config.stage import TextConfig
 from cascade.launch import Launch
+from cascade.progress import warn
 from cascade.text.cleaning import clean
 from cascade.text.tokenizer import UNK, Tokenizer
 
@@ -61,9 +60,8 @@ def tell_lost(tokenizer: Tokenizer, prompts: Iterable[str], text: TextConfig) ->
         return
     distinct = list(dict.fromkeys(prompts))
     told = [(prompt, lost) for prompt in distinct if (lost := lost_words(tokenizer, prompt, text))]
-    console = Console(stderr=True)
     for line in _lines(told, len(distinct), text.max_length):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        warn(line)
 
 
 def _lines(told: list[tuple[str, Lost]], count: int, max_length: int) -> Iterator[str]:

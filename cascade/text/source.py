@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
 from cascade.config.encoder import EncoderMode
 from cascade.errors import UserError
+from cascade.progress import warn
 from cascade.text.files import EncoderFiles
 from cascade.text.modes import skeleton
 from cascade.text.prompts import PromptEncoder
@@ -57,7 +57,7 @@ def ready(
         return text
     encoder = TextEncoder.hold(text, mode, device)
     if mode == "auto" and encoder.mode != "float32":
-        Console(stderr=True).print(
+        warn(
             f"In float32 the text encoder would take more than half of the memory of {device}; "
             f"it is held in {encoder.mode}."
         )

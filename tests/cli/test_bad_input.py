@@ -16,7 +16,7 @@ from PIL import Image
 from cascade.config.folders import read_stage_config
 from cascade.config.train import TrainConfig
 from cascade.errors import UserError
-from cascade.train.output import require_disk
+from cascade.training.output import require_disk
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "mini-base64.toml"
 Command = Callable[..., Any]
@@ -50,7 +50,7 @@ def refused(
 
     for place in ("dreambooth.personalise.train", "dreambooth.kinds.make_pictures"):
         monkeypatch.setattr(f"cascade.{place}", work)
-    monkeypatch.setattr("cascade.train.pretrain.train", work)
+    monkeypatch.setattr("cascade.training.pretrain.train", work)
     monkeypatch.setattr("cascade.sampling.sample_stage", work)
 
     def run(*arguments: object) -> str:

@@ -388,7 +388,7 @@ def test_an_interrupt_says_how_to_go_on_where_it_does(
         signal.raise_signal(number)
 
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr("cascade.train.pretrain.pretrain", interrupted)
+    monkeypatch.setattr("cascade.training.pretrain.pretrain", interrupted)
     stopped = command("train", repository / "configs" / "mini-base64.toml")
     assert stopped.status == 130
     assert "the same command goes on from here" in stopped.err

@@ -8,7 +8,7 @@ import pytest
 
 from cascade.cli.train import TIME_IS_UP
 from cascade.config.train import PretrainConfig
-from cascade.train.interrupt import TimeIsUp
+from cascade.training.interrupt import TimeIsUp
 
 Command = Callable[..., Any]
 CONFIG = "configs/mini-base64.toml"
@@ -25,7 +25,7 @@ def test_a_run_whose_time_is_up_has_a_status_of_its_own_and_says_how_to_go_on(
             raise TimeIsUp(step=7)
         return Path("some/stage")
 
-    monkeypatch.setattr("cascade.train.pretrain.pretrain", pretrain)
+    monkeypatch.setattr("cascade.training.pretrain.pretrain", pretrain)
     stopped = command("train", repository / CONFIG, "--set", "train.steps=900", "--minutes", "1.5")
     assert stopped.status == TIME_IS_UP == 3
     assert "up after step 7 of 900; the same command goes on from here" in stopped.err

@@ -1,7 +1,7 @@
 """Settings of a personalisation that takes a second or two, and one such run that has ended."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,6 @@ from cascade.config.dreambooth import (
 from cascade.config.stage import SamplerConfig
 from cascade.config.train import OptimizerConfig, TrainConfig
 from cascade.dreambooth.personalise import personalise
-from cascade.progress import be_quiet
 
 Settings = Callable[..., DreamBoothConfig]
 
@@ -41,14 +40,6 @@ RECIPE = Recipe(
     base=_run(5),
     super_resolution=_run(3),
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _unheard() -> Iterator[None]:
-    """Nobody is told anything but where `heard` is asked for."""
-    be_quiet()
-    yield
-    be_quiet(False)
 
 
 @pytest.fixture(scope="session")

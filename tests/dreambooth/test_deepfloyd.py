@@ -30,7 +30,7 @@ from cascade.model.unet import UNet
 from cascade.pipeline import Cascade
 from cascade.stage import Stage
 from cascade.text.t5 import TextEncoder
-from cascade.train.report import read_log
+from cascade.training.report import read_log
 
 Settings = Callable[..., DreamBoothConfig]
 STAGES = ("base16", "sr32")

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from cascade.config.dreambooth import DreamBoothConfig
 from cascade.dreambooth.personalise import personalise
-from cascade.train.report import read_log
+from cascade.training.report import read_log
 
 
 @pytest.mark.dist

@@ -16,7 +16,7 @@ from cascade.dreambooth.batches import DreamBoothSamples
 from cascade.dreambooth.drawn import Drawing
 from cascade.dreambooth.personalise import personalise
 from cascade.errors import UserError
-from cascade.train import loop
+from cascade.training import loop
 
 Settings = Callable[..., DreamBoothConfig]
 STAGES = ("base16", "sr32")
@@ -67,8 +67,7 @@ def test_the_sheet_is_there_before_the_work(
     tmp_path: Path,
     masked_settings: Settings,
     monkeypatch: pytest.MonkeyPatch,
-    heard: None,
-    capsys: pytest.CaptureFixture[str],
+    heard: pytest.LogCaptureFixture,
 ) -> None:
     path = tmp_path / "mine" / "masks.png"
 
@@ -81,7 +80,7 @@ def test_the_sheet_is_there_before_the_work(
     monkeypatch.setattr(module, "_embed", stop)
     with pytest.raises(Killed):
         personalise(masked_settings(tmp_path / "mine"))
-    assert str(path) in capsys.readouterr().out.replace("\n", "")
+    assert str(path) in heard.text
 
 
 def test_the_rows_reach_the_loss(

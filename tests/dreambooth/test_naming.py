@@ -59,11 +59,12 @@ def test_names_that_cannot_work(tokenizer: Tokenizer, changes: Any, told: str) -
         settle_names(_config(**changes), [TEXT], [], tokenizer)
 
 
-def test_a_common_word_is_told(tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_common_word_is_told(tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture) -> None:
     settle_names(_config(identifier="cat"), [TEXT], [], tokenizer)
-    assert "'cat' is a common word" in capsys.readouterr().err
+    assert "'cat' is a common word" in caplog.text
+    caplog.clear()
     settle_names(_config(), [TEXT], [], tokenizer)
-    assert capsys.readouterr().err == ""
+    assert caplog.text == ""
 
 
 @pytest.mark.parametrize(

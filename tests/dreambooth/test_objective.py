@@ -18,10 +18,10 @@ from cascade.sampling import prompt_table
 from cascade.stage import Stage
 from cascade.text.prompts import PromptTable
 from cascade.text.t5 import TextEncoder
-from cascade.train.distributed import Processes
-from cascade.train.loop import train
-from cascade.train.objective import make_objective
-from cascade.train.report import read_log
+from cascade.training.distributed import Processes
+from cascade.training.loop import train
+from cascade.training.objective import make_objective
+from cascade.training.report import read_log
 
 LAMBDA = 0.3
 

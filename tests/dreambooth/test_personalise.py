@@ -26,8 +26,8 @@ from cascade.pipeline import Cascade
 from cascade.sampling import prompt_tables
 from cascade.stage import Stage
 from cascade.text.source import ready
-from cascade.train.distributed import processes
-from cascade.train.report import read_log
+from cascade.training.distributed import processes
+from cascade.training.report import read_log
 
 Settings = Callable[..., DreamBoothConfig]
 STAGES = ("base16", "sr32")
@@ -173,8 +173,7 @@ def test_what_is_missing_of_the_number_of_class_pictures_is_drawn(
     photos: Path,
     settings: Settings,
     recipe: Recipe,
-    heard: None,
-    capsys: pytest.CaptureFixture[str],
+    heard: pytest.LogCaptureFixture,
 ) -> None:
     assert recipe.prior is not None
     folder = tmp_path / "class"
@@ -196,8 +195,7 @@ def test_what_is_missing_of_the_number_of_class_pictures_is_drawn(
     assert {name: after[name] for name in before} == before
     assert sum(name.endswith(".png") for name in after) == recipe.prior.images
     personalise(config)
-    told = capsys.readouterr().out
-    assert "Class pictures: 3 of your own are used, and 2 drawn.\n" in told
+    assert "Class pictures: 3 of your own are used, and 2 drawn." in heard.messages
     # They are part of what the run is.
     (folder / "2.png").unlink()
     with pytest.raises(UserError, match="class_images"):

@@ -17,7 +17,7 @@ import torch
 
 from cascade.config.dreambooth import DreamBoothConfig, Recipe
 from cascade.dreambooth.personalise import personalise
-from cascade.train.report import read_log
+from cascade.training.report import read_log
 
 Settings = Callable[..., DreamBoothConfig]
 STAGES = ("base16", "sr32")

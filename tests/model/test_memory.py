@@ -14,7 +14,7 @@ from cascade.config.unet import UNetConfig
 from cascade.model.memory import optimizer_bytes, sampling_bytes, training_bytes
 from cascade.model.precision import convolves_bf16
 from cascade.model.unet import UNet
-from cascade.train.optim import make_optimizer
+from cascade.training.optim import make_optimizer
 
 TOKENS, SIZE, ROWS = 7, 32, 2
 

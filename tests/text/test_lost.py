@@ -39,23 +39,25 @@ def test_words_in_no_vocabulary_are_named(tokenizer: Tokenizer) -> None:
 
 
 def test_each_prompt_is_told_and_many_are_counted(
-    tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     tell_lost(tokenizer, ["a dog", VERY, "a 猫"], TEXT)
-    told = capsys.readouterr().err.splitlines()
+    told = caplog.messages
     assert len(told) == 2
     assert "red car" in told[0] or "very" in told[0]
     assert "(16 tokens are kept)" in told[0]
+    caplog.clear()
     tell_lost(
         tokenizer,
         [VERY, *(f"a dog {number}" for number in range(30)), "a 猫"],
         TEXT,
     )
-    (line,) = capsys.readouterr().err.splitlines()
+    (line,) = caplog.messages
     assert line.startswith("Of 32 captions 1 are too long (16 tokens are kept) and 1 have words")
+    caplog.clear()
     tell_lost(tokenizer, ["a dog"], TEXT)
-    assert capsys.readouterr().err == ""
+    assert caplog.messages == []
 
 
 @pytest.mark.parametrize("text", ["dog \udcff", "\ud800", "a\udfffb"])

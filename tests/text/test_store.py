@@ -262,14 +262,14 @@ def test_size_is_told_and_must_fit(
     filled: Fill,
     encoder: TextEncoder,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    heard: pytest.LogCaptureFixture,
 ) -> None:
     filled(["cat"])
     filled()
     new = ["a photo of a dog", "a red dog on the beach", "a blue cat"]
     tokens = sum(len(encoder.tokenizer.encode(text, 16)) for text in new)
     told = f"3 captions to embed (2 are there): about {tokens} tokens, 0.0 MiB."
-    assert told in capsys.readouterr().out
+    assert told in heard.messages
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10))
     with pytest.raises(UserError, match="GiB are free"):
         filled(["a hat in the snow"])

@@ -25,19 +25,19 @@ from cascade.text.prompts import OnlinePrompts, PromptEncoder, PromptSource
 from cascade.text.source import open_text, ready
 from cascade.text.store import EmbeddingStore
 from cascade.text.t5 import TextEncoder
-from cascade.train.checkpoint import CHECKPOINTS, checkpoint_steps, remove_checkpoints
-from cascade.train.distributed import Processes, processes
-from cascade.train.loop import train
-from cascade.train.objective import make_objective
-from cascade.train.optim import check_optimizer
-from cascade.train.outlook import micro_batch, tell, training
-from cascade.train.output import Claim, claimed, require_disk, require_free, text_identity
-from cascade.train.pace import Probe
-from cascade.train.publish import can_grow, publish, published
-from cascade.train.resident import require_memory, resident_prompts
-from cascade.train.room import require_room
-from cascade.train.validation import ValidationGrid
-from cascade.train.variance import check_variance, drop_variance
+from cascade.training.checkpoint import CHECKPOINTS, checkpoint_steps, remove_checkpoints
+from cascade.training.distributed import Processes, processes
+from cascade.training.loop import train
+from cascade.training.objective import make_objective
+from cascade.training.optim import check_optimizer
+from cascade.training.outlook import micro_batch, tell, training
+from cascade.training.output import Claim, claimed, require_disk, require_free, text_identity
+from cascade.training.pace import Probe
+from cascade.training.publish import can_grow, publish, published
+from cascade.training.resident import require_memory, resident_prompts
+from cascade.training.room import require_room
+from cascade.training.validation import ValidationGrid
+from cascade.training.variance import check_variance, drop_variance
 
 
 def pretrain(config: PretrainConfig, minutes: float | None = None) -> Path:

@@ -11,8 +11,8 @@ from cascade.config.stage import DiffusionConfig, StageConfig
 from cascade.config.train import TrainConfig
 from cascade.data.batch import Samples
 from cascade.stage import Stage, skeleton
-from cascade.train.interrupt import TimeIsUp
-from cascade.train.report import read_log
+from cascade.training.interrupt import TimeIsUp
+from cascade.training.report import read_log
 
 Run = Callable[..., Stage]
 Same = Callable[[Stage, Stage], bool]

@@ -19,9 +19,9 @@ from cascade.data.captioned import CaptionedSamples
 from cascade.errors import UserError
 from cascade.stage import Stage
 from cascade.text.embed import Share, fill
-from cascade.train.interrupt import TimeIsUp
-from cascade.train.pretrain import foretell, pretrain
-from cascade.train.report import read_log
+from cascade.training.interrupt import TimeIsUp
+from cascade.training.pretrain import foretell, pretrain
+from cascade.training.report import read_log
 
 Settings = Callable[..., PretrainConfig]
 
@@ -124,11 +124,11 @@ def test_resident_data_that_do_not_fit_are_refused_before_the_output_is_taken(
     # Ten pictures of 768 bytes; four captions and the null condition, 16 tokens of 128 floats.
     needed = 10 * 3 * 16 * 16 + 5 * 16 * 128 * 4
     with monkeypatch.context() as patch:
-        patch.setattr("cascade.train.resident.free_memory", lambda device: needed - 1)
+        patch.setattr("cascade.training.resident.free_memory", lambda device: needed - 1)
         with pytest.raises(UserError, match=r"10 pictures take 0\.0 GiB.* data\.resident = false"):
             pretrain(config)
         assert not config.output.exists()
-        patch.setattr("cascade.train.resident.free_memory", lambda device: needed)
+        patch.setattr("cascade.training.resident.free_memory", lambda device: needed)
         assert pretrain(config).is_dir()
 
 
@@ -277,11 +277,11 @@ def test_the_first_pictures_captions_are_drawn_at_the_end(
 
 
 def test_what_is_told_beforehand_leaves_nothing(
-    settings: Settings, heard: None, capsys: pytest.CaptureFixture[str]
+    settings: Settings, heard: pytest.LogCaptureFixture
 ) -> None:
     config = settings("run")
     foretell(config)
-    told = capsys.readouterr().out
+    told = heard.text
     assert re.search(r"steps +4\b", told)
     assert re.search(r"batch +2 of 10 pictures", told)
     assert "in all on cpu" in told

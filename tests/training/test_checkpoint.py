@@ -18,11 +18,11 @@ from cascade.config.stage import StageConfig
 from cascade.config.train import OptimizerConfig, TrainConfig
 from cascade.errors import UserError
 from cascade.stage import skeleton
-from cascade.train.checkpoint import load_checkpoint, remove_checkpoints, save_checkpoint
-from cascade.train.distributed import Processes
-from cascade.train.ema import EMA
-from cascade.train.optim import make_optimizer
-from cascade.train.output import require_disk
+from cascade.training.checkpoint import load_checkpoint, remove_checkpoints, save_checkpoint
+from cascade.training.distributed import Processes
+from cascade.training.ema import EMA
+from cascade.training.optim import make_optimizer
+from cascade.training.output import require_disk
 
 ALONE = Processes(0, 1, torch.device("cpu"))
 
@@ -223,7 +223,7 @@ DAMAGE: dict[str, Callable[[Path, Path], object]] = {
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_newest_one_that_cannot_be_read_is_named_and_the_one_before_is_taken(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
     saved, marker = State(0), tmp_path / "executed"
     runs = tmp_path / "checkpoints"
@@ -236,7 +236,7 @@ def test_a_newest_one_that_cannot_be_read_is_named_and_the_one_before_is_taken(
     loaded = State(1)
     assert loaded.load(runs) == 2
     assert all(map(torch.equal, loaded.weights(), expected))
-    assert "step-4 cannot be read" in capsys.readouterr().err
+    assert "step-4 cannot be read" in caplog.text
     assert not marker.exists()
 
     shutil.rmtree(runs / "step-2")

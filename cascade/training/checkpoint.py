@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch.distributed.checkpoint as dcp
-from rich.console import Console
 from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.optim import Optimizer
 
 from cascade.errors import UserError
-from cascade.train.distributed import Processes
-from cascade.train.untrusted import SafePlanner, SafeReader
+from cascade.progress import warn
+from cascade.training.distributed import Processes
+from cascade.training.untrusted import SafePlanner, SafeReader
 
 CHECKPOINTS: Final = "checkpoints"
 """The folder of a run's checkpoints."""
@@ -96,8 +96,7 @@ def load_checkpoint(
         try:
             _load(place, network, optimizer, ema)
         except _UNREADABLE as error:
-            told = f"{place} cannot be read ({_cause(error)}); it is left out."
-            Console(stderr=True).print(told, markup=False, soft_wrap=True)
+            warn(f"{place} cannot be read ({_cause(error)}); it is left out.")
         else:
             return step
     if steps:

@@ -20,7 +20,7 @@ from cascade.files import read_json, require_writable, write_bytes
 from cascade.stage import skeleton
 from cascade.text.files import EncoderFiles
 from cascade.text.store import EmbeddingStore
-from cascade.train.distributed import Processes
+from cascade.training.distributed import Processes
 
 _HOLDER: Final = ".running"
 _TOLD = 3  # differing settings that a refusal names

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from cascade.errors import UserError
-from cascade.train.distributed import Processes
-from cascade.train.output import Claim, claimed, require_free
+from cascade.training.distributed import Processes
+from cascade.training.output import Claim, claimed, require_free
 
 ALONE = Processes(0, 1, torch.device("cpu"))
 RUN: dict[str, object] = {
@@ -106,8 +106,8 @@ def test_a_second_start_is_refused_by_whom_the_folder_is_held(tmp_path: Path) ->
 HOLD = """
 import sys, torch
 from pathlib import Path
-from cascade.train.distributed import Processes
-from cascade.train.output import Claim, claimed
+from cascade.training.distributed import Processes
+from cascade.training.output import Claim, claimed
 with claimed(Claim(Path(sys.argv[1]), {}), Processes(0, 1, torch.device("cpu"))):
     print("held", flush=True)
     sys.stdin.read()

@@ -1,6 +1,6 @@
 """A network of a few thousand weights, rows drawn from their positions, and a way to train."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,12 +13,11 @@ from cascade.config.train import OptimizerConfig, TrainConfig
 from cascade.config.unet import UNetConfig
 from cascade.data.batch import Batch, Prefetched, Samples
 from cascade.diffusion.noise import derive_seed
-from cascade.progress import be_quiet
 from cascade.stage import Stage
 from cascade.text.prompts import PromptTable
-from cascade.train.distributed import Processes
-from cascade.train.loop import Validate, train
-from cascade.train.objective import make_objective
+from cascade.training.distributed import Processes
+from cascade.training.loop import Validate, train
+from cascade.training.objective import make_objective
 
 UNET = UNetConfig(
     channels=(8, 16),
@@ -33,14 +32,6 @@ UNET = UNetConfig(
 )
 STAGE = StageConfig(name="base8", size=8, unet=UNET, diffusion=DiffusionConfig(prediction="v"))
 ALONE = Processes(0, 1, torch.device("cpu"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _unheard() -> Iterator[None]:
-    """Nobody is told anything but where `heard` is asked for."""
-    be_quiet()
-    yield
-    be_quiet(False)
 
 
 @dataclass(frozen=True)

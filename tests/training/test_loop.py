@@ -18,12 +18,12 @@ from cascade.errors import UserError
 from cascade.model.precision import _tell
 from cascade.stage import Stage
 from cascade.text.prompts import PromptTable
-from cascade.train.checkpoint import load_checkpoint
-from cascade.train.distributed import Processes
-from cascade.train.loop import Losses
-from cascade.train.objective import make_objective
-from cascade.train.optim import make_optimizer
-from cascade.train.report import read_log
+from cascade.training.checkpoint import load_checkpoint
+from cascade.training.distributed import Processes
+from cascade.training.loop import Losses
+from cascade.training.objective import make_objective
+from cascade.training.optim import make_optimizer
+from cascade.training.report import read_log
 
 Run = Callable[..., Stage]
 
@@ -184,14 +184,14 @@ def test_a_run_in_emulated_bf16_is_told(
     run: Run,
     train_config: TrainConfig,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
     precision: str,
     said: bool,
 ) -> None:
     monkeypatch.setattr("cascade.model.precision.computes_bf16", lambda device: False)
     _tell.cache_clear()
     run(tmp_path, _changed(train_config, precision=precision, steps=1))
-    assert ("emulates it" in capsys.readouterr().err) == said
+    assert ("emulates it" in caplog.text) == said
 
 
 @pytest.mark.slow

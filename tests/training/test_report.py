@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from cascade.train.report import Report, read_log
+from cascade.training.report import Report, read_log
 
 
 def _write(path: Path, start: int, steps: range, shown: bool = True) -> None:

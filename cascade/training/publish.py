@@ -9,7 +9,7 @@ from cascade.config.train import TrainConfig
 from cascade.errors import UserError
 from cascade.model.example import example_inputs
 from cascade.stage import Stage
-from cascade.train.checkpoint import CHECKPOINTS, checkpoint_steps, kept_state
+from cascade.training.checkpoint import CHECKPOINTS, checkpoint_steps, kept_state
 
 _LARGEST: Final = 65504.0
 """The largest number of half precision, in which stages are kept and exported too. The norms of a

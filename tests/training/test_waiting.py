@@ -16,9 +16,9 @@ from cascade.data.resident import ResidentSamples
 from cascade.stage import Stage
 from cascade.text.prompts import PromptSource, PromptTable
 from cascade.text.resident import ResidentPrompts
-from cascade.train.distributed import Processes
-from cascade.train.loop import train
-from cascade.train.objective import make_objective
+from cascade.training.distributed import Processes
+from cascade.training.loop import train
+from cascade.training.objective import make_objective
 
 
 @dataclass(frozen=True)

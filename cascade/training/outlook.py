@@ -65,7 +65,7 @@ def training(
 
 
 def tell(works: Sequence[Work], device: torch.device) -> None:
-    """Print the table, and how long it will take in all."""
+    """Log the table, and how long it will take in all."""
     rows = {
         "pixels": [str(work.size) for work in works],
         "steps": [work.steps for work in works],
@@ -78,7 +78,10 @@ def tell(works: Sequence[Work], device: torch.device) -> None:
     for title, cells in rows.items():
         if any(cells):
             table.add_row(title, *cells)
-    get_console().print(table, markup=False, highlight=False)
+    console = get_console()
+    with console.capture() as drawn:
+        console.print(table, markup=False, highlight=False)
+    say(drawn.get().rstrip())
     say(f"About {spell(sum(work.seconds for work in works))} in all on {device}, by a probe.")
 
 

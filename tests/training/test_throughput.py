@@ -10,9 +10,9 @@ from cascade.config.stage import LowResConfig, StageConfig
 from cascade.config.train import TrainConfig
 from cascade.config.unet import UNetConfig
 from cascade.data.batch import Samples
-from cascade.train import throughput
-from cascade.train.distributed import Processes
-from cascade.train.throughput import Throughput, forward_flops, peak_rate
+from cascade.training import throughput
+from cascade.training.distributed import Processes
+from cascade.training.throughput import Throughput, forward_flops, peak_rate
 
 CPU = torch.device("cpu")
 TWO = Processes(0, 2, CPU)

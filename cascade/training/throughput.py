@@ -20,7 +20,7 @@ from cascade.model.backend import set_backend
 from cascade.model.example import example_inputs
 from cascade.model.precision import in_bf16
 from cascade.stage import skeleton
-from cascade.train.distributed import Processes
+from cascade.training.distributed import Processes
 
 # Dense bfloat16 operations a second, accumulated in float32, from the makers' data sheets. Names as
 # the driver gives them, whole: a slice of a GPU, or a variant, has another peak.

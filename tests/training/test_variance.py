@@ -18,9 +18,9 @@ from cascade.diffusion.objective import BaseObjective
 from cascade.errors import UserError
 from cascade.stage import Stage, check_weights
 from cascade.text.prompts import PromptTable
-from cascade.train.objective import make_objective
-from cascade.train.report import read_log
-from cascade.train.variance import check_variance, drop_variance
+from cascade.training.objective import make_objective
+from cascade.training.report import read_log
+from cascade.training.variance import check_variance, drop_variance
 
 Run = Callable[..., Stage]
 

@@ -18,7 +18,7 @@ from cascade.model.example import example_inputs
 from cascade.model.precision import autocast
 from cascade.model.unet import UNet
 from cascade.stage import Stage, skeleton
-from cascade.train.objective import make_objective
+from cascade.training.objective import make_objective
 
 _LONG: Final = 2.0  # seconds of a first try, from which on no second one is worth its time
 

@@ -7,8 +7,8 @@ from cascade.config.train import OptimizerConfig, TrainConfig
 from cascade.errors import UserError
 from cascade.model.memory import optimizer_bytes
 from cascade.stage import skeleton
-from cascade.train import room
-from cascade.train.room import require_room
+from cascade.training import room
+from cascade.training.room import require_room
 
 STAGE = StageConfig.parse(
     {

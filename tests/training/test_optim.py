@@ -10,8 +10,8 @@ from torch.optim import Adafactor, AdamW
 
 from cascade.config.train import OptimizerConfig
 from cascade.errors import UserError
-from cascade.train.ema import EMA
-from cascade.train.optim import (
+from cascade.training.ema import EMA
+from cascade.training.optim import (
     check_optimizer,
     learning_rate,
     make_optimizer,
@@ -135,7 +135,7 @@ def test_the_rate_reaches_8_bit_adamw() -> None:
 
 
 def test_an_optimizer_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cascade.train.optim.find_spec", lambda name: None)
+    monkeypatch.setattr("cascade.training.optim.find_spec", lambda name: None)
     config = OptimizerConfig(name="adamw8bit")
     with pytest.raises(UserError, match=r"needs the package torchao; .*\[quantized\]"):
         check_optimizer(config)

@@ -15,10 +15,10 @@ from cascade.diffusion.noise import Noise
 from cascade.diffusion.philox import PhiloxNoise
 from cascade.stage import Stage
 from cascade.text.prompts import PromptTable
-from cascade.train.distributed import Processes
-from cascade.train.loop import Losses
-from cascade.train.objective import make_objective
-from cascade.train.report import read_log
+from cascade.training.distributed import Processes
+from cascade.training.loop import Losses
+from cascade.training.objective import make_objective
+from cascade.training.report import read_log
 
 
 def test_noise_of_the_device_is_philox_of_the_rows_seeds(

@@ -28,14 +28,14 @@ from cascade.model.precision import autocast, tell_if_slow
 from cascade.model.unet import UNet
 from cascade.stage import Stage
 from cascade.text.prompts import PromptSource
-from cascade.train.checkpoint import CHECKPOINTS, kept_state, load_checkpoint, save_checkpoint
-from cascade.train.distributed import Processes
-from cascade.train.ema import EMA
-from cascade.train.interrupt import Interrupts, Stop, TimeIsUp
-from cascade.train.optim import learning_rate, make_optimizer, set_learning_rate
-from cascade.train.report import Report
-from cascade.train.throughput import Throughput
-from cascade.train.variance import undecayed
+from cascade.training.checkpoint import CHECKPOINTS, kept_state, load_checkpoint, save_checkpoint
+from cascade.training.distributed import Processes
+from cascade.training.ema import EMA
+from cascade.training.interrupt import Interrupts, Stop, TimeIsUp
+from cascade.training.optim import learning_rate, make_optimizer, set_learning_rate
+from cascade.training.report import Report
+from cascade.training.throughput import Throughput
+from cascade.training.variance import undecayed
 
 Validate = Callable[[Stage, int], None]
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from cascade.stage import Stage
 from cascade.text.prompts import PromptTable
-from cascade.train.validation import ValidationGrid
+from cascade.training.validation import ValidationGrid
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from cascade.cli.train import TIME_IS_UP
 from cascade.config.folders import read_stage_config
 from cascade.config.train import PretrainConfig
-from cascade.train.pretrain import pretrain
-from cascade.train.report import read_log
+from cascade.training.pretrain import pretrain
+from cascade.training.report import read_log
 
 CONFIG = """
 text_encoder = "{text}"
