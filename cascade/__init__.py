@@ -1,17 +1,62 @@
-"""Personalised pixel-space diffusion: an Imagen-style cascade and DreamBooth on all its stages."""
+"""Personalised pixel-space diffusion: an Imagen-style cascade and DreamBooth on all its stages.
 
-from typing import TYPE_CHECKING
+What is exported here is what other programs may count on; the rest may change between versions.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cascade.pipeline import Cascade
+    from cascade.api import personalise, train
+    from cascade.config.dreambooth import DreamBoothConfig
+    from cascade.config.recipes import RECIPES
+    from cascade.config.sample import SampleOptions
+    from cascade.config.stage import SamplerConfig, StageConfig
+    from cascade.config.train import PretrainConfig
+    from cascade.errors import UserError
+    from cascade.pipeline import Cascade, Pictures
+    from cascade.stage import Stage
 
-__all__ = ["Cascade"]
+__version__ = "0.1.0"
+
+_PLACES = {
+    "Cascade": "pipeline",
+    "DreamBoothConfig": "config.dreambooth",
+    "Pictures": "pipeline",
+    "PretrainConfig": "config.train",
+    "RECIPES": "config.recipes",
+    "SampleOptions": "config.sample",
+    "SamplerConfig": "config.stage",
+    "Stage": "stage",
+    "StageConfig": "config.stage",
+    "UserError": "errors",
+    "personalise": "api",
+    "train": "api",
+}
+
+__all__ = [
+    "RECIPES",
+    "Cascade",
+    "DreamBoothConfig",
+    "Pictures",
+    "PretrainConfig",
+    "SampleOptions",
+    "SamplerConfig",
+    "Stage",
+    "StageConfig",
+    "UserError",
+    "__version__",
+    "personalise",
+    "train",
+]
 
 
-def __getattr__(name: str) -> object:
+def __getattr__(name: str) -> Any:
     """Import what is exported when it is asked for: the command line's help needs no PyTorch."""
-    if name != "Cascade":
+    if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from cascade.pipeline import Cascade
+    return getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)
 
-    return Cascade
+
+def __dir__() -> list[str]:
+    return __all__

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from cascade import __version__
 from cascade.cli.assemble import assemble
 from cascade.cli.bench import bench
 from cascade.cli.diffusers_flags import KnowsDiffusers
@@ -47,9 +48,7 @@ app.add_typer(bench, name="bench")
 
 def _version(value: bool) -> None:
     if value:
-        from importlib.metadata import version
-
-        typer.echo(version("dreamcascade"))
+        typer.echo(__version__)
         raise typer.Exit
 
 

@@ -7,14 +7,13 @@ import typer
 
 from cascade.cli.dreambooth_flags import FLAGS, PRIOR, TRAINING
 from cascade.cli.mistakes import goes_on
-from cascade.cli.options import Given, merged, takes
+from cascade.cli.options import Given, takes
 from cascade.cli.recipe import part_of, recipe_from_flags
 from cascade.cli.telling import DryRun, Quiet
-from cascade.config.dreambooth import DreamBoothConfig, Recipe
+from cascade.config.dreambooth import DreamBoothConfig
 from cascade.config.folders import cascade_folder, read_manifest, read_stage_config, stages_named
-from cascade.config.recipes import RECIPES
+from cascade.config.recipes import recipe_of
 from cascade.config.stage import RecipeName
-from cascade.errors import UserError
 from cascade.launch import Launch
 
 
@@ -88,15 +87,11 @@ def settings_from(
     found = given.layered(file)
     asked = given.overridden(found)
     folder = cascade_folder(asked.get("cascade", "mini"))
-    manifest = read_manifest(folder)
-    stages = (read_stage_config(folder / name) for name in manifest.stages)
-    tuned = stages_named(stages, asked.get("stages", ()))
-    named = changes.pop("preset", manifest.recipe)
-    preset = recipe or named
-    if preset not in RECIPES:
-        raise UserError(f"There is no recipe '{preset}'; take one of {', '.join(RECIPES)}.")
-    start = Recipe.parse(merged(RECIPES[preset].model_dump(), changes), given.source)
+    stages = (read_stage_config(folder / name) for name in read_manifest(folder).stages)
+    tuned = [part_of(one) for one in stages_named(stages, asked.get("stages", ()))]
+    if recipe is not None:
+        changes = {**(changes if isinstance(changes, Mapping) else {}), "preset": recipe}
+    start = recipe_of(folder, changes, given.source)
     flags = {**given.values, **switches}
-    world = Launch.read().world
-    changed = recipe_from_flags(start, flags, world, [part_of(stage) for stage in tuned])
+    changed = recipe_from_flags(start, flags, Launch.read().world, tuned)
     return given.parse(found | {"recipe": changed.model_dump()})

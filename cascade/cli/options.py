@@ -195,17 +195,6 @@ def put(found: dict[str, Any], path: str, value: object) -> None:
         put(inner, rest, value)
 
 
-def merged(start: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested values with others laid over them."""
-    found = deepcopy(dict(start))
-    for name, value in over.items():
-        before = found.get(name)
-        if isinstance(value, Mapping) and isinstance(before, Mapping):
-            value = merged(before, value)
-        found[name] = value
-    return found
-
-
 def told(model: type[Frozen], flag: Flag) -> str:
     """The help of a flag: the field's description and range."""
     found = field_at(model, flag.paths[0])

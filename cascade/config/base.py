@@ -4,6 +4,7 @@ import difflib
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Annotated, Any, Final, Self
 
@@ -177,6 +178,17 @@ def apply_override(values: dict[str, Any], override: str) -> None:
         if not isinstance(values, dict):
             raise UserError(f"--set {override}: '{name}' is a single value and holds no settings.")
     values[last] = value
+
+
+def merged(start: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested values with others laid over them."""
+    found = deepcopy(dict(start))
+    for name, value in over.items():
+        before = found.get(name)
+        if isinstance(value, Mapping) and isinstance(before, Mapping):
+            value = merged(before, value)
+        found[name] = value
+    return found
 
 
 def _sentence(

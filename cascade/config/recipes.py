@@ -1,7 +1,10 @@
 """The recipes of DreamBooth that are known to work, by the cascades that they suit."""
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Literal
 
+from cascade.config.base import merged
 from cascade.config.dreambooth import (
     MaskConfig,
     PriorConfig,
@@ -9,8 +12,10 @@ from cascade.config.dreambooth import (
     Scene,
     SceneRowsConfig,
 )
+from cascade.config.folders import cascade_folder, read_manifest
 from cascade.config.stage import RecipeName, SamplerConfig, ThresholdConfig
 from cascade.config.train import ObjectiveConfig, OptimizerConfig, TrainConfig
+from cascade.errors import UserError
 
 
 def _tuning(
@@ -143,3 +148,27 @@ RECIPES: dict[RecipeName, Recipe] = {
         super_resolution=_tuning(5e-6, 2000, 12, accumulation=6),
     ),
 }
+
+
+def recipe_of(cascade: Path | str, changes: object = None, source: str = "the settings") -> Recipe:
+    """The recipe of a cascade, or another, with what differs.
+
+    Args:
+        cascade: a folder, or the name of one that ships with the project.
+        changes: None, a `Recipe`, a recipe's name, or nested settings that differ from it, with
+            `preset` naming which; the cascade's own if it is left out.
+        source: where they come from, for the error's sentence.
+
+    Raises:
+        UserError: there is no such cascade or recipe, or a setting is unknown or wrong.
+    """
+    if isinstance(changes, Recipe):
+        return changes
+    given = {"preset": changes} if isinstance(changes, str) else changes or {}
+    if not isinstance(given, Mapping):
+        raise UserError(f"In {source}: the recipe must be a name or settings, not {given!r}.")
+    preset = given.get("preset") or read_manifest(cascade_folder(cascade)).recipe
+    if preset not in RECIPES:
+        raise UserError(f"There is no recipe '{preset}'; take one of {', '.join(RECIPES)}.")
+    changed = {name: value for name, value in given.items() if name != "preset"}
+    return Recipe.parse(merged(RECIPES[preset].model_dump(), changed), source)

@@ -8,9 +8,9 @@ import pytest
 
 from cascade.cli.dreambooth_flags import FLAGS as DREAMBOOTH
 from cascade.cli.embed import FLAGS as EMBED
-from cascade.cli.options import Flag, field_at, merged, put, told
+from cascade.cli.options import Flag, field_at, put, told
 from cascade.cli.sample import FLAGS as SAMPLE
-from cascade.config.base import Frozen
+from cascade.config.base import Frozen, merged
 from cascade.config.dreambooth import DreamBoothConfig
 from cascade.config.embed import EmbedConfig
 from cascade.config.recipes import RECIPES
