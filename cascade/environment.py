@@ -18,6 +18,7 @@ DIRTY: Final = "-dirty"
 UNKNOWN: Final = "unknown"
 """The commit of a copy of the checkout without its history."""
 
+_CODE = (".py", ".toml")
 _DEVICES = ("cpu", "cuda", "mps", "xpu")
 # What decides the speed and the rounding of bf16 and of 8 bits.
 _FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_bf16", "amx_int8")
@@ -93,16 +94,18 @@ def commit() -> str:
     if not (root / ".git").exists():  # else a repository around an environment would answer
         return _installed()
     try:
-        result = subprocess.run(
-            ["git", "describe", "--always", f"--dirty={DIRTY}"],
-            cwd=root,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        name = _git(root, "describe", "--always")
+        changes = _git(root, "status", "--porcelain", "--untracked-files=all").splitlines()
     except (OSError, subprocess.CalledProcessError):
         return UNKNOWN
-    return result.stdout.strip()
+    # Of files that git does not know yet, only code is part of what runs.
+    changed = any(not line.startswith("??") or line.endswith(_CODE) for line in changes)
+    return name + DIRTY * changed
+
+
+def _git(root: Path, *words: str) -> str:
+    done = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
 
 
 def _installed() -> str:

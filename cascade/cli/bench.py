@@ -8,6 +8,13 @@ import typer
 
 from cascade.cli import values
 from cascade.cli.bundle import BundleArgument, BundleOption
+from cascade.cli.options import Flag, Given, takes
+from cascade_bench.settings import (
+    BenchConfig,
+    SampleBenchConfig,
+    StageBenchConfig,
+    TrainBenchConfig,
+)
 
 if TYPE_CHECKING:
     from cascade.results import Result
@@ -15,90 +22,111 @@ if TYPE_CHECKING:
 OUT_OF_TIME: Final = 3
 """The exit status when the budget is spent and cases are left."""
 
+OUTPUT: Final = Path("runs/bench")
+Output = Annotated[Path, values.output("Gets the record and its tables.")]
+
 bench = typer.Typer(help="Measure this machine.", no_args_is_help=True)
 
 
-OUTPUT = Path("runs/bench")
-DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Prove the plumbing with tiny cases on a CPU.")
-]
-Rounds = Annotated[int, typer.Option(min=2, max=10_000, help="Turns of each provider.")]
-Budget = Annotated[
-    float | None, typer.Option(min=0, help="Minutes; no case begins that is likely to end later.")
-]
-Shapes = Annotated[
-    list[str] | None, typer.Option("--shapes", help="A part of the cases' names; may be repeated.")
-]
+def _flags(*names: str) -> list[Flag]:
+    return [Flag(name, (name,)) for name in names]
 
 
 @bench.command()
+@takes(BenchConfig, _flags("rounds", "repeats", "budget", "dry_run"))
 def kernels(
+    given: Given[BenchConfig],
     op: Annotated[
         list[str] | None, typer.Option("--op", help="An operation; may be repeated. All if none.")
     ] = None,
-    shapes: Shapes = None,
-    rounds: Rounds = 6,
-    budget: Budget = None,
+    shapes: Annotated[
+        list[str] | None,
+        typer.Option("--shapes", help="A part of the shapes' names; may be repeated."),
+    ] = None,
     output: Annotated[
         Path | None,
-        values.output("Folder for what is written; runs/bench, or with --tune the user's table."),
+        values.output("Gets the record; runs/bench, or with --tune the user's own tables."),
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer shapes: a look.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="The first shapes alone: a look.")] = False,
     tune: Annotated[
         bool,
         typer.Option("--tune", help="Choose launch configurations for this GPU and use them."),
     ] = False,
-    dry_run: DryRun = False,
 ) -> None:
     """Time the kernels beside their alternatives on this machine's GPU."""
-    if dry_run:
+    config = given.settings()
+    config = config.model_copy(update={"device": "cpu" if config.dry_run else "cuda"})
+    if config.dry_run:
         os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it when it is imported
     from cascade_bench.kernels.command import bench_kernels, tune_kernels
-    from cascade_bench.problem import BenchConfig
 
-    device = "cpu" if dry_run else "cuda"
-    config = BenchConfig(rounds=rounds, budget=budget, device=device, dry_run=dry_run)
     if tune:
         told = tune_kernels(op or (), shapes or (), output, config)
         typer.echo(f"The launch table is {told}.")
         return
-    found = bench_kernels(op or (), shapes or (), output or OUTPUT, config, quick)
-    _tell(*found)
+    _tell(*bench_kernels(op or (), shapes or (), output or OUTPUT, config, quick))
+
+
+_TRAIN = ("against", "width", "side", "batch", "precision", "rounds", "repeats", "budget", "device")
 
 
 @bench.command()
+@takes(TrainBenchConfig, [Flag("network", ("networks",)), *_flags(*_TRAIN)])
+def train(given: Given[TrainBenchConfig], output: Output = OUTPUT) -> None:
+    """Time a call of a network and a whole training step, with their memory."""
+    config = given.settings()
+    from cascade_bench.train import bench_train
+
+    _tell(*bench_train(config, output))
+
+
+@bench.command()
+@takes(SampleBenchConfig, _flags("against", "steps", "rounds", "device"))
+def sample(
+    given: Given[SampleBenchConfig],
+    cascade: Annotated[
+        str | None,
+        typer.Argument(parser=values.cascade, metavar="CASCADE", help="IF's shape if left out."),
+    ] = None,
+    bundle: BundleOption = None,
+    output: Output = OUTPUT,
+) -> None:
+    """Time whole pictures, by every provider with the same weights and noise."""
+    config = given.settings()
+    from cascade.config.folders import cascade_folder
+    from cascade_bench.sample import bench_sample
+
+    folder = None if cascade is None else cascade_folder(cascade)
+    _tell(*bench_sample(folder, bundle, config, output))
+
+
+_STAGES = ("against", "rounds", "repeats", "budget", "steps", "device")
+
+
+@bench.command()
+@takes(
+    StageBenchConfig,
+    [
+        Flag("batch", ("batches",), kind=str, parser=values.numbers, metavar="1,2,..."),
+        *_flags(*_STAGES),
+    ],
+)
 def stages(
+    given: Given[StageBenchConfig],
     folder: BundleArgument = None,
     bundle: BundleOption = None,
-    batch: Annotated[str, typer.Option(help="Pictures at a time, as a list.")] = "1,2,4",
-    against: Annotated[
-        str, typer.Option(help="A list of eager, compiled and diffusers.")
-    ] = "eager,compiled",
-    rounds: Annotated[int, typer.Option(min=2, max=10_000, help="Turns of each.")] = 5,
-    steps: Annotated[
-        int | None, typer.Option(min=1, max=1000, help="Of each stage, for the first picture.")
-    ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
-    output: Annotated[
-        Path,
-        values.output("Folder for the results."),
-    ] = OUTPUT,
+    output: Output = OUTPUT,
 ) -> None:
     """Time a bundle's engines beside PyTorch's and diffusers' networks with the same weights."""
     chosen = values.either(folder, bundle, "bundle")
-    from cascade.environment import usable_device
-    from cascade.progress import progress_bar, stage_steps
-    from cascade_export.bench.stages import BenchSettings, bench_stages
-    from cascade_export.bench.tables import bench_tables, write_bench
+    config = given.settings()
+    from cascade_bench.stages import bench_stages
     from cascade_export.bundle.bundle import Bundle
 
-    settings = BenchSettings.of_lists(batch, against, rounds, steps, usable_device(device))
-    opened = Bundle.open(chosen)
-    with progress_bar() as bar:
-        result = bench_stages(opened, settings, stage_steps(bar))
-    path = write_bench(result, output)
-    typer.echo(bench_tables(result))
-    typer.echo(f"The results are {path}.")
+    result, complete, first = bench_stages(Bundle.open(chosen), config, output)
+    _tell(result, complete)
+    for table in first:
+        typer.echo(table.markdown())
 
 
 def _tell(result: "Result", complete: bool) -> None:

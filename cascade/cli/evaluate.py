@@ -7,19 +7,22 @@ import typer
 
 from cascade.cli import values
 from cascade.cli.mistakes import goes_on
+from cascade.cli.options import Flag, Given, takes
 from cascade.cli.telling import Quiet
 from cascade.config.dreambooth import MaskConfig
 from cascade.config.evaluate import StageScoreConfig, SubjectScoreConfig
-from cascade.config.stage import Precision, SamplerName
 
 evaluate = typer.Typer(help="Score a personalised cascade, or a stage.", no_args_is_help=True)
-SUBJECT, STAGE = SubjectScoreConfig(), StageScoreConfig()
+DRAWING = tuple(Flag(name, (name,)) for name in ("seed", "precision", "batch_size"))
+OF_STAGE = ("images", "side", "fid", "sampler", "steps", "guidance")
 
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; the GPU if there is one.")]
 
 
 @evaluate.command()
+@takes(SubjectScoreConfig, [*DRAWING, *(Flag(name, (name,)) for name in ("images", "elsewhere"))])
 def subject(
+    given: Given[SubjectScoreConfig],
     cascades: Annotated[
         list[str],
         typer.Argument(parser=values.cascade, metavar="CASCADE...", help="Tuned on the subject."),
@@ -47,15 +50,6 @@ def subject(
             "likeness out.",
         ),
     ] = "auto",
-    images: Annotated[int, typer.Option(min=2, max=1000, help="Of each prompt.")] = SUBJECT.images,
-    elsewhere: Annotated[
-        int, typer.Option(min=0, max=100, help="Of each prompt in new places, styles, colours.")
-    ] = SUBJECT.elsewhere,
-    seed: Annotated[int, typer.Option(help="Of the first picture; they count.")] = SUBJECT.seed,
-    precision: Annotated[Precision, typer.Option(help="Of the networks.")] = SUBJECT.precision,
-    batch_size: Annotated[
-        int, typer.Option(min=1, max=1024, help="Pictures worked on at once.")
-    ] = SUBJECT.batch_size,
     device: Device = None,
     output: Annotated[
         Path, values.output("Gets subject.json, .md, .html and sheets of pictures.")
@@ -66,9 +60,7 @@ def subject(
 
     Every cascade and the one before draw the same prompts with the same seeds.
     """
-    config = SubjectScoreConfig(
-        images=images, elsewhere=elsewhere, seed=seed, precision=precision, batch_size=batch_size
-    )
+    config = given.settings()
     from cascade.data.images import read_image, read_photos
     from cascade.dreambooth.masks import read_masks
     from cascade.evaluate.scoring import score_subject
@@ -89,7 +81,9 @@ def subject(
 
 
 @evaluate.command()
+@takes(StageScoreConfig, [*DRAWING, *(Flag(name, (name,)) for name in OF_STAGE)])
 def stage(
+    given: Given[StageScoreConfig],
     cascade: Annotated[
         str, typer.Argument(parser=values.cascade, metavar="CASCADE", help="Or 'mini'.")
     ],
@@ -116,19 +110,6 @@ def stage(
         str | None,
         typer.Option("--stage", parser=values.name, metavar="NAME", help="Which; the first."),
     ] = None,
-    side: Annotated[
-        int | None, typer.Option(min=1, help="Pixels to enlarge to; the stage's if left out.")
-    ] = None,
-    images: Annotated[int, typer.Option(min=2, help="Pictures, at most.")] = STAGE.images,
-    fid: Annotated[bool, typer.Option("--fid/--no-fid", help="Measure a base's FID.")] = STAGE.fid,
-    sampler: Annotated[SamplerName | None, typer.Option(help="Replace the checkpoint's.")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, max=1000, help="The same.")] = None,
-    guidance: Annotated[float | None, typer.Option(min=0, help="The same.")] = None,
-    precision: Annotated[Precision, typer.Option(help="Of the networks.")] = STAGE.precision,
-    batch_size: Annotated[
-        int, typer.Option(min=1, max=1024, help="Pictures worked on at once.")
-    ] = STAGE.batch_size,
-    seed: Annotated[int, typer.Option(help="Of the first picture; they count.")] = STAGE.seed,
     device: Device = None,
     output: Annotated[
         Path, values.output("Gets STAGE.json, .md, a sheet, and what is drawn meanwhile.")
@@ -139,17 +120,7 @@ def stage(
 
     What is drawn is kept: the same command goes on where it was stopped.
     """
-    config = StageScoreConfig(
-        images=images,
-        side=side,
-        fid=fid,
-        sampler=sampler,
-        steps=steps,
-        guidance=guidance,
-        precision=precision,
-        batch_size=batch_size,
-        seed=seed,
-    )
+    config = given.settings()
     from cascade.evaluate.scoring import score_stage
     from cascade.evaluate.true import TruePictures
 

@@ -88,3 +88,9 @@ def either(argument: _T | None, option: _T | None, what: str) -> _T:
 def output(told: str) -> Any:
     """The flag that says where files go."""
     return typer.Option(*OUTPUT, parser=writable, metavar="FOLDER", help=told)
+
+
+def numbers(text: str) -> Any:
+    """Whole numbers, as in 1,2,4; what is none is left to the setting to refuse."""
+    words = [word.strip() for word in text.split(",")]
+    return [int(word) if word.isdecimal() else word for word in words]

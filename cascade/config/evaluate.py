@@ -28,11 +28,11 @@ CHANGES: Final = (
 class DrawingConfig(Frozen):
     """How the pictures that are scored are drawn."""
 
-    seed: Seed = Field(default=0, description="Seed of the first picture; they count.")
-    batch_size: Rows = Field(default=8, description="Pictures worked on at once.")
+    seed: Seed = Field(default=0, description="seed of the first picture; they count")
+    batch_size: Rows = Field(default=8, description="pictures worked on at once")
     precision: Precision = Field(
         default="auto",
-        description="Of the networks' arithmetic; auto is bf16 on a device that has it.",
+        description="of the networks' arithmetic; auto is bf16 on a device that has it",
     )
 
 
@@ -44,20 +44,20 @@ class SubjectScoreConfig(DrawingConfig):
         strict=True,
         ge=2,
         le=1000,
-        description="Pictures of the subject's prompt, and of the class's.",
+        description="pictures of the subject's prompt, and of the class's",
     )
     elsewhere: int = Field(
         default=1,
         strict=True,
         ge=0,
         le=100,
-        description="Pictures of each prompt that the photos do not show; 0 is none.",
+        description="pictures of each prompt that the photos do not show; 0 is none",
     )
     places: tuple[str, ...] = Field(
-        default=PLACES, description="Prompts that name the subject in a new place."
+        default=PLACES, description="prompts that name the subject in a new place"
     )
     changes: tuple[str, ...] = Field(
-        default=CHANGES, description="Prompts that change its style or colour, or dress it."
+        default=CHANGES, description="prompts that change its style or colour, or dress it"
     )
 
 
@@ -65,17 +65,17 @@ class StageScoreConfig(DrawingConfig):
     """How one stage is scored against true pictures."""
 
     images: int = Field(
-        default=1000, strict=True, ge=2, le=10**6, description="Pictures to draw, at most."
+        default=1000, strict=True, ge=2, le=10**6, description="pictures to draw, at most"
     )
     side: Side | None = Field(
         default=None,
-        description="Pixels to which super-resolution enlarges; what the stage makes if left out.",
+        description="pixels to which super-resolution enlarges; what the stage makes if left out",
     )
-    fid: bool = Field(default=True, description="Measure a base's FID.")
+    fid: bool = Field(default=True, description="measure a base's FID")
     sampler: SamplerName | None = Field(
-        default=None, description="Replace the checkpoint's sampler."
+        default=None, description="replace the checkpoint's sampler"
     )
     steps: int | None = Field(
-        default=None, strict=True, gt=0, le=1000, description="Replace its number of steps."
+        default=None, strict=True, gt=0, le=1000, description="replace its number of steps"
     )
-    guidance: Factor | None = Field(default=None, description="Replace its guidance weight.")
+    guidance: Factor | None = Field(default=None, description="replace its guidance weight")

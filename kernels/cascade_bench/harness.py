@@ -11,13 +11,15 @@ from typing import Any
 
 import torch
 
+from cascade.environment import usable_device
 from cascade.errors import UserError
 from cascade.progress import say
 from cascade.results import Result
 from cascade_bench.device import facts, peaks
 from cascade_bench.measuring import bench_case, lost
-from cascade_bench.problem import BenchConfig, Case
+from cascade_bench.problem import Case
 from cascade_bench.records import CaseResult, Peaks
+from cascade_bench.settings import BenchConfig
 
 
 def chosen(cases: Sequence[Case], wanted: Sequence[str]) -> list[Case]:
@@ -59,7 +61,7 @@ def bench(
         UserError: the record is of other code or settings, or a case lost the device; the record
             then says so, and the next run goes on behind it.
     """
-    device = torch.device(config.device)
+    device = torch.device(usable_device(config.device))
     trial = "a dry run" if config.dry_run else trial
     start, longest = time.monotonic(), 0.0
 

@@ -11,8 +11,9 @@ from torch.profiler import ProfilerActivity, profile
 
 from cascade.errors import UserError
 from cascade_bench.device import state
-from cascade_bench.problem import BenchConfig, CannotError, Case, Problem, Provider
+from cascade_bench.problem import CannotError, Case, Problem, Provider
 from cascade_bench.records import CaseResult, Mode, Row
+from cascade_bench.settings import BenchConfig
 from cascade_bench.timing import Run, Stopwatch, measure, side_stream, stopwatch
 
 

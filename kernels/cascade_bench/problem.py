@@ -5,9 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
 import torch
-from pydantic import Field
 
-from cascade.config.base import Frozen
 from cascade_bench.records import Mode, Work
 from cascade_bench.timing import Run
 
@@ -17,22 +15,6 @@ Provider: TypeAlias = Any
 
 class CannotError(RuntimeError):
     """A provider cannot run a problem; the message is the reason."""
-
-
-class BenchConfig(Frozen):
-    """How to measure."""
-
-    rounds: int = Field(
-        default=6, strict=True, ge=2, le=10_000, description="In which every provider has its turn."
-    )
-    repeats: int = Field(
-        default=4, strict=True, ge=1, le=10_000, description="Readings of each in one round."
-    )
-    budget: float | None = Field(
-        default=None, ge=0, description="Minutes; no case begins that is likely to end later."
-    )
-    device: str = Field(default="cpu", description="Where to measure.")
-    dry_run: bool = Field(default=False, description="Prove the plumbing; times mean nothing.")
 
 
 class Problem(Protocol):

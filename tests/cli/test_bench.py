@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cascade.results import Result
-from cascade_bench.problem import BenchConfig
+from cascade_bench.settings import BenchConfig
 
 Command = Callable[..., Any]
 

@@ -8,12 +8,20 @@ import pytest
 from cascade.config.base import Frozen
 from cascade.config.engine import EngineOptions
 from cascade.errors import UserError
-from cascade_export.bench.stages import BenchSettings
+from cascade_bench.settings import SampleBenchConfig, StageBenchConfig, TrainBenchConfig
 from cascade_export.bundle.gate import Gate
 from cascade_export.bundle.request import Request
 from cascade_export.triton_server.repository import ServerOptions
 
-CLASSES: tuple[type[Frozen], ...] = (Request, Gate, EngineOptions, BenchSettings, ServerOptions)
+CLASSES: tuple[type[Frozen], ...] = (
+    Request,
+    Gate,
+    EngineOptions,
+    ServerOptions,
+    TrainBenchConfig,
+    SampleBenchConfig,
+    StageBenchConfig,
+)
 NO_NUMBERS = (math.nan, math.inf, -1, -0.5, 10**30, 10**5000, "2", True, b"2", [2], {})
 NO_OTHERS: dict[str, tuple[object, ...]] = {
     "engine": ("frob", "", 3, None),
@@ -29,7 +37,9 @@ NO_OTHERS: dict[str, tuple[object, ...]] = {
     "command": (None, 3),
     "spinning": ("no", None),
     "compiled": ("yes", 1),
-    "against": (("frob",), "eager", None),
+    "against": ("", 3, ("eager",), None),
+    "networks": ((), "if-i-m", (3,), None),
+    "dry_run": ("no", 1, None),
     "batches": ((), (0,), ("1",), (10**9,), "1", None),
     "first_picture": ("perhaps", None),
     "name": ("../evil", "", "a\nb", "a" * 101, None, 3),

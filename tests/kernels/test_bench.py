@@ -19,8 +19,9 @@ from cascade_bench.kernels import joint_attention, shapes
 from cascade_bench.kernels.command import OPERATIONS, case_of, jobs
 from cascade_bench.kernels.problem import Function, Gate, KernelProblem, Operation, Shape
 from cascade_bench.measuring import admit, peak_bytes
-from cascade_bench.problem import BenchConfig, Case
+from cascade_bench.problem import Case
 from cascade_bench.records import CaseResult, Mode, Peaks, Row, Timing, Work
+from cascade_bench.settings import BenchConfig
 from cascade_bench.tables import tables
 from cascade_bench.timing import ClockStopwatch, measure
 

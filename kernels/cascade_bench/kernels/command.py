@@ -13,7 +13,8 @@ from cascade_bench.harness import bench
 from cascade_bench.kernels import group_norm_film_silu, joint_attention, sampler_step
 from cascade_bench.kernels.problem import Operation, Shape
 from cascade_bench.kernels.tune import Job, present, trial, tune, with_routes, write_table
-from cascade_bench.problem import BenchConfig, Case
+from cascade_bench.problem import Case
+from cascade_bench.settings import BenchConfig
 from cascade_kernels.dispatch import architecture
 from cascade_kernels.launch_table import user_table
 

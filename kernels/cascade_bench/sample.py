@@ -1,0 +1,235 @@
+"""`cascade bench sample`: whole pictures of a cascade, by every provider with the same noise.
+
+A cascade of DeepFloyd IF's shape and random weights stands in where none is given.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Final, TypeAlias
+
+import torch
+from torch import Tensor
+
+from cascade.config.folders import CONFIGS, cascade_folder, read_manifest
+from cascade.config.stage import MANIFEST, CascadeManifest, SamplerConfig, StageConfig
+from cascade.diffusion.noise import Noise, derive_seed
+from cascade.errors import UserError
+from cascade.files import write_bytes
+from cascade.formats.encoder import write_encoder
+from cascade.formats.export import export_cascade
+from cascade.pipeline import Cascade
+from cascade.results import Result
+from cascade.sampling import prompt_table, sample_stage
+from cascade.stage import Stage
+from cascade.text.files import EncoderFiles
+from cascade_bench.cold_start import PROMPT, engine_of
+from cascade_bench.harness import bench
+from cascade_bench.networks import known, random_weights
+from cascade_bench.problem import Case
+from cascade_bench.records import Mode, Work
+from cascade_bench.settings import SampleBenchConfig
+from cascade_bench.timing import Run
+from cascade_export.bundle.bundle import Bundle
+
+SEED: Final = 3
+# A third of the published widths, one block where they have two to five: what two CPU cores can do.
+SHAPES: Final[Mapping[str, dict[str, Any]]] = {
+    "if-i-m": {"channels": (64, 128, 192, 256), "blocks": (1, 1, 1, 1)},
+    "if-ii-m": {"channels": (32, 64, 128, 192, 256), "blocks": (1, 1, 1, 2, 2)},
+}
+# RMS, grey levels: rounding alone is 0.3, and from about two one sees a difference.
+_LIMIT: Final = 2.0
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What draws.
+
+    Attributes:
+        folder: of the cascade.
+        bundle: its export; None is none.
+        config: how.
+    """
+
+    folder: Path
+    bundle: Path | None
+    config: SampleBenchConfig
+
+
+Draw: TypeAlias = Callable[[], Mapping[str, Tensor]]
+"""Draws one picture: by stage, 1 C H W."""
+
+
+def bench_sample(
+    folder: Path | None, bundle: Path | None, config: SampleBenchConfig, output: Path
+) -> tuple[Result, bool]:
+    """Time whole pictures; the record is `sample` in `output`.
+
+    Raises:
+        UserError: a provider is unknown, or cannot draw this cascade.
+    """
+    names = known(config.against, PROVIDERS)
+    if folder is None:
+        folder = output / "if-shaped"
+        if not (folder / MANIFEST).is_file():
+            write_cascade(folder)
+    asked = Asked(folder, bundle, config)
+    opening = partial(
+        PictureProblem,
+        device=torch.device(config.device),
+        providers={name: partial(PROVIDERS[name], asked) for name in names},
+        ours=names[0],
+        baseline="diffusers" if "diffusers" in names else names[0],
+        plain=partial(eager, asked),
+    )
+    told = f"one picture, {config.steps} steps a stage"
+    case = Case("cascade", read_manifest(folder).name, told, opening)
+    return bench("bench sample", [case], output / "sample", config, packages=("diffusers",))
+
+
+@dataclass(frozen=True)
+class PictureProblem:
+    """One picture of a cascade; see `cascade_bench.problem.Problem`."""
+
+    device: torch.device
+    providers: Mapping[str, Callable[[], Draw]]
+    ours: str
+    baseline: str
+    plain: Callable[[], Draw]
+    modes: tuple[Mode, ...] = ("forward",)
+    work: Mapping[Mode, Work] = field(default_factory=dict)
+    weighed: bool = False
+    graphs: bool = False
+
+    def gate(self) -> Callable[[Draw], float]:
+        """Return the distance of the last stage's picture to eager's, over what one may see."""
+        expected = list(self.plain()().values())[-1]
+
+        def excess(draw: Draw) -> float:
+            found = list(draw().values())[-1].clamp(-1, 1)
+            return float(127.5 * (found - expected).square().mean().sqrt()) / _LIMIT
+
+        return excess
+
+    def call(self, draw: Draw, mode: Mode) -> Run:
+        """Return what draws a picture."""
+        return draw
+
+
+def eager(asked: Asked) -> Draw:
+    """Our cascade as it is."""
+    return _ours(Cascade.load(asked.folder, asked.config.device), asked.config.steps)
+
+
+def compiled(asked: Asked) -> Draw:
+    """The same, its networks compiled."""
+    cascade = Cascade.load(asked.folder, asked.config.device)
+    for stage in cascade.stages:
+        stage.network.compile(dynamic=False)
+    return _ours(cascade, asked.config.steps)
+
+
+def engine(asked: Asked) -> Draw:
+    """The engine of a bundle of the cascade."""
+    if asked.bundle is None:
+        raise UserError("The provider 'engine' draws with a bundle of the cascade; give --bundle.")
+    kind, options = engine_of("engine")
+    opened = Bundle.open(asked.bundle)
+    cascade = opened.cascade(device=asked.config.device, engine=kind, options=options)
+    return _ours(cascade, asked.config.steps)
+
+
+def diffusers(asked: Asked) -> Draw:
+    """Diffusers' pipelines with the same weights and noise; of two stages of IF's kind."""
+    from diffusers import IFPipeline, IFSuperResolutionPipeline
+    from diffusers.pipelines.deepfloyd_if import pipeline_if, pipeline_if_superresolution
+    from diffusers.schedulers import scheduling_ddpm
+
+    cascade, steps = Cascade.load(asked.folder), asked.config.steps
+    base, large = cascade.configs
+    table = prompt_table(cascade.encoder, [PROMPT], base)
+    kinds: tuple[Any, ...] = (IFPipeline, IFSuperResolutionPipeline)
+    pipelines: list[Any] = []
+    with TemporaryDirectory() as folder:
+        published = Path(folder) / "published"
+        export_cascade(asked.folder, read_manifest(asked.folder), published, text_encoder=False)
+        for kind, config in zip(kinds, (base, large), strict=True):
+            place = published / config.name
+            loaded = kind.from_pretrained(place, local_files_only=True, safety_checker=None)
+            loaded.set_progress_bar_config(disable=True)
+            pipelines.append(loaded.to(asked.config.device))
+    given = {
+        "prompt_embeds": table.rows([PROMPT]).embedding,
+        "negative_prompt_embeds": table.rows([None]).embedding,
+        "num_inference_steps": steps,
+        "output_type": "pt",
+    }
+    modules: tuple[Any, ...] = (pipeline_if, pipeline_if_superresolution, scheduling_ddpm)
+
+    def replay(noise: list[Tensor]) -> None:
+        left: Iterator[Tensor] = iter(noise)
+        for module in modules:
+            module.randn_tensor = lambda shape, **_: next(left).to(asked.config.device)
+
+    def draw() -> Mapping[str, Tensor]:
+        replay(_draws(base, steps))
+        small = pipelines[0](**given, guidance_scale=base.sampler.guidance).images
+        augmentation, start, *others = _draws(large, steps + 1)  # diffusers draws the start first
+        replay([start, augmentation, *others])
+        guidance = large.sampler.guidance
+        picture = pipelines[1](**given, image=small, guidance_scale=guidance).images
+        return {base.name: small.cpu(), large.name: picture.cpu()}
+
+    return draw
+
+
+PROVIDERS: Final[Mapping[str, Callable[[Asked], Draw]]] = {
+    "eager": eager,
+    "compiled": compiled,
+    "engine": engine,
+    "diffusers": diffusers,
+}
+
+
+def write_cascade(folder: Path) -> None:
+    """Write a cascade of IF's shape and random weights; its text encoder is `mini`'s."""
+    text = EncoderFiles.open(cascade_folder("mini") / "text")
+    write_encoder(text, folder / "text", folder / "text" / "spiece.model")
+    for seed, (name, shape) in enumerate(SHAPES.items()):
+        config = StageConfig.read(CONFIGS / f"{name}.toml")
+        narrow = {"text_width": text.width, "context_width": 256, "time_width": 256}
+        unet = config.unet.model_copy(update=shape | narrow | {"pool_heads": 8})
+        stage = Stage.build(config.model_copy(update={"unet": unet}), seed)
+        stage.network.load_state_dict(random_weights(unet))
+        stage.save(folder / name)
+    manifest = CascadeManifest(name="if-shaped", stages=tuple(SHAPES), recipe="deepfloyd")
+    write_bytes(manifest.model_dump_json(indent=2).encode(), folder / MANIFEST)
+
+
+def _ours(cascade: Cascade, steps: int) -> Draw:
+    table = prompt_table(cascade.encoder, [PROMPT], cascade.configs[0])
+
+    def draw() -> Mapping[str, Tensor]:
+        drawn: dict[str, Tensor] = {}
+        low_res = None
+        for stage in cascade.stages:
+            sampler = _sampler(stage.config, steps)
+            low_res = sample_stage(stage, table, [PROMPT], [SEED], low_res=low_res, sampler=sampler)
+            drawn[stage.config.name] = low_res
+        return drawn
+
+    return draw
+
+
+def _sampler(config: StageConfig, steps: int) -> SamplerConfig:
+    """The checkpoint's sampler with fewer steps; diffusers is told of their spacing."""
+    return config.sampler.model_copy(update={"steps": steps, "timesteps": None})
+
+
+def _draws(config: StageConfig, number: int) -> list[Tensor]:
+    """What a stage of ours draws, in its order."""
+    noise = Noise([derive_seed(SEED, config.name)])
+    return [noise.normal(3, config.size, config.size) for _ in range(number)]

@@ -1,0 +1,90 @@
+"""What is measured, and how; no torch."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from cascade.config.base import AtOnce, Frozen, Rows, Side, Width
+
+
+class BenchConfig(Frozen):
+    """How to measure."""
+
+    rounds: int = Field(
+        default=6, strict=True, ge=2, le=10_000, description="turns of each provider"
+    )
+    repeats: int = Field(
+        default=4, strict=True, ge=1, le=10_000, description="readings of each in a turn"
+    )
+    budget: Annotated[float, Field(strict=True, ge=0, le=10**6)] | None = Field(
+        default=None, description="minutes; no case begins that is likely to end later"
+    )
+    device: str = Field(default="cpu", description="where to measure: cpu, cuda, ...")
+    dry_run: bool = Field(
+        strict=True, default=False, description="prove the plumbing with tiny cases on a CPU"
+    )
+
+
+class TrainBenchConfig(BenchConfig):
+    """What networks are timed, and how."""
+
+    networks: tuple[str, ...] = Field(
+        default=("mini-base64",),
+        min_length=1,
+        description="one of the project's configurations; may be repeated",
+    )
+    against: str = Field(
+        min_length=1,
+        default="eager,compiled",
+        description="a list of eager, compiled, triton, triton-compiled, diffusers and "
+        "diffusers-compiled; the first is what others are held against",
+    )
+    width: Width | None = Field(default=None, description="channels of the first level instead")
+    side: Side | None = Field(default=None, description="side of the pictures instead, pixels")
+    batch: Rows = Field(default=2, description="pictures of a step")
+    precision: Literal["fp32", "bf16"] = Field(
+        default="fp32", description="in bf16 a call has its weights in it, a step autocast"
+    )
+
+
+class SampleBenchConfig(BenchConfig):
+    """What is drawn, and how it is timed."""
+
+    rounds: int = Field(
+        default=3, strict=True, ge=2, le=10_000, description="turns of each provider"
+    )
+    repeats: int = Field(
+        default=1, strict=True, ge=1, le=100, description="pictures of each in a turn"
+    )
+    steps: int = Field(default=10, strict=True, ge=2, le=1000, description="of each stage")
+    against: str = Field(
+        min_length=1,
+        default="eager",
+        description="a list of eager, compiled, engine and diffusers; engine needs a bundle",
+    )
+
+
+class StageBenchConfig(BenchConfig):
+    """What of a bundle is timed, and how."""
+
+    rounds: int = Field(
+        default=5, strict=True, ge=2, le=10_000, description="turns of each provider"
+    )
+    batches: tuple[AtOnce, ...] = Field(
+        default=(1, 2, 4), min_length=1, description="pictures at a time, as a list"
+    )
+    against: str = Field(
+        min_length=1,
+        default="eager,compiled",
+        description="a list of eager, compiled and diffusers",
+    )
+    steps: int | None = Field(
+        default=None,
+        strict=True,
+        gt=0,
+        le=1000,
+        description="of each stage, for the first picture; the checkpoint's if left out",
+    )
+    first_picture: bool = Field(
+        strict=True, default=True, description="time the first picture of a fresh process as well"
+    )
