@@ -1,8 +1,9 @@
-"""What is measured, and how: cases, the providers of each, the gate that these must pass."""
+"""What is measured: cases, the providers of each, and the gate that these must pass."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
 import torch
 
@@ -17,44 +18,35 @@ class CannotError(RuntimeError):
     """A provider cannot run a problem; the message is the reason."""
 
 
-class Problem(Protocol):
-    """One case with its inputs, who can do it, and what is right."""
+@dataclass(frozen=True, kw_only=True)
+class Problem(ABC):
+    """One case with its inputs, who can do it, and what is right.
 
-    @property
-    def device(self) -> torch.device:
-        """Where it runs."""
+    Attributes:
+        device: where it runs.
+        providers: makers by name; a maker may refuse with one of `measuring.refusals`.
+        ours: the provider that is this project's; the others are its alternatives.
+        baseline: the provider whose drift is watched, and with which others are compared.
+        modes: what can be timed.
+        work: what each mode must do at the least; empty where nobody has counted.
+        weighed: whether the memory of a call is told.
+        graphs: whether launches are no part of the time.
+    """
 
-    @property
-    def modes(self) -> tuple[Mode, ...]:
-        """What can be timed."""
+    device: torch.device
+    providers: Mapping[str, Callable[[], Provider]]
+    ours: str
+    baseline: str
+    modes: tuple[Mode, ...] = ("forward",)
+    work: Mapping[Mode, Work] = field(default_factory=dict)
+    weighed: bool = False
+    graphs: bool = False
 
-    @property
-    def providers(self) -> Mapping[str, Callable[[], Provider]]:
-        """Makers by name; a maker may refuse with one of `measuring.refusals`."""
-
-    @property
-    def ours(self) -> str:
-        """The provider that is this project's; the others are its alternatives."""
-
-    @property
-    def baseline(self) -> str:
-        """The provider whose drift is watched, and with which others are compared."""
-
-    @property
-    def work(self) -> Mapping[Mode, Work]:
-        """What each mode must do at the least; empty where nobody has counted."""
-
-    @property
-    def weighed(self) -> bool:
-        """Whether the memory of a call is told."""
-
-    @property
-    def graphs(self) -> bool:
-        """Whether launches are no part of the time."""
-
+    @abstractmethod
     def gate(self) -> Callable[[Provider], float]:
         """Return what gives a provider's error over its limit; above 1, or NaN, it is wrong."""
 
+    @abstractmethod
     def call(self, provider: Provider, mode: Mode) -> Run:
         """Return what a mode runs."""
 

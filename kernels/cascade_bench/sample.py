@@ -4,7 +4,7 @@ A cascade of DeepFloyd IF's shape and random weights stands in where none is giv
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,8 +28,8 @@ from cascade.text.files import EncoderFiles
 from cascade_bench.cold_start import PROMPT, engine_of
 from cascade_bench.harness import bench
 from cascade_bench.networks import known, random_weights
-from cascade_bench.problem import Case
-from cascade_bench.records import Mode, Work
+from cascade_bench.problem import Case, Problem
+from cascade_bench.records import Mode
 from cascade_bench.settings import SampleBenchConfig
 from cascade_bench.timing import Run
 from cascade_export.bundle.bundle import Bundle
@@ -90,19 +90,11 @@ def bench_sample(
     return bench("bench sample", [case], output / "sample", config, packages=("diffusers",))
 
 
-@dataclass(frozen=True)
-class PictureProblem:
-    """One picture of a cascade; see `cascade_bench.problem.Problem`."""
+@dataclass(frozen=True, kw_only=True)
+class PictureProblem(Problem):
+    """One picture of a cascade; `plain` makes what is right."""
 
-    device: torch.device
-    providers: Mapping[str, Callable[[], Draw]]
-    ours: str
-    baseline: str
     plain: Callable[[], Draw]
-    modes: tuple[Mode, ...] = ("forward",)
-    work: Mapping[Mode, Work] = field(default_factory=dict)
-    weighed: bool = False
-    graphs: bool = False
 
     def gate(self) -> Callable[[Draw], float]:
         """Return the distance of the last stage's picture to eager's, over what one may see."""

@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Final, TypeAlias
@@ -23,8 +23,8 @@ from cascade.tables import Table
 from cascade_bench.cold_start import ENGINE, engine_of
 from cascade_bench.harness import bench
 from cascade_bench.networks import DiffusersNetwork, Inputs, known
-from cascade_bench.problem import Case
-from cascade_bench.records import Mode, Work
+from cascade_bench.problem import Case, Problem
+from cascade_bench.records import Mode
 from cascade_bench.settings import StageBenchConfig
 from cascade_bench.timing import Run
 from cascade_export.bundle.bundle import Bundle
@@ -119,8 +119,11 @@ def _case(
     def opened() -> CallProblem:
         rows = batch * (1 if stage.sampler.guidance == 1 else 2)
         return CallProblem(
-            inputs=Inputs.draw(stage, rows, torch.device(device)),
+            device=torch.device(device),
             providers={name: partial(PROVIDERS[name], bundle, place, device) for name in names},
+            ours=ENGINE,
+            baseline="eager" if "eager" in names else ENGINE,
+            inputs=Inputs.draw(stage, rows, torch.device(device)),
             plain=partial(eager, bundle, place, device),
             exact=partial(_exact, bundle, place),
             eight_bits=bundle.manifest.quantisation != "none",
@@ -130,30 +133,14 @@ def _case(
     return Case(stage.name, f"{stage.name} {batch}", told, opened)
 
 
-@dataclass(frozen=True)
-class CallProblem:
-    """A stage's network on a batch; see `cascade_bench.problem.Problem`."""
+@dataclass(frozen=True, kw_only=True)
+class CallProblem(Problem):
+    """A stage's network on a batch: PyTorch's in this precision, and the one in float64."""
 
     inputs: Inputs
-    providers: Mapping[str, Callable[[], Network]]
     plain: Callable[[], Network]
     exact: Callable[[], nn.Module]
     eight_bits: bool
-    ours: str = ENGINE
-    modes: tuple[Mode, ...] = ("forward",)
-    work: Mapping[Mode, Work] = field(default_factory=dict)
-    weighed: bool = False
-    graphs: bool = False
-
-    @property
-    def device(self) -> torch.device:
-        """Where the batch lies."""
-        return self.inputs.x.device
-
-    @property
-    def baseline(self) -> str:
-        """PyTorch's own, where it is there."""
-        return "eager" if "eager" in self.providers else self.ours
 
     def gate(self) -> Callable[[Network], float]:
         """Return the error to float64 over twice that of PyTorch's network in this precision.

@@ -1,11 +1,10 @@
 """`cascade bench train`: a call of a network and a whole training step, by every provider."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,13 +20,12 @@ from cascade_bench.networks import (
     PROVIDERS,
     Inputs,
     Made,
-    Weights,
     known,
     narrowed,
     random_weights,
 )
-from cascade_bench.problem import Case
-from cascade_bench.records import Mode, Work
+from cascade_bench.problem import Case, Problem
+from cascade_bench.records import Mode
 from cascade_bench.settings import TrainBenchConfig
 from cascade_bench.timing import Run
 
@@ -49,52 +47,39 @@ def _case(network: str, names: Sequence[str], config: TrainBenchConfig) -> Case:
         raise UserError(f"There is no configuration '{network}'; there are {there}.")
     stage = narrowed(stage_of(network), config.width, config.side)
     told = f"{stage.size}x{stage.size}, {stage.unet.channels[0]} channels, B{config.batch}"
-    opening = partial(open_problem, stage, names, config)
+    opening = partial(_problem, stage, names, config)
     return Case("network", network, f"{told}, {config.precision}", opening)
 
 
-def open_problem(
-    stage: StageConfig, names: Sequence[str], config: TrainBenchConfig
-) -> "StepProblem":
+def _problem(stage: StageConfig, names: Sequence[str], config: TrainBenchConfig) -> Problem:
     """Draw weights and inputs."""
     device = torch.device(config.device)
     weights = random_weights(stage.unet)
     return StepProblem(
-        stage=stage,
-        weights=weights,
-        inputs=Inputs.draw(stage, config.batch, device),
-        precision=config.precision,
+        device=device,
         providers={name: partial(PROVIDERS[name], stage, weights) for name in names},
         ours=names[0],
         baseline="diffusers" if "diffusers" in names else names[0],
+        modes=("forward", "step"),
+        weighed=True,
+        plain=partial(PROVIDERS["eager"], stage, weights),
+        inputs=Inputs.draw(stage, config.batch, device),
+        half=config.precision == "bf16",
     )
 
 
-@dataclass(frozen=True)
-class StepProblem:
-    """A network on a batch; see `cascade_bench.problem.Problem`."""
+@dataclass(frozen=True, kw_only=True)
+class StepProblem(Problem):
+    """A network on a batch; `half` is bf16: weights of a call, autocast of a step."""
 
-    stage: StageConfig
-    weights: Weights
+    plain: Callable[[], Made]
     inputs: Inputs
-    precision: Literal["fp32", "bf16"]
-    providers: Mapping[str, Callable[[], Made]]
-    ours: str
-    baseline: str
-    modes: tuple[Mode, ...] = ("forward", "step")
-    work: Mapping[Mode, Work] = field(default_factory=dict)
-    weighed: bool = True
-    graphs: bool = False  # what a step costs beside its kernels is part of it
-
-    @property
-    def device(self) -> torch.device:
-        """Where the batch lies."""
-        return self.inputs.x.device
+    half: bool
 
     def gate(self) -> Callable[[Made], float]:
         """Return the error to float64 over twice that of our eager network in the same type."""
         few = self.inputs.first(1)
-        plain = PROVIDERS["eager"](self.stage, self.weights)
+        plain = self.plain()
         with torch.no_grad():
             exact = few.to(torch.float64).call(
                 copy.deepcopy(plain.network).double().to(few.x.device)
@@ -120,7 +105,7 @@ class StepProblem:
         return network
 
     def _call(self, made: Made, inputs: Inputs) -> Callable[[], Tensor]:
-        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
+        dtype = torch.bfloat16 if self.half else torch.float32
         network = self._prepared(made, dtype).eval()
         given = inputs.to(dtype)
         return torch.no_grad()(lambda: given.call(network))
@@ -130,10 +115,9 @@ class StepProblem:
         network = self._prepared(made, torch.float32).train()
         optimizer = torch.optim.AdamW(network.parameters(), lr=1e-6)
         target = torch.randn_like(self.inputs.x)
-        half = self.precision == "bf16"
 
         def run() -> None:
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
                 out = self.inputs.call(network)
             F.mse_loss(out[:, :3].float(), target).backward()
             optimizer.step()

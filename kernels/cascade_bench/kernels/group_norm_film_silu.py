@@ -118,7 +118,7 @@ def problem(case: Case, dtype: torch.dtype, device: torch.device) -> KernelProbl
         "reference compiled": lambda: compiled(_fused(case, "reference"), device),
         REFERENCE: lambda: _fused(case, "reference"),
     }
-    return KernelProblem(
+    return KernelProblem.of(
         leaves=leaves,
         gradient=gradient,
         plain=lambda *given: _native(case, given),

@@ -123,7 +123,7 @@ def problem(case: Case, dtype: torch.dtype, device: torch.device) -> KernelProbl
         "reference compiled": lambda: compiled(_fused(case, length, "reference"), device),
         REFERENCE: lambda: _fused(case, length, "reference"),
     }
-    return KernelProblem(
+    return KernelProblem.of(
         leaves=leaves,
         gradient=torch.randn_like(leaves[0]),
         plain=lambda *given: _plain(case, length, given),

@@ -11,7 +11,7 @@ from typing import Any, Final, Generic, Protocol, TypeAlias, TypeVar
 import torch
 from torch import Tensor
 
-from cascade_bench.problem import CannotError
+from cascade_bench.problem import CannotError, Problem
 from cascade_bench.records import Mode, Work
 from cascade_bench.timing import Run
 
@@ -37,37 +37,42 @@ class Shape(Protocol):
 ShapeT = TypeVar("ShapeT", bound=Shape)
 
 
-@dataclass(frozen=True)
-class KernelProblem:
-    """One operation on one shape; see `cascade_bench.problem.Problem`.
+@dataclass(frozen=True, kw_only=True)
+class KernelProblem(Problem):
+    """One operation on one shape.
 
     Attributes:
         leaves: the inputs; N(0, 1), laid out in memory as the network lays them out.
         gradient: of the output; None for an operation without a backward pass.
         plain: the textbook formula in the inputs' own dtype; in float64 it is what is right.
-        providers: makers of functions of the leaves.
-        work: what each mode must do at the least.
     """
 
     leaves: tuple[Tensor, ...]
     gradient: Tensor | None
     plain: Function
-    providers: Mapping[str, Callable[[], Function]]
-    work: Mapping[Mode, Work]
-    ours: str = OURS
-    baseline: str = REFERENCE
-    weighed: bool = False
-    graphs: bool = True
 
-    @property
-    def device(self) -> torch.device:
-        """Where the inputs lie."""
-        return self.leaves[0].device
-
-    @property
-    def modes(self) -> tuple[Mode, ...]:
-        """What can be timed."""
-        return ("forward",) if self.gradient is None else ("forward", "backward", "both")
+    @classmethod
+    def of(
+        cls,
+        leaves: tuple[Tensor, ...],
+        gradient: Tensor | None,
+        plain: Function,
+        providers: Mapping[str, Callable[[], Function]],
+        work: Mapping[Mode, Work],
+    ) -> "KernelProblem":
+        """Make a problem in whose time launches are no part."""
+        return cls(
+            device=leaves[0].device,
+            providers=providers,
+            ours=OURS,
+            baseline=REFERENCE,
+            modes=("forward",) if gradient is None else ("forward", "backward", "both"),
+            work=work,
+            graphs=True,
+            leaves=leaves,
+            gradient=gradient,
+            plain=plain,
+        )
 
     def gate(self) -> Callable[[Function], float]:
         """Return the measure of errors."""

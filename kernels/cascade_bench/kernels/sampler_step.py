@@ -90,7 +90,7 @@ def problem(case: Case, dtype: torch.dtype, device: torch.device) -> KernelProbl
         "reference compiled": lambda: compiled(_fused(case, "reference"), device),
         REFERENCE: lambda: _fused(case, "reference"),
     }
-    return KernelProblem(
+    return KernelProblem.of(
         leaves=leaves,
         gradient=None,
         plain=lambda *given: _chain(case, given, _by_kthvalue),
