@@ -6,8 +6,6 @@ import shutil
 import statistics
 import subprocess
 from collections.abc import Callable
-from functools import cache
-from importlib.util import find_spec
 
 import torch
 
@@ -37,7 +35,6 @@ def facts(device: torch.device) -> dict[str, str]:
         found["cuda"] = str(torch.version.cuda or torch.version.hip)
         found["cudnn"] = str(torch.backends.cudnn.version())
         found["driver"] = _query("driver_version")
-        found["ptxas"] = _ptxas()
     return found
 
 
@@ -80,20 +77,6 @@ def _query(fields: str) -> str:
     command.append(f"--id=GPU-{torch.cuda.get_device_properties().uuid}")
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.stdout.strip() if done.returncode == 0 else _UNKNOWN
-
-
-@cache
-def _ptxas() -> str:
-    """The assemblers that Triton has when a process starts; the architecture decides between them.
-
-    Once Inductor compiles in a process, it points Triton there to an assembler of its own.
-    """
-    if find_spec("triton") is None:
-        return "not installed"
-    from triton import knobs
-
-    names = [name for name in ("ptxas", "ptxas_blackwell") if hasattr(knobs.nvidia, name)]
-    return ", ".join(f"{name} {getattr(knobs.nvidia, name).version}" for name in names)
 
 
 def _digest(device: torch.device) -> str:

@@ -46,14 +46,6 @@ def bench(
 ) -> tuple[Result, bool]:
     """Measure cases and write them to a record, beside those that it holds already.
 
-    Args:
-        kind: of the record, such as "bench kernels".
-        cases: what to measure; those in the record are done.
-        stem: of the record's name.
-        config: how.
-        packages: whose versions matter.
-        trial: why this is no result.
-
     Returns:
         The record, and whether everything wanted is in it.
 

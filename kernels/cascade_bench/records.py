@@ -17,15 +17,10 @@ Status = Literal["ok", "wrong", "cannot"]
 
 
 class Work(Frozen):
-    """What a case must do at the least, and what its algorithm moves.
-
-    The first two give the physical floor. `moved` counts the passes that the kernel makes over
-    its tensors, where that is more than once each.
-    """
+    """What a case must do at the least, which gives the physical floor."""
 
     bytes: int
     flops: int
-    moved: int
 
 
 class Peaks(Frozen):

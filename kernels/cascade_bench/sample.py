@@ -46,13 +46,7 @@ _LIMIT: Final = 2.0
 
 @dataclass(frozen=True)
 class Asked:
-    """What draws.
-
-    Attributes:
-        folder: of the cascade.
-        bundle: its export; None is none.
-        config: how.
-    """
+    """What draws: a cascade's folder, perhaps its bundle, and how."""
 
     folder: Path
     bundle: Path | None

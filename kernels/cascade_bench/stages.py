@@ -81,10 +81,7 @@ PROVIDERS: Final[Mapping[str, Maker]] = {
 def bench_stages(
     bundle: Bundle, config: StageBenchConfig, output: Path
 ) -> tuple[Result, bool, list[Table]]:
-    """Time a bundle's stages.
-
-    Returns:
-        The record, `stages` in `output`, whether it is whole, and a table of first pictures.
+    """Time a bundle's stages into `stages` of a folder; return a table of first pictures as well.
 
     Raises:
         UserError: a provider is unknown or cannot run here.
@@ -176,10 +173,7 @@ def _of_engine(name: str, bundle: Bundle, place: int, device: str) -> Network:
 
 
 def first_picture(folder: Path, name: str, config: StageBenchConfig) -> dict[str, float | None]:
-    """Start a process that draws one picture, and wait for it.
-
-    Returns:
-        Seconds, and the most memory it took, MiB: of the process, and of the GPU by whomever.
+    """Time a process that draws one picture; tell its seconds and its most memory, MiB.
 
     Raises:
         UserError: it failed.

@@ -148,14 +148,8 @@ def measure(
 ) -> tuple[dict[str, Timing], float]:
     """Read every stopwatch in turn, round after round, so that no provider has the cooler device.
 
-    Args:
-        watches: by provider.
-        reference: the provider whose drift from the first to the last round is returned.
-        rounds: at least 2.
-        repeats: readings of each stopwatch in a round.
-
     Returns:
-        The samples by provider, and the relative drift.
+        The samples by provider, and the relative drift of `reference` from first to last round.
     """
     cold: dict[str, list[float]] = {name: [] for name in watches}
     warm: dict[str, list[float]] = {name: [] for name in watches}

@@ -27,7 +27,7 @@ from cascade_bench.tables import tables
 from cascade_bench.timing import ClockStopwatch, measure
 
 CPU = torch.device("cpu")
-WORK = Work(bytes=1000, flops=0, moved=1500)
+WORK = Work(bytes=1000, flops=0)
 DRY = BenchConfig(rounds=2, repeats=1, dry_run=True)
 
 

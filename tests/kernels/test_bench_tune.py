@@ -42,7 +42,7 @@ def _result(case: str, forward: float, both: float, trial: str = "") -> Result:
         description="",
         baseline="cudnn",
         ours="triton",
-        work=dict.fromkeys(("forward", "both"), Work(bytes=1, flops=1, moved=1)),
+        work=dict.fromkeys(("forward", "both"), Work(bytes=1, flops=1)),
         drift={"forward": 0.0, "both": 0.0},
         state=("", ""),
         rows=tuple(rows),

@@ -1,12 +1,10 @@
-"""`group_norm_film_silu` against the chain a person would write, compiled and not, and NVIDIA's.
+"""`group_norm_film_silu` against the chain a person would write, compiled and not.
 
 Shapes: `B` batch, `C H W` channels, height and width; `C = C1 + C2` where a skip is concatenated.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from importlib import import_module
-from importlib.util import find_spec
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -24,7 +22,6 @@ from cascade_bench.kernels.problem import (
     compiled,
 )
 from cascade_bench.kernels.shapes import levels
-from cascade_bench.problem import CannotError
 from cascade_bench.records import Mode, Work
 from cascade_kernels.group_norm_film_silu import group_norm_film_silu
 from cascade_kernels.names import Backend
@@ -37,24 +34,13 @@ ONE_PASS = 1024
 
 @dataclass(frozen=True)
 class Case:
-    """One shape.
-
-    Attributes:
-        name: network and level; "skip" where the norm is over a concatenation with one.
-        batch: B.
-        channels: C1.
-        side: H and W.
-        skip: C2; 0 without a skip.
-        film: whether scale and shift from the conditioning are applied.
-        activation: applied last.
-        groups: of the norm.
-    """
+    """One shape; FiLM is scale and shift from the conditioning."""
 
     name: str
     batch: int
-    channels: int
-    side: int
-    skip: int = 0
+    channels: int  # C1
+    side: int  # H and W
+    skip: int = 0  # C2; 0 without a skip
     film: bool = True
     activation: Activation = "silu"
     groups: int = 32
@@ -114,7 +100,6 @@ def problem(case: Case, dtype: torch.dtype, device: torch.device) -> KernelProbl
         OURS: lambda: _fused(case, "triton"),
         "native": lambda: lambda *given: _native(case, given),
         "native compiled": lambda: compiled(lambda *given: _native(case, given), device),
-        "apex": lambda: _apex(case, dtype, device),
         "reference compiled": lambda: compiled(_fused(case, "reference"), device),
         REFERENCE: lambda: _fused(case, "reference"),
     }
@@ -123,32 +108,23 @@ def problem(case: Case, dtype: torch.dtype, device: torch.device) -> KernelProbl
         gradient=gradient,
         plain=lambda *given: _native(case, given),
         providers=providers,
-        work=_work(case, gradient.numel() * dtype.itemsize),
+        work=_work(gradient.numel() * dtype.itemsize),
     )
 
 
 def _of(network: str, batch: int) -> Iterator[Case]:
     for level in levels(network):
         case = Case(
-            name=level.name,
-            batch=batch,
-            channels=level.channels,
-            side=level.side,
+            level.name,
+            batch,
+            level.channels,
+            level.side,
             activation=level.activation,
             groups=level.groups,
         )
         yield case
         if network in ("if-i-m", "imagen-sr1024", "mini-base64"):
-            yield Case(
-                name=f"{level.name} skip",
-                batch=batch,
-                channels=level.channels,
-                side=level.side,
-                skip=level.channels,
-                film=False,
-                activation=level.activation,
-                groups=level.groups,
-            )
+            yield replace(case, name=f"{case.name} skip", skip=case.channels, film=False)
 
 
 def _leaves(case: Case, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
@@ -196,46 +172,16 @@ def _native(case: Case, leaves: tuple[Tensor, ...]) -> Tensor:
     x, skip, weight, bias, scale, shift = _given(case, leaves)
     if skip is not None:
         x = torch.cat([x, skip * SKIP_SCALE], dim=1)
-    return _film(case, F.group_norm(x, case.groups, weight, bias, EPS), scale, shift)
-
-
-def _film(case: Case, y: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
+    y = F.group_norm(x, case.groups, weight, bias, EPS)
     if scale is not None and shift is not None:
         y = y * (1 + scale[:, :, None, None]) + shift[:, :, None, None]
     return F.silu(y) if case.activation == "silu" else F.gelu(y)
 
 
-def _apex(case: Case, dtype: torch.dtype, device: torch.device) -> Function:
-    """NVIDIA's GroupNorm for channels_last; it knows SiLU and no FiLM."""
-    if find_spec("apex") is None:
-        raise CannotError("apex is not installed")
-    package = import_module("apex.contrib.group_norm")
-    channels = case.channels + case.skip
-    whole = not case.film and case.activation == "silu"
-    norm = package.GroupNorm(
-        case.groups, channels, EPS, device=device, dtype=dtype, act="silu" if whole else ""
-    )
-
-    def apply(*leaves: Tensor) -> Tensor:
-        x, skip, weight, bias, scale, shift = _given(case, leaves)
-        if skip is not None:
-            x = torch.cat([x, skip * SKIP_SCALE], dim=1)
-        y: Tensor = torch.func.functional_call(norm, {"weight": weight, "bias": bias}, (x,))
-        return y if whole else _film(case, y, scale, shift)
-
-    return apply
-
-
-def _work(case: Case, image: int) -> dict[Mode, Work]:
-    """Bytes: x and y forward; x, dy and dx backward; one read more of each input in two passes.
-
-    The arithmetic counts for nothing beside them.
-    """
-    again = case.side**2 > ONE_PASS
-    forward = Work(bytes=2 * image, flops=0, moved=(2 + again) * image)
-    backward = Work(bytes=3 * image, flops=0, moved=(3 + 2 * again) * image)
-    both = Work(bytes=5 * image, flops=0, moved=forward.moved + backward.moved)
-    return {"forward": forward, "backward": backward, "both": both}
+def _work(image: int) -> dict[Mode, Work]:
+    """Bytes: x and y forward; x, dy and dx backward. Arithmetic counts for nothing beside them."""
+    least: dict[Mode, int] = {"forward": 2 * image, "backward": 3 * image, "both": 5 * image}
+    return {mode: Work(bytes=moved, flops=0) for mode, moved in least.items()}
 
 
 def _limits(case: Case, dtype: torch.dtype) -> dict[str, int]:

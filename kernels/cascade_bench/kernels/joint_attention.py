@@ -42,26 +42,15 @@ PINNED = {
 
 @dataclass(frozen=True)
 class Case:
-    """One shape.
-
-    Attributes:
-        name: network and level; "ragged" where the captions have their own lengths.
-        batch: B.
-        heads: H.
-        queries: N.
-        head: d.
-        text: L, padded.
-        kind: whether the image attends to the text alone or to both.
-        ragged: 10 to 40 tokens of each text, or to L, are real instead of all L.
-    """
+    """One shape; where it is ragged, 10 to 40 tokens of each text are real instead of all L."""
 
     name: str
     batch: int
     heads: int
-    queries: int
-    head: int
-    text: int
-    kind: Literal["cross", "joint"] = "joint"
+    queries: int  # N
+    head: int  # d
+    text: int  # L, padded
+    kind: Literal["cross", "joint"] = "joint"  # what the image attends to
     ragged: bool = False
 
     @property
@@ -135,16 +124,16 @@ def problem(case: Case, dtype: torch.dtype, device: torch.device) -> KernelProbl
 def _of(network: str, batch: int) -> list[Case]:
     return [
         Case(
-            name=level.name,
-            batch=batch,
-            heads=level.channels // level.head,
-            queries=level.side**2,
-            head=level.head,
-            text=level.text,
-            kind=level.attention,
+            one.name,
+            batch,
+            one.channels // one.head,
+            one.side**2,
+            one.head,
+            one.text,
+            one.attention,
         )
-        for level in levels(network)
-        if level.attention in ("cross", "joint")
+        for one in levels(network)
+        if one.attention in ("cross", "joint")
     ]
 
 
@@ -260,9 +249,9 @@ def _work(case: Case, real_tokens: int, dtype: torch.dtype) -> dict[Mode, Work]:
     flops = 4 * pairs * width
     forward, backward = 2 * q + kv, 4 * q + 2 * kv
     return {
-        "forward": Work(bytes=forward, flops=flops, moved=forward),
-        "backward": Work(bytes=backward, flops=5 * flops // 2, moved=backward),
-        "both": Work(bytes=forward + backward, flops=7 * flops // 2, moved=forward + backward),
+        "forward": Work(bytes=forward, flops=flops),
+        "backward": Work(bytes=backward, flops=5 * flops // 2),
+        "both": Work(bytes=forward + backward, flops=7 * flops // 2),
     }
 
 

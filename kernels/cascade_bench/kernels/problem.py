@@ -89,12 +89,7 @@ class KernelProblem(Problem):
         return lambda: torch.autograd.grad(out, leaves, self.gradient, retain_graph=True)
 
     def answers(self, function: Function, dtype: torch.dtype | None = None) -> tuple[Tensor, ...]:
-        """Return a function's output and, where there is a backward pass, every gradient.
-
-        Args:
-            function: of the leaves.
-            dtype: computed in; None is the leaves' own.
-        """
+        """Return a function's output and, where there is a backward pass, every gradient."""
         leaves = tuple(leaf.detach().to(dtype or leaf.dtype) for leaf in self.leaves)
         if self.gradient is None:
             out = _inference(function, leaves)
@@ -107,44 +102,26 @@ class KernelProblem(Problem):
 
 @dataclass(frozen=True)
 class Space:
-    """The launch configurations worth trying for one kernel.
+    """The launch configurations worth trying for one kernel."""
 
-    Attributes:
-        mode: the one that the kernel works in.
-        limits: the values of a shape that tell its rows apart.
-        blocks: sizes to try, by parameter; the others stay what the present row says.
-        num_warps: to try.
-        num_stages: to try; none keeps the present row's.
-        used: whether a shape runs the kernel at all.
-    """
-
-    mode: Mode
-    limits: tuple[str, ...]
-    blocks: Mapping[str, tuple[int, ...]]
+    mode: Mode  # the one that the kernel works in
+    limits: tuple[str, ...]  # the values of a shape that tell its rows apart
+    blocks: Mapping[str, tuple[int, ...]]  # by parameter; others stay what the present row says
     num_warps: tuple[int, ...] = (4, 8)
-    num_stages: tuple[int, ...] = ()
-    used: Callable[[Mapping[str, int]], bool] = lambda _: True
+    num_stages: tuple[int, ...] = ()  # none keeps the present row's
+    used: Callable[[Mapping[str, int]], bool] = lambda _: True  # whether a shape runs the kernel
 
 
 @dataclass(frozen=True, eq=False)
 class Operation(Generic[ShapeT]):
-    """What the benchmark knows of an operation.
-
-    Attributes:
-        name: its function's.
-        cases: its fixed list of shapes.
-        dry_cases: shapes small enough for an interpreter.
-        problem: draws a case's inputs in a dtype on a device.
-        limits: the values of a case that the operation lets launch tables and routes bound.
-        spaces: what tuning tries, by kernel.
-    """
+    """What the benchmark knows of an operation."""
 
     name: str
     cases: Callable[[], tuple[ShapeT, ...]]
-    dry_cases: Callable[[], tuple[ShapeT, ...]]
-    problem: Callable[[ShapeT, torch.dtype, torch.device], KernelProblem]
-    limits: Callable[[ShapeT, torch.dtype], Mapping[str, int]]
-    spaces: Mapping[str, Space]
+    dry_cases: Callable[[], tuple[ShapeT, ...]]  # small enough for an interpreter
+    problem: Callable[[ShapeT, torch.dtype, torch.device], KernelProblem]  # draws the inputs
+    limits: Callable[[ShapeT, torch.dtype], Mapping[str, int]]  # what tables and routes bound
+    spaces: Mapping[str, Space]  # what tuning tries, by kernel
 
 
 class Gate:

@@ -41,14 +41,7 @@ Quantile = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Case:
-    """One shape.
-
-    Attributes:
-        name: sampler and picture.
-        batch: B.
-        side: H and W.
-        update: which coefficients are not zero; "ancestral" has a learned variance.
-    """
+    """One shape; "ancestral" has a learned variance."""
 
     name: str
     batch: int
@@ -155,17 +148,11 @@ def _by_topk(values: Tensor) -> Tensor:
 
 
 def _work(leaves: tuple[Tensor, ...]) -> dict[Mode, Work]:
-    """Every input read once and two images written; large ones are read four times.
-
-    The passes over a large image are the three digits of the radix select and the update. The
-    unconditional branch's variance is never read.
-    """
+    """Every input read once, but for the unconditional branch's variance; two images written."""
     x, out, *more = leaves
     image = x.numel() * x.element_size()
     read = image + (out.numel() - (out.shape[1] - 3) * out[:, 0].numel() // 2) * out.element_size()
-    rest = (2 + len(more)) * image
-    passes = 1 if x[0].numel() <= ONE_PROGRAM else 4
-    return {"forward": Work(bytes=read + rest, flops=0, moved=passes * read + rest)}
+    return {"forward": Work(bytes=read + (2 + len(more)) * image, flops=0)}
 
 
 def _limits(case: Case, _: torch.dtype) -> dict[str, int]:

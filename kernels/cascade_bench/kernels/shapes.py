@@ -14,27 +14,16 @@ from cascade.config.unet import Activation, LevelAttention
 
 @dataclass(frozen=True)
 class Level:
-    """One resolution of one network.
+    """One resolution of one network."""
 
-    Attributes:
-        network: the configuration's name, such as "if-i-m".
-        side: of the image there, pixels.
-        channels: its width.
-        groups: of its norms.
-        activation: behind its norms.
-        attention: what its image tokens attend to.
-        head: channels of a head.
-        text: padded length of the text, tokens.
-    """
-
-    network: str
-    side: int
+    network: str  # the configuration's name, such as "if-i-m"
+    side: int  # of the image there, pixels
     channels: int
-    groups: int
+    groups: int  # of its norms
     activation: Activation
     attention: LevelAttention
-    head: int
-    text: int
+    head: int  # channels of a head
+    text: int  # padded length, tokens
 
     @property
     def name(self) -> str:

@@ -11,7 +11,7 @@ import os
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -40,14 +40,7 @@ _READINGS: Final = 5
 
 @dataclass(frozen=True)
 class Group:
-    """The cases that share one row of a kernel's table.
-
-    Attributes:
-        kernel: its name in the tables.
-        space: what to try.
-        limits: of the row.
-        jobs: the cases.
-    """
+    """The cases that share one row of a kernel's table."""
 
     kernel: str
     space: Space
@@ -80,9 +73,6 @@ def tune_group(
         device: where to measure.
         dtype: of the network's tensors.
         survives: what to leave out before it runs; None compiles ahead of time and looks.
-
-    Returns:
-        The row.
 
     Raises:
         RuntimeError: nothing that was tried computes correctly, not even the present row.
@@ -134,12 +124,7 @@ def with_routes(table: Table, todo: Sequence[Job], result: Result) -> Table:
     """Return a table that takes a kernel where it lost to no alternative in a record.
 
     Shapes with equal limits share a route, which takes the kernel only if every one of them allows
-    it; a shape whose result is missing or invalid allows nothing.
-
-    Args:
-        table: measured from now on, unless the record is a trial.
-        todo: what was measured.
-        result: of the table's architecture.
+    it; a shape whose result is missing or invalid allows nothing. A trial measures no table.
     """
     routes = dict(table.routes)
     measured = {(case.group, case.case): case for case in cases_of(result)}
@@ -175,20 +160,16 @@ def present(path: Path, device: torch.device) -> Table:
 
 def write_table(table: Table, path: Path) -> None:
     """Write a table; a reader sees either the whole file or none."""
-    held = {
-        "architecture": table.architecture,
-        "measured": table.measured,
-        "launches": {
-            kernel: [_launch_row(row) for row in rows] for kernel, rows in table.launches.items()
-        },
-        "routes": {
-            op: [
-                {"limits": dict(route.limits), "training": route.training, "triton": route.triton}
-                for route in routes
-            ]
-            for op, routes in table.routes.items()
-        },
+    launches = {
+        kernel: [{"limits": dict(row.limits), **asdict(row.launch)} for row in rows]
+        for kernel, rows in table.launches.items()
     }
+    routes = {
+        op: [{**asdict(route), "limits": dict(route.limits)} for route in rows]
+        for op, rows in table.routes.items()
+    }
+    head = {"architecture": table.architecture, "measured": table.measured}
+    held = {**head, "launches": launches, "routes": routes}
     write_bytes((json.dumps(held, indent=1) + "\n").encode(), path)
 
 
@@ -258,12 +239,3 @@ def _compiles(table: Table, kernel: str, row: LaunchRow) -> bool:
         for variant in variants(alone)
         if variant.name.partition("/")[0] == kernel
     )
-
-
-def _launch_row(row: LaunchRow) -> dict[str, object]:
-    return {
-        "limits": dict(row.limits),
-        "blocks": dict(row.launch.blocks),
-        "num_warps": row.launch.num_warps,
-        "num_stages": row.launch.num_stages,
-    }
