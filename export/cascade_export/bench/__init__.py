@@ -1,0 +1,1 @@
+"""How long a bundle's stages take."""
