@@ -15,7 +15,7 @@ the image. `x` is B C H W, `sigmas` is 1-D as made by `cascade.diffusion.schedul
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Final, Protocol, runtime_checkable
 
@@ -184,7 +184,7 @@ def heun(
     return x
 
 
-SAMPLERS: Final[Mapping[SamplerName, Sampler]] = {
+SAMPLERS: Final[dict[SamplerName, Sampler]] = {
     "ancestral": ancestral,
     "ddim": ddim,
     "dpmpp_2m": dpmpp_2m,
