@@ -19,16 +19,9 @@ _LEAST: Final = 0.02  # share of a picture; less than that is no subject
 
 
 def alone(pictures: Tensor, find_mask: FindMask) -> Tensor:
-    """Cut what stands out from each picture and set it on grey, as large as it fits.
+    """Cut what stands out from each picture, N C H H, and set it on grey, as large as it fits.
 
     A picture in which nothing stands out stays as it is.
-
-    Args:
-        pictures: N C H H.
-        find_mask: tells where the subject is.
-
-    Returns:
-        N C H H.
     """
     size = pictures.shape[-1]
     return to_tensors([cut_out(image, find_mask(image), size) for image in to_pil(pictures)])

@@ -22,15 +22,10 @@ from cascade.evaluate.metrics import feature_distance, psnr
 
 @dataclass(frozen=True)
 class Pairs:
-    """Photos and their small twins.
+    """Photos and their small twins."""
 
-    Attributes:
-        low: N C h w, made by the checkpoint's own kernel and rounded to 8 bits.
-        high: N C H W.
-    """
-
-    low: Tensor
-    high: Tensor
+    low: Tensor  # N C h w, made by the checkpoint's own kernel and rounded to 8 bits
+    high: Tensor  # N C H W
 
     def bicubic(self) -> Tensor:
         """The small pictures enlarged by Pillow's bicubic kernel, N C H W."""
@@ -57,29 +52,18 @@ def make_pairs(photos: Sequence[Image.Image], config: StageConfig, side: int) ->
 
 @dataclass(frozen=True)
 class Fidelity:
-    """Means over the pictures.
+    """Means over the pictures."""
 
-    Attributes:
-        psnr: dB; higher is better.
-        ssim: structural similarity, at most 1; higher is better.
-        feature_distance: 1 - cosine of features; lower is better.
-    """
-
-    psnr: float
-    ssim: float
-    feature_distance: float
+    psnr: float  # dB; higher is better
+    ssim: float  # structural similarity, at most 1; higher is better
+    feature_distance: float  # 1 - cosine of features; lower is better
 
 
 def fidelity(pictures: Tensor, photos: Tensor, extractor: FeatureExtractor, tile: int) -> Fidelity:
-    """Compare enlarged pictures with the photos they stand for.
+    """Compare enlarged pictures with the photos they stand for, N C H W each.
 
-    Args:
-        pictures: N C H W.
-        photos: N C H W.
-        extractor: gives the features.
-        tile: side of the squares whose features are compared, pixels. The extractors shrink what
-            they are given to one size: whole pictures of different sides would be judged at
-            different distances.
+    Features are compared by squares of `tile` pixels: the extractors shrink what they are given to
+    one size, so that whole pictures of different sides would be judged at different distances.
 
     Raises:
         UserError: scikit-image is not installed.

@@ -110,15 +110,7 @@ def extract(
     device: torch.device | str,
     batch: int,
 ) -> Tensor:
-    """Resize `B 3 H W` to `size` squared and run a network in batches; float32 on the CPU.
-
-    Args:
-        network: what is to be run, of pictures in [-1, 1].
-        images: B 3 H W in [-1, 1].
-        size: side that the network takes, pixels.
-        device: where it computes.
-        batch: pictures at once.
-    """
+    """Resize `B 3 H W` in [-1, 1] to `size` squared, run a network in batches; float32, CPU."""
     if images.ndim != 4 or images.shape[1] != 3 or images.shape[0] == 0:
         raise ValueError(f"images must be B 3 H W with B >= 1, not {tuple(images.shape)}")
     with torch.no_grad():

@@ -71,10 +71,9 @@ class Judge:
 
     @torch.no_grad()
     def probabilities(self, images: Tensor) -> dict[AttributeName, Tensor]:
-        """Return every attribute's probabilities `B K`, in the order of its answers.
+        """Return every attribute's probabilities `B K` of `B 3 H W`, in the order of its answers.
 
-        Args:
-            images: `B 3 H W`; pictures that are not of 64 pixels are made so, antialiased.
+        Pictures that are not of 64 pixels are made so, antialiased.
         """
         device = next(self.network.parameters()).device
         logits = extract(self.network, images, SIDE, device, _BATCH)
@@ -91,12 +90,7 @@ class Judge:
         }
 
     def accuracy(self, images: Tensor, stated: Sequence[Stated]) -> dict[AttributeName, float]:
-        """Return the share of right answers of every attribute that is stated of some picture.
-
-        Args:
-            images: `B 3 H W`.
-            stated: of each picture, as `stated` returns it; what is not stated is not counted.
-        """
+        """Return the share of right answers of every attribute that is stated of some picture."""
         if len(images) != len(stated):
             raise ValueError(f"{len(images)} pictures but statements about {len(stated)}")
         found: dict[AttributeName, float] = {}
@@ -109,22 +103,3 @@ class Judge:
             if hits:
                 found[name] = sum(hits) / len(hits)
         return found
-
-    def scene_accuracy(self, images: Tensor, prompts: Sequence[str]) -> float:
-        """Return the share of pictures, `B 3 H W`, in the place that their prompts end with.
-
-        Raises:
-            UserError: a prompt names no place that the judge knows.
-        """
-        stated = [self.stated(prompt) for prompt in prompts]
-        for prompt, found in zip(prompts, stated, strict=True):
-            if "scene" not in found:
-                raise UserError(
-                    f"The judge knows no place in '{prompt}'; end it with one of: "
-                    f"{', '.join(said[0] for said in self._places())}."
-                )
-        return self.accuracy(images, stated)["scene"]
-
-    def _places(self) -> list[tuple[str, ...]]:
-        scenes = self.config.attributes.get("scene")
-        return list(scenes.words.values()) if scenes else []

@@ -12,29 +12,13 @@ from torch import Tensor
 
 
 def subject_similarity(generated: Tensor, real: Tensor) -> float:
-    """Return the mean pairwise cosine between generated images and real photos of the subject.
+    """Return the mean pairwise cosine between features of images `N D` and of photos `M D`.
 
-    Subject fidelity, higher is better (DreamBooth, section 4.1, "DINO").
-
-    Args:
-        generated: features `N D` of images made with the identifier's prompt.
-        real: features `M D` of the subject's photos.
+    Of the subject's prompt it is subject fidelity (DreamBooth, section 4.1, "DINO"); of the class's
+    it is PRES (section 4.3).
     """
     _check(generated, real)
     return float((_unit(generated) @ _unit(real).T).mean())
-
-
-def prior_similarity(class_samples: Tensor, real: Tensor) -> float:
-    """Return the mean pairwise cosine between samples of the plain class and the subject's photos.
-
-    PRES, lower is better: a high value says that "a dog" has become *this* dog (DreamBooth, section
-    4.3). The frozen model's own value is the floor to compare with.
-
-    Args:
-        class_samples: features `N D` of images made with the class prompt, without identifier.
-        real: features `M D` of the subject's photos.
-    """
-    return subject_similarity(class_samples, real)
 
 
 def self_similarity(features: Tensor) -> float:
@@ -53,35 +37,11 @@ def self_similarity(features: Tensor) -> float:
     return float(off_diagonal / (count * (count - 1)))
 
 
-def diversity(generated: Tensor) -> float:
-    """Return the mean pairwise distance 1 - cosine among images of the same prompt, `N D`, N >= 2.
-
-    DIV, higher is better (DreamBooth, section 4.3, which takes LPIPS as its distance; a feature
-    cosine ranks collapse the same way, on another scale).
-    """
-    return 1 - self_similarity(generated)
-
-
 def feature_distance(images: Tensor, reference: Tensor) -> float:
     """Return the mean of 1 - cosine between row i of one set and row i of the other, `N D` each."""
     _check(images, reference, paired=True)
     distance = 1 - (_unit(images) * _unit(reference)).sum(1).mean()
     return float(distance.clamp(min=0))  # equal rows may round to a cosine a hair above 1
-
-
-def prior_drift(tuned: Tensor, frozen: Tensor) -> float:
-    """Return how far class-prompt samples moved by fine-tuning; 0 is no drift, lower is better.
-
-    Row i of both was made with the same seed and the same class prompt, so the pair differs by the
-    weights alone. A Frechet distance of the two sets would need thousands of samples; this paired
-    form of it is steady with a dozen. It watches what prior preservation is for (DreamBooth,
-    section 3.3: language drift and loss of diversity).
-
-    Args:
-        tuned: features `N D` of the personalised model's samples.
-        frozen: features `N D` of the samples of the model before.
-    """
-    return feature_distance(tuned, frozen)
 
 
 def psnr(images: Tensor, reference: Tensor) -> float:

@@ -30,18 +30,11 @@ _MOST_POINTS = 500
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture or a drawing with what it shows.
+    """A picture, or the markup of a drawing, with what it shows."""
 
-    Attributes:
-        content: a Pillow image, or the markup of an SVG drawing made by this project. The markup
-            enters the page unescaped.
-        caption: the sentence below it.
-        alt: what a reader who cannot see it is told; the caption where empty.
-    """
-
-    content: Image.Image | str
+    content: Image.Image | str  # SVG of this project's own: it enters the page unescaped
     caption: str
-    alt: str = ""
+    alt: str = ""  # what a reader who cannot see it is told; the caption where empty
 
     @property
     def png(self) -> str | None:
@@ -76,15 +69,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Report:
-    """The whole page.
-
-    Attributes:
-        title: its heading.
-        summary: the result in a few sentences, below the heading.
-        command: what to type to make it again.
-        environment: machine, versions, commit, date: what a figure is worth nothing without.
-        sections: the chapters.
-    """
+    """The whole page: what was found, and what a figure is worth nothing without."""
 
     title: str
     summary: str

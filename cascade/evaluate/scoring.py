@@ -46,15 +46,9 @@ def score_subject(
     device: str | None,
     output: Path,
 ) -> tuple[Result, list[Table]]:
-    """Score cascades that were tuned on a subject, beside the one that was tuned.
+    """Score cascades that were tuned on a subject, beside the one before.
 
-    Args:
-        cascades: folders, whose names are told.
-        before: the cascade that was tuned.
-        photos: of the subject.
-        config: how.
-        device: where everything computes; None is the GPU where there is one.
-        output: gets `subject.json`, `.md`, `.html` and the sheets as JPEG.
+    `output` gets `subject.json`, `.md`, `.html` and the sheets as JPEG.
 
     Raises:
         UserError: a cascade cannot be loaded, knows no subject, or a package is missing.
@@ -139,15 +133,9 @@ def score_stage(
     device: str | None,
     output: Path,
 ) -> tuple[Result, Table]:
-    """Score one stage of a cascade.
+    """Score one stage of a cascade, the first if none is named.
 
-    Args:
-        cascade: its folder or name.
-        name: the stage's; None is the first.
-        true: what it is compared with.
-        config: how.
-        device: where everything computes; None is the GPU where there is one.
-        output: gets `STAGE.json`, `.md`, `.jpg`, and what is drawn meanwhile.
+    `output` gets `STAGE.json`, `.md`, `.jpg`, and what is drawn meanwhile.
 
     Raises:
         UserError: there is no such stage, or the true pictures do not fit it.

@@ -42,43 +42,25 @@ _ROWS, _COLUMNS, _CELL = 6, 6, 128
 
 @dataclass(frozen=True)
 class Means:
-    """What pictures are measured with, and where.
+    """What pictures are measured with, and where."""
 
-    Attributes:
-        fid: gives the features of FID; None where that is not wanted.
-        features: gives those of single pictures; None where none are enlarged.
-        judge: tells what a picture shows; None where the cascade has none.
-        work: folder for features, so that an interrupted score goes on.
-        on_done: told of every piece of a piece of work, by that work's name.
-    """
-
-    fid: FeatureExtractor | None
-    features: FeatureExtractor | None
-    judge: Judge | None
-    work: Path
-    on_done: Callable[[str], OnDone]
+    fid: FeatureExtractor | None  # None where FID is not wanted
+    features: FeatureExtractor | None  # of single pictures; None where none are enlarged
+    judge: Judge | None  # None where the cascade has none
+    work: Path  # folder for features, so that an interrupted score goes on
+    on_done: Callable[[str], OnDone]  # told of every piece of a work, by that work's name
 
 
 @dataclass(frozen=True)
 class Shown:
-    """What a metric sees.
+    """What a metric sees."""
 
-    Attributes:
-        name: whose pictures they are.
-        images: N C H W.
-        true: N C H W true pictures.
-        captions: N, of the images.
-        paired: whether each picture stands for the true one in its place.
-        tile: side of the stage's own pictures, pixels.
-        means: to measure with.
-    """
-
-    name: str
-    images: Bytes
-    true: Bytes
-    captions: Sequence[str]
-    paired: bool
-    tile: int
+    name: str  # whose pictures they are
+    images: Bytes  # N C H W
+    true: Bytes  # N C H W
+    captions: Sequence[str]  # N, of the images
+    paired: bool  # whether each picture stands for the true one in its place
+    tile: int  # side of the stage's own pictures, pixels
     means: Means
 
     @cached_property

@@ -34,25 +34,15 @@ _PIECE = 256  # pictures whose features are computed between two writes
 
 @dataclass(frozen=True)
 class PictureSet:
-    """One picture of a stage per prompt and seed.
-
-    Attributes:
-        stage: what draws.
-        sampler: how.
-        table: the embeddings of the prompts.
-        text_digest: tells apart what the embeddings were made with.
-        prompts: N captions.
-        seeds: N seeds.
-        low_res: what a super-resolution stage enlarges, N C h w.
-    """
+    """One picture of a stage per prompt and seed."""
 
     stage: Stage
     sampler: SamplerConfig
-    table: PromptSource
-    text_digest: str
+    table: PromptSource  # the embeddings of the prompts
+    text_digest: str  # tells apart what the embeddings were made with
     prompts: Sequence[str]
     seeds: Sequence[int]
-    low_res: Tensor | None = None
+    low_res: Tensor | None = None  # what a super-resolution stage enlarges, N C h w
 
     @cached_property
     def name(self) -> str:
@@ -75,12 +65,9 @@ class PictureSet:
     def draw(
         self, folder: Path, batch_size: int = 8, on_done: OnDone | None = None
     ) -> NDArray[np.uint8]:
-        """Draw what `folder` does not have yet; N C H W, mapped from the file.
+        """Draw what `folder` does not have yet; N C H W, mapped from the file `NAME.npy`.
 
-        Args:
-            folder: gets `NAME.npy`, and `NAME.json`, which says how much of it is drawn.
-            batch_size: pictures worked on at once, and between two writes.
-            on_done: called at the start and after every batch.
+        `NAME.json` says how much of it is drawn; both are written after every batch.
         """
         folder.mkdir(parents=True, exist_ok=True)
         path, state = folder / f"{self.name}.npy", folder / f"{self.name}.json"
@@ -120,15 +107,10 @@ def stored_features(
     folder: Path,
     on_done: OnDone | None = None,
 ) -> Tensor:
-    """Return the features of some pictures, `len(rows) D`, reading what `folder` has of them.
+    """Return the features of some pictures N 3 S S, `len(rows) D`, reading what `folder` has.
 
-    Args:
-        extractor: the network.
-        images: N 3 S S, perhaps mapped from a file.
-        rows: which of them, in order.
-        digest: tells these pictures from all others.
-        folder: gets one `.npz` for each extractor, digest and choice of rows.
-        on_done: called at the start and after every piece.
+    It gets one `.npz` for each extractor, choice of rows, and digest that tells these pictures from
+    all others.
     """
     key = hashlib.sha256(f"{extractor.name} {digest}".encode() + rows.tobytes()).hexdigest()
     path = folder / f"{key[:16]}.npz"

@@ -29,17 +29,11 @@ BEFORE: Final = "before"
 
 @dataclass(frozen=True)
 class Photos:
-    """A subject's photos.
+    """A subject's photos."""
 
-    Attributes:
-        images: those tuned on.
-        masks: theirs, grey, 255 on the subject; empty where likeness is not wanted.
-        held_out: one kept out of the tuning; None is none.
-    """
-
-    images: Sequence[Image.Image]
-    masks: Sequence[Image.Image] = ()
-    held_out: Image.Image | None = None
+    images: Sequence[Image.Image]  # those tuned on
+    masks: Sequence[Image.Image] = ()  # grey, 255 on the subject; empty: no likeness is wanted
+    held_out: Image.Image | None = None  # one kept out of the tuning
 
     @property
     def enlarged(self) -> Image.Image:
@@ -57,55 +51,33 @@ class Enlarged:
 
 @dataclass(frozen=True)
 class Drawn:
-    """What one cascade drew; all cascades by the same seeds.
+    """What one cascade drew; all cascades by the same seeds."""
 
-    Attributes:
-        instance: pictures of the subject's prompt.
-        of_class: of the class's.
-        elsewhere: of prompts that the photos do not show, places first; empty if not wanted.
-        enlarged: by super-resolution stage, a photo that was made small.
-    """
-
-    instance: Pictures
+    instance: Pictures  # of the subject's prompt
     of_class: Pictures
-    elsewhere: Mapping[str, Pictures]
-    enlarged: Mapping[str, Enlarged]
+    elsewhere: Mapping[str, Pictures]  # of what the photos do not show, places first, by prompt
+    enlarged: Mapping[str, Enlarged]  # a photo that was made small, by super-resolution stage
 
 
 @dataclass(frozen=True)
 class Means:
-    """What pictures are measured with.
-
-    Attributes:
-        extractor: gives the features.
-        find_mask: finds the subject in a picture; None where likeness is not wanted.
-        judge: tells what a picture shows; None where the cascade has none.
-        places: how many prompts elsewhere are places.
-    """
+    """What pictures are measured with."""
 
     extractor: FeatureExtractor
-    find_mask: FindMask | None
-    judge: Judge | None
-    places: int
+    find_mask: FindMask | None  # None where likeness is not wanted
+    judge: Judge | None  # None where the cascade has none
+    places: int  # how many prompts elsewhere are places
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a metric sees: one stage's pictures by one cascade.
-
-    Attributes:
-        stage: its name.
-        drawn: by the cascade.
-        photos: of the subject.
-        means: to measure with.
-        untuned: the same of the cascade before; None where this is it.
-    """
+    """What a metric sees: one stage's pictures by one cascade."""
 
     stage: str
     drawn: Drawn
     photos: Photos
     means: Means
-    untuned: "Evidence | None" = None
+    untuned: "Evidence | None" = None  # of the cascade before; None where this is it
 
     @property
     def before(self) -> "Evidence":

@@ -27,22 +27,25 @@ def of_the_way(e: Evidence) -> float | None:
 
 def prior_similarity(e: Evidence) -> float:
     """Pictures of the class against the photos; lower is better."""
-    return metrics.prior_similarity(e.of_class, e.real)
+    return metrics.subject_similarity(e.of_class, e.real)
 
 
 def diversity(e: Evidence) -> float:
     """Distance among pictures of the class; higher is better."""
-    return metrics.diversity(e.of_class)
+    # DreamBooth (section 4.3) takes LPIPS; a cosine ranks collapse the same way, on another scale.
+    return 1 - metrics.self_similarity(e.of_class)
 
 
 def subject_diversity(e: Evidence) -> float:
     """Distance among pictures of the subject."""
-    return metrics.diversity(e.instance)
+    return 1 - metrics.self_similarity(e.instance)
 
 
 def prior_drift(e: Evidence) -> float:
     """Pictures of the class against the untouched cascade's of the same seeds; lower is better."""
-    return metrics.prior_drift(e.of_class, e.before.of_class)
+    # Pairs differ by the weights alone: steady with a dozen, where a Frechet distance of the two
+    # sets would need thousands.
+    return metrics.feature_distance(e.of_class, e.before.of_class)
 
 
 def likeness(e: Evidence) -> float | None:

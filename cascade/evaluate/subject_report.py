@@ -25,21 +25,13 @@ Log: TypeAlias = Sequence[Mapping[str, float]]
 
 @dataclass(frozen=True)
 class Found:
-    """Everything that was found; cascades by their label, the one before first.
-
-    Attributes:
-        subject: identifier and class noun.
-        photos: of the subject.
-        drawn: pictures by cascade.
-        scores: figures by stage, cascade and metric.
-        logs: of training, by cascade and stage.
-    """
+    """Everything that was found; cascades by their label, the one before first."""
 
     subject: SubjectConfig
     photos: Photos
     drawn: Mapping[str, Drawn]
-    scores: Mapping[str, Mapping[str, Mapping[str, float | None]]]
-    logs: Mapping[str, Mapping[str, Log]]
+    scores: Mapping[str, Mapping[str, Mapping[str, float | None]]]  # by stage, cascade, metric
+    logs: Mapping[str, Mapping[str, Log]]  # of training, by cascade and stage
 
     @property
     def figures(self) -> dict[str, object]:
@@ -100,13 +92,7 @@ def sheets(found: Found) -> Iterator[tuple[str, str, Image.Image]]:
 
 
 def page(found: Found, result: Result, pictures: Mapping[str, tuple[str, Image.Image]]) -> Report:
-    """Lay everything out as one page.
-
-    Args:
-        found: the figures and logs.
-        result: the record of them.
-        pictures: the sheets: captions and pictures by name.
-    """
+    """Lay everything out as one page, with the sheets' captions and pictures by name."""
     noun, last = found.subject.class_noun, list(found.scores)[-1]
     scores = found.scores[last]
     reached = ", ".join(f"{label} {of['similarity']:.2f}" for label, of in scores.items())

@@ -138,15 +138,6 @@ def test_only_what_is_stated_is_counted() -> None:
         judge.accuracy(images, stated[:1])
 
 
-def test_the_scene_of_anybodys_prompts() -> None:
-    judge, images = _answering(0, 0, 1)
-    prompts = ["a xyz candle on the beach", "a xyz candle on a blue background"]
-    assert judge.scene_accuracy(images[1:], prompts) == 1.0
-    assert judge.scene_accuracy(images[:2], prompts) == 0.5
-    with pytest.raises(UserError, match="no place in 'a xyz candle'; end it with one of: on the"):
-        judge.scene_accuracy(images[:1], ["a xyz candle"])
-
-
 def test_what_is_no_judge_is_told(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="There is no judge in"):
         Judge.load(tmp_path / "none")

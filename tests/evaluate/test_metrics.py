@@ -13,7 +13,6 @@ def test_subject_similarity_is_the_mean_over_all_pairs_whatever_the_lengths() ->
     real = torch.tensor([[1.0, 0.0], [2.0, 2.0], [-7.0, 0.0]])
     cosines = [1, math.sqrt(0.5), -1, 0, math.sqrt(0.5), 0]
     assert metrics.subject_similarity(generated, real) == pytest.approx(sum(cosines) / 6)
-    assert metrics.prior_similarity(generated, real) == pytest.approx(sum(cosines) / 6)
 
 
 def test_self_similarity_leaves_an_image_out_of_its_own_pairs() -> None:
@@ -21,19 +20,19 @@ def test_self_similarity_leaves_an_image_out_of_its_own_pairs() -> None:
     assert metrics.self_similarity(features) == pytest.approx(2 * math.sqrt(0.5) / 3)
 
 
-def test_diversity_is_zero_for_a_collapsed_model_and_one_for_orthogonal_images() -> None:
+def test_self_similarity_is_one_for_a_collapsed_model_and_zero_for_orthogonal_images() -> None:
     torch.manual_seed(0)
     # float32 features of one image repeated: float64 arithmetic leaves about 1e-16.
-    assert metrics.diversity(torch.randn(1, 64).repeat(5, 1)) == pytest.approx(0, abs=1e-12)
-    assert metrics.diversity(torch.eye(6)) == pytest.approx(1)
+    assert metrics.self_similarity(torch.randn(1, 64).repeat(5, 1)) == pytest.approx(1, abs=1e-12)
+    assert metrics.self_similarity(torch.eye(6)) == pytest.approx(0)
 
 
 def test_paired_distances_follow_the_pairing() -> None:
     features = torch.eye(4)
     assert metrics.feature_distance(features, 5 * features) == pytest.approx(0, abs=1e-12)
-    assert metrics.prior_drift(features.roll(1, 0), features) == pytest.approx(1)
+    assert metrics.feature_distance(features.roll(1, 0), features) == pytest.approx(1)
     half = torch.cat([features[:2], features[2:].flip(0)])
-    assert metrics.prior_drift(half, features) == pytest.approx(0.5)
+    assert metrics.feature_distance(half, features) == pytest.approx(0.5)
 
 
 def test_psnr_averages_the_images_decibels() -> None:
@@ -82,7 +81,7 @@ def test_frechet_distance_of_a_set_to_itself_is_zero() -> None:
         lambda: metrics.subject_similarity(torch.ones(2, 3), torch.ones(2, 4)),
         lambda: metrics.subject_similarity(torch.ones(0, 3), torch.ones(2, 3)),
         lambda: metrics.feature_distance(torch.ones(1, 3), torch.ones(2, 3)),
-        lambda: metrics.diversity(torch.ones(1, 3)),
+        lambda: metrics.self_similarity(torch.ones(1, 3)),
         lambda: metrics.psnr(torch.ones(1, 3, 2, 2), torch.ones(3, 2, 2)),
         lambda: metrics.frechet_distance(torch.ones(1, 3), torch.ones(2, 3)),
     ],
