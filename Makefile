@@ -16,7 +16,7 @@ TEST_READY := $(VENV)/.test-ready
 TYPED := cascade kernels export $(wildcard tools)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint types format test test-slow demo pretrain clean
+.PHONY: help setup lint types format test test-slow docs demo pretrain clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,6 +66,11 @@ test: setup $(TEST_READY)  ## every test that this machine can run and that is n
 
 test-slow: setup $(TEST_READY)  ## the slow ones: compilers for other GPUs, whole exports, processes that are killed
 	$(PYTEST) -m slow
+
+docs: setup  ## the site of the documentation, in build/site
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]' \
+	  $(addprefix --constraint ,$(CONSTRAINTS))
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 demo: setup  ## personalise the small cascade on a CPU and write a page of pictures
 	$(BIN)/python tools/demo.py $(if $(SUBJECT),--subject '$(SUBJECT)') $(if $(CLASS),--class '$(CLASS)')

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from cascade.pipeline import Cascade, Pictures
     from cascade.stage import Stage
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 _PLACES = {
     "Cascade": "pipeline",
