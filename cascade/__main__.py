@@ -6,7 +6,7 @@ import sys
 def main() -> None:
     """Run the command; Ctrl-C ends it quietly from its first import on."""
     try:
-        from cascade.cli import main as command
+        from cascade.cli.app import main as command
     except KeyboardInterrupt:
         sys.exit(130)
     command()

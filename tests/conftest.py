@@ -32,8 +32,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def pytest_configure() -> None:
-    """Keep every test, and every process a test starts, off the network."""
+    """Keep every test, and every process a test starts, off the network and on this checkout."""
     os.environ["HF_HUB_OFFLINE"] = "1"
+    roots = (ROOT, ROOT / "kernels", ROOT / "export")
+    os.environ["PYTHONPATH"] = os.pathsep.join(map(str, roots))
 
 
 def pytest_collection_modifyitems(items: Iterable[pytest.Item]) -> None:

@@ -13,7 +13,7 @@ import pytest
 import typer
 from typer.core import TyperGroup
 
-from cascade.cli import app
+from cascade.cli.app import app
 from cascade.config.base import apply_override
 from cascade.config.dreambooth import Recipe
 from cascade.config.folders import cascade_folder

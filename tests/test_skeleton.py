@@ -133,10 +133,7 @@ def test_settings_load_without_torch(repository: Path) -> None:
         for path in sorted((repository / "cascade" / "config").glob("*.py"))
     ]
     code = f"import sys, {', '.join(names)}; print(*sys.modules)"
-    environment = os.environ | {"PYTHONPATH": str(repository)}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert not {"torch", "transformers", "numpy"} & set(done.stdout.split())
 

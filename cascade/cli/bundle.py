@@ -1,30 +1,34 @@
 """The flags that say how a bundle's engines run, and opening a bundle by them."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from cascade.cli import values
-from cascade.config.base import MOST_THREADS
+from cascade.cli.options import Flag
 from cascade.config.encoder import EncoderModeName
+from cascade.config.engine import BundleOptions
 from cascade.errors import UserError
+from cascade.plugins import OPENERS, opener, points
 
 if TYPE_CHECKING:
     from cascade.pipeline import Cascade
 
-_PANEL = "Bundles"
-EngineName = Literal["torch", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]
+_PANEL: Final = "Bundles"
+_ENGINE_FLAGS: Final = (
+    Flag("subject", ("engines.subject",), _PANEL, parser=values.name, metavar="NAME"),
+    Flag("engine", ("engines.engine",), _PANEL, parser=values.name, metavar="NAME"),
+    Flag("threads", ("engines.threads",), _PANEL),
+    Flag("spinning", ("engines.spinning",), _PANEL),
+    Flag("compile", ("engines.compiled",), _PANEL, names=("--compile",)),
+    Flag("max_memory", ("engines.max_memory",), _PANEL),
+)
+BUNDLE_FLAGS: Final = (
+    Flag("bundle", ("bundle",), _PANEL, parser=values.folder, metavar="FOLDER"),
+    *_ENGINE_FLAGS,
+)
 
-Bundle = Annotated[
-    Path | None,
-    typer.Option(
-        parser=values.folder,
-        metavar="FOLDER",
-        help="A folder made by 'cascade export', in place of a cascade.",
-        rich_help_panel=_PANEL,
-    ),
-]
 BundleArgument = Annotated[
     Path | None,
     typer.Argument(parser=values.folder, metavar="BUNDLE", help="An exported cascade."),
@@ -33,55 +37,12 @@ BundleOption = Annotated[
     Path | None,
     typer.Option("--bundle", parser=values.folder, metavar="FOLDER", help="The same as BUNDLE."),
 ]
-Subject = Annotated[
-    str | None,
-    typer.Option(
-        parser=values.name,
-        metavar="NAME",
-        help="One of the bundle's fine-tunes.",
-        rich_help_panel=_PANEL,
-    ),
-]
-Engine = Annotated[
-    EngineName | None,
-    typer.Option(help="Run its graphs on another engine than its own.", rich_help_panel=_PANEL),
-]
-Threads = Annotated[
-    int | None,
-    typer.Option(min=1, max=MOST_THREADS, help="Of an engine on the CPU.", rich_help_panel=_PANEL),
-]
-Spinning = Annotated[
-    bool,
-    typer.Option(
-        "--spinning/--no-spinning",
-        help="Whether ONNX Runtime's idle threads wait busily.",
-        rich_help_panel=_PANEL,
-    ),
-]
-Compiled = Annotated[
-    bool,
-    typer.Option("--compile", help="Compile the networks of engine torch.", rich_help_panel=_PANEL),
-]
-MaxMemory = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        help="MB for the stages' weights; those of stages that wait leave, batch by batch.",
-        rich_help_panel=_PANEL,
-    ),
-]
 
 
 def load_bundle(
     folder: Path,
     device: str | None,
-    *,
-    subject: str | None,
-    engine: EngineName | None,
-    threads: int | None,
-    spinning: bool,
-    compiled: bool,
-    max_memory: int | None,
+    options: BundleOptions,
     embeddings: Path | None,
     encoder_mode: EncoderModeName,
 ) -> "Cascade":
@@ -90,28 +51,22 @@ def load_bundle(
     Raises:
         UserError: the bundle is none, or an engine cannot run so.
     """
-    from cascade.config.engine import EngineOptions
-    from cascade_export.bundle.bundle import Bundle as Exported
-    from cascade_export.engines import engine_class
-
-    bundle = Exported.open(folder)
-    return bundle.cascade(
-        subject,
-        device or engine_class(engine or bundle.manifest.engine).default_device(),
-        engine=engine,
-        options=EngineOptions(threads=threads, spinning=spinning, compiled=compiled),
-        max_memory=None if max_memory is None else max_memory * 10**6,
-        embeddings=embeddings,
-        encoder_mode=encoder_mode,
-    )
+    # Where no file says who opens it, the first one says why it is no bundle.
+    point = opener(folder) or next(iter(points(OPENERS).values()), None)
+    if point is None:
+        raise UserError("Nothing here opens bundles; install dreamcascade with cascade_export.")
+    loaded: Cascade = point.load()(folder, device, embeddings, encoder_mode, options)
+    return loaded
 
 
-def refuse_without_bundle(**given: object) -> None:
+def refuse_without_bundle(options: BundleOptions) -> None:
     """Refuse flags that only a bundle has a use for.
 
     Raises:
         UserError: one is given.
     """
-    for flag, value in given.items():
-        if value:
-            raise UserError(f"--{flag.replace('_', '-')} belongs to a bundle; give --bundle too.")
+    for flag in _ENGINE_FLAGS:
+        name = flag.paths[0].removeprefix("engines.")
+        if getattr(options, name) != BundleOptions.model_fields[name].default:
+            spelt = flag.spelt if name != "spinning" else "--no-spinning"
+            raise UserError(f"{spelt} belongs to a bundle; give --bundle too.")

@@ -2,17 +2,7 @@
 
 from cascade.chain import scales
 from cascade.cli import values
-from cascade.cli.bundle import (
-    Bundle,
-    Compiled,
-    Engine,
-    MaxMemory,
-    Spinning,
-    Subject,
-    Threads,
-    load_bundle,
-    refuse_without_bundle,
-)
+from cascade.cli.bundle import BUNDLE_FLAGS, load_bundle, refuse_without_bundle
 from cascade.cli.mistakes import goes_on
 from cascade.cli.options import Flag, Given, takes
 from cascade.cli.telling import Quiet
@@ -42,19 +32,13 @@ FLAGS = (
     Flag("device", ("device",)),
     Flag("kernels", ("kernels",)),
     *TEXT_FLAGS,
+    *BUNDLE_FLAGS,
 )
 
 
 @takes(SampleConfig, FLAGS)
 def sample(
     given: Given[SampleConfig],
-    bundle: Bundle = None,
-    subject: Subject = None,
-    engine: Engine = None,
-    threads: Threads = None,
-    spinning: Spinning = True,
-    compiled: Compiled = False,
-    max_memory: MaxMemory = None,
     quiet: Quiet = False,
 ) -> None:
     """Draw pictures: a PNG per picture and stage, and a grid.
@@ -68,15 +52,8 @@ def sample(
     seeds = range(config.seed, config.seed + config.num_images)
     prompts = [text for text in config.prompts for _ in seeds]
     numbers = [*seeds] * len(config.prompts)
-    if bundle is None:
-        refuse_without_bundle(
-            subject=subject,
-            engine=engine,
-            threads=threads,
-            no_spinning=not spinning,
-            compile=compiled,
-            max_memory=max_memory,
-        )
+    if config.bundle is None:
+        refuse_without_bundle(config.engines)
     else:
         _refuse_with_bundle(config)
 
@@ -84,25 +61,15 @@ def sample(
     from cascade.gallery import draw_to_folder
     from cascade.pipeline import Opened
 
-    if bundle is None:
-        where = usable_device(config.device)
+    device = None if config.device is None else usable_device(config.device)
+    if config.bundle is None:
         opened = Opened.at(config.cascade or "mini", embeddings=config.embeddings)
         stages = scales(opened.configs, config.size or opened.configs[-1].size)
         request = Request.of(stages, prompts, numbers, config)
-        loaded = opened.load(where, config.encoder_mode).enlarged(stages[-1].size)
+        loaded = opened.load(device, config.encoder_mode).enlarged(stages[-1].size)
     else:
-        loaded = load_bundle(
-            bundle,
-            None if config.device is None else usable_device(config.device),
-            subject=subject,
-            engine=engine,
-            threads=threads,
-            spinning=spinning,
-            compiled=compiled,
-            max_memory=max_memory,
-            embeddings=config.embeddings,
-            encoder_mode=config.encoder_mode,
-        )
+        text = (config.embeddings, config.encoder_mode)
+        loaded = load_bundle(config.bundle, device, config.engines, *text)
         request = Request.of(loaded.configs, prompts, numbers, config)
     if config.kernels != "auto":
         for stage in loaded.stages:

@@ -12,25 +12,25 @@ class EngineOptions(Frozen):
 
     threads: Annotated[int | None, Field(strict=True, gt=0, le=MOST_THREADS)] = Field(
         None,
-        description="Of an engine on the CPU; as many as there are cores by default. PyTorch's are "
-        "the process's: set OMP_NUM_THREADS.",
+        description="of an engine on the CPU; as many as there are cores by default. PyTorch's are "
+        "the process's: set OMP_NUM_THREADS",
     )
     spinning: Annotated[bool, Field(strict=True)] = Field(
         True,
-        description="Whether ONNX Runtime's idle threads wait busily, which answers some 10 % "
-        "sooner and takes the cores from everybody else.",
+        description="whether ONNX Runtime's idle threads wait busily, which answers some 10 % "
+        "sooner and takes the cores from everybody else",
     )
     compiled: Annotated[bool, Field(strict=True)] = Field(
-        False, description="Compile the networks of engine torch."
+        False, description="compile the networks of engine torch"
     )
 
 
 class BundleOptions(EngineOptions):
     """Which fine-tune of a bundle is drawn from, on which engine, and how."""
 
-    subject: Name | None = Field(None, description="One of the bundle's fine-tunes.")
-    engine: Name | None = Field(None, description="Run its graphs on another engine than its own.")
+    subject: Name | None = Field(None, description="one of the bundle's fine-tunes")
+    engine: Name | None = Field(None, description="run its graphs on another engine than its own")
     max_memory: Annotated[int | None, Field(strict=True, gt=0, le=10**9)] = Field(
         None,
-        description="MB for the stages' weights; those of stages that wait leave, batch by batch.",
+        description="MB for the stages' weights; those of stages that wait leave, batch by batch",
     )

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from cascade.config.base import AtOnce, Drawn, Factor, Frozen, Seed, Share, Size, Texts
 from cascade.config.encoder import Embeddings, EncoderMode
+from cascade.config.engine import BundleOptions
 from cascade.config.stage import AugmentationLevel, Precision, SamplerName, Steps
 from cascade_kernels.names import Backend
 
@@ -101,3 +102,7 @@ class SampleConfig(SampleOptions):
     )
     embeddings: Embeddings = None
     encoder_mode: EncoderMode = "auto"
+    bundle: Path | None = Field(
+        default=None, description="a folder made by 'cascade export', in place of a cascade"
+    )
+    engines: BundleOptions = BundleOptions()

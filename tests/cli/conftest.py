@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from cascade.cli import main
+from cascade.cli.app import main
 
 
 @dataclass(frozen=True)

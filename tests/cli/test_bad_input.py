@@ -1,7 +1,6 @@
 """Mistakes: one clear sentence, exit status 2, no traceback, nothing begun and nothing left."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -349,11 +348,10 @@ def test_what_an_earlier_start_left_counts_as_room(
     require_disk(tmp_path, runs)
 
 
-def test_a_console_shows_the_sentence_alone(repository: Path, tmp_path: Path) -> None:
+def test_a_console_shows_the_sentence_alone(tmp_path: Path) -> None:
     path = tmp_path / "[stage.unet]"
     done = subprocess.run(
         [sys.executable, "-m", "cascade", "train", str(path)],
-        env=os.environ | {"PYTHONPATH": str(repository)},
         capture_output=True,
         text=True,
         check=False,

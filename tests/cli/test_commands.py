@@ -1,7 +1,6 @@
 """The commands from the outside: help, flags, exit status, files."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -16,8 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cascade import cli
-from cascade.cli import app
+from cascade.cli import app as program
+from cascade.cli.app import app
 from cascade.cli.dreambooth_flags import comma_separated, scenes_of
 from cascade.cli.recipe import PATHS, recipe_from_flags
 from cascade.config.dreambooth import DreamBoothConfig
@@ -62,15 +61,12 @@ def test_usage_errors_exit_with_two(command: Command, arguments: tuple[str, ...]
     assert command(*arguments).status == 2
 
 
-def test_help_needs_no_torch(repository: Path) -> None:
+def test_help_needs_no_torch() -> None:
     code = (
-        "import sys; from cascade.cli import app; app(['--help'], standalone_mode=False); "
+        "import sys; from cascade.cli.app import app; app(['--help'], standalone_mode=False); "
         "assert not {'torch', 'transformers'} & set(sys.modules)"
     )
-    environment = os.environ | {"PYTHONPATH": str(repository)}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
@@ -94,14 +90,12 @@ def pixels(path: Path) -> bytes:
         return picture.tobytes()
 
 
-def test_sample_from_a_console(repository: Path, tiny_cascade: Path, tmp_path: Path) -> None:
+def test_sample_from_a_console(tiny_cascade: Path, tmp_path: Path) -> None:
     arguments = ["--cascade", tiny_cascade, "--prompt", "a dog", "--prompt", "a cat"]
     arguments += ["--output", tmp_path / "out", "--num_images", 2, "--seed", 5]
-    environment = os.environ | {"PYTHONPATH": str(repository)}
     done = subprocess.run(
         [sys.executable, "-m", "cascade", "sample", *map(str, arguments)],
         cwd=tmp_path,
-        env=environment,
         capture_output=True,
         text=True,
         check=False,
@@ -425,7 +419,7 @@ def test_pillow_is_not_heard(monkeypatch: pytest.MonkeyPatch) -> None:
             "Corrupt EXIF data", UserWarning, "", 1, module="PIL.TiffImagePlugin"
         )
 
-    monkeypatch.setattr(cli, "answer", damaged)
+    monkeypatch.setattr(program, "answer", damaged)
     with warnings.catch_warnings(record=True) as heard:
-        cli.main()
+        program.main()
     assert heard == []

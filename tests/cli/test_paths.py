@@ -10,7 +10,8 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import pytest
 import typer
 
-from cascade.cli import app, values
+from cascade.cli import values
+from cascade.cli.app import app
 from cascade.files import require_writable
 
 Command = Callable[..., Any]

@@ -44,7 +44,7 @@ def test_two_processes_are_one(
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command = [*torchrun, "--nproc-per-node", "2", "-m", "cascade", "dreambooth", *words]
     command += ["--sr-prior-preservation", "--sr-scenes"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(repository)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run(command, env=environment, check=True, timeout=300)
 
     run = json.loads((tmp_path / "two" / "run.json").read_text())

@@ -119,7 +119,6 @@ def test_the_command_stopped_by_ctrl_c_goes_on(
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": str(torch.get_num_threads()),
-        "PYTHONPATH": str(repository),
     }
     checkpoints = tmp_path / "cut" / "runs" / "base16"
     first = subprocess.Popen(

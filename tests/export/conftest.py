@@ -13,7 +13,7 @@ from filelock import FileLock
 
 pytest.importorskip("onnxscript")
 
-from cascade.cli import main
+from cascade.cli.app import main
 from cascade.config.stage import AugmentationLevel, CascadeManifest, SubjectConfig
 from cascade.pipeline import Cascade
 from cascade.stage import Stage

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cascade.cli import main
+from cascade.cli.app import main
 from cascade.config.folders import read_manifest
 from cascade.pipeline import print_licence
 

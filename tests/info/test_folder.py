@@ -12,7 +12,7 @@ from rich.console import Console
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from cascade.cli import app
+from cascade.cli.app import app
 from cascade.config.stage import CascadeManifest, SubjectConfig
 from cascade.errors import UserError
 from cascade.info.folder import describe

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from cascade.cli import app
+from cascade.cli.app import app
 from cascade.config.folders import read_stage_config
 from cascade.config.stage import TextConfig
 from cascade.errors import UserError

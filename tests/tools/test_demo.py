@@ -11,7 +11,7 @@ import typer
 from PIL import Image
 from typer.core import TyperGroup
 
-from cascade.cli import app
+from cascade.cli.app import app
 from cascade.config.recipes import RECIPES
 from cascade.data.images import read_photos
 from cascade.errors import UserError

@@ -67,7 +67,7 @@ def two(config: Path, repository: Path) -> Callable[..., int]:
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         command = [*torchrun, f"--nproc-per-node={world}", "-m", "cascade", "train", str(config)]
         sets = [word for change in (f"output={output}", *changes) for word in ("--set", change)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(repository)}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         return subprocess.run(
             [*command, *sets, *arguments], env=environment, timeout=300
         ).returncode

@@ -22,24 +22,25 @@ ENGINES: Final = {
 }
 
 
+def engine_name(name: object) -> str:
+    """Check an engine's name.
+
+    Raises:
+        UserError: there is no such engine.
+    """
+    if not isinstance(name, str) or name not in ENGINES:
+        raise UserError(f"There is no engine {name!r}; take one of {', '.join(ENGINES)}.")
+    return name
+
+
+EngineName = Annotated[str, AfterValidator(engine_name)]
+
+
 def engine_class(name: str) -> "type[Engine]":
     """Import an engine's class, which states what the engine can do.
 
     Raises:
         UserError: there is no such engine.
     """
-    try:
-        place = ENGINES[name]
-    except (KeyError, TypeError):
-        raise UserError(f"There is no engine {name!r}; take one of {', '.join(ENGINES)}.") from None
-    found: type[Engine] = resolve_name(place)
+    found: type[Engine] = resolve_name(ENGINES[engine_name(name)])
     return found
-
-
-def _known(name: str) -> str:
-    if name not in ENGINES:
-        raise ValueError(f"must be one of {', '.join(ENGINES)}, not {name!r}")
-    return name
-
-
-EngineName = Annotated[str, AfterValidator(_known)]

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 import typer
 
 from cascade.cli import values
-from cascade.cli.bundle import EngineName
 from cascade.cli.text import Embeddings, EncoderMode
 from cascade.config.base import MOST_AT_ONCE
 from cascade.config.encoder import EncoderModeName
 from cascade.errors import UserError
 from cascade.files import require_writable
+from cascade_export.engines import ENGINES, engine_class, engine_name
+from cascade_export.graph.numerics import Precision, Quantization
 
 if TYPE_CHECKING:
     from cascade.pipeline import Cascade
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from cascade_export.bundle.gate import Gate
     from cascade_export.bundle.manifest import Proof
     from cascade_export.bundle.request import Request
-
-PrecisionName = Literal["fp32", "fp16", "bf16"]
 
 
 def export(
@@ -46,13 +45,18 @@ def export(
         str | None, typer.Option(help="With --into: what to call the fine-tune.")
     ] = None,
     engine: Annotated[
-        EngineName | None, typer.Option(help="What runs it; onnxruntime by default.")
+        str | None,
+        typer.Option(
+            parser=engine_name,
+            metavar=f"[{'|'.join(ENGINES)}]",
+            help="What runs it; onnxruntime by default.",
+        ),
     ] = None,
     precision: Annotated[
-        PrecisionName | None, typer.Option(help="Of weights and arithmetic; fp32 by default.")
+        Precision | None, typer.Option(help="Of weights and arithmetic; fp32 by default.")
     ] = None,
     quantise: Annotated[
-        Literal["int8", "fp8"] | None,
+        Quantization | None,
         typer.Option(help="Run the blocks' convolutions in 8 bits; costs likeness."),
     ] = None,
     calibration_prompt: Annotated[
@@ -126,7 +130,6 @@ def export(
     from cascade_export.bundle.bundle import Bundle
     from cascade_export.bundle.gate import Gate
     from cascade_export.bundle.request import Request
-    from cascade_export.engines import engine_class
     from cascade_export.engines.tensorrt.targets import parse_targets
     from cascade_export.parity.check import PROMPTS
 

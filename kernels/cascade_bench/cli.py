@@ -1,4 +1,4 @@
-"""`cascade bench`: how fast kernels, training, sampling and exported stages are here."""
+"""`cascade bench`, by entry points: how fast kernels, training, sampling and stages are here."""
 
 import os
 from pathlib import Path
@@ -25,14 +25,11 @@ OUT_OF_TIME: Final = 3
 OUTPUT: Final = Path("runs/bench")
 Output = Annotated[Path, values.output("Gets the record and its tables.")]
 
-bench = typer.Typer(help="Measure this machine.", no_args_is_help=True)
-
 
 def _flags(*names: str) -> list[Flag]:
     return [Flag(name, (name,)) for name in names]
 
 
-@bench.command()
 @takes(BenchConfig, _flags("rounds", "repeats", "budget", "dry_run"))
 def kernels(
     given: Given[BenchConfig],
@@ -70,7 +67,6 @@ def kernels(
 _TRAIN = ("against", "width", "side", "batch", "precision", "rounds", "repeats", "budget", "device")
 
 
-@bench.command()
 @takes(TrainBenchConfig, [Flag("network", ("networks",)), *_flags(*_TRAIN)])
 def train(given: Given[TrainBenchConfig], output: Output = OUTPUT) -> None:
     """Time a call of a network and a whole training step, with their memory."""
@@ -80,7 +76,6 @@ def train(given: Given[TrainBenchConfig], output: Output = OUTPUT) -> None:
     _tell(*bench_train(config, output))
 
 
-@bench.command()
 @takes(SampleBenchConfig, _flags("against", "steps", "rounds", "device"))
 def sample(
     given: Given[SampleBenchConfig],
@@ -103,7 +98,6 @@ def sample(
 _STAGES = ("against", "rounds", "repeats", "budget", "steps", "device")
 
 
-@bench.command()
 @takes(
     StageBenchConfig,
     [

@@ -1,1 +1,0 @@
-"""How long a bundle's stages take."""

@@ -1,0 +1,1 @@
+"""The commands that this package brings to `cascade`, by entry points; importing them is quick."""
