@@ -22,19 +22,6 @@ from cascade_bench.records import CaseResult, Peaks
 from cascade_bench.settings import BenchConfig
 
 
-def chosen(cases: Sequence[Case], wanted: Sequence[str]) -> list[Case]:
-    """Return the cases whose names have one of these parts; of none, all.
-
-    Raises:
-        UserError: no case has such a name.
-    """
-    kept = [case for case in cases if not wanted or any(part in case.name for part in wanted)]
-    if not kept:
-        names = ", ".join(case.name for case in cases[:3])
-        raise UserError(f"No case has '{' or '.join(wanted)}' in its name; there is {names} ...")
-    return kept
-
-
 def bench(
     kind: str,
     cases: Sequence[Case],

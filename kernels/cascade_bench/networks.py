@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from cascade.config.stage import StageConfig
 from cascade.config.unet import UNetConfig
+from cascade.diffusion.denoiser import Network
 from cascade.errors import UserError
 from cascade.formats.export import check_expressible
 from cascade.formats.keys import entries
@@ -110,10 +111,11 @@ class DiffusersNetwork(nn.Module):
 
 @dataclass(frozen=True)
 class Made:
-    """A network in float32, and how it is to be run."""
+    """A network and how it is to be run: a module in float32, or an engine as it is."""
 
-    network: nn.Module
+    network: nn.Module | Network
     compiled: bool = False
+    proven: bool = False  # by the gate of its export
 
 
 Maker: TypeAlias = Callable[[StageConfig, Weights], Made]

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pytest
 
+from cascade.config.stage import StageConfig
 from cascade.errors import UserError
 from cascade.results import Result
 from cascade_bench import stages
 from cascade_bench.harness import cases_of
+from cascade_bench.networks import Made, Weights
 from cascade_bench.settings import StageBenchConfig
-from cascade_bench.stages import PROVIDERS, bench_stages, first_picture
+from cascade_bench.stages import AGAINST, bench_stages, first_picture
 from cascade_bench.tables import tables
 from cascade_export.bundle.bundle import Bundle
 
@@ -34,16 +36,14 @@ def test_every_stage_batch_and_provider_is_timed(bundle: Bundle, tmp_path: Path)
     assert Result.load(path) == result
 
 
-def test_a_new_provider_is_one_function_and_one_entry(
+def test_what_answers_otherwise_gets_no_time(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And one whose answers are wrong gets no time."""
+    def double(config: StageConfig, weights: Weights) -> Made:
+        network = AGAINST["eager"](config, weights).network
+        return Made(lambda *given: 2 * network(*given))  # type: ignore[arg-type]
 
-    def double(bundle: Bundle, place: int, device: str) -> stages.Network:
-        network = stages.eager(bundle, place, device)
-        return lambda *given: 2 * network(*given)  # type: ignore[return-value]
-
-    monkeypatch.setitem(PROVIDERS, "double", double)  # type: ignore[arg-type]
+    monkeypatch.setitem(AGAINST, "double", double)
     config = QUICK.model_copy(update={"against": "double,diffusers", "batches": (1,)})
     result, _, _ = bench_stages(bundle, config, tmp_path)
     for case in cases_of(result):
@@ -81,6 +81,6 @@ def test_the_first_picture_comes_from_a_fresh_process(bundle: Bundle, provider: 
 @pytest.mark.parametrize("against", ["eager,fast", ",", "Eager"])
 def test_malformed_lists_are_refused(bundle: Bundle, against: str, tmp_path: Path) -> None:
     config = QUICK.model_copy(update={"against": against})
-    with pytest.raises(UserError, match=f"--against {against} is no list of engine, eager"):
+    with pytest.raises(UserError, match=f"--against {against} is no list of eager, compiled"):
         bench_stages(bundle, config, tmp_path)
     assert not list(tmp_path.iterdir())
