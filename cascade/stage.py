@@ -4,6 +4,7 @@ Shapes: `B` pictures, `C H W` pixels in [-1, 1].
 """
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -79,17 +80,27 @@ class Stage:
         network.load_state_dict(tensors, assign=True)
         return cls(config, network.eval())
 
-    def save(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+    def save(
+        self,
+        folder: Path,
+        dtype: torch.dtype = torch.float32,
+        weights: Mapping[str, Tensor] | None = None,
+    ) -> None:
         """Write the stage as a folder; the weights last, so that a folder with them is whole.
+
+        Args:
+            folder: gets `config.json` and `model.safetensors`.
+            dtype: of the weights.
+            weights: the network's, where it holds but a part of them.
 
         Raises:
             UserError: a weight is no number, or the folder cannot be written.
         """
-        require_finite(self.network.state_dict(), f"the stage '{self.config.name}'")
+        state = self.network.state_dict() if weights is None else weights
+        require_finite(state, f"the stage '{self.config.name}'")
         text = self.config.model_dump_json(indent=2)
         tensors = {
-            name: value.detach().to("cpu", dtype).contiguous()
-            for name, value in self.network.state_dict().items()
+            name: value.detach().to("cpu", dtype).contiguous() for name, value in state.items()
         }
         write_bytes((text + "\n").encode(), folder / "config.json")
         # One key: safetensors writes several in an order that changes from save to save.

@@ -91,6 +91,7 @@ FREE: Final = frozenset(
         "keep_checkpoints",
         "kernels",
         "log_every",
+        "stop_every",
         "validate_every",
     }
 )
@@ -146,6 +147,10 @@ class TrainConfig(Frozen):
     keep_checkpoints: bool = Field(
         default=False,
         description="keep them when a stage is done: the run can then be made longer",
+    )
+    stop_every: Count = Field(
+        default=1,
+        description="ask all processes every so many steps whether one was told to stop",
     )
     validate_every: Count | None = Field(
         default=None,

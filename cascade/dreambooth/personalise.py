@@ -203,10 +203,9 @@ def _tune(plan: Plan, folder: str, tables: Tables, here: Processes) -> None:
         run,
         run_dir,
         here,
-        _validation(plan, stage, run, table, run_dir) if here.first else None,
+        _validation(plan, stage, run, table, run_dir, here),
     )
-    if here.first:
-        publish(tuned, config.output_dir / folder, run_dir)
+    publish(tuned, config.output_dir / folder, run_dir, here)
 
 
 def _embed(plan: Plan, shown: bool) -> Tables:
@@ -219,7 +218,12 @@ def _embed(plan: Plan, shown: bool) -> Tables:
 
 
 def _validation(
-    plan: Plan, stage: Stage, run: TrainConfig, table: PromptTable, run_dir: Path
+    plan: Plan,
+    stage: Stage,
+    run: TrainConfig,
+    table: PromptTable,
+    run_dir: Path,
+    here: Processes,
 ) -> ValidationGrid | None:
     if run.validate_every is None:
         return None
@@ -231,7 +235,7 @@ def _validation(
         size, kernel = stage.config.low_res.size, stage.config.resize
         photos = [plan.subject.images[i % len(plan.subject.images)] for i in range(len(prompts))]
         low_res = to_tensors([resize(square(photo), size, kernel) for photo in photos])
-    return ValidationGrid(prompts, table, run_dir, each, low_res)
+    return ValidationGrid(prompts, table, run_dir, each, low_res, here)
 
 
 def _copy(source: Path, output: Path, folder: str) -> None:

@@ -1,12 +1,14 @@
 """The processes of a run. Started by `torchrun`, or one process alone."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Final, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.nn.parallel import DistributedDataParallel
 
 from cascade.launch import Launch
@@ -32,6 +34,39 @@ class Processes:
         devices = [self.device] if self.device.type == "cuda" else None
         return DistributedDataParallel(network, device_ids=devices, gradient_as_bucket_view=True)
 
+    def accumulating(self, wrapped: nn.Module) -> AbstractContextManager[None]:
+        """A block whose backward passes leave the exchange of gradients to a later one."""
+        if isinstance(wrapped, DistributedDataParallel):
+            return cast(AbstractContextManager[None], wrapped.no_sync())
+        return nullcontext()
+
+    def weights(self, network: nn.Module) -> dict[str, Tensor]:
+        """The whole weights of a network, wrapped or not, on the CPU; every process asks for them.
+
+        Only the first process has all of them.
+        """
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        return {
+            name: cast(Tensor, value)
+            for name, value in get_model_state_dict(network, options=options).items()
+        }
+
+    def part_of(self, count: int) -> list[int]:
+        """Which of so many things this process works on: as many as every other.
+
+        The last ones of all are the last thing again, where the number does not divide.
+        """
+        each = -(-count // self.world)
+        return [min(self.rank * each + place, count - 1) for place in range(each)]
+
+    def gathered(self, part: Tensor, count: int) -> Tensor:
+        """Put the parts of `part_of` together, on the CPU: count ...; every process asks."""
+        if self.world == 1:
+            return part
+        parts = [torch.empty_like(part) for _ in range(self.world)]
+        dist.all_gather(parts, part.contiguous())
+        return torch.cat(parts)[:count]
+
     def mean(self, value: Tensor) -> Tensor:
         """The mean of a tensor over all processes."""
         if self.world > 1:
@@ -51,6 +86,10 @@ class Processes:
         """Wait until every process is here."""
         if self.world > 1:
             dist.barrier()
+
+
+ALONE: Final = Processes(0, 1, torch.device("cpu"))
+"""One process on the CPU."""
 
 
 @contextmanager

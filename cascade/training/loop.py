@@ -7,7 +7,7 @@ weights of one that was not, bit for bit, and more processes see the rows that o
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import chain, groupby
 from pathlib import Path
@@ -61,7 +61,7 @@ def train(
         config: how long and how.
         run_dir: gets `log.jsonl` and `checkpoints/`.
         processes: this process's place in the run.
-        validate: called by the first process with the stage (averaged weights) and the step.
+        validate: called by every process with the stage (averaged weights) and the step.
         deadline: by `time.monotonic`; the run stops after the first step that ends later.
 
     Returns:
@@ -108,8 +108,9 @@ def train(
             torch.manual_seed(derive_seed(config.seed, "dropout", processes.rank, step))
             rate = learning_rate(config.optimizer, step, config.steps)
             for turn in range(share.accumulation):
-                arithmetic = autocast(config.precision, processes.device)
-                with _sync_on_last(wrapped, turn, share), arithmetic:
+                last = turn == share.accumulation - 1  # gradients are exchanged once a step
+                exchange = nullcontext() if last else processes.accumulating(wrapped)
+                with exchange, autocast(config.precision, processes.device):
                     batch = next(batches).to(processes.device)
                     noise = _noise(batch, share.positions(0, turn).start, config)
                     rows = _row_losses(denoiser, objective, batch, prompts, noise)
@@ -247,7 +248,9 @@ def _due(step: int, every: int, config: TrainConfig) -> bool:
 
 
 def _stop(interrupts: Interrupts, processes: Processes, step: int, config: TrainConfig) -> Stop:
-    """What all processes agree on; a run that has ended has had the time it needed."""
+    """What all processes agree on, now and then; a run that has ended has had its time."""
+    if not (_due(step, config.stop_every, config) or _due(step, config.checkpoint_every, config)):
+        return Stop.NO
     stop = Stop(processes.largest(interrupts.wanted()))
     return Stop.NO if stop is Stop.TIME and step == config.steps else stop
 
@@ -286,12 +289,3 @@ def _refuse_nonfinite(norm: Tensor | None, step: int, checkpoints: Path) -> None
             f"The gradient is not finite at step {step}; lower the learning rate or train in fp32 "
             f"({kept_state(checkpoints)})."
         )
-
-
-def _sync_on_last(wrapped: nn.Module, turn: int, share: Share) -> AbstractContextManager[None]:
-    """Exchange gradients once per optimizer step, with the last of its micro-batches."""
-    no_sync = getattr(wrapped, "no_sync", None)
-    if no_sync is None or turn == share.accumulation - 1:
-        return nullcontext()
-    context: AbstractContextManager[None] = no_sync()
-    return context

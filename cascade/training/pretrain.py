@@ -79,11 +79,10 @@ def pretrain(config: PretrainConfig, minutes: float | None = None) -> Path:
                     validation,
                     deadline,
                 )
-                if here.first:
-                    publish(trained, folder, config.output)
-                    steps, every = config.train.steps, config.train.validate_every
-                    if validation and (every is None or steps % every):
-                        validation(trained, steps)
+                publish(trained, folder, config.output, here)
+                steps, every = config.train.steps, config.train.validate_every
+                if validation and (every is None or steps % every):
+                    validation(trained, steps)
             if here.first and not config.train.keep_checkpoints:
                 remove_checkpoints(config.output / CHECKPOINTS)
             here.barrier()
@@ -236,7 +235,7 @@ def _embedded(
         prompts: PromptSource = resident_prompts(config, opened, encoder, data, here.device)
     else:
         prompts = _prompts(encoder, config.stage.text)
-    return prompts, _validation(config, encoder, data) if here.first else None
+    return prompts, _validation(config, encoder, data, here)
 
 
 def _prompts(encoder: PromptEncoder, text: TextConfig) -> PromptSource:
@@ -263,7 +262,7 @@ def _initial(config: PretrainConfig) -> Stage:
 
 
 def _validation(
-    config: PretrainConfig, encoder: PromptEncoder, data: CaptionedArray
+    config: PretrainConfig, encoder: PromptEncoder, data: CaptionedArray, here: Processes
 ) -> ValidationGrid | None:
     each, named = config.validation.images_per_prompt, config.validation.prompts
     if each == 0:
@@ -272,7 +271,7 @@ def _validation(
     prompts = [prompt for prompt in named for _ in range(each)] or captions
     table = prompt_table(encoder, prompts, config.stage)
     low_res = _low_res_of(config, data, len(prompts))
-    return ValidationGrid(prompts, table, config.output, each, low_res)
+    return ValidationGrid(prompts, table, config.output, each, low_res, here)
 
 
 def _low_res_of(config: PretrainConfig, data: CaptionedArray, count: int) -> Tensor | None:

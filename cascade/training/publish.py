@@ -10,6 +10,7 @@ from cascade.errors import UserError
 from cascade.model.example import example_inputs
 from cascade.stage import Stage
 from cascade.training.checkpoint import CHECKPOINTS, checkpoint_steps, kept_state
+from cascade.training.distributed import Processes
 
 _LARGEST: Final = 65504.0
 """The largest number of half precision, in which stages are kept and exported too. The norms of a
@@ -28,21 +29,25 @@ def can_grow(run: TrainConfig, folder: Path, run_dir: Path) -> bool:
     return run.may_grow and (not done or bool(checkpoint_steps(run_dir / CHECKPOINTS)))
 
 
-def publish(stage: Stage, folder: Path, run_dir: Path) -> None:
-    """Write a trained stage.
+def publish(stage: Stage, folder: Path, run_dir: Path, processes: Processes) -> None:
+    """Write a trained stage; every process calls it, the first writes.
 
     Raises:
         UserError: its weights are absurd: the last step, whose gradient was still finite, may have
             made them so.
     """
-    largest = max(float(weight.abs().max()) for weight in stage.network.state_dict().values())
-    if not largest <= _LARGEST or not _answers(stage):
+    weights = processes.weights(stage.network)
+    answers = _answers(stage)
+    if not processes.first:
+        return
+    largest = max(float(weight.abs().max()) for weight in weights.values())
+    if not largest <= _LARGEST or not answers:
         raise UserError(
             f"The trained stage '{stage.config.name}' draws nothing (weights of up to "
             f"{largest:.3g}), so it is not published; lower the learning rate or train in fp32 "
             f"({kept_state(run_dir / CHECKPOINTS)})."
         )
-    stage.save(folder)
+    stage.save(folder, weights=weights)
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from cascade.data.images import grid, to_pil, write_png
 from cascade.sampling import sample_stage
 from cascade.stage import Stage
 from cascade.text.prompts import PromptSource
+from cascade.training.distributed import ALONE, Processes
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class ValidationGrid:
         columns: pictures in a row of the grid.
         low_res: for a super-resolution stage, what is enlarged, one per prompt: B C h w. The grid
             then shows it above the result.
+        processes: of the run; each draws a part, the first writes.
     """
 
     prompts: Sequence[str]
@@ -32,14 +34,21 @@ class ValidationGrid:
     run_dir: Path
     columns: int
     low_res: Tensor | None = None
+    processes: Processes = ALONE
 
     def __call__(self, stage: Stage, step: int) -> None:
-        """Draw and write one grid."""
+        """Draw and write one grid; every process calls it."""
         training = stage.network.training
         stage.network.eval()
-        seeds = range(len(self.prompts))
-        drawn = sample_stage(stage, self.table, self.prompts, seeds, low_res=self.low_res)
+        count = len(self.prompts)
+        mine = self.processes.part_of(count)
+        low_res = None if self.low_res is None else self.low_res[mine]
+        prompts = [self.prompts[place] for place in mine]
+        drawn = sample_stage(stage, self.table, prompts, mine, low_res=low_res)
+        drawn = self.processes.gathered(drawn, count)
         stage.network.train(training)
+        if not self.processes.first:
+            return
         if self.low_res is not None:
             drawn = _above(self.low_res, drawn, self.columns)
         write_png(

@@ -2,12 +2,15 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from cascade.stage import Stage
 from cascade.text.prompts import PromptTable
+from cascade.training.distributed import Processes
 from cascade.training.validation import ValidationGrid
 
 
@@ -46,3 +49,27 @@ def test_super_resolution_shows_what_it_enlarged_above_it(
         black = sheet.crop((34, 0, 66, 32)).getextrema()
     assert white == ((255, 255),) * 3
     assert black == ((0, 0),) * 3
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_processes_draw_a_part_each_and_the_first_writes(
+    tmp_path: Path, tiny_cascade: Path, prompts: PromptTable, world: int
+) -> None:
+    stage = Stage.load(tiny_cascade / "base16")
+    ValidationGrid(["a dog"] * 4, prompts, tmp_path / "one", columns=2)(stage, 3)
+    parts: dict[int, Tensor] = {}
+
+    class Part(Processes):
+        def gathered(self, part: Tensor, count: int) -> Tensor:
+            parts[self.rank] = part
+            return torch.cat([parts.get(rank, part) for rank in range(world)])[:count]
+
+    for rank in reversed(range(world)):  # the first one last: it has what the others drew
+        here = Part(rank, world, torch.device("cpu"))
+        ValidationGrid(["a dog"] * 4, prompts, tmp_path / "all", 2, processes=here)(stage, 3)
+    assert len({len(part) for part in parts.values()}) == 1  # as many calls in every process
+    one, several = (
+        np.array(Image.open(tmp_path / name / "samples" / "step-000003.png")).astype(int)
+        for name in ("one", "all")
+    )
+    assert np.abs(one - several).max() <= 1  # a picture in another batch
