@@ -6,6 +6,7 @@ Shapes: `B` pictures, `C H W` pixels in [-1, 1].
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -17,6 +18,7 @@ from torch import Tensor
 from cascade.chain import check_chain, scales
 from cascade.config.encoder import EncoderMode
 from cascade.config.encoder import encoder_mode as known_mode
+from cascade.config.engine import BundleOptions
 from cascade.config.folders import (
     BUNDLED,
     cascade_folder,
@@ -33,6 +35,7 @@ from cascade.data.images import to_pil
 from cascade.environment import usable_device
 from cascade.errors import UserError
 from cascade.formats.deepfloyd import load_stage, read_pipelines
+from cascade.plugins import OPENERS, opener, points
 from cascade.progress import say
 from cascade.request import Request, place_of
 from cascade.sampling import OnStep, draw_batches, prompt_table, prompt_tables
@@ -82,24 +85,30 @@ class Cascade:
         variant: str | None = None,
         embeddings: Path | str | None = None,
         encoder_mode: EncoderMode = "auto",
+        engines: BundleOptions | None = None,
     ) -> "Cascade":
-        """Load a cascade folder, or one that ships with the project by its name ("mini").
+        """Load a cascade folder, one that ships with the project by its name ("mini"), or a bundle.
 
         The folders of DeepFloyd IF's stages, as diffusers lays them out, can be given in its
         place: `Cascade.load(["IF-I-L-v1.0", "IF-II-M-v1.0"])`. The licence is logged.
 
         Args:
             path: one folder, or those of a cascade's stages in any order.
-            device: where the weights go; None is the GPU where there is one.
+            device: where the weights go, or engines run; None is the GPU where there is one.
             variant: which files of diffusers' folders, such as "fp16"; see
                 `cascade.formats.weights.find_weights`.
             embeddings: a store of embeddings (`cascade embed`), which then stands in for the text
                 encoder; prompts that are not in it are refused.
             encoder_mode: how the text encoder's weights are held.
+            engines: how a bundle's engines run, and which fine-tune of it is drawn from.
 
         Raises:
             UserError: no such cascade or device, or a file in it is missing or damaged.
         """
+        point = _plugin(path, engines)
+        if point is not None:
+            opened: Cascade = point.load()(path, device, embeddings, encoder_mode, engines)
+            return opened
         return Opened.at(path, variant, embeddings).load(device, encoder_mode)
 
     def stage(self, name: str) -> Stage:
@@ -257,6 +266,19 @@ def print_licence(manifest: CascadeManifest) -> None:
     """Log, once, what a cascade's weights may be used for, if it is stated."""
     if manifest.licence:
         say(f"Licence of {manifest.name}: {manifest.licence}")
+
+
+def _plugin(path: object, engines: BundleOptions | None) -> EntryPoint | None:
+    """What opens a folder in the product's place: a bundle's package."""
+    if not isinstance(path, (str, Path)):
+        return None
+    if engines is None:
+        return opener(Path(path))
+    # Where no file says who opens it, the first one says why it is no bundle.
+    point = opener(Path(path)) or next(iter(points(OPENERS).values()), None)
+    if point is None:
+        raise UserError("Nothing here opens bundles; install dreamcascade with cascade_export.")
+    return point
 
 
 def _folders(path: object) -> list[Path]:

@@ -6,7 +6,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from cascade.cli import app
+from cascade.cli.app import app
 
 OUTSIDE = re.compile(r"\[([^\]]*)\]\(\.\./[^)\s]+\)")
 

@@ -1,19 +1,14 @@
-"""The flags that say how a bundle's engines run, and opening a bundle by them."""
+"""The flags of a bundle: which fine-tune, and how its engines run."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import Annotated, Final
 
 import typer
 
 from cascade.cli import values
 from cascade.cli.options import Flag
-from cascade.config.encoder import EncoderModeName
 from cascade.config.engine import BundleOptions
 from cascade.errors import UserError
-from cascade.plugins import OPENERS, opener, points
-
-if TYPE_CHECKING:
-    from cascade.pipeline import Cascade
 
 _PANEL: Final = "Bundles"
 _ENGINE_FLAGS: Final = (
@@ -37,26 +32,6 @@ BundleOption = Annotated[
     Path | None,
     typer.Option("--bundle", parser=values.folder, metavar="FOLDER", help="The same as BUNDLE."),
 ]
-
-
-def load_bundle(
-    folder: Path,
-    device: str | None,
-    options: BundleOptions,
-    embeddings: Path | None,
-    encoder_mode: EncoderModeName,
-) -> "Cascade":
-    """Open a bundle by the flags above, as a cascade.
-
-    Raises:
-        UserError: the bundle is none, or an engine cannot run so.
-    """
-    # Where no file says who opens it, the first one says why it is no bundle.
-    point = opener(folder) or next(iter(points(OPENERS).values()), None)
-    if point is None:
-        raise UserError("Nothing here opens bundles; install dreamcascade with cascade_export.")
-    loaded: Cascade = point.load()(folder, device, embeddings, encoder_mode, options)
-    return loaded
 
 
 def refuse_without_bundle(options: BundleOptions) -> None:

@@ -2,7 +2,7 @@
 
 from cascade.chain import scales
 from cascade.cli import values
-from cascade.cli.bundle import BUNDLE_FLAGS, load_bundle, refuse_without_bundle
+from cascade.cli.bundle import BUNDLE_FLAGS, refuse_without_bundle
 from cascade.cli.mistakes import goes_on
 from cascade.cli.options import Flag, Given, takes
 from cascade.cli.telling import Quiet
@@ -59,7 +59,7 @@ def sample(
 
     from cascade.environment import usable_device
     from cascade.gallery import draw_to_folder
-    from cascade.pipeline import Opened
+    from cascade.pipeline import Cascade, Opened
 
     device = None if config.device is None else usable_device(config.device)
     if config.bundle is None:
@@ -68,8 +68,13 @@ def sample(
         request = Request.of(stages, prompts, numbers, config)
         loaded = opened.load(device, config.encoder_mode).enlarged(stages[-1].size)
     else:
-        text = (config.embeddings, config.encoder_mode)
-        loaded = load_bundle(config.bundle, device, config.engines, *text)
+        loaded = Cascade.load(
+            config.bundle,
+            device,
+            embeddings=config.embeddings,
+            encoder_mode=config.encoder_mode,
+            engines=config.engines,
+        )
         request = Request.of(loaded.configs, prompts, numbers, config)
     if config.kernels != "auto":
         for stage in loaded.stages:
