@@ -21,6 +21,7 @@ from cascade.diffusion.samplers import SAMPLERS, OnStep, initial
 from cascade.diffusion.schedule import make_schedule, sigmas
 from cascade.errors import UserError
 from cascade.files import write_bytes
+from cascade.model.adapters import merged_state
 from cascade.model.backend import set_backend
 from cascade.model.precision import autocast, tell_if_slow
 from cascade.model.unet import UNet
@@ -96,7 +97,7 @@ class Stage:
         Raises:
             UserError: a weight is no number, or the folder cannot be written.
         """
-        state = self.network.state_dict() if weights is None else weights
+        state = merged_state(self.network) if weights is None else weights
         require_finite(state, f"the stage '{self.config.name}'")
         text = self.config.model_dump_json(indent=2)
         tensors = {
@@ -109,6 +110,12 @@ class Stage:
     def with_network(self, network: Network, config: StageConfig | None = None) -> "Stage":
         """The same stage around another network: a wrapper, an engine, or tuned weights."""
         return Stage(config or self.config, network)
+
+    def merged(self) -> "Stage":
+        """The same stage with the adapters of its network, if any, merged into the weights."""
+        network = skeleton(self.config)
+        network.load_state_dict(merged_state(self.network), assign=True)
+        return self.with_network(network.train(self.network.training))
 
     def set_backend(self, backend: Backend) -> None:
         """Choose the implementation of the network's operations and of the sampler's step.
@@ -161,7 +168,7 @@ class Stage:
         if self.origin:
             digest.update(self.origin.encode())
             return digest.hexdigest()
-        for name, value in sorted(self.network.state_dict().items()):
+        for name, value in sorted(merged_state(self.network).items()):
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
             digest.update(value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()

@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 from cascade.config.engine import BundleOptions
 from cascade.config.stage import TextConfig
 from cascade.errors import UserError
+from cascade.lora import parse_lora, with_lora
 from cascade.pipeline import Cascade, Pictures
 from cascade.stage import Stage
-from cascade_export.adapted import parse_lora, with_lora
 from cascade_export.bundle.bundle import Bundle
 from cascade_export.bundle.finetunes import add_subject
 from cascade_export.bundle.gate import Gate

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import pytest
 import torch
+from cascade_export.lora import merge_lora
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -31,7 +32,6 @@ from cascade_export.graph.graph import Graph
 from cascade_export.graph.quantize import calibration_inputs, quantize
 from cascade_export.graph.trace import export_stage
 from cascade_export.graph.weights import digest, write_weights
-from cascade_export.lora import merge_lora
 from cascade_export.triton_server.repository import write_repository
 
 SUBJECT = "sec-dog"

@@ -188,8 +188,8 @@ class Source(NamedTuple):
 
     def load(self) -> "Cascade":
         """Load it where graphs are traced, on the CPU in float32."""
+        from cascade.lora import parse_lora, with_lora
         from cascade.pipeline import Cascade
-        from cascade_export.adapted import parse_lora, with_lora
 
         plain = Cascade.load(self.path, embeddings=self.embeddings, encoder_mode=self.encoder_mode)
         return with_lora(plain, parse_lora(self.lora, plain), self.lora_scale, self.lora_unet_only)

@@ -1,12 +1,15 @@
 """A cascade with LoRA files merged into its stages."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cascade.errors import UserError
+from cascade.formats.lora import read_lora
+from cascade.model.adapters import adapt
 from cascade.pipeline import Cascade
 from cascade.stage import Stage, skeleton
-from cascade_export.lora import merge_lora
+from cascade.tensors import require_finite
 
 
 def parse_lora(values: Sequence[str], cascade: Cascade) -> dict[str, list[Path]]:
@@ -45,12 +48,14 @@ def with_lora(
     Args:
         cascade: its stages run on modules.
         files: by stage, added one after the other.
-        scale: factor on all of them; see `merge_lora`.
+        scale: factor on all of them, beside their own alpha/r.
         unet_only: leave out what they change of the text encoder.
 
     Raises:
         UserError: a file is damaged or does not fit its stage.
     """
+    if not math.isfinite(scale):
+        raise UserError(f"The scale of a LoRA cannot be {scale}; 1 adds it as it was trained.")
     stages = [
         _merged(stage, files.get(stage.config.name, ()), scale, unet_only)
         for stage in cascade.stages
@@ -61,7 +66,13 @@ def with_lora(
 def _merged(stage: Stage, files: Sequence[Path], scale: float, unet_only: bool) -> Stage:
     if not files:
         return stage
-    state = merge_lora(stage.network.state_dict(), files, scale, stage.config.unet, unet_only)
     network = skeleton(stage.config)
-    network.load_state_dict(state, assign=True)
-    return stage.with_network(network.eval())
+    network.load_state_dict(stage.network.state_dict(), assign=True)
+    for path in files:
+        for layer, adapter in read_lora(path, network, stage.config.unet, scale, unet_only):
+            adapt(network, layer, adapter)
+    merged = stage.with_network(network.eval()).merged()
+    # Sums may overflow where neither summand does.
+    told = f"the network with {', '.join(map(str, files))} merged"
+    require_finite(merged.network.state_dict(), told)
+    return merged

@@ -1,4 +1,4 @@
-"""LoRA files merged into a network's weights: W + scale alpha/r B A (Hu et al. 2022, eq. 3).
+"""LoRA files: W + scale alpha/r B A (Hu et al. 2022, eq. 3), as adapters of a network.
 
 Both peft's names (`MODULE.lora_A.weight`, `MODULE.lora_B.weight`, alpha in `adapter_config.json`
 or `MODULE.alpha`) and diffusers' (`MODULE.lora.down.weight`, `MODULE.processor.to_q_lora...`) are
@@ -8,21 +8,20 @@ rows of one matrix here.
 Shapes: `r` rank, `I O` input and output channels of a layer.
 """
 
-import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Final
 
-import torch
 from pydantic import Field, TypeAdapter, ValidationError
-from torch import Tensor
+from torch import Tensor, nn
 
 from cascade.config.unet import UNetConfig
 from cascade.errors import UserError
 from cascade.files import read_json
 from cascade.formats.keys import entries
-from cascade.tensors import read_weights, require_finite
+from cascade.model.adapters import LowRank, adaptable
+from cascade.tensors import read_weights
 
 ADAPTER: Final = "adapter_config.json"
 _FACTOR: Final = re.compile(
@@ -35,69 +34,60 @@ _ALPHA: Final = TypeAdapter(Annotated[float, Field(strict=True, allow_inf_nan=Fa
 _UNREAD: Final = ("alpha_pattern", "rank_pattern", "use_dora", "use_rslora")
 
 
-def merge_lora(
-    state: Mapping[str, Tensor],
-    files: Sequence[Path],
-    scale: float = 1.0,
+def read_lora(
+    path: Path,
+    network: nn.Module,
     config: UNetConfig | None = None,
+    scale: float = 1.0,
     unet_only: bool = False,
-) -> dict[str, Tensor]:
-    """Return a network's weights with LoRA files added, computed in float64 and rounded once each.
+) -> list[tuple[str, LowRank]]:
+    """Read the adapters of a network from a safetensors file, each with its layer's name.
 
     Args:
-        state: the network's weights; stay as they are.
-        files: safetensors files, added one after the other.
-        scale: factor on all of them, beside their own alpha/r.
         config: of the network, so that diffusers' names are understood too.
-        unet_only: leave out what the files change of the text encoder, which is frozen here.
+        scale: factor on all of them, beside their own alpha/r.
+        unet_only: leave out what the file changes of the text encoder, which is frozen here.
 
     Raises:
-        UserError: a file is missing or damaged, holds a tensor that belongs to no layer here, half
-            a pair, or a shape that does not fit; the scale is no number.
+        UserError: the file is missing or damaged, holds a tensor that belongs to no layer here,
+            half a pair, or a shape that does not fit.
     """
-    if not math.isfinite(scale):
-        raise UserError(f"The scale of a LoRA cannot be {scale}; 1 adds it as it was trained.")
-    merged = dict(state)
-    for path in files:
-        targets = _targets(merged, config)
-        for module, delta in _deltas(path, unet_only).items():
-            if module not in targets:
-                raise UserError(
-                    f"{path} changes '{module}', which this network has not; take a LoRA of the "
-                    "same stage."
-                )
-            name, part, parts = targets[module]
-            rows = merged[name].chunk(parts)
-            if rows[part].numel() != delta.numel() or rows[part].shape[0] != delta.shape[0]:
-                raise UserError(
-                    f"{path} has a change of shape {tuple(delta.shape)} for '{module}' of shape "
-                    f"{tuple(rows[part].shape)}; take a LoRA of the same stage."
-                )
-            added = (rows[part].double() + scale * delta.view(rows[part].shape)).to(rows[part])
-            merged[name] = torch.cat([*rows[:part], added, *rows[part + 1 :]])
-            # Sums may overflow where neither summand does.
-            require_finite({name: merged[name]}, f"the network with {path} merged")
-    return merged
+    targets, found = _targets(network, config), []
+    for module, (down, up, factor) in _pairs(path, unet_only).items():
+        if module not in targets:
+            raise UserError(
+                f"{path} changes '{module}', which this network has not; take a LoRA of the "
+                "same stage."
+            )
+        layer, part, parts = targets[module]
+        weight = getattr(network.get_submodule(layer), "weight")  # noqa: B009 -- any may have one
+        rows, columns = len(weight) // parts, weight[0].numel()
+        if (len(up), down.shape[1]) != (rows, columns):
+            raise UserError(
+                f"{path} has a change of shape {(len(up), down.shape[1])} for '{module}' of shape "
+                f"{(rows, *weight.shape[1:])}; take a LoRA of the same stage."
+            )
+        place = (down.to(weight.device), up.to(weight.device))
+        found.append((layer, LowRank(*place, scale * factor, part * rows)))
+    return found
 
 
-def _targets(
-    state: Mapping[str, Tensor], config: UNetConfig | None
-) -> dict[str, tuple[str, int, int]]:
-    """Module to (our tensor, which part of its rows, of how many)."""
-    ending = ".weight"
-    targets = {name.removesuffix(ending): (name, 0, 1) for name in state if name.endswith(ending)}
+def _targets(network: nn.Module, config: UNetConfig | None) -> dict[str, tuple[str, int, int]]:
+    """Module to (our layer, which part of its rows, of how many)."""
+    targets = {name: (name, 0, 1) for name in adaptable(network)}
     # Only networks of DeepFloyd IF's kind have a layout of diffusers'.
     if config is not None and config.resample == "residual":
+        ending = ".weight"
         for entry in entries(config):
             for part, theirs in enumerate(entry.theirs):
                 if theirs.endswith(ending):
-                    place = (entry.ours, part, len(entry.theirs))
+                    place = (entry.ours.removesuffix(ending), part, len(entry.theirs))
                     targets.setdefault(theirs.removesuffix(ending), place)
     return targets
 
 
-def _deltas(path: Path, unet_only: bool) -> dict[str, Tensor]:
-    """Module to alpha/r B A of a file, O I in float64 (a convolution's I counts its taps)."""
+def _pairs(path: Path, unet_only: bool) -> dict[str, tuple[Tensor, Tensor, float]]:
+    """Module to A r I, B O r and alpha/r of a file (a convolution's I counts its taps)."""
     pairs: dict[str, dict[str, Tensor]] = {}
     alphas: dict[str, float] = {}
     for name, value in read_weights(path).items():
@@ -116,7 +106,7 @@ def _deltas(path: Path, unet_only: bool) -> dict[str, Tensor]:
                     "factor; take a LoRA file."
                 )
             side = {"down": "A", "up": "B"}.get(factor["diffusers"], factor["peft"])
-            pairs.setdefault(_module(factor["module"]), {})[side] = value.double().flatten(1)
+            pairs.setdefault(_module(factor["module"]), {})[side] = value.flatten(1)
         elif name.endswith(".alpha") and value.numel() == 1:
             alphas[_module(name.removesuffix(".alpha"))] = float(value)
         else:
@@ -125,16 +115,18 @@ def _deltas(path: Path, unet_only: bool) -> dict[str, Tensor]:
         raise UserError(f"{path} holds no whole LoRA; take another file.")
     default = _adapter_alpha(path.with_name(ADAPTER))
     return {
-        module: _product(path, module, pair, alphas.get(module, default))
+        module: _whole(path, module, pair, alphas.get(module, default))
         for module, pair in pairs.items()
     }
 
 
-def _product(path: Path, module: str, pair: Mapping[str, Tensor], alpha: float | None) -> Tensor:
+def _whole(
+    path: Path, module: str, pair: Mapping[str, Tensor], alpha: float | None
+) -> tuple[Tensor, Tensor, float]:
     if pair.keys() != {"A", "B"} or pair["A"].shape[0] != pair["B"].shape[1]:
         raise UserError(f"{path} holds only half of the change of '{module}'; copy it again.")
     rank = pair["A"].shape[0]
-    return (1.0 if alpha is None else alpha / rank) * (pair["B"] @ pair["A"])
+    return pair["A"], pair["B"], 1.0 if alpha is None else alpha / rank
 
 
 def _module(name: str) -> str:

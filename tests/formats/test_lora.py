@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,9 @@ from torch import Tensor
 from cascade.config.unet import UNetConfig
 from cascade.errors import UserError
 from cascade.formats.keys import meta_tensors
-from cascade_export.lora import ADAPTER, merge_lora
+from cascade.formats.lora import ADAPTER, read_lora
+from cascade.model.adapters import adapt, merged_state
+from cascade.model.unet import UNet
 
 CONFIG = UNetConfig(
     channels=(16, 32),
@@ -51,6 +54,18 @@ def pair(outputs: int, inputs: tuple[int, ...], rank: int = 2) -> tuple[Tensor, 
 
 def product(b: Tensor, a: Tensor) -> Tensor:
     return (b.double().flatten(1) @ a.double().flatten(1)).view(len(b), *a.shape[1:])
+
+
+def merge_lora(
+    state: dict[str, Tensor], files: list[Path], config: UNetConfig = CONFIG, **how: Any
+) -> dict[str, Tensor]:
+    with torch.device("meta"):
+        network = UNet(config)
+    network.load_state_dict(state, assign=True)
+    for path in files:
+        for layer, adapter in read_lora(path, network, config, **how):
+            adapt(network, layer, adapter)
+    return merged_state(network)
 
 
 @pytest.mark.parametrize("prefix", ["", "base_model.model.", "unet."])
@@ -153,16 +168,9 @@ def test_what_does_not_fit_is_refused(
         merge_lora(state, [path], config=CONFIG)
 
 
-def test_a_sum_that_is_no_number_and_a_pickle_are_refused(
-    state: dict[str, Tensor], tmp_path: Path
-) -> None:
+def test_a_pickle_is_refused(state: dict[str, Tensor], tmp_path: Path) -> None:
     path = tmp_path / "lora.safetensors"
-    a, b = pair(96, (32,))
-    for value, scale in ((float("nan"), 1.0), (1.0, 1e300)):
-        save_file({f"{QKV}.lora_A.weight": a * value, f"{QKV}.lora_B.weight": b}, path)
-        with pytest.raises(UserError, match="NaN or infinite"):
-            merge_lora(state, [path], scale=scale)
-    torch.save({"a": a}, path)
+    torch.save({"a": torch.ones(2)}, path)
     with pytest.raises(UserError, match="save its tensors with safetensors"):
         merge_lora(state, [path])
 
