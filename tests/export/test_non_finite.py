@@ -7,11 +7,11 @@ from typing import TypeVar
 
 import pytest
 import torch
-from cascade_export.lora import merge_lora
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from cascade.errors import UserError
+from cascade.lora import with_lora
 from cascade.pipeline import Cascade
 from cascade.stage import Stage
 from cascade_export.bundle.bundle import Bundle
@@ -70,8 +70,8 @@ def ways(
     high, wide = state[f"{name}.weight"].shape
     factors = {f"{name}.lora_A.weight": torch.full((2, wide), number)}
     save_file(factors | {f"{name}.lora_B.weight": torch.ones(high, 2)}, lora)
-    yield "a LoRA", lambda: merge_lora(eager.stages[0].network.state_dict(), [lora])
-    yield "a LoRA's scale", lambda: merge_lora(eager.stages[0].network.state_dict(), [], number)
+    yield "a LoRA", lambda: with_lora(eager, {"base16": [lora]})
+    yield "a LoRA's scale", lambda: with_lora(eager, {}, number)
 
     inputs = calibration_inputs(eager, ["a dog"], calls=1)["base16"]
     engine = open_engine("onnxruntime", part)

@@ -48,12 +48,7 @@ from cascade_export.graph.weights import check_weights, require_numbers
 
 @dataclass(frozen=True)
 class Bundle:
-    """An exported cascade on disk.
-
-    Attributes:
-        folder: where it is.
-        manifest: what it holds.
-    """
+    """An exported cascade on disk."""
 
     folder: Path
     manifest: BundleManifest
@@ -151,11 +146,7 @@ class Bundle:
 
         Args:
             subject: a fine-tune, or its name; the bundle's own weights by default.
-            device: where the engines run.
-            engine: another kind than the bundle's own; the graphs are the same for all.
-            options: how the engines run.
             max_memory: bytes for the stages' weights; a stage that waits leaves if it must.
-            embeddings: a store that stands in for the text encoder.
             encoder_mode: how a text encoder that is no graph is held.
 
         Raises:

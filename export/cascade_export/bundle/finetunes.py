@@ -35,11 +35,7 @@ def add_subject(
     fine-tune's weights in them, with the fine-tune; its report lies in the subject's folder.
 
     Args:
-        bundle: a whole one.
         cascade: the fine-tune, in float32 on the CPU.
-        name: what to call it.
-        gate: what the gate draws.
-        on_part: told of the progress.
 
     Raises:
         UserError: the name is taken or unusable, the cascade is of another architecture or reads

@@ -38,8 +38,6 @@ class Gate(Frozen):
     Attributes:
         prompts: one picture of each.
         steps: of each stage's sampler, in place of the checkpoint's.
-        batch_size: pictures drawn at once.
-        device: where the engines run.
         command: what to type to make the report again.
     """
 
@@ -74,11 +72,7 @@ def compare(
 
     Args:
         cascade: eager, in float32.
-        bundle: perhaps still a draft.
         subject: whose weights the engines serve; the bundle's own by default.
-        gate: what is drawn.
-        folder: gets the report.
-        on_part: told of the progress.
 
     Raises:
         UserError: an engine cannot be opened.

@@ -44,9 +44,6 @@ class StageEntry(Frozen):
     """One stage.
 
     Attributes:
-        config: sha256 of `config.json`.
-        graph: sha256 of `graph.onnx`.
-        weights: its own.
         islands: modules left in fp32 beside the default ones.
         plan: key of the plan that TensorRT's engines run.
     """
@@ -97,14 +94,8 @@ class BundleManifest(Frozen):
     """`bundle.json`.
 
     Attributes:
-        cascade: name, licence and stages of what was exported.
-        engine: the kind that it was proven with.
-        precision: of graphs and weights.
-        quantisation: of the graphs.
         targets: compute capabilities of the plans; empty where there are none.
-        text: the text encoder.
         stages: by name, base first.
-        versions: of what made the bundle.
         proof: by the parity gate; a draft has none.
     """
 

@@ -25,14 +25,11 @@ class Request(Frozen):
 
     Attributes:
         engine: the kind to prove, and for TensorRT's to build.
-        precision: of weights and arithmetic.
-        quantisation: of the convolutions in the blocks.
         calibration: prompts whose pictures set the quantisation's scales.
         targets: compute capabilities of the plans, such as 89; the engine's own choice if empty.
         text: leave the text encoder to transformers, or make a graph of it (in fp32).
         max_batch: most pictures at a time that a plan takes.
         retry: where the gate fails, keep the first module that departs in fp32 and try again.
-        gate: what the gate draws.
     """
 
     engine: EngineName = "onnxruntime"

@@ -65,8 +65,6 @@ def export_bundle(
     Args:
         cascade: in float32 on the CPU.
         output: a new folder, or that of an export that was cut short.
-        request: what to export.
-        on_part: told of the progress.
 
     Raises:
         UserError: the request cannot be met here, the output is taken, or the engines do not draw

@@ -30,8 +30,6 @@ class EngineInfo:
     """What answers, down to the bytes of its weights.
 
     Attributes:
-        version: of the package that runs it.
-        graph: sha256 of the exported graph.
         weights: sha256 of the weights file that serves now.
         batch_invariant: whether a row of an answer is the same, bit for bit, whatever rows stand
             beside it; the tests prove it where it is said.
@@ -60,7 +58,6 @@ class StageFiles:
 
     Attributes:
         precision: of graph and weights.
-        weights: the safetensors file to serve.
         islands: kept in float32 beside the default ones.
         plan: folder of a built plan, for the engines that run one.
     """

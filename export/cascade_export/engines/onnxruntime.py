@@ -136,7 +136,6 @@ def run(session: "InferenceSession", feeds: Mapping[str, Tensor], out: Tensor) -
     """Run a session from tensors into a tensor, all on its device, without a copy.
 
     Args:
-        session: from `open_session`.
         feeds: every input by name; floating ones become float32.
         out: gets the only output; its memory is written in place.
     """

@@ -20,7 +20,6 @@ def open_engines(
     """Open the engines of a cascade's stages, which share what they can.
 
     Args:
-        stages: in the cascade's order.
         max_memory: bytes for weights; those of stages that wait leave where all do not fit.
 
     Raises:

@@ -21,11 +21,6 @@ _ALLOWED = 0.05
 def check_swap(engine: Engine, other: Engine, files: StageFiles) -> None:
     """Call both on the same two rows.
 
-    Args:
-        engine: in question.
-        other: on a CPU, of the same graph and weights.
-        files: the stage's.
-
     Raises:
         UserError: they do not answer alike.
     """

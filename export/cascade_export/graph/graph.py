@@ -39,7 +39,6 @@ class TensorSpec:
     """An input or output of a graph.
 
     Attributes:
-        name: as in `cascade.diffusion.denoiser.Network`.
         dtype: numpy's name of the type: float32, int64 or bool.
         dims: sizes, or the names of dynamic ones: batch, length, height, width.
     """
@@ -54,10 +53,7 @@ class Graph:
     """An exported architecture on disk.
 
     Attributes:
-        path: the ONNX file.
         sha256: of the ONNX file, which holds no weights.
-        inputs: in the order of the network's call.
-        outputs: one.
     """
 
     path: Path

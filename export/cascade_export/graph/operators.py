@@ -53,10 +53,7 @@ def attention(
         v: B H K d.
         attn_mask: broadcast to B H N K; bool, True where a key is seen, or added to the logits. A
             row that sees nothing is zero, as from PyTorch's own attention.
-        dropout_p: 0.
-        is_causal: False.
         scale: of the logits, 1/sqrt(d) by default.
-        enable_gqa: False.
 
     Returns:
         B H N d.

@@ -23,7 +23,6 @@ def clean(model: ir.Model, parameters: Collection[str]) -> None:
     """Fold constants, merge equal expressions and drop what nobody reads, in place.
 
     Args:
-        model: as the exporter left it, unoptimised.
         parameters: the initializers that must survive, whatever is computed from them alone.
     """
     names = frozenset(parameters)
@@ -108,8 +107,6 @@ def point_outside(model: ir.Model, tensors: Mapping[str, Place], location: str) 
     """Let the parameters' initializers point into a file beside the graph.
 
     Args:
-        model: changed in place.
-        tensors: where each parameter lies in the file.
         location: the file's path, relative to the graph's folder.
 
     Raises:

@@ -47,7 +47,6 @@ def cast(
 
     Args:
         network: a `UNet` in float32; stays as it is. Weights whose type does not change are shared.
-        precision: of weights and arithmetic outside the islands.
         islands: name patterns (`fnmatch`) of modules that stay in fp32.
 
     Returns:

@@ -64,12 +64,8 @@ def tensor_cases(
     """Draw a stage's cases, a function of the seed.
 
     Args:
-        config: the stage's.
-        table: has the embeddings of `prompts` and of the null text.
-        prompts: what the rows' texts are, in turn.
         dynamic: whether the networks take any batch and side, and not only the stage's own side
             and the two rows of a guided picture.
-        seed: of the noise.
     """
     generator = torch.Generator().manual_seed(seed)
     prompt = prompts[0]

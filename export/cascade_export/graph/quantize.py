@@ -54,7 +54,6 @@ def calibration_inputs(
     """Draw one picture per prompt with every stage and keep what the networks were given.
 
     Args:
-        cascade: whose stages run on modules.
         prompts: drawn with the seeds 0, 1, 2, ... and each stage's own sampler.
         calls: kept of each stage, spread evenly over the trajectory.
 
@@ -83,7 +82,6 @@ def quantize(
 
     Args:
         graph: of a stage, in fp32 or fp16, with its weights beside it.
-        inputs: see `calibration_inputs`.
         folder: of `graph.onnx` and `weights.safetensors`; not the plain graph's.
         kind: int8 runs in ONNX Runtime and TensorRT, fp8 (E4M3) in TensorRT on compute capability
             8.9 and later only.

@@ -50,8 +50,6 @@ def export_stage(
     factor.
 
     Args:
-        stage: around a `UNet` in float32.
-        folder: of the two files.
         precision: of weights and arithmetic; inputs and output are float32 in all.
         islands: modules that stay in fp32, see `precision.cast`.
 
@@ -83,8 +81,6 @@ def export_text_encoder(encoder: TextEncoder, folder: Path, precision: Precision
 
     Args:
         encoder: held in any mode; the weights are read from its files again.
-        folder: of the two files.
-        precision: of weights and arithmetic; see `precision.ENCODER_ISLANDS`.
     """
     require_writable(folder)
     held, _ = hold(encoder.files, "float32", torch.device("cpu"))

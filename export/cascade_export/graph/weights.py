@@ -90,12 +90,6 @@ def write_state(state: Mapping[str, Tensor], headers: Mapping[str, Header], path
 def write_weights(state: Mapping[str, Tensor], path: Path, graph: Parametrised) -> str:
     """Write a network's weights for a graph, cast to the graph's types.
 
-    Args:
-        state: all of the graph's parameters and nothing else, such as a tuned network's
-            `state_dict()`.
-        path: the file; what `Engine.swap` takes.
-        graph: the architecture.
-
     Returns:
         The file's sha256.
 

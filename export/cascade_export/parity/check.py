@@ -62,15 +62,11 @@ def check(
     """Compare a bundle's engines with the cascade that they were exported from.
 
     Args:
-        cascade: eager, in fp32.
-        bundled: the same stages on engines.
         executed: whether they are the engines themselves, and not others in their place.
         dynamic: whether they take any batch and side.
-        islands: by stage, modules that were left in fp32 beside the default ones.
         graphs: by stage, the `graph.onnx` in which to look for the first layer that diverges, where
             a stage's tensors fail.
         seeds: one for each prompt; 0, 1, 2, ... by default.
-        samplers: by stage, in place of the checkpoint's.
         batch_size: pictures drawn at once. The reference's predictions of a whole batch are held
             for all steps.
     """
@@ -149,13 +145,7 @@ class _Double(nn.Module):
 
 
 def baseline(network: nn.Module, precision: Precision, islands: Sequence[str] = ()) -> nn.Module:
-    """Eager in an engine's precision; for fp32 in fp64, beside which fp32 itself is measured.
-
-    Args:
-        network: in fp32; it stays as it is.
-        precision: the engine's.
-        islands: modules left in fp32 beside the default ones.
-    """
+    """Eager in an engine's precision; for fp32 in fp64, beside which fp32 itself is measured."""
     if precision == "fp32":
         return _Double(network).eval()
     return cast(network, precision, (*DEFAULT_ISLANDS, *islands))

@@ -89,8 +89,6 @@ class TrajectoryResult(Figures):
     Attributes:
         steps: root mean square by which the engine's predictions depart after each step, grey
             levels; over all batches, the worst.
-        eager_steps: the baseline's.
-        limit: what the pictures may depart by.
     """
 
     stage: str
@@ -135,12 +133,7 @@ def compare_pictures(
     """Draw a stage's pictures three times.
 
     Args:
-        trio: the stage.
-        table: has the prompts' embeddings.
-        draw: what to draw.
         below: what each of the three has drawn in the stage before; None in a base stage.
-        numerics: the engine's.
-        on_step: told after each drawing of each batch.
     """
     parts: list[list[Tensor]] = [[], [], []]
     steps: list[list[list[float]]] = [[], [], []]

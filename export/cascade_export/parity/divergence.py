@@ -35,12 +35,8 @@ class Divergence(Figures):
     """The first layer of a stage that departs by more than its share.
 
     Attributes:
-        layer: the module's path.
-        node: the graph's node that makes its output.
         before: the layer before it, in the order of the graph, which is still right; empty where
             the first of all departs.
-        engine: the relative deviation of its output from eager in fp32.
-        limit: what was allowed.
     """
 
     stage: str
@@ -71,12 +67,8 @@ def first_divergence(
     """Look for the first layer whose output in the graph departs from the module's.
 
     Args:
-        stage: eager in fp32.
-        baseline: the same network as `cascade_export.parity.check.baseline` makes it.
         graph: the exported `graph.onnx`, its weights beside it; ONNX Runtime must be able to run
             it, which excludes bf16.
-        case: the inputs.
-        numerics: the graph's.
 
     Returns:
         The layer, or None where every layer keeps its limit.

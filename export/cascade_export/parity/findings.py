@@ -20,12 +20,8 @@ class Findings(Figures):
     """Everything that was compared: what `parity.json` holds.
 
     Attributes:
-        engine: its kind, such as "onnxruntime".
-        precision: what it computes in.
-        quantisation: of its convolutions.
         executed: False where the engine cannot run on this machine and another has run the same
             graph in its place.
-        environment: machine, versions, commit and date.
     """
 
     engine: str

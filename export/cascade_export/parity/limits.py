@@ -54,11 +54,9 @@ class Floor(Frozen):
     """What an engine may always depart by.
 
     Attributes:
-        relative: of a tensor.
         rms: of pictures, grey levels. A value changes when its difference crosses a rounding
             boundary, with a probability of its size in grey levels: this is the floor of the
             share of differing values too.
-        greatest: of 8-bit values.
     """
 
     relative: float

@@ -28,11 +28,6 @@ _SHOWN_STEPS = 6
 def write_report(report: ParityReport, folder: Path, command: str) -> Path:
     """Write `parity.json`, `parity.html` and a sheet of pictures per stage.
 
-    Args:
-        report: what was found.
-        folder: gets the files; others in it stay.
-        command: what to type to make it again.
-
     Returns:
         The page's path.
     """

@@ -45,8 +45,6 @@ class Remote:
 
     Args:
         triton: the module `triton_python_backend_utils`.
-        model: its name.
-        output: the name of its only output.
     """
 
     def __init__(self, triton: Any, model: str, output: str) -> None:
@@ -82,7 +80,6 @@ class RemoteNetwork:
     """A stage's network as a model of the server: a `cascade.diffusion.denoiser.Network`.
 
     Args:
-        remote: the stage's model.
         max_length: tokens that texts are padded to, since only calls of one shape share a batch.
     """
 
@@ -114,12 +111,7 @@ class RemoteNetwork:
 
 
 class RemoteTextEncoder(TextEncoder):
-    """A `TextEncoder` whose model is one of the server's.
-
-    Args:
-        folder: `config.json` and `spiece.model`.
-        remote: the model.
-    """
+    """A `TextEncoder` whose model is one of the server's."""
 
     def __init__(self, folder: Path, remote: Remote) -> None:
         config = read_json(folder / "config.json")
@@ -149,10 +141,6 @@ class CascadeModel:
 
     def initialize(self, args: Mapping[str, str]) -> None:
         """Open the cascade's settings and text encoder; the other models need not be ready yet.
-
-        Args:
-            args: the server's: its configuration of this model as JSON, the model's folder and
-                version, and others.
 
         Raises:
             UserError: a file is missing or damaged.

@@ -79,12 +79,6 @@ def write_repository(
 ) -> list[Path]:
     """Write a bundle as a model repository.
 
-    Args:
-        bundle: with its engines' graphs, and perhaps plans.
-        output: a repository, which may hold other models.
-        subject: whose weights the stages get; the bundle's own by default.
-        options: how the server runs them.
-
     Returns:
         The models' folders; the whole cascade's is the last.
 

@@ -48,7 +48,6 @@ def stage_profile(config: StageConfig, max_batch: int, side: int | None = None) 
     """Return the sizes a stage's plan takes.
 
     Args:
-        config: of the stage.
         max_batch: most pictures at a time; with guidance each is two rows.
         side: of the pictures; the stage's own by default.
 
@@ -98,12 +97,8 @@ def plan_fingerprint(
     """Return what a plan is built from; it asks the builder's package for its version.
 
     Args:
-        graph: of the stage.
         weights_sha256: of the file the plan is to hold. Plans of TensorRT are sent theirs before
             they run, and serve every fine-tune.
-        targets: compute capabilities, as `resolve_targets` gives them.
-        numerics: of the graph.
-        profile: the sizes it must take.
 
     Raises:
         UserError: the builder's package is not installed.
@@ -138,11 +133,6 @@ def obtain_plan(
 
 def build_plan(graph: Graph, weights: Path, fingerprint: Fingerprint) -> BuiltPlan:
     """Build a plan; seconds with TensorRT for RTX, minutes with TensorRT.
-
-    Args:
-        graph: its weights lie outside of it.
-        weights: a safetensors file that fits the graph; the graph's own or a fine-tune's.
-        fingerprint: of these two, with all that the builder is told.
 
     Raises:
         UserError: the weights do not fit, the graph has an operation that the builder does not

@@ -50,8 +50,6 @@ class TensorRTEngine(Engine):
     """One stage's plan.
 
     Args:
-        files: the stage, with the folder of its plan.
-        shared: of its GPU; the engines of one cascade take turns on it.
         check: called with the new engine's network and its weights file before a swap takes
             effect; what it raises refuses the swap. A refitted plan can be wrong without an error
             (TensorRT 11.3 documents dropped biases), so a comparison belongs here.
@@ -207,10 +205,6 @@ def _beside_the_graph(files: StageFiles, engine: Engine, weights: Path) -> None:
 
 def plan_of(files: StageFiles, version: str, target: int | None) -> StoredPlan:
     """Return the plan for a stage's weights.
-
-    Args:
-        version: of the installed runtime.
-        target: this GPU's compute capability.
 
     Raises:
         UserError: the stage has no plan, it was built from another graph, or it cannot run here.

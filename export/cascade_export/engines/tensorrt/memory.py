@@ -15,9 +15,6 @@ from torch import Tensor
 class Workspace:
     """Buffers by name; whoever's turn it is may use all of them.
 
-    Args:
-        device: where they lie.
-
     Attributes:
         generation: rises when a buffer moves, after which captured addresses are void.
     """
@@ -48,11 +45,7 @@ class Workspace:
 
 
 class Lane:
-    """A CUDA stream of the engines' own, ordered with whatever the caller does on theirs.
-
-    Args:
-        device: a CUDA device.
-    """
+    """A CUDA stream of the engines' own, ordered with whatever the caller does on theirs."""
 
     def __init__(self, device: torch.device) -> None:
         self._stream = torch.cuda.Stream(device)

@@ -35,17 +35,10 @@ class Fingerprint(Frozen):
     """Everything that a plan follows from; another value of any field is another plan.
 
     Attributes:
-        graph: sha256 of the ONNX graph.
         weights: sha256 of the weights; None where they are sent to the plan before it runs.
-        precision: of the graph.
-        quantisation: of the graph.
         profile: smallest, usual and largest size of each dynamic dimension.
-        kind: which builder.
         version: of the builder, in full.
-        targets: compute capabilities.
         flags: the builder's, by name.
-        exporter: versions of what made the graph.
-        schema_version: of this record.
     """
 
     graph: str
@@ -68,14 +61,7 @@ class Fingerprint(Frozen):
 
 
 class BuildFacts(Frozen):
-    """What a build told about its plan.
-
-    Attributes:
-        layers: the network's layers by type and type of number.
-        memory: planned on the GPU.
-        log: the builder's warnings and its lines on memory.
-        seconds: the build took.
-    """
+    """What a build told about its plan."""
 
     layers: tuple[LayerCount, ...]
     memory: PlannedMemory
@@ -106,12 +92,7 @@ class BuiltPlan:
 
 @dataclass(frozen=True)
 class StoredPlan:
-    """A plan in the cache.
-
-    Attributes:
-        folder: where it and its manifest lie.
-        manifest: what is known of it.
-    """
+    """A plan in the cache."""
 
     folder: Path
     manifest: Manifest
@@ -142,7 +123,6 @@ class StoredPlan:
         """Refuse a plan that cannot run here.
 
         Args:
-            version: of the installed runtime.
             target: this GPU's compute capability; None where there is no GPU.
 
         Raises:
@@ -164,11 +144,7 @@ _AGAIN = "delete that folder and export again"
 
 
 class PlanCache:
-    """A folder of plans that several processes may use at once.
-
-    Args:
-        folder: made when the first plan is stored.
-    """
+    """A folder of plans that several processes may use at once."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -28,8 +28,6 @@ class TensorRTDevice:
     """What the engines of one GPU share; they take turns.
 
     Args:
-        kind: which runtime.
-        device: a CUDA device.
         max_memory: bytes for weights; stages that wait leave the GPU where all do not fit.
         cuda_graphs: replay a recorded call instead of queueing it anew.
 
@@ -61,13 +59,7 @@ class TensorRTDevice:
 
 @dataclass(frozen=True)
 class _Captured:
-    """A recorded call.
-
-    Attributes:
-        inputs: the buffers that it reads.
-        out: the buffer that it writes.
-        replay: runs it.
-    """
+    """A recorded call."""
 
     inputs: Mapping[str, Tensor]
     out: Tensor
@@ -78,9 +70,7 @@ class Session:
     """A plan with the weights it serves.
 
     Args:
-        shared: of its GPU.
         plan: serialised; kept in host memory, from which its weights come back.
-        weight_bytes: what its weights take on the GPU.
         prepare: called with the engine whenever it was opened anew, such as to refit it.
 
     Raises:
