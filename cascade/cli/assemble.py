@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from cascade.cli import values
+from cascade.cli.text import CopyTextEncoder
 from cascade.config.stage import RecipeName
 from cascade.errors import UserError
 
@@ -28,13 +29,7 @@ def assemble(
             "a store ('cascade embed').",
         ),
     ] = None,
-    copy_text_encoder: Annotated[
-        bool,
-        typer.Option(
-            "--copy-text-encoder/--refer-to-text-encoder",
-            help="Copy the encoder too, or use it where it is.",
-        ),
-    ] = True,
+    copy_text_encoder: CopyTextEncoder = True,
     name: Annotated[
         str | None,
         typer.Option(parser=values.name, metavar="NAME", help="The cascade's; else its folder's."),

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from cascade.cli import values
+from cascade.cli.text import CopyTextEncoder
 
 
 def import_cascade(
@@ -19,10 +20,7 @@ def import_cascade(
             show_default=False,
         ),
     ],
-    output: Annotated[
-        Path,
-        values.output("Gets the cascade."),
-    ],
+    output: Annotated[Path, values.output("Gets the cascade.")],
     variant: Annotated[
         str | None,
         typer.Option(
@@ -41,13 +39,7 @@ def import_cascade(
             show_default="that of a stage's folder",
         ),
     ] = None,
-    copy_text_encoder: Annotated[
-        bool,
-        typer.Option(
-            "--copy-text-encoder/--refer-to-text-encoder",
-            help="Copy the encoder too (T5-XXL: up to 19 GB), or use it where it is.",
-        ),
-    ] = False,
+    copy_text_encoder: CopyTextEncoder = False,
 ) -> None:
     """Make a cascade of DeepFloyd IF's stages, as diffusers lays them out.
 
@@ -83,10 +75,7 @@ def export_diffusers(
             parser=values.cascade, metavar="FOLDER", help="A cascade folder.", show_default=False
         ),
     ],
-    output: Annotated[
-        Path,
-        values.output("Gets one folder per stage."),
-    ],
+    output: Annotated[Path, values.output("Gets one folder per stage.")],
     text_encoder: Annotated[
         bool, typer.Option(help="Copy the text encoder into the base's folder.")
     ] = True,

@@ -5,15 +5,21 @@ from typing import Annotated
 import typer
 
 from cascade.cli import values
+from cascade.cli.options import Flag, Given, takes
 from cascade.config.folders import cascade_folder
-from cascade.config.stage import Precision
-from cascade.config.train import OptimizerName
+from cascade.config.memory import MemoryConfig
 from cascade.errors import UserError
 
 _PANEL = "With --memory"
 
+FLAGS = tuple(
+    Flag(name, (name,), _PANEL) for name in ("batch_size", "size", "precision", "optimizer")
+)
 
+
+@takes(MemoryConfig, FLAGS)
 def info(
+    given: Given[MemoryConfig],
     folder: Annotated[
         str | None,
         typer.Argument(
@@ -30,26 +36,6 @@ def info(
         bool, typer.Option("--memory", help="Tell what sampling and fine-tuning will take.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Tell it as JSON, for programs.")] = False,
-    batch_size: Annotated[
-        int,
-        typer.Option(min=1, max=2**16, help="Pictures worked on at once.", rich_help_panel=_PANEL),
-    ] = 1,
-    size: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            max=2**14,
-            help="Side of the pictures; by default the stage's, or of its training crops.",
-            rich_help_panel=_PANEL,
-        ),
-    ] = None,
-    precision: Annotated[
-        Precision,
-        typer.Option(help="Of the arithmetic; weights stay in float32.", rich_help_panel=_PANEL),
-    ] = "fp32",
-    optimizer: Annotated[
-        OptimizerName, typer.Option(help="Of the fine-tuning.", rich_help_panel=_PANEL)
-    ] = "adamw",
 ) -> None:
     """Show a cascade's stages, sizes, conventions, subject and licence, or the memory it needs."""
     path = values.either(folder, cascade, "cascade")
@@ -61,15 +47,24 @@ def info(
     if not path.endswith(".toml"):
         cascade_folder(path)  # before torch is imported
 
+    _show(path, as_json, given.settings() if memory else None)
+
+
+def _show(path: str, as_json: bool, plan: MemoryConfig | None) -> None:
+    """Print a cascade's table, or what the plan takes of it.
+
+    Raises:
+        UserError: the cascade is not whole.
+    """
     from rich.console import Console
 
     from cascade.info.folder import describe
-    from cascade.info.memory import Plan, describe_memory
+    from cascade.info.memory import describe_memory
 
     # A path or an identifier such as "[v]" is no markup.
     console = Console(markup=False, emoji=False, highlight=False)
-    if memory:
-        console.print(describe_memory(path, Plan(batch_size, size, precision, optimizer)))
+    if plan is not None:
+        console.print(describe_memory(path, plan))
         return
     found = describe(path)
     if as_json:

@@ -39,3 +39,10 @@ EncoderMode = Annotated[
         rich_help_panel=_PANEL,
     ),
 ]
+CopyTextEncoder = Annotated[
+    bool,
+    typer.Option(
+        "--copy-text-encoder/--refer-to-text-encoder",
+        help="Copy the encoder too (T5-XXL: up to 19 GB), or use it where it is.",
+    ),
+]

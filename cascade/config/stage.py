@@ -299,8 +299,3 @@ class CascadeManifest(Frozen):
         if twice is not None:
             raise ValueError(f"'{twice}' is named twice; stages and text_encoder are folders each")
         return self
-
-
-def noise_in_grey_levels(variance: float) -> float:
-    """Standard deviation of variance-preserving noise in 8-bit grey levels; pictures span 2."""
-    return math.sqrt(variance) * 255.0 / 2.0

@@ -20,7 +20,6 @@ from cascade.config.stage import (
     AugmentationLevel,
     SamplerConfig,
     StageConfig,
-    noise_in_grey_levels,
 )
 from cascade.errors import UserError
 from cascade.info.memory import amount
@@ -180,3 +179,8 @@ def _level(level: AugmentationLevel) -> str:
     if level.unit == "time":
         return f"time {level.value:g}"
     return f"variance {level.value:g} ({noise_in_grey_levels(level.value):.1f} grey levels)"
+
+
+def noise_in_grey_levels(variance: float) -> float:
+    """Standard deviation of variance-preserving noise in 8-bit grey levels; pictures span 2."""
+    return math.sqrt(variance) * 255.0 / 2.0

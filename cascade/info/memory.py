@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -12,8 +11,9 @@ from rich.text import Text
 
 from cascade.config.base import read_toml
 from cascade.config.folders import cascade_folder, is_pipeline, read_manifest, read_stage_config
+from cascade.config.memory import MemoryConfig
 from cascade.config.stage import Precision, StageConfig
-from cascade.config.train import OptimizerName, PretrainConfig
+from cascade.config.train import PretrainConfig
 from cascade.errors import UserError
 from cascade.formats.deepfloyd import read_stage
 from cascade.model.memory import (
@@ -31,24 +31,7 @@ _XXL = 4096
 """Width of T5 v1.1 XXL, the encoder of every published cascade."""
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What the memory is told for.
-
-    Attributes:
-        batch_size: pictures worked on at once.
-        size: their side, pixels; None is the stage's own, in training that of its crops.
-        precision: of the arithmetic.
-        optimizer: of the fine-tuning.
-    """
-
-    batch_size: int
-    size: int | None
-    precision: Precision
-    optimizer: OptimizerName
-
-
-def describe_memory(path: str, plan: Plan) -> RenderableType:
+def describe_memory(path: str, plan: MemoryConfig) -> RenderableType:
     """A table of what each stage takes for sampling and for fine-tuning, and the text encoder.
 
     Args:
@@ -105,7 +88,7 @@ def _encoder(folder: Path | None) -> EncoderFiles | None:
     return EncoderFiles.open(folder) if folder is not None and folder.is_dir() else None
 
 
-def _memory(config: StageConfig, plan: Plan) -> Iterator[tuple[str, int]]:
+def _memory(config: StageConfig, plan: MemoryConfig) -> Iterator[tuple[str, int]]:
     unet, tokens = config.unet, config.text.max_length
     shapes = [parameter.shape for parameter in skeleton(config).parameters()]
     weights = FLOAT32 * sum(shape.numel() for shape in shapes)

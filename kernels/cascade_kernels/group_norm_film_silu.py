@@ -54,8 +54,7 @@ def group_norm_film_silu(
         activation: applied last; "gelu" is the exact one.
         skip: B C2 H W in the dtype of `x`, stacked behind it; None: C = C1.
         skip_scale: factor on `skip`.
-        backend: "auto", "triton" or "reference" (plain PyTorch); see `dispatch.fused`. On a CPU
-            "auto" is `FrugalGroupNorm`, which has first derivatives alone.
+        backend: see `dispatch.fused`; "auto" on a CPU is `FrugalGroupNorm`, of first derivatives.
 
     Returns:
         B C H W in the dtype of `x`, channels_last where `x` is. Statistics and arithmetic are in

@@ -7,7 +7,7 @@ import pytest
 
 from cascade.config.dreambooth import AUGMENTATIONS
 from cascade.config.recipes import RECIPES
-from cascade.config.stage import CascadeManifest, StageConfig, noise_in_grey_levels
+from cascade.config.stage import CascadeManifest, StageConfig
 from cascade.config.train import PretrainConfig, TrainConfig
 from cascade.errors import UserError
 
@@ -163,6 +163,8 @@ def test_augmentations_carry_the_supplement_s_variances() -> None:
 
 
 def test_noise_in_grey_levels() -> None:
+    from cascade.info.folder import noise_in_grey_levels
+
     # A unit normal over pictures that span 2 is half of the 255 levels.
     assert noise_in_grey_levels(1.0) == 127.5
     assert math.isclose(noise_in_grey_levels(1e-3), 4.03, abs_tol=0.01)

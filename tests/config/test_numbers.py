@@ -10,7 +10,9 @@ import pytest
 from cascade.config.base import Frozen
 from cascade.config.dreambooth import DrawnConfig, DreamBoothConfig
 from cascade.config.embed import EmbedConfig
+from cascade.config.engine import BundleOptions, EngineOptions
 from cascade.config.evaluate import DrawingConfig, StageScoreConfig, SubjectScoreConfig
+from cascade.config.memory import MemoryConfig
 from cascade.config.recipes import RECIPES
 from cascade.config.sample import SampleConfig, SampleOptions
 from cascade.config.stage import AugmentationLevel
@@ -42,8 +44,15 @@ WHOLE: tuple[Frozen, ...] = (
         recipe=RECIPES["mini"],
     ),
     SampleConfig(
-        prompts=("a dog",), steps=3, guidance=2.0, noise_level=0.1, size=512, levels={"sr": LEVEL}
+        prompts=("a dog",),
+        steps=3,
+        guidance=2.0,
+        noise_level=0.1,
+        size=512,
+        levels={"sr": LEVEL},
+        engines=BundleOptions(threads=2, max_memory=100),
     ),
+    MemoryConfig(size=64),
     EmbedConfig(output=Path("store"), cascade="mini", caption=("a dog",)),
     JudgeConfig(attributes={"concept": Attribute(words={"dog": ("dog",)})}),
     SubjectScoreConfig(),
@@ -100,7 +109,8 @@ def test_no_number_was_left_out() -> None:
     held = {kind for kind in settings_classes(Frozen) if kind.__module__.startswith("cascade.")}
     everywhere = {
         (kind, name)
-        for kind in held - {DrawnConfig, DrawingConfig, SampleOptions}  # only their heirs are made
+        for kind in held
+        - {DrawnConfig, DrawingConfig, EngineOptions, SampleOptions}  # only their heirs are made
         for name, field in kind.model_fields.items()
         if is_number(field.annotation)
     }
