@@ -125,10 +125,11 @@ def stopwatch(run: Run, device: torch.device, graphs: bool = True) -> Stopwatch:
         device: where it runs.
         graphs: whether its launches are left out of the time.
     """
-    for _ in range(_WARM_UPS):
-        run()
+    run()
     if device.type != "cuda":
         return ClockStopwatch(run)
+    for _ in range(_WARM_UPS - 1):
+        run()
     flush = _flush(device)
     plain = EventStopwatch(run, flush)
     if not graphs:
@@ -155,8 +156,11 @@ def measure(
     warm: dict[str, list[float]] = {name: [] for name in watches}
     for _ in range(rounds):
         for name, watch in watches.items():
-            cold[name] += [watch.cold() for _ in range(repeats)]
-            warm[name] += [watch.warm() for _ in range(repeats)]
+            readings = [watch.cold() for _ in range(repeats)]
+            cold[name] += readings
+            # By a CPU's clock the two are one.
+            clock = isinstance(watch, ClockStopwatch)
+            warm[name] += readings if clock else [watch.warm() for _ in range(repeats)]
     timings = {
         name: Timing(
             method=watch.method, note=watch.note, cold=tuple(cold[name]), warm=tuple(warm[name])
