@@ -136,7 +136,7 @@ class SamplerConfig(Frozen):
 
     @property
     def count(self) -> int:
-        """How many steps it takes."""
+        """How many steps."""
         return len(self.timesteps) if self.timesteps else self.steps
 
     def values_with(self, changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -245,11 +245,8 @@ class StageConfig(Frozen):
             )
         if self.sampler.variance == "learned" and not self.unet.learned_variance:
             raise ValueError("sampler.variance 'learned' needs unet.learned_variance = true")
-        if (
-            self.sampler.timesteps
-            and self.sampler.timesteps[0] > 999
-            and self.diffusion.schedule != "cosine"
-        ):
+        times, discrete = self.sampler.timesteps, self.diffusion.schedule != "cosine"
+        if discrete and times and times[0] > 999:
             raise ValueError("sampler.timesteps end at 999 on a discrete schedule")
         if self.sampler.spacing != "linspace" and self.diffusion.schedule == "cosine":
             raise ValueError("sampler.spacing needs a discrete schedule: squared_cosine or linear")
