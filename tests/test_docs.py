@@ -15,9 +15,9 @@ from typer.core import TyperGroup
 
 from cascade.cli.app import app
 from cascade.config.base import apply_override
-from cascade.config.dreambooth import Recipe
+from cascade.config.dreambooth import DreamBoothConfig, Recipe
 from cascade.config.folders import cascade_folder
-from cascade.config.recipes import RECIPES
+from cascade.config.recipes import RECIPES, recipe_of
 from cascade.config.train import PretrainConfig
 from cascade.text.files import EncoderFiles
 from cascade.text.identifier import find_identifiers
@@ -96,6 +96,14 @@ def test_the_training_page_has_a_file_that_works() -> None:
     for setting in settings:
         apply_override(values, setting.replace(" = ", "=", 1))
     PretrainConfig.parse(values, "the settings named in docs/train.md")
+
+
+def test_the_personalising_page_has_a_file_that_works() -> None:
+    (text,) = _blocks(ROOT / "docs" / "personalise.md", "toml")
+    values = tomllib.loads(text)
+    values["recipe"] = recipe_of("mini", values["recipe"])
+    config = DreamBoothConfig.parse(values, "docs/personalise.md")
+    assert config.recipe.base.steps != RECIPES["paper"].base.steps
 
 
 @by_page
