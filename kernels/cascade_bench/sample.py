@@ -27,7 +27,7 @@ from cascade.stage import Stage
 from cascade.text.files import EncoderFiles
 from cascade_bench.cold_start import PROMPT, engine_of
 from cascade_bench.harness import bench
-from cascade_bench.networks import known, random_weights
+from cascade_bench.networks import known, narrowed, random_weights
 from cascade_bench.problem import Case, Problem
 from cascade_bench.records import Mode
 from cascade_bench.settings import SampleBenchConfig
@@ -180,12 +180,16 @@ PROVIDERS: Final[Mapping[str, Callable[[Asked], Draw]]] = {
 }
 
 
-def write_cascade(folder: Path) -> None:
-    """Write a cascade of IF's shape and random weights; its text encoder is `mini`'s."""
+def write_cascade(folder: Path, smaller: int = 1) -> None:
+    """Write a cascade of IF's shape and random weights, its pictures smaller by a factor.
+
+    Its text encoder is `mini`'s.
+    """
     text = EncoderFiles.open(cascade_folder("mini") / "text")
     write_encoder(text, folder / "text", folder / "text" / "spiece.model")
     for seed, (name, shape) in enumerate(SHAPES.items()):
-        config = StageConfig.read(CONFIGS / f"{name}.toml")
+        published = StageConfig.read(CONFIGS / f"{name}.toml")
+        config = narrowed(published, None, published.size // smaller)
         narrow = {"text_width": text.width, "context_width": 256, "time_width": 256}
         unet = config.unet.model_copy(update=shape | narrow | {"pool_heads": 8})
         stage = Stage.build(config.model_copy(update={"unet": unet}), seed)

@@ -114,7 +114,7 @@ def test_whole_pictures_are_compared_before_they_are_timed(
 @pytest.mark.slow
 def test_diffusers_draws_the_same_picture_of_a_cascade_of_its_shape(tmp_path: Path) -> None:
     pytest.importorskip("diffusers")
-    write_cascade(tmp_path / "cascade")
+    write_cascade(tmp_path / "cascade", smaller=4)
     config = SampleBenchConfig(steps=2, rounds=2, against="eager,diffusers")
     (case,) = cases_of(bench_sample(tmp_path / "cascade", None, config, tmp_path)[0])
     for row in case.rows:
