@@ -1,30 +1,27 @@
 """The benchmark: gates, ratios, records and tables follow from what was measured."""
 
-import weakref
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cascade import results
 from cascade.errors import UserError
 from cascade.results import Result
-from cascade_bench import harness, measuring, timing
+from cascade_bench import harness, measuring
 from cascade_bench.harness import bench, cases_of
 from cascade_bench.kernels import joint_attention, shapes
 from cascade_bench.kernels.command import OPERATIONS, case_of, jobs
 from cascade_bench.kernels.problem import Function, Gate, KernelProblem, Operation, Shape
-from cascade_bench.measuring import admit, peak_bytes
+from cascade_bench.measuring import admit
 from cascade_bench.problem import Case
 from cascade_bench.records import CaseResult, Mode, Peaks, Row, Timing, Work
 from cascade_bench.settings import BenchConfig
 from cascade_bench.tables import tables
-from cascade_bench.timing import ClockStopwatch, measure
 
 CPU = torch.device("cpu")
 WORK = Work(bytes=1000, flops=0)
@@ -76,13 +73,11 @@ class WrongGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: object, x: Tensor) -> Tensor:
-        """Square."""
         ctx.save_for_backward(x)  # type: ignore[attr-defined]
         return x * x
 
     @staticmethod
     def backward(ctx: object, gradient: Tensor) -> Tensor:
-        """Forget the factor 2."""
         (x,) = ctx.saved_tensors  # type: ignore[attr-defined]
         out: Tensor = x * gradient
         return out
@@ -127,15 +122,6 @@ def test_backward_times_no_forward_pass() -> None:
     both()
     both()
     assert len(calls) == 3
-
-
-def test_stopwatches_take_turns() -> None:
-    order: list[str] = []
-    watches = {name: ClockStopwatch(lambda name=name: order.append(name)) for name in ("a", "b")}
-    timings, drift = measure(watches, "a", rounds=2, repeats=1)
-    assert order == ["a", "b"] * 2
-    assert {name: len(timing.cold) for name, timing in timings.items()} == {"a": 2, "b": 2}
-    assert drift >= 0
 
 
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.name)
@@ -284,31 +270,8 @@ def test_tables_list_losses_reasons_and_invalid_shapes() -> None:
 def test_a_record_of_a_changed_checkout_is_a_trial(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    config = DRY.model_copy(update={"dry_run": False})
     for commit, name in (("abc-dirty", "squares.trial.json"), ("abc", "squares.json")):
         monkeypatch.setattr(results, "environment", lambda commit=commit: {"commit": commit})
-        config = DRY.model_copy(update={"dry_run": False})
         bench("bench", [_square_case("a", lambda x: x * x)], tmp_path / "squares", config)
         assert (tmp_path / name).is_file()
-
-
-def test_peak_memory_is_what_is_alive_at_once() -> None:
-    layers = nn.Sequential(*(nn.Linear(256, 256) for _ in range(4)))
-    x = torch.randn(1024, 256)
-
-    def run() -> Tensor:
-        with torch.no_grad():
-            return layers(x)  # type: ignore[no-any-return]
-
-    assert peak_bytes(run, CPU) == 2 * x.nbytes
-
-
-def test_what_a_graph_reads_lives_as_long_as_its_stopwatch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The next capture empties the allocator's cache: a replay would find no memory there."""
-    monkeypatch.setattr(timing, "_capture", lambda calls, copies: None)
-    saved, buffer = torch.ones(1), torch.ones(1)
-    alive = weakref.ref(saved), weakref.ref(buffer)
-    watch = timing.GraphStopwatch(partial(torch.neg, saved), buffer.zero_, copies=4)
-    del saved, buffer
-    assert None not in [tensor() for tensor in alive]
-    del watch
-    assert [tensor() for tensor in alive] == [None, None]
