@@ -8,7 +8,8 @@ import torch
 
 from cascade.chain import check_chain
 from cascade.config.folders import read_stage_config
-from cascade.config.stage import MANIFEST, CascadeManifest, RecipeName, StageConfig
+from cascade.config.manifest import MANIFEST, CascadeManifest
+from cascade.config.stage import RecipeName, StageConfig
 from cascade.errors import UserError
 from cascade.files import new_folder, write_bytes
 from cascade.formats.encoder import encoder_weights, write_encoder

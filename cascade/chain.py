@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cascade.config.base import MOST_SIDE
-from cascade.config.stage import MANIFEST, StageConfig
+from cascade.config.manifest import MANIFEST
+from cascade.config.stage import StageConfig
 from cascade.errors import UserError
 from cascade.request import whole
 

@@ -26,11 +26,9 @@ from cascade.config.folders import (
     read_manifest,
     read_stage_config,
 )
+from cascade.config.manifest import CascadeManifest
 from cascade.config.sample import SampleOptions
-from cascade.config.stage import (
-    CascadeManifest,
-    StageConfig,
-)
+from cascade.config.stage import StageConfig
 from cascade.data.images import to_pil
 from cascade.environment import usable_device
 from cascade.errors import UserError

@@ -17,8 +17,8 @@ from PIL import Image, ImageDraw
 # and the imports below import it.
 os.environ["TRITON_INTERPRET"] = "0" if torch.cuda.is_available() else "1"
 
+from cascade.config.manifest import CascadeManifest
 from cascade.config.stage import (
-    CascadeManifest,
     DiffusionConfig,
     LowResConfig,
     SamplerConfig,

@@ -18,7 +18,9 @@ MaskSource = Literal["auto", "alpha"]
 class Augmentation(Frozen):
     """The noise put on the low-resolution picture while a stage is tuned, and when it samples."""
 
-    training: tuple[AugmentationLevel, AugmentationLevel]
+    training: tuple[AugmentationLevel, AugmentationLevel] = Field(
+        description="the range that a row's level is drawn from"
+    )
     sampling: AugmentationLevel | None = Field(description="None keeps the checkpoint's own")
 
 
@@ -102,7 +104,9 @@ class SceneRowsConfig(DrawnConfig):
         le=1.0,
         description="longer side of the subject, of the picture's",
     )
-    largest_size: float = Field(default=0.95, strict=True, gt=0.0, le=1.0)
+    largest_size: float = Field(
+        default=0.95, strict=True, gt=0.0, le=1.0, description="the same, at most"
+    )
     spread: Share = Field(
         default=1.0,
         description="how far about the middle the subject stands: 0 there alone, 1 anywhere",
@@ -143,21 +147,27 @@ class MaskConfig(Frozen):
         default=0.1,
         description="share of the photos' rows without their mask, whose pixels count alike",
     )
-    scenes: SceneRowsConfig = SceneRowsConfig()
+    scenes: SceneRowsConfig = Field(
+        default=SceneRowsConfig(), description="the cut-out subject in scenes"
+    )
 
 
 class Recipe(Frozen):
     """How long and how hard a cascade is tuned on a subject."""
 
-    prior: PriorConfig | None = PriorConfig()
-    masks: MaskConfig | None = None
+    prior: PriorConfig | None = Field(
+        default=PriorConfig(), description="class-specific prior preservation; None is off"
+    )
+    masks: MaskConfig | None = Field(
+        default=None, description="learning the subject alone; None is plain DreamBooth"
+    )
     scenes: tuple[Scene, ...] = Field(
         default=(),
         description="what is said after the subject or its class, and what draws the place empty: "
         "for class images in scenes, and for the cut-out subject",
     )
-    base: TrainConfig
-    super_resolution: TrainConfig
+    base: TrainConfig = Field(description="the base's training")
+    super_resolution: TrainConfig = Field(description="that of every super-resolution stage")
     augmentation: AugmentationName = Field(
         default="dreambooth",
         description="noise on the low-resolution photo: variance 1e-5 (dreambooth), 1e-3 "
@@ -237,4 +247,4 @@ class DreamBoothConfig(Frozen):
         default=4, description="pictures of each, drawn at the end by all stages; 0 draws none"
     )
     seed: Seed = Field(default=0, description="seed of everything random")
-    recipe: Recipe
+    recipe: Recipe = Field(description="how long and how hard; `recipe_of` knows the cascade's own")

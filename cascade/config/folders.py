@@ -5,7 +5,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Final
 
-from cascade.config.stage import MANIFEST, CascadeManifest, StageConfig
+from cascade.config.manifest import MANIFEST, CascadeManifest
+from cascade.config.stage import StageConfig
 from cascade.errors import UserError
 from cascade.files import read_json
 

@@ -105,4 +105,6 @@ class SampleConfig(SampleOptions):
     bundle: Path | None = Field(
         default=None, description="a folder made by 'cascade export', in place of a cascade"
     )
-    engines: BundleOptions = BundleOptions()
+    engines: BundleOptions = Field(
+        default=BundleOptions(), description="how a bundle's engines run"
+    )

@@ -1,15 +1,13 @@
 """What a checkpoint is: every property that the weights were trained with and must be used with."""
 
 import math
-import re
 from collections.abc import Mapping
 from itertools import pairwise
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from cascade.config.base import NAME, Factor, Frozen, Name, Share, Side
+from cascade.config.base import Factor, Frozen, Share, Side
 from cascade.config.respacing import named_timesteps
 from cascade.config.unet import UNetConfig
 from cascade_kernels.names import ThresholdKind
@@ -33,8 +31,8 @@ ResizeKernel = Literal["bicubic", "bilinear", "lanczos", "box"]
 class DiffusionConfig(Frozen):
     """The forward process and what the network predicts."""
 
-    schedule: ScheduleName = "cosine"
-    prediction: Prediction = "eps"
+    schedule: ScheduleName = Field(default="cosine", description="noise level over time")
+    prediction: Prediction = Field(default="eps", description="what the network predicts")
 
 
 class AugmentationLevel(Frozen):
@@ -45,8 +43,8 @@ class AugmentationLevel(Frozen):
     of four and of 0.4 grey levels, as times both would be below one grey level.
     """
 
-    value: Share
-    unit: Literal["time", "variance"] = "time"
+    value: Share = Field(description="how much noise")
+    unit: Literal["time", "variance"] = Field(default="time", description="what `value` is")
 
     @model_validator(mode="after")
     def _leaves_a_picture(self) -> Self:
@@ -59,7 +57,7 @@ class LowResConfig(Frozen):
     """How a super-resolution stage sees its low-resolution picture."""
 
     size: Side = Field(description="side of the low-resolution picture, pixels")
-    schedule: ScheduleName = "cosine"
+    schedule: ScheduleName = Field(default="cosine", description="of its noise")
     noise_at: NoiseAt = Field(
         default="high",
         description="low noises the small picture and then enlarges it (Imagen's wording), high "
@@ -69,11 +67,13 @@ class LowResConfig(Frozen):
     align_corners: bool = Field(
         default=False, description="as in torch.nn.functional.interpolate; not for nearest"
     )
-    training_levels: tuple[AugmentationLevel, AugmentationLevel] = (
-        AugmentationLevel(value=0.0),
-        AugmentationLevel(value=1.0),
+    training_levels: tuple[AugmentationLevel, AugmentationLevel] = Field(
+        default=(AugmentationLevel(value=0.0), AugmentationLevel(value=1.0)),
+        description="the range that a row's level is drawn from",
     )
-    sampling_level: AugmentationLevel = AugmentationLevel(value=0.2)
+    sampling_level: AugmentationLevel = Field(
+        default=AugmentationLevel(value=0.2), description="the level while sampling"
+    )
     crop: Side | None = Field(
         default=None, description="side of the high-resolution crops trained on, pixels"
     )
@@ -102,8 +102,8 @@ class ThresholdConfig(Frozen):
 class SamplerConfig(Frozen):
     """Which sampler runs, how long, and how it is guided."""
 
-    name: SamplerName = "ancestral"
-    steps: Steps = 100
+    name: SamplerName = Field(default="ancestral", description="which sampler")
+    steps: Steps = Field(default=100, description="how many steps")
     spacing: Spacing = Field(
         default="linspace",
         description="of the steps on a discrete schedule, by diffusers' names: from the last "
@@ -126,7 +126,7 @@ class SamplerConfig(Frozen):
         "(Nichol & Dhariwal 2021, eq. 15)",
     )
     guidance: Factor = Field(default=5.0, description="w of Imagen eq. 2; 1 is off")
-    threshold: ThresholdConfig = ThresholdConfig()
+    threshold: ThresholdConfig = Field(default=ThresholdConfig(), description="of the guided x0")
     precision: Precision = Field(
         default="fp32",
         description="of the network's arithmetic: bf16 is autocast; weights and the sampler's own "
@@ -193,25 +193,29 @@ class TextConfig(Frozen):
 class SubjectConfig(Frozen):
     """A subject a stage was personalised on."""
 
-    identifier: str = Field(min_length=1, max_length=100)
-    class_noun: str = Field(min_length=1, max_length=100)
+    identifier: str = Field(min_length=1, max_length=100, description="the rare token [V]")
+    class_noun: str = Field(min_length=1, max_length=100, description="its class: dog, ...")
 
 
 class StageConfig(Frozen):
     """One stage of a cascade: the network and everything its weights depend on."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=100)
+    name: str = Field(
+        pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=100, description="what people call it by"
+    )
     size: Side = Field(description="side of the pictures it makes, pixels")
     resize: ResizeKernel = Field(default="bicubic", description="Pillow's kernel, antialiased")
-    unet: UNetConfig
-    diffusion: DiffusionConfig = DiffusionConfig()
-    low_res: LowResConfig | None = None
-    text: TextConfig = TextConfig()
-    sampler: SamplerConfig = SamplerConfig()
+    unet: UNetConfig = Field(description="the network")
+    diffusion: DiffusionConfig = Field(default=DiffusionConfig(), description="the noise")
+    low_res: LowResConfig | None = Field(
+        default=None, description="of a super-resolution stage, what it enlarges"
+    )
+    text: TextConfig = Field(default=TextConfig(), description="how captions are read")
+    sampler: SamplerConfig = Field(default=SamplerConfig(), description="how it samples")
     subjects: tuple[SubjectConfig, ...] = Field(
         default=(), description="what it was personalised on, the latest last"
     )
-    licence: str = ""
+    licence: str = Field(default="", description="what its weights may be used for")
 
     @model_validator(mode="before")
     @classmethod
@@ -261,38 +265,3 @@ class StageConfig(Frozen):
         if self.low_res is not None and self.low_res.align_corners:
             # The corners of a crop are others than the picture's: its pixels would be shifted.
             raise ValueError("low_res.crop needs low_res.align_corners = false")
-
-
-MANIFEST = "cascade.json"
-"""The file of a cascade's folder that holds its `CascadeManifest`."""
-
-
-class CascadeManifest(Frozen):
-    """`cascade.json`: which folders make up a cascade, in order."""
-
-    name: str
-    text_encoder: str = Field(
-        default="text",
-        description="a folder in the cascade's, or the absolute path of one too large to copy",
-    )
-    stages: tuple[Name, ...] = Field(min_length=1, max_length=16, description="folders, base first")
-    recipe: RecipeName = Field(
-        default="paper", description="the DreamBooth preset that suits these weights"
-    )
-    licence: str = ""
-    format: Literal[1] = 1
-
-    @field_validator("text_encoder")
-    @classmethod
-    def _beside_or_absolute(cls, value: str) -> str:
-        if re.fullmatch(NAME, value) or (Path(value).is_absolute() and value.isprintable()):
-            return value
-        raise ValueError("must be the name of a folder in the cascade's, or an absolute path")
-
-    @model_validator(mode="after")
-    def _folders_of_their_own(self) -> Self:
-        folders = [*self.stages, self.text_encoder]
-        twice = next((name for name in folders if folders.count(name) > 1), None)
-        if twice is not None:
-            raise ValueError(f"'{twice}' is named twice; stages and text_encoder are folders each")
-        return self

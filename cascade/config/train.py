@@ -22,7 +22,7 @@ Decay = Annotated[float, Field(strict=True, ge=0.0, lt=1.0)]
 class OptimizerConfig(Frozen):
     """The optimizer and its learning-rate schedule, counted in optimizer steps."""
 
-    name: OptimizerName = "adamw"
+    name: OptimizerName = Field(default="adamw", description="which optimizer")
     learning_rate: float = Field(
         default=1e-4, strict=True, gt=0.0, le=10.0, description="the highest learning rate"
     )
@@ -110,8 +110,8 @@ class TrainConfig(Frozen):
     steps: Count = Field(description="optimizer steps")
     batch_size: Rows = Field(description="rows of a step, over all processes and passes")
     gradient_accumulation_steps: Rows = Field(default=1, description="passes in an optimizer step")
-    optimizer: OptimizerConfig = OptimizerConfig()
-    objective: ObjectiveConfig = ObjectiveConfig()
+    optimizer: OptimizerConfig = Field(default=OptimizerConfig(), description="the optimizer")
+    objective: ObjectiveConfig = Field(default=ObjectiveConfig(), description="the loss")
     precision: Precision = Field(
         default="fp32", description="of the arithmetic; auto is bf16 on a device that has it"
     )
@@ -189,8 +189,10 @@ class TrainConfig(Frozen):
 class DataConfig(Frozen):
     """A folder of pictures with captions, and how a training row is drawn from it."""
 
-    folder: Path
-    caption_dropout: Share = 0.1
+    folder: Path = Field(description="holds images.npy and captions.jsonl")
+    caption_dropout: Share = Field(
+        default=0.1, description="share of rows trained on without their caption"
+    )
     flip: bool = Field(default=True, description="mirror half of the rows")
     resident: bool = Field(
         default=False,
@@ -204,21 +206,25 @@ class ValidationConfig(Frozen):
     prompts: tuple[str, ...] = Field(
         default=(), description="none named are the captions of the first pictures, once each"
     )
-    images_per_prompt: Looks = 4
+    images_per_prompt: Looks = Field(default=4, description="drawn of each; 0 draws none")
 
 
 class PretrainConfig(Frozen):
     """`cascade train CONFIG`: train one stage from scratch, or go on from a stage's weights."""
 
-    stage: StageConfig
-    train: TrainConfig
-    data: DataConfig
-    validation: ValidationConfig = ValidationConfig()
-    text_encoder: Path | None = None
+    stage: StageConfig = Field(description="what is trained")
+    train: TrainConfig = Field(description="how long and how")
+    data: DataConfig = Field(description="on which pictures")
+    validation: ValidationConfig = Field(
+        default=ValidationConfig(), description="what is drawn on the way"
+    )
+    text_encoder: Path | None = Field(default=None, description="folder of a T5 encoder")
     encoder_mode: EncoderMode = "auto"
     embeddings: Embeddings = None
-    output: Path
-    initial_weights: Path | None = None
+    output: Path = Field(description="folder of the run; the stage is in it at the end")
+    initial_weights: Path | None = Field(
+        default=None, description="folder of a stage to go on from"
+    )
 
     @model_validator(mode="after")
     def _has_text(self) -> Self:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from cascade.config.base import Frozen, Positive, Width
 
@@ -18,6 +18,8 @@ class UNetConfig(Frozen):
     The defaults are those of Imagen's base network (Saharia et al. 2022, appendix F.1), apart from
     the sizes, which have none.
     """
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
 
     channels: tuple[Width, ...] = Field(min_length=1, max_length=8)
     """Width of each level; the first is also the width of the timestep's sinusoids."""
@@ -67,8 +69,13 @@ class UNetConfig(Frozen):
     """Factor on the sum that leaves a residual block; 0.7071 in DeepFloyd IF's second stage."""
 
     activation: Activation = "silu"
+    """Between convolutions."""
+
     norm_groups: Width = 32
+    """Groups of every GroupNorm."""
+
     dropout: Annotated[float, Field(strict=True, ge=0, lt=1)] = 0.0
+    """Inside residual blocks, while training."""
 
     low_res: bool = False
     """Super-resolution: three more input channels and the augmentation level's embedding."""

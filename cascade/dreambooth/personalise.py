@@ -13,7 +13,7 @@ from typing import Final
 from torch import Tensor
 
 from cascade.config.dreambooth import DreamBoothConfig
-from cascade.config.stage import MANIFEST
+from cascade.config.manifest import MANIFEST
 from cascade.config.train import FREE, TrainConfig
 from cascade.data.batch import Prefetched
 from cascade.data.images import resize, square, to_tensors

@@ -12,7 +12,8 @@ from cascade.config.folders import (
     read_stage_config,
     stages_named,
 )
-from cascade.config.stage import CascadeManifest, StageConfig
+from cascade.config.manifest import CascadeManifest
+from cascade.config.stage import StageConfig
 from cascade.config.train import TrainConfig
 from cascade.data.finding import Found
 from cascade.dreambooth.drawn import default_folder, own_class_images

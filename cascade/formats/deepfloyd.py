@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from cascade.config.folders import is_pipeline
-from cascade.config.stage import CascadeManifest, StageConfig, TextConfig
+from cascade.config.manifest import CascadeManifest
+from cascade.config.stage import StageConfig, TextConfig
 from cascade.config.unet import UNetConfig
 from cascade.errors import UserError
 from cascade.formats.keys import Entry, entries, meta_tensors

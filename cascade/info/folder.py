@@ -15,12 +15,8 @@ from rich.text import Text
 
 from cascade.chain import check_chain
 from cascade.config.folders import cascade_folder, read_manifest, read_stage_config
-from cascade.config.stage import (
-    MANIFEST,
-    AugmentationLevel,
-    SamplerConfig,
-    StageConfig,
-)
+from cascade.config.manifest import MANIFEST
+from cascade.config.stage import AugmentationLevel, SamplerConfig, StageConfig
 from cascade.errors import UserError
 from cascade.info.memory import amount
 from cascade.stage import check_weights

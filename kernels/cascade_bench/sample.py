@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from cascade.config.folders import CONFIGS, cascade_folder, read_manifest
-from cascade.config.stage import MANIFEST, CascadeManifest, SamplerConfig, StageConfig
+from cascade.config.manifest import MANIFEST, CascadeManifest
+from cascade.config.stage import SamplerConfig, StageConfig
 from cascade.diffusion.noise import Noise, derive_seed
 from cascade.errors import UserError
 from cascade.files import write_bytes

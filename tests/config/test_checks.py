@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from cascade.config.dreambooth import AUGMENTATIONS
+from cascade.config.manifest import CascadeManifest
 from cascade.config.recipes import RECIPES
-from cascade.config.stage import CascadeManifest, StageConfig
+from cascade.config.stage import StageConfig
 from cascade.config.train import PretrainConfig, TrainConfig
 from cascade.errors import UserError
 

@@ -125,3 +125,16 @@ def settings_classes(kind: type[Frozen]) -> Iterator[type[Frozen]]:
 
 def is_number(annotation: Any) -> bool:
     return annotation in (int, float) or any(map(is_number, get_args(annotation)))
+
+
+def test_every_setting_says_what_it_is() -> None:
+    held = {
+        kind for kind in settings_classes(Frozen) if kind.__module__.startswith("cascade.config")
+    }
+    silent = [
+        f"{kind.__name__}.{name}"
+        for kind in held
+        for name, field in kind.model_fields.items()
+        if not field.description
+    ]
+    assert silent == []

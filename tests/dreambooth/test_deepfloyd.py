@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from cascade.config.dreambooth import DreamBoothConfig, Recipe
+from cascade.config.manifest import CascadeManifest
 from cascade.config.stage import (
-    CascadeManifest,
     DiffusionConfig,
     LowResConfig,
     SamplerConfig,

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from cascade.config.manifest import CascadeManifest
 from cascade.config.stage import (
-    CascadeManifest,
     DiffusionConfig,
     LowResConfig,
     SamplerConfig,

@@ -14,7 +14,8 @@ import torch
 import typer
 
 from cascade.cli.mistakes import answer
-from cascade.config.stage import MANIFEST, CascadeManifest, StageConfig
+from cascade.config.manifest import MANIFEST, CascadeManifest
+from cascade.config.stage import StageConfig
 from cascade.config.train import PretrainConfig
 from cascade.errors import UserError
 from cascade.files import write_bytes
