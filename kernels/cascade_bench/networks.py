@@ -9,6 +9,7 @@ Shapes: `B` pictures, `H W` pixels, `L` text tokens, `D` text width.
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final, TypeAlias
 
 import torch
@@ -121,50 +122,28 @@ class Made:
 Maker: TypeAlias = Callable[[StageConfig, Weights], Made]
 
 
-def _ours(config: StageConfig, weights: Weights, backend: Backend) -> nn.Module:
+def ours(
+    config: StageConfig, weights: Weights, backend: Backend = "reference", compiled: bool = False
+) -> Made:
+    """Our network, with the kernels or without."""
     network = UNet(config.unet)
     network.load_state_dict(weights)
     set_backend(network, backend)
-    return network
+    return Made(network, compiled)
 
 
-def eager(config: StageConfig, weights: Weights) -> Made:
-    """Our network as it is, without kernels."""
-    return Made(_ours(config, weights, "reference"))
-
-
-def compiled(config: StageConfig, weights: Weights) -> Made:
-    """The same, compiled."""
-    return Made(_ours(config, weights, "reference"), compiled=True)
-
-
-def triton(config: StageConfig, weights: Weights) -> Made:
-    """Our network with the kernels."""
-    return Made(_ours(config, weights, "triton"))
-
-
-def triton_compiled(config: StageConfig, weights: Weights) -> Made:
-    """The same, compiled."""
-    return Made(_ours(config, weights, "triton"), compiled=True)
-
-
-def diffusers(config: StageConfig, weights: Weights) -> Made:
-    """Diffusers' network as it is."""
-    return Made(DiffusersNetwork(config, weights))
-
-
-def diffusers_compiled(config: StageConfig, weights: Weights) -> Made:
-    """The same, compiled."""
-    return Made(DiffusersNetwork(config, weights), compiled=True)
+def diffusers(config: StageConfig, weights: Weights, compiled: bool = False) -> Made:
+    """diffusers' network."""  # noqa: D403
+    return Made(DiffusersNetwork(config, weights), compiled)
 
 
 PROVIDERS: Final[Mapping[str, Maker]] = {
-    "eager": eager,
-    "compiled": compiled,
-    "triton": triton,
-    "triton-compiled": triton_compiled,
+    "eager": ours,
+    "compiled": partial(ours, compiled=True),
+    "triton": partial(ours, backend="triton"),
+    "triton-compiled": partial(ours, backend="triton", compiled=True),
     "diffusers": diffusers,
-    "diffusers-compiled": diffusers_compiled,
+    "diffusers-compiled": partial(diffusers, compiled=True),
 }
 
 

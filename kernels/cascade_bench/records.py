@@ -4,7 +4,6 @@ Times are microseconds, rates bytes or operations per second.
 """
 
 import statistics
-from collections.abc import Collection
 from typing import Literal, TypeAlias
 
 from cascade.config.base import Frozen
@@ -113,15 +112,12 @@ class CaseResult(Frozen):
         row = self.find(mode, provider)
         return row.timing.median if row and row.timing else None
 
-    def best(self, mode: Mode, among: Collection[str] | None = None) -> str | None:
-        """Return the fastest alternative that passed; None of `among` is all."""
+    def best(self, mode: Mode) -> str | None:
+        """Return the fastest alternative that passed."""
         times = [
             (row.timing.median, row.provider)
             for row in self.rows
-            if row.mode == mode
-            and row.provider != self.ours
-            and row.timing
-            and (among is None or row.provider in among)
+            if row.mode == mode and row.provider != self.ours and row.timing
         ]
         return min(times)[1] if times else None
 

@@ -6,16 +6,17 @@ from pydantic import Field
 
 from cascade.config.base import AtOnce, Frozen, Rows, Side, Width
 
+Rounds = Annotated[int, Field(strict=True, ge=2, le=10_000, description="turns of each provider")]
+Repeats = Annotated[
+    int, Field(strict=True, ge=1, le=10_000, description="readings of each in a turn")
+]
+
 
 class BenchConfig(Frozen):
     """How to measure."""
 
-    rounds: int = Field(
-        default=6, strict=True, ge=2, le=10_000, description="turns of each provider"
-    )
-    repeats: int = Field(
-        default=4, strict=True, ge=1, le=10_000, description="readings of each in a turn"
-    )
+    rounds: Rounds = 6
+    repeats: Repeats = 4
     budget: Annotated[float, Field(strict=True, ge=0, le=10**6)] | None = Field(
         default=None, description="minutes; no case begins that is likely to end later"
     )
@@ -50,12 +51,8 @@ class TrainBenchConfig(BenchConfig):
 class SampleBenchConfig(BenchConfig):
     """What is drawn, and how it is timed."""
 
-    rounds: int = Field(
-        default=3, strict=True, ge=2, le=10_000, description="turns of each provider"
-    )
-    repeats: int = Field(
-        default=1, strict=True, ge=1, le=100, description="pictures of each in a turn"
-    )
+    rounds: Rounds = 3
+    repeats: Repeats = 1
     steps: int = Field(default=10, strict=True, ge=2, le=1000, description="of each stage")
     against: str = Field(
         min_length=1,
@@ -67,9 +64,7 @@ class SampleBenchConfig(BenchConfig):
 class StageBenchConfig(BenchConfig):
     """What of a bundle is timed, and how."""
 
-    rounds: int = Field(
-        default=5, strict=True, ge=2, le=10_000, description="turns of each provider"
-    )
+    rounds: Rounds = 5
     batches: tuple[AtOnce, ...] = Field(
         default=(1, 2, 4), min_length=1, description="pictures at a time, as a list"
     )
