@@ -5,7 +5,7 @@ from typing import Final
 from pydantic import Field
 
 from cascade.config.base import Factor, Frozen, Rows, Seed, Side
-from cascade.config.stage import Precision, SamplerName
+from cascade.config.stage import Precision, SamplerName, Steps
 
 PLACES: Final = (
     "a {subject} on the beach",
@@ -75,7 +75,5 @@ class StageScoreConfig(DrawingConfig):
     sampler: SamplerName | None = Field(
         default=None, description="replace the checkpoint's sampler"
     )
-    steps: int | None = Field(
-        default=None, strict=True, gt=0, le=1000, description="replace its number of steps"
-    )
+    steps: Steps | None = Field(default=None, description="replace its number of steps")
     guidance: Factor | None = Field(default=None, description="replace its guidance weight")
