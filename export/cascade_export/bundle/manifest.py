@@ -15,7 +15,7 @@ from cascade.errors import UserError
 from cascade.files import read_json, write_bytes
 from cascade_export.engines import EngineName
 from cascade_export.graph.graph import GRAPH
-from cascade_export.graph.numerics import Numerics, Precision, Quantization
+from cascade_export.graph.numerics import Numerics, Precision, Quantization, TextForm
 from cascade_export.graph.weights import WEIGHTS, digest
 from cascade_export.parity.limits import PictureDeviation
 
@@ -67,7 +67,7 @@ class TextEntry(Frozen):
             which the digests prove, its configuration's; none where embeddings stand in.
     """
 
-    form: Literal["torch", "graph"]
+    form: TextForm
     model: Sha256
     tokenizer: Sha256
     files: dict[Name, Sha256] = Field(default_factory=dict)

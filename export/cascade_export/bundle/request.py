@@ -3,7 +3,7 @@
 import importlib.util
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final
 
 import torch
 from pydantic import Field
@@ -13,7 +13,7 @@ from cascade.environment import usable_device
 from cascade.errors import UserError
 from cascade_export.bundle.gate import Gate, Prompts
 from cascade_export.engines import EngineName, engine_class
-from cascade_export.graph.numerics import Numerics, Precision, Quantization
+from cascade_export.graph.numerics import Numerics, Precision, Quantization, TextForm
 from cascade_export.parity.check import PROMPTS
 
 EXPORTERS: Final = ("dreamcascade", "torch", "onnx", "onnx-ir", "onnxscript")
@@ -37,7 +37,7 @@ class Request(Frozen):
     quantisation: Quantization = "none"
     calibration: Prompts = PROMPTS
     targets: tuple[Annotated[int, Field(strict=True)], ...] = ()
-    text: Literal["torch", "graph"] = "torch"
+    text: TextForm = "torch"
     max_batch: AtOnce = 4
     retry: Annotated[bool, Field(strict=True)] = False
     gate: Gate = Gate()

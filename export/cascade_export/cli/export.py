@@ -3,7 +3,7 @@
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
@@ -14,7 +14,7 @@ from cascade.config.encoder import EncoderModeName
 from cascade.errors import UserError
 from cascade.files import require_writable
 from cascade_export.engines import ENGINES, engine_class, engine_name
-from cascade_export.graph.numerics import Precision, Quantization
+from cascade_export.graph.numerics import Precision, Quantization, TextForm
 
 if TYPE_CHECKING:
     from cascade.pipeline import Cascade
@@ -71,7 +71,7 @@ def export(
         typer.Option(min=1, max=MOST_AT_ONCE, help="Most pictures at a time of a TensorRT plan."),
     ] = None,
     text_encoder: Annotated[
-        Literal["torch", "graph"] | None,
+        TextForm | None,
         typer.Option(help="Run by PyTorch, the default, or a graph for ONNX Runtime."),
     ] = None,
     lora: Annotated[

@@ -6,6 +6,8 @@ from cascade.config.base import Frozen
 
 Precision: TypeAlias = Literal["fp32", "fp16", "bf16"]
 Quantization: TypeAlias = Literal["none", "int8", "fp8"]
+TextForm: TypeAlias = Literal["torch", "graph"]
+"""What runs a bundle's text encoder: transformers, or ONNX Runtime."""
 
 
 class Numerics(Frozen):

@@ -1,0 +1,63 @@
+"""House rules that a linter does not know: a list of words in one place, small files, functions."""
+
+import ast
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGES = ("cascade", "kernels", "export", "tools", "examples", "docs")
+LONGEST_FILE, LONGEST_FUNCTION = 300, 60
+# A training loop is one page, and a command's options are as many as it has; the step's kernels
+# share their helpers.
+LONG = {("cascade/training/loop.py", "train"), ("export/cascade_export/cli/export.py", "export")}
+LONG_FILES = {"kernels/cascade_kernels/triton_code/sampler_step.py"}
+
+
+@pytest.fixture(scope="module")
+def trees(repository: Path) -> dict[str, ast.Module]:
+    """Every module outside of the tests, parsed."""
+    return {
+        path.relative_to(repository).as_posix(): ast.parse(path.read_text(encoding="utf-8"))
+        for package in PACKAGES
+        for path in sorted((repository / package).rglob("*.py"))
+    }
+
+
+def _word_sets(tree: ast.Module) -> Iterator[frozenset[object]]:
+    for node in ast.walk(tree):
+        if (
+            isinstance(node, ast.Subscript)
+            and isinstance(node.value, ast.Name)
+            and node.value.id == "Literal"
+        ):
+            parts = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
+            words = [part.value for part in parts if isinstance(part, ast.Constant)]
+            if len(words) == len(parts) > 1:
+                yield frozenset(words)
+
+
+def test_no_list_of_words_stands_twice(trees: dict[str, ast.Module]) -> None:
+    places = defaultdict(list)
+    for path, tree in trees.items():
+        for words in _word_sets(tree):
+            places[words].append(path)
+    assert {words: found for words, found in places.items() if len(found) > 1} == {}
+
+
+def test_files_and_functions_are_small(trees: dict[str, ast.Module], repository: Path) -> None:
+    files = {
+        path: lines
+        for path in trees
+        if (lines := len((repository / path).read_text(encoding="utf-8").splitlines()))
+        > LONGEST_FILE
+    }
+    functions = {
+        (path, node.name): length
+        for path, tree in trees.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (length := (node.end_lineno or 0) - node.lineno + 1) > LONGEST_FUNCTION
+    }
+    assert (files.keys() - LONG_FILES, functions.keys() - LONG) == (set(), set())
