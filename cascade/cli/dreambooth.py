@@ -1,6 +1,7 @@
 """`cascade dreambooth`: personalise a cascade."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
@@ -12,7 +13,7 @@ from cascade.cli.recipe import part_of, recipe_from_flags
 from cascade.cli.telling import DryRun, Quiet
 from cascade.config.dreambooth import DreamBoothConfig
 from cascade.config.folders import cascade_folder, read_manifest, read_stage_config, stages_named
-from cascade.config.recipes import recipe_of
+from cascade.config.recipes import RECIPES, recipe_of
 from cascade.config.stage import RecipeName
 from cascade.launch import Launch
 
@@ -85,10 +86,12 @@ def settings_from(
     file = given.read_file()
     changes = file.pop("recipe", {})
     found = given.layered(file)
-    asked = given.overridden(found)
-    folder = cascade_folder(asked.get("cascade", "mini"))
+    # Everything but the recipe is checked first, beside one that will do: it says whose recipe.
+    others = tuple(one for one in given.overrides if not one.strip().startswith("recipe."))
+    plain = replace(given, overrides=others).parse(found | {"recipe": RECIPES["mini"]})
+    folder = cascade_folder(plain.cascade)
     stages = (read_stage_config(folder / name) for name in read_manifest(folder).stages)
-    tuned = [part_of(one) for one in stages_named(stages, asked.get("stages", ()))]
+    tuned = [part_of(one) for one in stages_named(stages, plain.stages)]
     if recipe is not None:
         changes = {**(changes if isinstance(changes, Mapping) else {}), "preset": recipe}
     start = recipe_of(folder, changes, given.source)

@@ -189,9 +189,9 @@ def put(found: dict[str, Any], path: str, value: object) -> None:
         found[first] = value
         return
     inner = found.setdefault(first, {})
-    if isinstance(inner, tuple):  # of the decays of AdamW
+    if isinstance(inner, tuple | list) and rest.isdecimal():  # of the decays of AdamW
         found[first] = (*inner[: int(rest)], value, *inner[int(rest) + 1 :])
-    elif inner is not None:
+    elif isinstance(inner, dict):  # what else a file may have there is refused when it is parsed
         put(inner, rest, value)
 
 

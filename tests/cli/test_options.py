@@ -17,6 +17,7 @@ from cascade.config.recipes import RECIPES
 from cascade.config.sample import SampleConfig
 
 Command = Callable[..., Any]
+PLAIN = "instance_data_dir = 'photos'\nclass_noun = 'dog'\noutput_dir = 'new'\n"
 TABLES: tuple[tuple[type[Frozen], tuple[Flag, ...]], ...] = (
     (SampleConfig, SAMPLE),
     (DreamBoothConfig, DREAMBOOTH),
@@ -113,9 +114,14 @@ def test_a_file_then_flags_then_set(
         (("sample", "--prompt", "a", "--set", "steps"), "has no 'key=value' form"),
         (("sample", "--config", "bad.toml"), "bad.toml is not valid TOML"),
         (("sample", "--config", "wrong.toml"), "In wrong.toml and the command's flags: --guidance"),
-        (("dreambooth", "--config", "wrong.toml"), "There is no recipe 'papper'; take one of"),
+        (("dreambooth", "--config", "preset.toml"), "There is no recipe 'papper'; take one of"),
         (("train", "--config", "gone.toml"), "There is no configuration file gone.toml"),
         (("train", "gone.toml", "--config", "gone.toml"), "as CONFIG or as --config"),
+        (("dreambooth", "--config", "number.toml"), "(cascade): must be a valid string, not 3"),
+        (("dreambooth", "--config", "stages.toml"), "(stages): must be a list, not 3"),
+        (("dreambooth", "--config", "recipe.toml"), "the recipe must be a name or settings, not 3"),
+        (("dreambooth", "--config", "part.toml", "--flip"), "base: must be a table of settings"),
+        (("embed", "--config", "text.toml", "--cleaning", "lower"), "text: must be a table"),
         (("embed", "--config", "gone.toml"), "There is no configuration file gone.toml"),
     ],
 )
@@ -128,7 +134,12 @@ def test_mistakes_are_told_in_one_way(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("bad.toml").write_text("a = \n")
-    Path("wrong.toml").write_text("guidance = -1\nprompts = ['a']\n[recipe]\npreset = 'papper'\n")
+    Path("wrong.toml").write_text("guidance = -1\nprompts = ['a']\n")
+    Path("preset.toml").write_text(f"{PLAIN}[recipe]\npreset = 'papper'\n")
+    kinds = {"number": "cascade = 3", "stages": "stages = 3", "recipe": "recipe = 3"}
+    kinds |= {"part": "[recipe]\nbase = 3", "text": "text = 3"}
+    for name, line in kinds.items():
+        Path(f"{name}.toml").write_text(f"{PLAIN if name != 'text' else ''}{line}\n")
     done = command(*words)
     assert done.status == 2
     assert message in done.err
