@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 
 from cascade.config.base import AtOnce, Frozen
-from cascade.config.stage import SamplerConfig
+from cascade.config.stage import SamplerConfig, Steps
 from cascade.pipeline import Cascade
 from cascade.text.cleaning import clean
 from cascade_export.bundle.bundle import Bundle
@@ -42,7 +42,7 @@ class Gate(Frozen):
     """
 
     prompts: Prompts = PROMPTS
-    steps: Annotated[int | None, Field(strict=True, gt=0, le=1000)] = None
+    steps: Steps | None = None
     batch_size: AtOnce = 2
     device: str = "cpu"
     command: str = "cascade export"
@@ -51,12 +51,9 @@ class Gate(Frozen):
         """Each stage's sampler, where it is not the checkpoint's."""
         if self.steps is None:
             return {}
-        change = {"steps": self.steps, "timesteps": None}
         return {
-            stage.config.name: SamplerConfig.parse(
-                stage.config.sampler.model_dump() | change, "the gate's settings"
-            )
-            for stage in cascade.stages
+            config.name: config.sampler.changed("the gate's settings", steps=self.steps)
+            for config in cascade.configs
         }
 
 

@@ -21,7 +21,6 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from cascade.config.folders import read_manifest, read_stage_config
 from cascade.config.manifest import CascadeManifest
-from cascade.config.stage import SamplerConfig
 from cascade.errors import UserError
 from cascade.files import read_json
 from cascade.pipeline import Cascade
@@ -174,19 +173,13 @@ class CascadeModel:
         """The pictures of a request, N H W 3 uint8."""
         prompts = [value.decode("utf-8") for value in self._values(request, "prompt") or []]
         seeds = [int(value) for value in self._values(request, "seed") or []]
-        changes: dict[str, object] = {}
+        changes: dict[str, Any] = {"batch_size": self._batch_size}
         steps, guidance = self._values(request, "steps"), self._values(request, "guidance")
         if steps is not None:
-            changes |= {"steps": int(steps[0]), "timesteps": None}
+            changes["steps"] = int(steps[0])
         if guidance is not None:
             changes["guidance"] = float(guidance[0])
-        samplers = {
-            stage.config.name: SamplerConfig.parse(
-                stage.config.sampler.model_dump() | changes, "the request"
-            )
-            for stage in self._cascade.stages
-        }
-        drawn = self._cascade.sample(prompts, seeds, samplers=samplers, batch_size=self._batch_size)
+        drawn = self._cascade.sample(prompts, seeds, **changes)
         return to_levels(drawn.tensor).to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
 
     def _values(self, request: Any, name: str) -> list[Any] | None:
