@@ -219,7 +219,7 @@ def _parameter(model: type[Frozen], flag: Flag) -> inspect.Parameter:
         help=told(model, flag),
         rich_help_panel=flag.panel,
         parser=flag.parser,
-        metavar=flag.metavar,
+        metavar=flag.metavar or ("TEXT" if kind == list[str] else None),  # Typer says "list[str]"
         show_default=_default(found) if flag.shown is None else flag.shown,
     )
     return _keyword(flag.name, Annotated[kind | None, option])

@@ -22,7 +22,7 @@ FLAGS = (
     Flag("seed", ("seed",)),
     Flag("sampler", ("sampler",)),
     Flag("steps", ("steps",)),
-    Flag("timesteps", ("timesteps",), kind=list[str]),
+    Flag("timesteps", ("timesteps",), kind=list[str], metavar="NAME"),
     Flag("guidance", ("guidance",)),
     Flag("precision", ("precision",)),
     Flag("noise_level", ("noise_level",)),
