@@ -1,7 +1,9 @@
 """Bundles: what is written, what is refused, and that they draw what the cascade draws."""
 
 import json
+import runpy
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -116,6 +118,27 @@ def test_the_graphs_serve_other_engines(bundle: Bundle, engine: str) -> None:
     expected = Cascade.load(bundle.folder, engines=options).sample(PROMPTS[:2])
     other = bundle.cascade(SUBJECT, engine=engine)  # type: ignore[arg-type]
     assert greatest_difference(other.sample(PROMPTS[:2]), expected) <= 1
+
+
+@pytest.mark.usefixtures("traced")
+def test_the_example_exports_and_swaps(
+    tiny_cascade: Path,
+    tmp_path: Path,
+    repository: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    tuned = shutil.copytree(tiny_cascade, tmp_path / "tuned")
+    stage = Stage.load(tuned / "base16")
+    with torch.no_grad():
+        next(stage.network.parameters()).mul_(1.5)
+    stage.save(tuned / "base16")
+    example = repository / "examples" / "export_and_swap.py"
+    words = [example.name, tiny_cascade, tuned, tmp_path / "out"]
+    monkeypatch.setattr(sys, "argv", list(map(str, words)))
+    runpy.run_path(str(example), run_name="__main__")
+    plain, mine = (line.split()[-1] for line in capsys.readouterr().out.splitlines())
+    assert plain != mine
 
 
 Change = Callable[[Path], object]
