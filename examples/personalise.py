@@ -1,8 +1,8 @@
-"""Make a cascade one's own: tune `mini` on 3 to 5 photos of a subject and draw it elsewhere.
+"""Make a cascade one's own: tune it on 3 to 5 photos of a subject and draw it elsewhere.
 
-python examples/personalise.py PHOTOS NOUN OUTPUT [STEPS]
+python examples/personalise.py PHOTOS NOUN OUTPUT [CASCADE]
 
-About a quarter of an hour on two CPU cores; STEPS makes it shorter, and the likeness less.
+Of `mini`, which it takes if none is named, about a quarter of an hour on two CPU cores.
 """
 
 import sys
@@ -10,13 +10,15 @@ import sys
 from cascade import Cascade, personalise
 
 photos, noun, output = sys.argv[1:4]
-recipe = {"base": {"steps": int(sys.argv[4])}} if len(sys.argv) > 4 else None
-if recipe:
-    recipe["base"]["optimizer"] = {"warmup_steps": 0}
 
-# Started again with the same settings it goes on where it was stopped.
+# Started again with the same settings it goes on where it was stopped. Any setting can be given:
+# recipe={"preset": "paper", "base": {"steps": 800}}.
 folder = personalise(
-    cascade="mini", instance_data_dir=photos, class_noun=noun, output_dir=output, recipe=recipe
+    cascade=sys.argv[4] if len(sys.argv) > 4 else "mini",
+    instance_data_dir=photos,
+    class_noun=noun,
+    output_dir=output,
+    validation_images=0,
 )
 mine = Cascade.load(folder)
 subject = mine.stages[0].config.subjects[-1]

@@ -5,9 +5,11 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
-from cascade import Cascade
+from cascade import RECIPES, Cascade
+from cascade.config.dreambooth import PriorConfig, Recipe
+from cascade.config.folders import read_manifest
+from cascade.config.train import TrainConfig
 from cascade.diffusion import samplers
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -53,15 +55,17 @@ def test_own_objective(
     assert (tmp_path / "stage" / "model.safetensors").is_file()
 
 
-@pytest.mark.slow
 def test_personalise(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     photos: Path,
+    tiny_cascade: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    short = TrainConfig(steps=2, batch_size=1)
+    recipe = Recipe(prior=PriorConfig(images=2), base=short, super_resolution=short)
+    monkeypatch.setitem(RECIPES, read_manifest(tiny_cascade).recipe, recipe)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    run(monkeypatch, "personalise", photos, "dog", tmp_path / "mine", 2)
+    run(monkeypatch, "personalise", photos, "dog", tmp_path / "mine", tiny_cascade)
     assert "on the beach: " in capsys.readouterr().out
     assert (tmp_path / "mine" / "on-the-beach.png").is_file()
-    assert torch.isfinite(Cascade.load(tmp_path / "mine").sample("a dog", steps=1).tensor).all()
