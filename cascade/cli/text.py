@@ -6,26 +6,27 @@ from typing import Annotated, Final, get_args
 import typer
 
 from cascade.cli import values
-from cascade.cli.options import Flag
+from cascade.cli.options import Flag, told
 from cascade.config.encoder import EncoderModeName, encoder_mode
+from cascade.config.sample import SampleConfig
 
 _PANEL: Final = "Text"
 _MODES: Final = f"[{'|'.join(get_args(EncoderModeName))}]"
 
+EMBEDDINGS: Final = Flag(
+    "embeddings", ("embeddings",), _PANEL, parser=values.folder, metavar="FOLDER"
+)
 ENCODER_MODE: Final = Flag(
     "encoder_mode", ("encoder_mode",), _PANEL, parser=encoder_mode, metavar=_MODES
 )
-TEXT_FLAGS: Final = (
-    Flag("embeddings", ("embeddings",), _PANEL, parser=values.folder, metavar="FOLDER"),
-    ENCODER_MODE,
-)
+TEXT_FLAGS: Final = (EMBEDDINGS, ENCODER_MODE)
 
 Embeddings = Annotated[
     Path | None,
     typer.Option(
         parser=values.folder,
         metavar="FOLDER",
-        help="A store made by 'cascade embed', used instead of the text encoder.",
+        help=told(SampleConfig, EMBEDDINGS),
         rich_help_panel=_PANEL,
     ),
 ]
@@ -34,8 +35,7 @@ EncoderMode = Annotated[
     typer.Option(
         parser=encoder_mode,
         metavar=_MODES,
-        help="How the text encoder is held: auto takes the most exact that fits into half of the "
-        "memory; layerwise reads one block at a time from disk.",
+        help=told(SampleConfig, ENCODER_MODE),
         rich_help_panel=_PANEL,
     ),
 ]

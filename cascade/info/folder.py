@@ -167,8 +167,7 @@ def _properties(config: StageConfig, licence: str) -> Iterator[tuple[str, str]]:
 
 
 def _sampler(sampler: SamplerConfig) -> str:
-    steps = sampler.count
-    return f"{sampler.name}, {steps} steps, guidance {sampler.guidance:g}"
+    return f"{sampler.name}, {sampler.count} steps, guidance {sampler.guidance:g}"
 
 
 def _level(level: AugmentationLevel) -> str:

@@ -116,5 +116,4 @@ def drawing_seconds(
 
 def _calls(sampler: SamplerConfig) -> int:
     """How often a sampler asks for a prediction."""
-    steps = sampler.count
-    return 2 * steps if sampler.name == "heun" else steps
+    return 2 * sampler.count if sampler.name == "heun" else sampler.count
