@@ -14,15 +14,15 @@ if TYPE_CHECKING:
     from cascade.config.stage import SamplerConfig, StageConfig
     from cascade.config.train import PretrainConfig
     from cascade.errors import UserError
-    from cascade.pipeline import Cascade, Pictures
+    from cascade.pipeline import Cascade, CascadeOutput
     from cascade.stage import Stage
 
 __version__ = "0.2.0.dev0"
 
 _PLACES = {
     "Cascade": "pipeline",
+    "CascadeOutput": "pipeline",
     "DreamBoothConfig": "config.dreambooth",
-    "Pictures": "pipeline",
     "PretrainConfig": "config.train",
     "RECIPES": "config.recipes",
     "SampleOptions": "config.sample",
@@ -37,8 +37,8 @@ _PLACES = {
 __all__ = [
     "RECIPES",
     "Cascade",
+    "CascadeOutput",
     "DreamBoothConfig",
-    "Pictures",
     "PretrainConfig",
     "SampleOptions",
     "SamplerConfig",

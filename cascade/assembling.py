@@ -6,9 +6,7 @@ from typing import Final
 
 import torch
 
-from cascade.chain import check_chain
-from cascade.config.folders import read_stage_config
-from cascade.config.manifest import MANIFEST, CascadeManifest
+from cascade.config.folders import MANIFEST, CascadeManifest, check_chain, read_stage_config
 from cascade.config.stage import RecipeName, StageConfig
 from cascade.errors import UserError
 from cascade.files import new_folder, write_bytes

@@ -47,7 +47,7 @@ class Gallery:
     shown: int
 
 
-def draw_to_folder(cascade: Cascade, request: Request, folder: Path, columns: int) -> Gallery:
+def sample_to_folder(cascade: Cascade, request: Request, folder: Path, columns: int) -> Gallery:
     """Draw what a folder does not have yet, batch by batch, with a progress bar.
 
     Every picture's PNG text tells its prompt, seed, cascade and settings, and a hash of all that it
@@ -69,7 +69,7 @@ def draw_to_folder(cascade: Cascade, request: Request, folder: Path, columns: in
     kept = sum(map(album.has, range(len(request.seeds))))
     if missing:
         with progress_bar() as bar:
-            for rows, drawn in cascade.draw(request, missing, stage_steps(bar)):
+            for rows, drawn in cascade.sample_batches(request, missing, stage_steps(bar)):
                 pictures = [to_pil(images) for images in drawn.stages.values()]
                 for at, row in enumerate(rows):
                     album.write(row, [images[at] for images in pictures])

@@ -15,18 +15,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from cascade.chain import check_chain, scales
 from cascade.config.encoder import EncoderMode
 from cascade.config.encoder import encoder_mode as known_mode
 from cascade.config.engine import BundleOptions
 from cascade.config.folders import (
     BUNDLED,
+    CascadeManifest,
     cascade_folder,
+    check_chain,
     is_pipeline,
+    place_of,
     read_manifest,
     read_stage_config,
 )
-from cascade.config.manifest import CascadeManifest
 from cascade.config.sample import SampleOptions
 from cascade.config.stage import StageConfig
 from cascade.data.images import to_pil
@@ -35,8 +36,8 @@ from cascade.errors import UserError
 from cascade.formats.deepfloyd import load_stage, read_pipelines
 from cascade.plugins import OPENERS, opener, points
 from cascade.progress import say
-from cascade.request import Request, place_of
-from cascade.sampling import OnStep, draw_batches, prompt_table, prompt_tables
+from cascade.request import Request, scales
+from cascade.sampling import OnStep, prompt_tables, sample_request
 from cascade.stage import Stage
 from cascade.text.files import EncoderFiles
 from cascade.text.prompts import PromptEncoder, PromptTable
@@ -45,7 +46,7 @@ from cascade.text.store import EmbeddingStore
 
 
 @dataclass(frozen=True)
-class Pictures:
+class CascadeOutput:
     """What a cascade drew: per stage, B pictures; the last stage's are the result.
 
     Attributes:
@@ -140,7 +141,7 @@ class Cascade:
     def prompts(self, prompts: Sequence[str], stage: str | None = None) -> PromptTable:
         """Embed a few prompts, and the unconditional text, for one stage; the base by default."""
         config = self.stages[0].config if stage is None else self.stage(stage).config
-        return prompt_table(self.encoder, prompts, config)
+        return PromptTable.build(self.encoder, prompts, config.text)
 
     def sample(
         self,
@@ -151,8 +152,8 @@ class Cascade:
         options: SampleOptions | None = None,
         on_step: OnStep | None = None,
         **changes: Any,
-    ) -> Pictures:
-        """Draw one picture per seed.
+    ) -> CascadeOutput:
+        """Sample one image per seed.
 
         Args:
             prompts: one for all seeds, or one per seed.
@@ -170,19 +171,19 @@ class Cascade:
         """
         asked = (options or SampleOptions()).changed("what is asked", changes)
         request = Request.of(self.configs, prompts, seeds, asked, num_images)
-        parts = [drawn.stages for _, drawn in self.draw(request, on_step=on_step)]
-        return Pictures({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+        parts = [images.stages for _, images in self.sample_batches(request, on_step=on_step)]
+        return CascadeOutput({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
 
-    def draw(
+    def sample_batches(
         self,
         request: Request,
         batches: Sequence[range] | None = None,
         on_step: OnStep | None = None,
-    ) -> Iterator[tuple[range, Pictures]]:
-        """Draw batch by batch, each through all stages: what is drawn can be kept at once.
+    ) -> Iterator[tuple[range, CascadeOutput]]:
+        """Sample batch by batch, each through all stages: what is done can be kept at once.
 
         Args:
-            request: what is drawn.
+            request: what is sampled.
             batches: those of `request.batches()` that are wanted; all by default.
             on_step: as in `sample`.
         """
@@ -190,8 +191,8 @@ class Cascade:
         negatives = [text for text in request.negatives if text is not None]
         texts = [*request.prompts, *negatives]
         tables = prompt_tables(self.encoder, texts, self.configs)
-        for rows, drawn in draw_batches(self.stages, tables, request, wanted, on_step):
-            yield rows, Pictures(drawn)
+        for rows, images in sample_request(self.stages, tables, request, wanted, on_step):
+            yield rows, CascadeOutput(images)
 
 
 @dataclass(frozen=True)

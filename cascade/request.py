@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from cascade.config.base import MOST_DRAWN
+from cascade.config.base import MOST_DRAWN, MOST_SIDE
+from cascade.config.folders import place_of
 from cascade.config.sample import SampleOptions
 from cascade.config.stage import AugmentationLevel, SamplerConfig, StageConfig
 from cascade.errors import UserError
@@ -87,18 +88,6 @@ def whole(value: object, what: str, least: int, most: int) -> int:
     if not least <= number <= most:
         raise UserError(f"{what} is {number}; give a whole number from {least} to {most}.")
     return number
-
-
-def place_of(name: object, stages: Sequence[StageConfig]) -> int:
-    """Where a stage of this name stands.
-
-    Raises:
-        UserError: there is none.
-    """
-    known = [stage.name for stage in stages]
-    if not isinstance(name, str) or name not in known:
-        raise UserError(f"The cascade has no stage '{name}'; it has {', '.join(known)}.")
-    return known.index(name)
 
 
 def _index(value: object, what: str) -> int:
@@ -230,3 +219,32 @@ def _level(
             )
         return None
     return own if common is None or own is not None else AugmentationLevel(value=common)
+
+
+def scales(stages: Sequence[StageConfig], size: int) -> list[StageConfig]:
+    """The stages with the last one used again up to `size` pixels; see `Cascade.enlarged`.
+
+    Raises:
+        UserError: the last stage cannot be used again, or does not arrive at `size`.
+    """
+    chain = list(stages)
+    size = whole(size, "the size", 1, MOST_SIDE)
+    while chain[-1].size < size:
+        chain.append(_next_scale(chain[-1]))
+    if chain[-1].size != size:
+        made = ", ".join(str(stage.size) for stage in chain)
+        raise UserError(f"This cascade makes pictures of {made} pixels; give one of these.")
+    return chain
+
+
+def _next_scale(config: StageConfig) -> StageConfig:
+    """The same super-resolution network, one scale up."""
+    if config.low_res is None or {"self", "joint"} & set(config.unet.attention):
+        raise UserError(
+            f"Stage '{config.name}' cannot be used again at a larger scale: only a "
+            f"super-resolution stage without self-attention can; {config.size} is its size."
+        )
+    size = config.size * config.size // config.low_res.size
+    low_res = config.low_res.model_copy(update={"size": config.size})
+    name = f"{config.name.partition('-at-')[0]}-at-{size}"
+    return config.model_copy(update={"name": name, "size": size, "low_res": low_res})

@@ -1,6 +1,6 @@
-"""Many pictures: prompts and seeds in, batches through one stage or all, pictures out.
+"""Many images: prompts and seeds in, batches through one stage or all, images out.
 
-Shapes: `B` pictures, `C H W` pixels in [-1, 1].
+Shapes: `B` images, `C H W` pixels in [-1, 1].
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -35,7 +35,7 @@ def sample_stage(
     batch_size: int = 8,
     on_step: OnStep | None = None,
 ) -> Tensor:
-    """Draw one stage's pictures in batches; see `Cascade.sample`. Returns B C H W on the CPU.
+    """Sample one stage in batches; see `Cascade.sample`. Returns B C H W on the CPU.
 
     Texts of `negatives` stand in for guidance's unconditional text; they are in the table too.
     """
@@ -64,20 +64,49 @@ def sample_stage(
     return torch.cat(parts)
 
 
-def draw_batches(
+def sample_stages(
+    stages: Iterable[Stage],
+    tables: Tables,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    samplers: Sequence[SamplerConfig] | None = None,
+    batch_size: int = 8,
+    on_step: OnStep | None = None,
+) -> Tensor:
+    """Sample a chain of stages, base first, and return the last one's images, B C H W.
+
+    Stages of an iterator are asked for one by one, so only one of them need be in memory.
+    """
+    images: Tensor | None = None
+    for at, stage in enumerate(stages):
+        images = sample_stage(
+            stage,
+            tables[stage.config.text],
+            prompts,
+            seeds,
+            low_res=images,
+            sampler=samplers[at] if samplers else None,
+            batch_size=batch_size,
+            on_step=on_step,
+        )
+    assert images is not None, "a cascade has at least one stage"
+    return images
+
+
+def sample_request(
     stages: Sequence[Stage],
     tables: Tables,
     request: Request,
     batches: Sequence[range],
     on_step: OnStep | None = None,
 ) -> Iterator[tuple[range, dict[str, Tensor]]]:
-    """Draw batches of a request, each through all stages; see `Cascade.draw`.
+    """Sample batches of a request, each through all stages; see `Cascade.sample_batches`.
 
     Yields:
-        A batch, and its pictures B C H W by stage name.
+        A batch, and its images B C H W by stage name.
     """
     for number, rows in enumerate(batches):
-        drawn: dict[str, Tensor] = {}
+        images: dict[str, Tensor] = {}
         low_res: Tensor | None = None
         for stage, setting in zip(stages, request.settings, strict=False):
             low_res = sample_stage(
@@ -92,13 +121,8 @@ def draw_batches(
                 batch_size=request.batch_size,
                 on_step=_part_of(on_step, number, len(batches)),
             )
-            drawn[setting.stage] = low_res
-        yield rows, drawn
-
-
-def prompt_table(encoder: PromptEncoder, prompts: Sequence[str], stage: StageConfig) -> PromptTable:
-    """Embed prompts by a stage's conventions, with the unconditional text."""
-    return PromptTable.build(encoder, prompts, stage.text)
+            images[setting.stage] = low_res
+        yield rows, images
 
 
 def prompt_tables(
@@ -106,18 +130,18 @@ def prompt_tables(
 ) -> Tables:
     """Embed prompts by the conventions of every stage, each distinct one once.
 
-    What is lost of them, behind a token limit or in no vocabulary, is said on the error stream.
+    What is lost of them, behind a token limit or in no vocabulary, is logged.
     """
     tables: dict[TextConfig, PromptTable] = {}
     for stage in stages:
         if stage.text not in tables:
-            tables[stage.text] = prompt_table(encoder, prompts, stage)
+            tables[stage.text] = PromptTable.build(encoder, prompts, stage.text)
             tell_lost(encoder.tokenizer, prompts, stage.text)
     return tables
 
 
 def _part_of(on_step: OnStep | None, number: int, count: int) -> OnStep | None:
-    """Counts the steps of one batch among those of `count` batches."""
+    """Count the steps of one batch among those of `count` batches."""
     if on_step is None:
         return None
     return lambda name, done, of: on_step(name, number * of + done, count * of)

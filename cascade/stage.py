@@ -22,7 +22,7 @@ from cascade.diffusion.schedule import make_schedule, sigmas
 from cascade.errors import UserError
 from cascade.files import write_bytes
 from cascade.model.adapters import merged_state
-from cascade.model.backend import set_backend
+from cascade.model.layers import set_backend
 from cascade.model.precision import autocast, tell_if_slow
 from cascade.model.unet import UNet
 from cascade.tensors import NoPictureError, check_tensors, read_weights, require_finite

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 # and the imports below import it.
 os.environ["TRITON_INTERPRET"] = "0" if torch.cuda.is_available() else "1"
 
-from cascade.config.manifest import CascadeManifest
+from cascade.config.folders import CascadeManifest
 from cascade.config.stage import (
     DiffusionConfig,
     LowResConfig,

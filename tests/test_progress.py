@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from cascade import progress
-from cascade.cli.telling import listen
+from cascade.cli.console import listen
 from cascade.progress import EVERY, progress_bar, say, spell, told, warn
 
 

@@ -20,7 +20,7 @@ import skimage.data
 import typer
 from PIL import Image
 
-from cascade.cli.mistakes import answer
+from cascade.cli.console import answer
 from cascade.config.folders import cascade_folder, read_manifest
 from cascade.config.recipes import RECIPES
 from cascade.data.images import read_photos, write_png

@@ -7,6 +7,7 @@ import typer
 
 from cascade import __version__
 from cascade.cli.assemble import assemble
+from cascade.cli.console import answer
 from cascade.cli.diffusers_flags import KnowsDiffusers
 from cascade.cli.doctor import doctor
 from cascade.cli.dreambooth import dreambooth
@@ -15,7 +16,6 @@ from cascade.cli.evaluate import evaluate
 from cascade.cli.formats import export_diffusers, import_cascade
 from cascade.cli.identifiers import identifiers
 from cascade.cli.info import info
-from cascade.cli.mistakes import answer
 from cascade.cli.sample import sample
 from cascade.cli.train import train
 from cascade.plugins import COMMANDS, points

@@ -6,11 +6,10 @@ from typing import Annotated, Any
 
 import typer
 
+from cascade.cli.console import DryRun, Quiet, goes_on
 from cascade.cli.dreambooth_flags import FLAGS, PRIOR, TRAINING
-from cascade.cli.mistakes import goes_on
 from cascade.cli.options import Given, takes
 from cascade.cli.recipe import part_of, recipe_from_flags
-from cascade.cli.telling import DryRun, Quiet
 from cascade.config.dreambooth import DreamBoothConfig
 from cascade.config.folders import cascade_folder, read_manifest, read_stage_config, stages_named
 from cascade.config.recipes import RECIPES, recipe_of

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from cascade.cli import values
+from cascade.cli.console import Quiet
 from cascade.cli.options import Flag, Given, takes
-from cascade.cli.telling import Quiet
 from cascade.cli.text import ENCODER_MODE
 from cascade.config.embed import EmbedConfig
 from cascade.config.folders import cascade_folder, read_manifest, read_stage_config

@@ -6,9 +6,8 @@ from typing import Annotated
 import typer
 
 from cascade.cli import values
-from cascade.cli.mistakes import goes_on
+from cascade.cli.console import Quiet, goes_on
 from cascade.cli.options import Flag, Given, takes
-from cascade.cli.telling import Quiet
 from cascade.config.dreambooth import MaskConfig
 from cascade.config.evaluate import StageScoreConfig, SubjectScoreConfig
 

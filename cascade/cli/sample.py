@@ -1,17 +1,15 @@
 """`cascade sample`: pictures from prompts."""
 
-from cascade.chain import scales
 from cascade.cli import values
 from cascade.cli.bundle import BUNDLE_FLAGS, refuse_without_bundle
-from cascade.cli.mistakes import goes_on
+from cascade.cli.console import Quiet, goes_on
 from cascade.cli.options import Flag, Given, takes
-from cascade.cli.telling import Quiet
 from cascade.cli.text import TEXT_FLAGS
 from cascade.config.sample import SampleConfig
 from cascade.errors import UserError
 from cascade.files import require_writable
 from cascade.progress import say
-from cascade.request import Request
+from cascade.request import Request, scales
 
 FLAGS = (
     Flag("prompt", ("prompts",), parser=values.name, metavar="TEXT"),
@@ -58,7 +56,7 @@ def sample(
         _refuse_with_bundle(config)
 
     from cascade.environment import usable_device
-    from cascade.gallery import draw_to_folder
+    from cascade.gallery import sample_to_folder
     from cascade.pipeline import Cascade, Opened
 
     device = None if config.device is None else usable_device(config.device)
@@ -80,7 +78,7 @@ def sample(
         for stage in loaded.stages:
             stage.set_backend(config.kernels)
     with goes_on():
-        gallery = draw_to_folder(loaded, request, config.output, columns=config.num_images)
+        gallery = sample_to_folder(loaded, request, config.output, columns=config.num_images)
     if gallery.kept:
         say(f"{gallery.kept} of {gallery.pictures} pictures were there already.")
     if gallery.shown < gallery.pictures:

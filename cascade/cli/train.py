@@ -9,9 +9,8 @@ from typing import Annotated
 import typer
 
 from cascade.cli import values
-from cascade.cli.mistakes import goes_on
+from cascade.cli.console import DryRun, Quiet, goes_on
 from cascade.cli.options import Given, takes
-from cascade.cli.telling import DryRun, Quiet
 from cascade.config.train import PretrainConfig
 from cascade.launch import Launch
 from cascade.progress import say, spell

@@ -1,14 +1,20 @@
-"""Finding a cascade's folder and reading what it says of itself; no weights, and no torch."""
+"""A cascade's folder: finding it, and what it says of itself; no weights, and no torch."""
 
-from collections.abc import Collection, Iterable
+import re
+from collections.abc import Collection, Iterable, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal, Self
 
-from cascade.config.manifest import MANIFEST, CascadeManifest
-from cascade.config.stage import StageConfig
+from pydantic import Field, field_validator, model_validator
+
+from cascade.config.base import NAME, Frozen, Name
+from cascade.config.stage import RecipeName, StageConfig
 from cascade.errors import UserError
 from cascade.files import read_json
+
+MANIFEST = "cascade.json"
+"""The file of a cascade's folder that holds its `CascadeManifest`."""
 
 BUNDLED = ("mini",)
 """The cascades that ship with the project."""
@@ -23,8 +29,39 @@ CONFIGS: Final = _INSIDE if _INSIDE.is_dir() else _INSIDE.parents[1] / "configs"
 """The configurations that ship with the project, as TOML."""
 
 
+class CascadeManifest(Frozen):
+    """`cascade.json`: which folders make up a cascade, in order."""
+
+    name: str = Field(description="of the cascade, for people")
+    text_encoder: str = Field(
+        default="text",
+        description="a folder in the cascade's, or the absolute path of one too large to copy",
+    )
+    stages: tuple[Name, ...] = Field(min_length=1, max_length=16, description="folders, base first")
+    recipe: RecipeName = Field(
+        default="paper", description="the DreamBooth preset that suits these weights"
+    )
+    licence: str = Field(default="", description="what its weights may be used for")
+    format: Literal[1] = Field(default=1, description="of this file")
+
+    @field_validator("text_encoder")
+    @classmethod
+    def _beside_or_absolute(cls, value: str) -> str:
+        if re.fullmatch(NAME, value) or (Path(value).is_absolute() and value.isprintable()):
+            return value
+        raise ValueError("must be the name of a folder in the cascade's, or an absolute path")
+
+    @model_validator(mode="after")
+    def _folders_of_their_own(self) -> Self:
+        folders = [*self.stages, self.text_encoder]
+        twice = next((name for name in folders if folders.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"'{twice}' is named twice; stages and text_encoder are folders each")
+        return self
+
+
 def cascade_folder(path: Path | str) -> Path:
-    """The folder of a cascade given by path or by the name of one that ships with the project.
+    """Return the folder of a cascade given by its path, or by the name of one that ships with it.
 
     Raises:
         UserError: there is none.
@@ -66,21 +103,60 @@ def read_stage_config(folder: Path) -> StageConfig:
     return StageConfig.parse(read_json(folder / "config.json"), str(folder / "config.json"))
 
 
+def place_of(name: object, stages: Sequence[StageConfig]) -> int:
+    """Return the index of the stage of this name.
+
+    Raises:
+        UserError: there is none.
+    """
+    known = [stage.name for stage in stages]
+    if not isinstance(name, str) or name not in known:
+        raise UserError(f"The cascade has no stage '{name}'; it has {', '.join(known)}.")
+    return known.index(name)
+
+
 def stages_named(stages: Iterable[StageConfig], names: Collection[str]) -> list[StageConfig]:
-    """The stages of these names, or all of them where none is named.
+    """Return the stages of these names, or all of them where none is named.
 
     Raises:
         UserError: there is none of a name.
     """
-    known = {stage.name: stage for stage in stages}
-    for name in names:
-        if name not in known:
-            raise UserError(
-                f"The cascade has no stage '{name}'; its stages are {', '.join(known)}."
-            )
-    return [stage for name, stage in known.items() if name in (names or known)]
+    known = list(stages)
+    wanted = {place_of(name, known) for name in names}
+    return [stage for place, stage in enumerate(known) if place in wanted or not names]
 
 
 def is_pipeline(folder: Path) -> bool:
     """Whether this is a diffusers pipeline folder with a U-Net."""
     return (folder / "unet" / "config.json").is_file()
+
+
+def check_chain(stages: Sequence[StageConfig], width: int, folder: Path) -> None:
+    """Check that each stage enlarges the pictures of the one before, and reads text of `width`.
+
+    Raises:
+        UserError: it does not.
+    """
+    made: int | None = None
+    names: set[str] = set()
+    for stage in stages:
+        if stage.name in names:
+            raise UserError(
+                f"In {folder} two stages are called '{stage.name}'; give one of them another name "
+                "in its config.json."
+            )
+        names.add(stage.name)
+        wanted = stage.low_res.size if stage.low_res else None
+        if wanted != made:
+            enlarges = "makes pictures from nothing" if wanted is None else f"enlarges {wanted} px"
+            before = "it is the first" if made is None else f"the one before makes {made} px"
+            raise UserError(
+                f"In {folder} stage '{stage.name}' {enlarges} but {before}; "
+                f"put the stages of {MANIFEST} in order, base first."
+            )
+        if stage.unet.text_width != width:
+            raise UserError(
+                f"In {folder} stage '{stage.name}' reads text of width {stage.unet.text_width} but "
+                f"the encoder's is {width}; use the encoder that belongs to the stages."
+            )
+        made = stage.size

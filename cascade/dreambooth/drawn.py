@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Final
 
 from PIL import Image
-from torch import Tensor
 
 from cascade.config.dreambooth import DrawnConfig
 from cascade.config.stage import SamplerConfig, StageConfig
@@ -24,7 +23,7 @@ from cascade.diffusion.noise import Noise, derive_seed
 from cascade.errors import UserError
 from cascade.files import file_digest, remove_partials, write_bytes
 from cascade.model.precision import in_bf16
-from cascade.sampling import Tables, sample_stage
+from cascade.sampling import Tables, sample_stages
 from cascade.stage import Stage
 
 # Sides of a stage that a larger picture is decoded at least at. The stage's kernel then makes what
@@ -101,19 +100,11 @@ class Drawing:
         """Draw the pictures of these indices; each is a function of its index alone."""
         seeds = [derive_seed(self.seed, "class image", index) for index in indices]
         prompts = [self.prompts[index % len(self.prompts)] for index in indices]
-        low_res: Tensor | None = None
-        for stage, sampler in zip(self.stages, self.samplers(), strict=True):
-            low_res = sample_stage(
-                stage,
-                tables[stage.config.text],
-                prompts,
-                seeds,
-                low_res=low_res,
-                sampler=sampler,
-                batch_size=self.config.batch_size,
+        return to_pil(
+            sample_stages(
+                self.stages, tables, prompts, seeds, self.samplers(), self.config.batch_size
             )
-        assert low_res is not None, "a cascade has at least one stage"
-        return to_pil(low_res)
+        )
 
 
 def samplers(stages: Sequence[StageConfig], config: DrawnConfig) -> list[SamplerConfig]:

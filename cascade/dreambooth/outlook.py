@@ -9,8 +9,7 @@ from cascade.dreambooth.plan import Plan, end_prompts, run_folder, run_of
 from cascade.dreambooth.samples import AT_ONCE
 from cascade.progress import say, spell
 from cascade.training.checkpoint import CHECKPOINTS, checkpoint_steps
-from cascade.training.outlook import Work, micro_batch, training
-from cascade.training.pace import Pace, drawing_seconds
+from cascade.training.forecast import Pace, Work, drawing_seconds, micro_batch, training
 
 
 def tell_subject(plan: Plan) -> None:

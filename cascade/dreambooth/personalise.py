@@ -13,7 +13,7 @@ from typing import Final
 from torch import Tensor
 
 from cascade.config.dreambooth import DreamBoothConfig
-from cascade.config.manifest import MANIFEST
+from cascade.config.folders import MANIFEST
 from cascade.config.train import FREE, TrainConfig
 from cascade.data.batch import Prefetched
 from cascade.data.images import resize, square, to_tensors
@@ -43,14 +43,12 @@ from cascade.text.source import ready
 from cascade.text.t5 import TextEncoder
 from cascade.training.checkpoint import CHECKPOINTS, remove_checkpoints
 from cascade.training.distributed import Processes, processes
+from cascade.training.forecast import Probe, tell
 from cascade.training.loop import train
-from cascade.training.objective import make_objective
-from cascade.training.outlook import tell
+from cascade.training.objective import drop_variance, make_objective
 from cascade.training.output import Claim, claimed, require_free, text_identity
-from cascade.training.pace import Probe
 from cascade.training.publish import can_grow, publish, published
 from cascade.training.validation import ValidationGrid
-from cascade.training.variance import drop_variance
 
 SHEET: Final = "masks.png"
 """The contact sheet of the photos' masks, in a run's folder."""

@@ -4,15 +4,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from cascade.chain import check_chain
 from cascade.config.dreambooth import AUGMENTATIONS, DreamBoothConfig
 from cascade.config.folders import (
+    CascadeManifest,
     cascade_folder,
+    check_chain,
     read_manifest,
     read_stage_config,
     stages_named,
 )
-from cascade.config.manifest import CascadeManifest
 from cascade.config.stage import StageConfig
 from cascade.config.train import TrainConfig
 from cascade.data.finding import Found
@@ -24,10 +24,10 @@ from cascade.stage import check_weights
 from cascade.text.files import EncoderFiles
 from cascade.text.source import open_text
 from cascade.text.store import EmbeddingStore
+from cascade.training.objective import check_variance
 from cascade.training.optim import check_optimizer
 from cascade.training.output import require_disk
 from cascade.training.room import require_room
-from cascade.training.variance import check_variance
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,11 @@ from pathlib import Path
 from typing import Final
 
 import torch
-from torch import Tensor
 
 from cascade.data.images import grid, to_pil, write_png
 from cascade.dreambooth.plan import Plan, end_prompts
 from cascade.progress import progress_bar, stage_steps
-from cascade.sampling import Tables, sample_stage
+from cascade.sampling import Tables, sample_stages
 from cascade.stage import Stage
 
 SAMPLES: Final = "samples.png"
@@ -32,19 +31,9 @@ def draw_samples(plan: Plan, tables: Tables, device: torch.device) -> Path:
     output, each = plan.config.output_dir, plan.config.validation_images
     prompts = end_prompts(plan)
     seeds = [seed for _ in range(0, len(prompts), each) for seed in range(each)]
-    pictures: Tensor | None = None
+    stages = (Stage.load(output / folder, device) for folder in plan.stages)
     with progress_bar() as bar:
-        for folder in plan.stages:
-            stage = Stage.load(output / folder, device)
-            pictures = sample_stage(
-                stage,
-                tables[stage.config.text],
-                prompts,
-                seeds,
-                low_res=pictures,
-                batch_size=AT_ONCE,
-                on_step=stage_steps(bar, "samples, "),
-            )
-    assert pictures is not None, "a cascade has at least one stage"
-    write_png(grid(to_pil(pictures), each), output / SAMPLES)
+        on_step = stage_steps(bar, "samples, ")
+        images = sample_stages(stages, tables, prompts, seeds, None, AT_ONCE, on_step)
+    write_png(grid(to_pil(images), each), output / SAMPLES)
     return output / SAMPLES

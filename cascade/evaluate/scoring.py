@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from cascade.config.evaluate import StageScoreConfig, SubjectScoreConfig
-from cascade.config.folders import cascade_folder, read_manifest, read_stage_config
+from cascade.config.folders import cascade_folder, place_of, read_manifest, read_stage_config
 from cascade.config.sample import SampleOptions
 from cascade.config.stage import SamplerConfig, StageConfig, SubjectConfig
 from cascade.data.saliency import U2NetP
@@ -27,11 +27,11 @@ from cascade.evaluate.true import TruePictures
 from cascade.files import write_bytes
 from cascade.pipeline import Cascade, Opened
 from cascade.progress import progress_bar, stage_steps
-from cascade.request import Request, place_of
+from cascade.request import Request
 from cascade.results import Result
-from cascade.sampling import prompt_table
 from cascade.stage import Stage
 from cascade.tables import Table
+from cascade.text.prompts import PromptTable
 from cascade.training.output import text_identity
 from cascade.training.report import read_log
 
@@ -152,7 +152,7 @@ def score_stage(
     def pictures(
         captions: Sequence[str], seeds: Sequence[int], low_res: Tensor | None
     ) -> PictureSet:
-        table = prompt_table(loaded.encoder, captions, stage.config)
+        table = PromptTable.build(loaded.encoder, captions, stage.config.text)
         return PictureSet(
             stage, sampler, table, text, captions, [config.seed + s for s in seeds], low_res
         )

@@ -20,8 +20,9 @@ from cascade.evaluate.enlargement import Pairs, make_pairs
 from cascade.evaluate.features import FeatureExtractor
 from cascade.evaluate.judge import Judge
 from cascade.evaluate.judge_config import AttributeName
-from cascade.pipeline import Cascade, Pictures
-from cascade.sampling import OnStep, prompt_table, sample_stage
+from cascade.pipeline import Cascade, CascadeOutput
+from cascade.sampling import OnStep, sample_stage
+from cascade.text.prompts import PromptTable
 
 BEFORE: Final = "before"
 """The cascade that was tuned, as it was."""
@@ -53,9 +54,11 @@ class Enlarged:
 class Drawn:
     """What one cascade drew; all cascades by the same seeds."""
 
-    instance: Pictures  # of the subject's prompt
-    of_class: Pictures
-    elsewhere: Mapping[str, Pictures]  # of what the photos do not show, places first, by prompt
+    instance: CascadeOutput  # of the subject's prompt
+    of_class: CascadeOutput
+    elsewhere: Mapping[
+        str, CascadeOutput
+    ]  # of what the photos do not show, places first, by prompt
     enlarged: Mapping[str, Enlarged]  # a photo that was made small, by super-resolution stage
 
 
@@ -147,7 +150,7 @@ def draw(
     elsewhere = [text.format(subject=named) for text in (*config.places, *config.changes)]
     several = seeds[: config.elsewhere]
 
-    def drawn(prompts: Sequence[str], seeds: Sequence[int]) -> Pictures:
+    def drawn(prompts: Sequence[str], seeds: Sequence[int]) -> CascadeOutput:
         return cascade.sample(
             prompts,
             seeds,
@@ -156,12 +159,12 @@ def draw(
             on_step=on_step,
         )
 
-    parts: dict[str, Pictures] = {}
+    parts: dict[str, CascadeOutput] = {}
     if several:
         together = drawn([p for p in elsewhere for _ in several], [*several] * len(elsewhere))
         split = {name: some.split(len(several)) for name, some in together.stages.items()}
         for number, prompt in enumerate(elsewhere):
-            parts[prompt] = Pictures({name: some[number] for name, some in split.items()})
+            parts[prompt] = CascadeOutput({name: some[number] for name, some in split.items()})
     knows = subject in cascade.configs[0].subjects
     return Drawn(
         instance=drawn([of_subject] * len(seeds), seeds),
@@ -180,7 +183,7 @@ def _enlarge(
         if stage.config.low_res is not None:
             pair = make_pairs([photo], stage.config, stage.config.size)
             sampler = stage.config.sampler.model_copy(update={"precision": config.precision})
-            table = prompt_table(cascade.encoder, [prompt], stage.config)
+            table = PromptTable.build(cascade.encoder, [prompt], stage.config.text)
             large = sample_stage(stage, table, [prompt], [0], low_res=pair.low, sampler=sampler)
             found[stage.config.name] = Enlarged(pair, large)
     return found

@@ -13,8 +13,7 @@ from typing import Any
 
 import torch
 
-from cascade.config.folders import is_pipeline
-from cascade.config.manifest import CascadeManifest
+from cascade.config.folders import CascadeManifest, is_pipeline
 from cascade.config.stage import StageConfig, TextConfig
 from cascade.config.unet import UNetConfig
 from cascade.errors import UserError

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cascade.config.folders import read_stage_config
-from cascade.config.manifest import CascadeManifest
+from cascade.config.folders import CascadeManifest, read_stage_config
 from cascade.config.stage import LowResConfig, StageConfig
 from cascade.diffusion.noise import level_from_variance
 from cascade.diffusion.schedule import make_schedule

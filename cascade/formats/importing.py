@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from cascade.config.manifest import MANIFEST
+from cascade.config.folders import MANIFEST
 from cascade.errors import UserError
 from cascade.files import new_folder, write_bytes
 from cascade.formats.deepfloyd import Pipelines, PipelineStage, one_dtype, open_weights

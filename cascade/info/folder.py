@@ -13,9 +13,13 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from cascade.chain import check_chain
-from cascade.config.folders import cascade_folder, read_manifest, read_stage_config
-from cascade.config.manifest import MANIFEST
+from cascade.config.folders import (
+    MANIFEST,
+    cascade_folder,
+    check_chain,
+    read_manifest,
+    read_stage_config,
+)
 from cascade.config.stage import AugmentationLevel, SamplerConfig, StageConfig
 from cascade.errors import UserError
 from cascade.info.memory import amount

@@ -23,7 +23,7 @@ from cascade.model.memory import (
     training_bytes,
 )
 from cascade.model.precision import convolves_bf16, in_bf16
-from cascade.quiet import quiet
+from cascade.progress import silence
 from cascade.stage import skeleton
 from cascade.text.files import EncoderFiles
 
@@ -161,7 +161,7 @@ def encoder_bytes(shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
 
 
 def _xxl_shapes() -> dict[str, torch.Size]:
-    with quiet():
+    with silence():
         from transformers import T5Config, T5EncoderModel
 
     config = T5Config(

@@ -15,10 +15,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from cascade.config.unet import UNetConfig
-from cascade.model.attention import Context
-from cascade.model.blocks import ConvResample, ResBlock, Unit, attention_for
 from cascade.model.embedding import TextPooling, TimestepEmbedding
-from cascade.model.norm import FilmGroupNorm
+from cascade.model.layers import Context, ConvResample, FilmGroupNorm, ResBlock, Unit, attention_for
 
 IMAGE_CHANNELS = 3
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cascade.errors import UserError
 from cascade.files import read_index, read_json
-from cascade.quiet import quiet
+from cascade.progress import silence
 from cascade.tensors import float_type, opened
 from cascade.text.tokenizer import Tokenizer
 
@@ -81,7 +81,7 @@ class EncoderFiles:
         Raises:
             UserError: a value is none of a T5's.
         """
-        with quiet():
+        with silence():
             from transformers import T5Config
         try:
             return T5Config.from_dict(dict(self.values))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from cascade.config.encoder import EncoderMode, HeldMode, encoder_mode
 from cascade.errors import UserError
-from cascade.quiet import quiet
+from cascade.progress import silence
 from cascade.tensors import require_finite
 from cascade.text.files import EMBEDDINGS, EncoderFiles
 
@@ -88,7 +88,7 @@ def skeleton(files: EncoderFiles) -> nn.Module:
     Raises:
         UserError: weights are missing, of other shapes, or fewer than the vocabulary's pieces.
     """
-    with quiet():
+    with silence():
         from transformers import T5EncoderModel
     with torch.device("meta"):
         model: nn.Module = T5EncoderModel(files.config).encoder
@@ -167,7 +167,7 @@ def _keep_in_file(
 
 def _require_torchao() -> None:
     try:
-        with quiet():
+        with silence():
             import torchao  # noqa: F401
     except ImportError:
         raise UserError(

@@ -30,12 +30,10 @@ from cascade.stage import Stage
 from cascade.text.prompts import PromptSource
 from cascade.training.checkpoint import CHECKPOINTS, kept_state, load_checkpoint, save_checkpoint
 from cascade.training.distributed import Processes
-from cascade.training.ema import EMA
 from cascade.training.interrupt import Interrupts, Stop, TimeIsUp
-from cascade.training.optim import learning_rate, make_optimizer, set_learning_rate
-from cascade.training.report import Report
-from cascade.training.throughput import Throughput
-from cascade.training.variance import undecayed
+from cascade.training.objective import undecayed
+from cascade.training.optim import EMA, learning_rate, make_optimizer, set_learning_rate
+from cascade.training.report import Report, Throughput
 
 Validate = Callable[[Stage, int], None]
 

@@ -1,8 +1,17 @@
-"""Which loss a stage is trained with, by its own configuration."""
+"""What a stage is trained to do: its loss, and the fate of a learned variance.
 
+Shapes: the last convolution has `3 + 3` output channels, the prediction's before the variance's
+(Nichol & Dhariwal 2021, eq. 15).
+"""
+
+from torch import nn
+
+from cascade.config.stage import StageConfig
 from cascade.config.train import ObjectiveConfig
 from cascade.diffusion.objective import BaseObjective, Objective, SuperResObjective
-from cascade.stage import Stage
+from cascade.errors import UserError
+from cascade.model.unet import IMAGE_CHANNELS
+from cascade.stage import Stage, skeleton
 
 
 def make_objective(stage: Stage, config: ObjectiveConfig) -> Objective:
@@ -16,3 +25,46 @@ def make_objective(stage: Stage, config: ObjectiveConfig) -> Objective:
         return base
     low, high = (stage.level_time(level) for level in stage.config.low_res.training_levels)
     return SuperResObjective(base, stage.low_resolution(), (low, high))
+
+
+def check_variance(stage: StageConfig, objective: ObjectiveConfig) -> None:
+    """Refuse a word about a learned variance where there is none.
+
+    Raises:
+        UserError: the stage's variance is not learned.
+    """
+    if objective.variance is not None and not stage.unet.learned_variance:
+        raise UserError(
+            f"Stage '{stage.name}' has no learned variance to {objective.variance}; "
+            "leave the setting out."
+        )
+
+
+def undecayed(stage: Stage, objective: ObjectiveConfig) -> list[nn.Parameter]:
+    """The parameters that weight decay must not touch: the last convolution's, if it is frozen.
+
+    The loss on the mean alone gives the variance's rows a gradient of exactly zero, for which every
+    optimizer here takes a step of exactly zero; decay would be all that moves them.
+    """
+    if objective.variance != "freeze":
+        return []
+    return list(stage.network.get_submodule("conv_out").parameters())
+
+
+def drop_variance(stage: Stage) -> Stage:
+    """The same stage without its variance: fewer output channels, the same prediction.
+
+    Where it sampled with the learned variance it samples with the smallest fixed one.
+    """
+    config = stage.config
+    sampler = config.sampler
+    if sampler.variance == "learned":
+        sampler = sampler.model_copy(update={"variance": "fixed_small"})
+    unet = config.unet.model_copy(update={"learned_variance": False})
+    config = config.model_copy(update={"unet": unet, "sampler": sampler})
+    weights = dict(stage.network.state_dict())
+    for name in ("conv_out.weight", "conv_out.bias"):
+        weights[name] = weights[name][:IMAGE_CHANNELS].clone()
+    network = skeleton(config)
+    network.load_state_dict(weights, assign=True)
+    return stage.with_network(network.train(stage.network.training), config)

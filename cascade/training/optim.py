@@ -1,5 +1,6 @@
 """Optimizers and learning-rate schedules; a schedule is a pure function of the step."""
 
+import copy
 import math
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -10,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adafactor, AdamW, Optimizer
 
-from cascade.config.train import OptimizerConfig
+from cascade.config.train import OptimizerConfig, warmed_up_decay
 from cascade.errors import UserError
-from cascade.quiet import quiet
+from cascade.progress import silence
 
 
 def check_optimizer(config: OptimizerConfig) -> None:
@@ -76,7 +77,7 @@ def _adamw_8bit(config: OptimizerConfig, compiled: bool) -> Callable[..., Optimi
     A U-Net has dozens, at seconds each, so that only a run that is compiled anyway does it.
     """
     check_optimizer(config)
-    with quiet():
+    with silence():
         from torchao.optim import AdamW8bit
 
     class EagerAdamW8bit(AdamW8bit):  # type: ignore[misc]  # published without types
@@ -111,3 +112,23 @@ def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
     if config.schedule == "cosine":
         return config.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))
     return config.learning_rate
+
+
+class EMA:
+    """Keeps `average <- d average + (1 - d) weights` of a network's parameters.
+
+    `d` grows as `warmed_up_decay` up to `decay`, so that the first weights, which know nothing, are
+    soon forgotten.
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.network = copy.deepcopy(network).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self, network: nn.Module, updates: int) -> None:
+        """Move towards the network's weights after `updates` earlier updates."""
+        decay = min(self.decay, warmed_up_decay(updates))
+        averages: list[Tensor] = list(self.network.parameters())
+        weights: list[Tensor] = list(network.parameters())
+        torch._foreach_lerp_(averages, weights, 1.0 - decay)

@@ -17,27 +17,24 @@ from cascade.data.resident import ResidentSamples
 from cascade.errors import UserError
 from cascade.files import file_digest
 from cascade.progress import told
-from cascade.sampling import prompt_table
 from cascade.stage import Stage
 from cascade.text.files import EncoderFiles
 from cascade.text.lost import SAMPLED, tell_lost
-from cascade.text.prompts import OnlinePrompts, PromptEncoder, PromptSource
+from cascade.text.prompts import OnlinePrompts, PromptEncoder, PromptSource, PromptTable
 from cascade.text.source import open_text, ready
 from cascade.text.store import EmbeddingStore
 from cascade.text.t5 import TextEncoder
 from cascade.training.checkpoint import CHECKPOINTS, checkpoint_steps, remove_checkpoints
 from cascade.training.distributed import Processes, processes
+from cascade.training.forecast import Probe, micro_batch, tell, training
 from cascade.training.loop import train
-from cascade.training.objective import make_objective
+from cascade.training.objective import check_variance, drop_variance, make_objective
 from cascade.training.optim import check_optimizer
-from cascade.training.outlook import micro_batch, tell, training
 from cascade.training.output import Claim, claimed, require_disk, require_free, text_identity
-from cascade.training.pace import Probe
 from cascade.training.publish import can_grow, publish, published
 from cascade.training.resident import require_memory, resident_prompts
 from cascade.training.room import require_room
 from cascade.training.validation import ValidationGrid
-from cascade.training.variance import check_variance, drop_variance
 
 
 def pretrain(config: PretrainConfig, minutes: float | None = None) -> Path:
@@ -269,7 +266,7 @@ def _validation(
         return None
     captions = [data.captions[index % len(data.captions)][0] for index in range(each)]
     prompts = [prompt for prompt in named for _ in range(each)] or captions
-    table = prompt_table(encoder, prompts, config.stage)
+    table = PromptTable.build(encoder, prompts, config.stage.text)
     low_res = _low_res_of(config, data, len(prompts))
     return ValidationGrid(prompts, table, config.output, each, low_res, here)
 

@@ -2,15 +2,27 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
+import torch
 from rich.progress import TaskID
+from torch.utils.flop_counter import FlopCounterMode
 
+from cascade.config.stage import StageConfig
+from cascade.config.train import TrainConfig
+from cascade.data.batch import Batch
+from cascade.data.pairs import crop_sides
 from cascade.files import write_bytes
+from cascade.model.example import example_inputs
+from cascade.model.layers import set_backend
+from cascade.model.precision import in_bf16
 from cascade.progress import progress_bar
+from cascade.stage import skeleton
+from cascade.training.distributed import Processes
 
 
 def read_log(path: Path) -> list[dict[str, float]]:
@@ -75,3 +87,99 @@ class Report:
         if "peak_share" in values:
             speed += f", {values['peak_share']:.0%} of the peak"
         self._progress.update(self._task, details=f"{shown}  {speed}")
+
+
+# Dense bfloat16 operations a second, accumulated in float32, from the makers' data sheets. Names as
+# the driver gives them, whole: a slice of a GPU, or a variant, has another peak.
+_PEAKS: Final = {
+    "NVIDIA A100-PCIE-40GB": 312e12,
+    "NVIDIA A100-SXM4-40GB": 312e12,
+    "NVIDIA A100 80GB PCIe": 312e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA L4": 121e12,
+    "NVIDIA L40S": 362e12,
+    "NVIDIA GeForce RTX 3090": 71e12,
+    "NVIDIA GeForce RTX 4090": 165e12,
+}
+
+
+class Throughput:
+    """Counts the rows worked on and the time spent on them, since the last status.
+
+    Args:
+        stage: whose network is trained.
+        config: how.
+        processes: this process's place in the run.
+    """
+
+    def __init__(self, stage: StageConfig, config: TrainConfig, processes: Processes) -> None:
+        self._device, self._world = processes.device, processes.world
+        self._peak = peak_rate(processes.device, in_bf16(config.precision, processes.device))
+        # A backward pass takes two forward passes: the gradients of the inputs, of the weights.
+        self._row_flops = 0 if self._peak is None else 3 * forward_flops(stage)
+        self._clear()
+
+    def add(self, batch: Batch) -> None:
+        """Count one micro-batch of this process."""
+        self._positions += batch.positions
+        self._rows += len(batch.images)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave out what happens inside: a checkpoint, pictures drawn on the way."""
+        self._measure()
+        try:
+            yield
+        finally:
+            self._since = time.perf_counter()
+
+    def status(self) -> dict[str, float]:
+        """Return the figures since the last call, and begin anew.
+
+        Returns:
+            `images_per_second`, positions of the stream over all processes; on a CUDA device also
+            `peak_memory_gib`, and `peak_share` (of this process's device, 0 to 1) where its peak is
+            known and the run computes in bfloat16.
+        """
+        self._measure()
+        values = {"images_per_second": self._positions * self._world / self._seconds}
+        if self._peak is not None:
+            values["peak_share"] = self._rows * self._row_flops / self._seconds / self._peak
+        if self._device.type == "cuda":
+            values["peak_memory_gib"] = torch.cuda.max_memory_allocated(self._device) / 2**30
+        self._clear()
+        return values
+
+    def _measure(self) -> None:
+        """Add the time since the clock was started, up to the end of what the device has to do."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        self._seconds += time.perf_counter() - self._since
+
+    def _clear(self) -> None:
+        self._positions = self._rows = 0
+        self._seconds = 0.0
+        self._since = time.perf_counter()
+
+
+def peak_rate(device: torch.device, bf16: bool) -> float | None:
+    """Operations a second that a device can reach, or None where that is not known.
+
+    In float32 the rate depends on which operations take TF32, so that none is given.
+    """
+    if device.type != "cuda" or not bf16:
+        return None
+    return _PEAKS.get(torch.cuda.get_device_name(device))
+
+
+def forward_flops(stage: StageConfig) -> int:
+    """Operations of the network's forward pass over one training row; a multiply-add is two."""
+    network = skeleton(stage)
+    set_backend(network, "reference")  # a kernel of ours is not known to PyTorch's counter
+    side, _ = crop_sides(stage)
+    with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(**example_inputs(stage.unet, 1, side, stage.text.max_length))
+    return int(counter.get_total_flops())

@@ -22,7 +22,7 @@ from cascade.errors import UserError
 from cascade.formats.export import check_expressible
 from cascade.formats.keys import entries
 from cascade.formats.unet import unet_to_diffusers
-from cascade.model.backend import set_backend
+from cascade.model.layers import set_backend
 from cascade.model.unet import UNet
 from cascade_kernels.names import Backend
 

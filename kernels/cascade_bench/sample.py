@@ -13,8 +13,7 @@ from typing import Any, Final, TypeAlias
 import torch
 from torch import Tensor
 
-from cascade.config.folders import CONFIGS, cascade_folder, read_manifest
-from cascade.config.manifest import MANIFEST, CascadeManifest
+from cascade.config.folders import CONFIGS, MANIFEST, CascadeManifest, cascade_folder, read_manifest
 from cascade.config.stage import SamplerConfig, StageConfig
 from cascade.diffusion.noise import Noise, derive_seed
 from cascade.errors import UserError
@@ -23,9 +22,10 @@ from cascade.formats.encoder import write_encoder
 from cascade.formats.export import export_cascade
 from cascade.pipeline import Cascade
 from cascade.results import Result
-from cascade.sampling import prompt_table, sample_stage
+from cascade.sampling import sample_stage
 from cascade.stage import Stage
 from cascade.text.files import EncoderFiles
+from cascade.text.prompts import PromptTable
 from cascade_bench.cold_start import PROMPT, engine_of
 from cascade_bench.harness import bench
 from cascade_bench.networks import known, narrowed, random_weights
@@ -137,7 +137,7 @@ def diffusers(asked: Asked) -> Draw:
 
     cascade, steps = Cascade.load(asked.folder), asked.config.steps
     base, large = cascade.configs
-    table = prompt_table(cascade.encoder, [PROMPT], base)
+    table = PromptTable.build(cascade.encoder, [PROMPT], base.text)
     kinds: tuple[Any, ...] = (IFPipeline, IFSuperResolutionPipeline)
     pipelines: list[Any] = []
     with TemporaryDirectory() as folder:
@@ -201,7 +201,7 @@ def write_cascade(folder: Path, smaller: int = 1) -> None:
 
 
 def _ours(cascade: Cascade, steps: int) -> Draw:
-    table = prompt_table(cascade.encoder, [PROMPT], cascade.configs[0])
+    table = cascade.prompts([PROMPT])
 
     def draw() -> Mapping[str, Tensor]:
         drawn: dict[str, Tensor] = {}

@@ -144,7 +144,7 @@ def test_smaller_photos_will_do_for_the_base_alone(dreambooth: Refusal, tmp_path
         ({"instance_prompt": "a {idenifier} dog"}, "placeholder that is not known"),
         ({"class_prompt": "a {"}, "placeholder that is not known"),
         ({"class_variations": "a red {dog}"}, "placeholder that is not known"),
-        ({"stages": "sr64"}, "no stage 'sr64'; its stages are base16, sr32"),
+        ({"stages": "sr64"}, "no stage 'sr64'; it has base16, sr32"),
         ({"stages": "base16,"}, "no stage ''"),
         ({"learning_rate": 0}, "base.optimizer.learning_rate"),
         ({"adam_beta1": 1}, "optimizer.betas"),

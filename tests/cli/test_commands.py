@@ -170,7 +170,7 @@ def test_sampling_that_is_stopped_keeps_its_pictures(
 
     common = ("sample", "--cascade", tiny_cascade, "--prompt", "a dog", "-o", tmp_path / "out")
     with monkeypatch.context() as patch:
-        patch.setattr(Cascade, "draw", stopped)
+        patch.setattr(Cascade, "sample_batches", stopped)
         done = command(*common, "--batch_size", 2)
     assert done.status == 130
     assert "the same command goes on from here" in done.err

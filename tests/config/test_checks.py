@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cascade.config.dreambooth import AUGMENTATIONS
-from cascade.config.manifest import CascadeManifest
+from cascade.config.folders import CascadeManifest
 from cascade.config.recipes import RECIPES
 from cascade.config.stage import StageConfig
 from cascade.config.train import PretrainConfig, TrainConfig

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cascade.config.dreambooth import DreamBoothConfig, Recipe
-from cascade.config.manifest import CascadeManifest
+from cascade.config.folders import CascadeManifest
 from cascade.config.stage import (
     DiffusionConfig,
     LowResConfig,

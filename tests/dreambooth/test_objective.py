@@ -14,7 +14,6 @@ from cascade.data.batch import Batch, Prefetched
 from cascade.diffusion.denoiser import Conditioning
 from cascade.diffusion.noise import Noise
 from cascade.dreambooth.batches import DreamBoothSamples, Kind
-from cascade.sampling import prompt_table
 from cascade.stage import Stage
 from cascade.text.prompts import PromptTable
 from cascade.text.t5 import TextEncoder
@@ -30,7 +29,7 @@ LAMBDA = 0.3
 def table(tiny_cascade: Path) -> PromptTable:
     encoder = TextEncoder.load(tiny_cascade / "text")
     config = Stage.load(tiny_cascade / "base16").config
-    return prompt_table(encoder, ["a zug dog", "a dog"], config)
+    return PromptTable.build(encoder, ["a zug dog", "a dog"], config.text)
 
 
 def _samples(stage: Stage, photos: Path) -> DreamBoothSamples:

@@ -327,6 +327,6 @@ def test_a_folder_left_by_a_kill_before_the_first_file_was_whole_is_taken(
 
 
 def test_an_unknown_stage_is_refused(tmp_path: Path, settings: Settings) -> None:
-    with pytest.raises(UserError, match="no stage 'sr64'; its stages are base16, sr32"):
+    with pytest.raises(UserError, match="no stage 'sr64'; it has base16, sr32"):
         personalise(settings(tmp_path / "mine", stages=("sr64",)))
     assert not (tmp_path / "mine").exists()

@@ -19,7 +19,7 @@ from cascade.evaluate.judge_network import JudgeNetwork
 from cascade.evaluate.subject import BEFORE, Drawn, Enlarged, Evidence, Means, Photos, draw
 from cascade.evaluate.subject_metrics import METRICS, likeness, score, way
 from cascade.evaluate.subject_report import Found, page, sheets, training_seconds
-from cascade.pipeline import Cascade, Pictures
+from cascade.pipeline import Cascade, CascadeOutput
 from cascade.results import Result
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
@@ -49,9 +49,9 @@ def mask() -> Image.Image:
     return drawn
 
 
-def pictures(subjects: Sequence[tuple[int, int, int]], ground: str, stages: int) -> Pictures:
+def pictures(subjects: Sequence[tuple[int, int, int]], ground: str, stages: int) -> CascadeOutput:
     names = list(SIZES)[:stages]
-    return Pictures(
+    return CascadeOutput(
         {n: to_tensors([scene(one, ground, SIZES[n]) for one in subjects]) for n in names}
     )
 

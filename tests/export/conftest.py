@@ -14,7 +14,7 @@ from filelock import FileLock
 pytest.importorskip("onnxscript")
 
 from cascade.cli.app import main
-from cascade.config.manifest import CascadeManifest
+from cascade.config.folders import CascadeManifest
 from cascade.config.stage import AugmentationLevel, SubjectConfig
 from cascade.pipeline import Cascade
 from cascade.stage import Stage

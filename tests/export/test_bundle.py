@@ -15,7 +15,7 @@ import torch
 from cascade.config.engine import BundleOptions
 from cascade.config.stage import TextConfig
 from cascade.errors import UserError
-from cascade.pipeline import Cascade, Pictures
+from cascade.pipeline import Cascade, CascadeOutput
 from cascade.stage import Stage
 from cascade_export.bundle.bundle import Bundle
 from cascade_export.bundle.finetunes import add_subject
@@ -34,7 +34,7 @@ SUBJECT = "sec-dog"
 GATE = Gate()
 
 
-def greatest_difference(one: Pictures, other: Pictures) -> int:
+def greatest_difference(one: CascadeOutput, other: CascadeOutput) -> int:
     """Of all stages' 8-bit values."""
     assert list(one.stages) == list(other.stages)
     return max(

@@ -12,8 +12,8 @@ from cascade.errors import UserError
 from cascade.files import copy_file
 from cascade.formats.encoder import write_encoder
 from cascade.pipeline import Cascade
-from cascade.sampling import prompt_table
 from cascade.text.files import EncoderFiles
+from cascade.text.prompts import PromptTable
 from cascade_export.bundle.bundle import Bundle
 from cascade_export.bundle.finetunes import add_subject
 from cascade_export.bundle.gate import Gate
@@ -64,7 +64,9 @@ def writers(
     base = cascade.stages[0]
     inputs = calibration_inputs(cascade, PROMPTS, calls=1)["base16"]
     case = next(
-        tensor_cases(base.config, prompt_table(cascade.encoder, PROMPTS, base.config), PROMPTS)
+        tensor_cases(
+            base.config, PromptTable.build(cascade.encoder, PROMPTS, base.config.text), PROMPTS
+        )
     )
     encoder = EncoderFiles.open(tiny_cascade / "text")
     state = base.network.state_dict()

@@ -14,7 +14,7 @@ from torch import Tensor
 from cascade.config.stage import DiffusionConfig, LowResConfig, StageConfig, TextConfig
 from cascade.config.unet import UNetConfig
 from cascade.errors import UserError
-from cascade.model.backend import set_backend
+from cascade.model.layers import set_backend
 from cascade.stage import Stage
 from cascade.text.t5 import TextEncoder
 from cascade_export.graph.graph import GRAPH, Graph, TensorSpec

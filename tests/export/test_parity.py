@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from cascade.diffusion.denoiser import Network
 from cascade.errors import UserError
 from cascade.pipeline import Cascade
-from cascade.sampling import prompt_table
+from cascade.text.prompts import PromptTable
 from cascade_export.bundle.bundle import Bundle
 from cascade_export.graph.graph import GRAPH
 from cascade_export.graph.numerics import Numerics, Precision
@@ -131,7 +131,7 @@ def test_the_layer_that_was_changed_is_named(eager: Cascade, bundle: Bundle) -> 
     stage = eager.stage("base16")
     graph = bundle.stage_folder("base16") / GRAPH
     prompts = list(PROMPTS)
-    table = prompt_table(eager.encoder, prompts, stage.config)
+    table = PromptTable.build(eager.encoder, prompts, stage.config.text)
     case = list(tensor_cases(stage.config, table, prompts))[1]
     measure = baseline(stage.network, "fp32")
     assert first_divergence(stage, measure, graph, case, Numerics()) is None
@@ -162,7 +162,7 @@ def dilate(graph: onnx.GraphProto, weight: str) -> None:
 
 def test_layers_are_found_behind_the_baselines_wrapper(eager: Cascade) -> None:
     stage = eager.stage("base16")
-    table = prompt_table(eager.encoder, list(PROMPTS), stage.config)
+    table = PromptTable.build(eager.encoder, list(PROMPTS), stage.config.text)
     case = next(tensor_cases(stage.config, table, PROMPTS))
     layers = ["conv_in", "text_pooling.linear"]
     exact = layer_outputs(stage.network, layers, case)
@@ -209,7 +209,7 @@ def test_levels_are_those_of_the_written_pictures() -> None:
 
 def test_a_double_network_reads_and_answers_in_single(eager: Cascade) -> None:
     stage = eager.stage("sr32")
-    table = prompt_table(eager.encoder, list(PROMPTS), stage.config)
+    table = PromptTable.build(eager.encoder, list(PROMPTS), stage.config.text)
     seen: Mapping[str, Tensor] = {
         case.name: case.answer(baseline(stage.network, "fp32"))
         for case in tensor_cases(stage.config, table, PROMPTS)

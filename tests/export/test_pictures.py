@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cascade.config.manifest import CascadeManifest
+from cascade.config.folders import CascadeManifest
 from cascade.config.stage import (
     DiffusionConfig,
     LowResConfig,

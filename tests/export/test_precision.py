@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from cascade.config.unet import UNetConfig
 from cascade.diffusion.denoiser import Network
 from cascade.errors import UserError
-from cascade.model.norm import FilmGroupNorm
+from cascade.model.layers import FilmGroupNorm
 from cascade.model.unet import UNet
 from cascade_export.graph.numerics import Precision
 from cascade_export.graph.precision import DEFAULT_ISLANDS, cast, cast_encoder, in_island

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from cascade.cli.app import app
-from cascade.config.manifest import CascadeManifest
+from cascade.config.folders import CascadeManifest
 from cascade.config.stage import SubjectConfig
 from cascade.errors import UserError
 from cascade.info.folder import describe

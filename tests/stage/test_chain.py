@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cascade.config.manifest import MANIFEST
+from cascade.config.folders import MANIFEST
 from cascade.errors import UserError
 from cascade.pipeline import Cascade
 

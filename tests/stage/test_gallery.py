@@ -13,7 +13,7 @@ from cascade.config.sample import SampleOptions
 from cascade.config.stage import SamplerConfig
 from cascade.data.images import to_pil
 from cascade.errors import UserError
-from cascade.gallery import Gallery, draw_to_folder
+from cascade.gallery import Gallery, sample_to_folder
 from cascade.pipeline import Cascade
 from cascade.request import Request
 
@@ -37,7 +37,7 @@ def draw(
         [seed for _, seed in pairs],
         SampleOptions(**asked),
     )
-    return draw_to_folder(cascade, request, folder, columns=len(seeds))
+    return sample_to_folder(cascade, request, folder, columns=len(seeds))
 
 
 def told(path: Path) -> dict[str, str]:
@@ -159,13 +159,13 @@ def test_a_call_that_was_stopped_goes_on_to_the_same_files(
             again(stopped)
     assert len(files(stopped)) == 6
     batches: list[range] = []
-    drawing = Cascade.draw
+    drawing = Cascade.sample_batches
 
     def noted(self: Cascade, request: Request, wanted: list[range], on_step: Any) -> Any:
         batches.extend(wanted)
         return drawing(self, request, wanted, on_step)
 
-    monkeypatch.setattr(Cascade, "draw", noted)
+    monkeypatch.setattr(Cascade, "sample_batches", noted)
     assert again(stopped).kept == 3
     assert batches == [range(2, 4), range(4, 5)]
     assert contents(stopped) == contents(tmp_path / "whole")
@@ -177,14 +177,14 @@ def test_a_call_that_was_stopped_goes_on_to_the_same_files(
 def test_another_call_that_comes_first_keeps_its_number(
     cascade: Cascade, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
-    drawing = Cascade.draw
+    drawing = Cascade.sample_batches
 
     def slow(self: Cascade, *arguments: Any) -> Any:
-        monkeypatch.setattr(Cascade, "draw", drawing)
+        monkeypatch.setattr(Cascade, "sample_batches", drawing)
         draw(cascade, tmp_path, "a cat", [seed])
         return drawing(self, *arguments)
 
-    monkeypatch.setattr(Cascade, "draw", slow)
+    monkeypatch.setattr(Cascade, "sample_batches", slow)
     draw(cascade, tmp_path, "a dog", [0, 1], batch_size=1)
     assert files(tmp_path / "sr32") == [f"00-{seed}.png", "01-0.png", "01-1.png"]
     assert told(tmp_path / "sr32" / f"00-{seed}.png")["prompt"] == "a cat"
@@ -228,7 +228,7 @@ def test_a_grid_has_no_more_pixels_than_viewers_take(
 def test_a_place_that_cannot_be_written_is_told_before_anything_is_drawn(
     cascade: Cascade, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Cascade, "draw", None)
+    monkeypatch.setattr(Cascade, "sample_batches", None)
     (tmp_path / "taken").write_text("mine")
     for place in ("taken", "taken/below"):
         with pytest.raises(UserError, match="Nothing can be written into"):

@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from cascade.chain import scales
 from cascade.config.base import MOST_SIDE
 from cascade.config.sample import SampleOptions
 from cascade.config.stage import AugmentationLevel, SamplerConfig
 from cascade.errors import UserError
 from cascade.pipeline import Cascade
-from cascade.request import Request
+from cascade.request import Request, scales
 
 NAN = float("nan")
 SAMPLER = SamplerConfig()

@@ -20,8 +20,7 @@ from cascade.errors import UserError
 from cascade.stage import skeleton
 from cascade.training.checkpoint import load_checkpoint, remove_checkpoints, save_checkpoint
 from cascade.training.distributed import Processes
-from cascade.training.ema import EMA
-from cascade.training.optim import make_optimizer
+from cascade.training.optim import EMA, make_optimizer
 from cascade.training.output import require_disk
 
 ALONE = Processes(0, 1, torch.device("cpu"))

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from cascade.config.train import TrainConfig
-from cascade.training.ema import EMA
+from cascade.training.optim import EMA
 
 STEPS = 40
 

@@ -10,8 +10,8 @@ from torch.optim import Adafactor, AdamW
 
 from cascade.config.train import OptimizerConfig
 from cascade.errors import UserError
-from cascade.training.ema import EMA
 from cascade.training.optim import (
+    EMA,
     check_optimizer,
     learning_rate,
     make_optimizer,

@@ -9,7 +9,7 @@ import torch
 from cascade.config.folders import read_stage_config
 from cascade.config.stage import LowResConfig, Precision, SamplerConfig, StageConfig
 from cascade.config.train import TrainConfig
-from cascade.training.pace import Probe, drawing_seconds
+from cascade.training.forecast import Probe, drawing_seconds
 
 
 @pytest.fixture

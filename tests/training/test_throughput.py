@@ -12,7 +12,7 @@ from cascade.config.unet import UNetConfig
 from cascade.data.batch import Samples
 from cascade.training import throughput
 from cascade.training.distributed import Processes
-from cascade.training.throughput import Throughput, forward_flops, peak_rate
+from cascade.training.report import Throughput, forward_flops, peak_rate
 
 CPU = torch.device("cpu")
 TWO = Processes(0, 2, CPU)

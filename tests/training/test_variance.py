@@ -18,9 +18,8 @@ from cascade.diffusion.objective import BaseObjective
 from cascade.errors import UserError
 from cascade.stage import Stage, check_weights
 from cascade.text.prompts import PromptTable
-from cascade.training.objective import make_objective
+from cascade.training.objective import check_variance, drop_variance, make_objective
 from cascade.training.report import read_log
-from cascade.training.variance import check_variance, drop_variance
 
 Run = Callable[..., Stage]
 

@@ -13,8 +13,8 @@ from typing import Annotated
 import torch
 import typer
 
-from cascade.cli.mistakes import answer
-from cascade.config.manifest import MANIFEST, CascadeManifest
+from cascade.cli.console import answer
+from cascade.config.folders import MANIFEST, CascadeManifest
 from cascade.config.stage import StageConfig
 from cascade.config.train import PretrainConfig
 from cascade.errors import UserError

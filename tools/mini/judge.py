@@ -16,7 +16,7 @@ from typing import Annotated, Final
 import typer
 from rich.console import Console
 
-from cascade.cli.mistakes import answer
+from cascade.cli.console import answer
 from cascade.environment import environment, usable_device
 from cascade.errors import UserError
 from cascade.evaluate.judge import Judge

@@ -17,7 +17,7 @@ import typer
 from PIL import Image
 from rich.progress import track
 
-from cascade.cli.mistakes import answer
+from cascade.cli.console import answer
 from cascade.data.saliency import U2NetP
 from cascade.files import write_bytes
 from concepts import Thing, World, read_world

@@ -18,7 +18,7 @@ from typing import Annotated, Final
 
 import typer
 
-from cascade.cli.mistakes import answer
+from cascade.cli.console import answer
 from cascade.errors import UserError
 
 SOURCES: Final = Path(__file__).with_name("sources.toml")

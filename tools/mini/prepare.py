@@ -23,7 +23,7 @@ import typer
 from rich.console import Console
 
 from captions import ATTRIBUTES, Labels
-from cascade.cli.mistakes import answer
+from cascade.cli.console import answer
 from cascade.data.images import resize, square
 from cascade.files import write_bytes
 from cascade.progress import progress_bar

@@ -30,7 +30,7 @@ from torch.nn.functional import cosine_similarity, cross_entropy, normalize
 from transformers import T5Config, T5EncoderModel
 
 from captions import View, captions
-from cascade.cli.mistakes import answer
+from cascade.cli.console import answer
 from cascade.errors import UserError
 from vocabulary import append_rare, everyday_words, rare_candidates, train_vocabulary
 from world import World

@@ -16,10 +16,9 @@ from pathlib import Path
 
 import torch
 
-from cascade.chain import check_chain
 from cascade.config.encoder import EncoderMode
 from cascade.config.engine import EngineOptions
-from cascade.config.folders import read_stage_config
+from cascade.config.folders import check_chain, read_stage_config
 from cascade.config.stage import StageConfig
 from cascade.environment import usable_device
 from cascade.errors import UserError

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final, Literal, Self, TypeVar
 from pydantic import Field, StringConstraints, model_validator
 
 from cascade.config.base import NAME, Frozen, Name
-from cascade.config.manifest import MANIFEST, CascadeManifest
+from cascade.config.folders import MANIFEST, CascadeManifest
 from cascade.config.stage import StageConfig
 from cascade.errors import UserError
 from cascade.files import read_json, write_bytes

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from cascade.errors import UserError
-from cascade.model.blocks import ResBlock
-from cascade.model.norm import FilmGroupNorm
+from cascade.model.layers import FilmGroupNorm, ResBlock
 from cascade.model.unet import UNet
 from cascade.tensors import require_finite
 from cascade_export.graph.numerics import Precision

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from cascade.errors import UserError
 from cascade.files import copy_file, scratch, write_bytes
 from cascade.pipeline import Cascade
-from cascade.quiet import quiet
+from cascade.progress import silence
 from cascade_export.graph import passes
 from cascade_export.graph.graph import GRAPH, Graph
 from cascade_export.graph.numerics import Quantization
@@ -114,7 +114,7 @@ def _calibrate(graph: Graph, inputs: Sequence[Inputs], path: Path, *, half_range
     proto = onnx.load(graph.path, load_external_data=False).graph
     skipped = [n.name for n in proto.node if set(FLOAT_CONVOLUTIONS) & set(n.input)]
     # The quantiser advises to optimise the graph first, which would lose its names.
-    with quiet(""), _told(graph.path):
+    with silence(""), _told(graph.path):
         quantize_static(
             graph.path,
             path,

@@ -24,7 +24,7 @@ from cascade.config.unet import UNetConfig
 from cascade.files import require_writable, write_bytes
 from cascade.model.example import example_inputs
 from cascade.model.unet import IMAGE_CHANNELS
-from cascade.quiet import quiet
+from cascade.progress import silence
 from cascade.stage import Stage
 from cascade.tensors import Header
 from cascade.text.modes import hold
@@ -141,7 +141,7 @@ def _translate(
         argument: {axis: sizes[dim] for axis, dim in enumerate(dims) if isinstance(dim, str)}
         for argument, dims in zip(example, inputs.values(), strict=True)
     }
-    with torch.no_grad(), quiet("torch.onnx"), warnings.catch_warnings():
+    with torch.no_grad(), silence("torch.onnx"), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         warnings.simplefilter("ignore", DeprecationWarning)
         program = export(network, (), dict(example), dynamic_shapes=shapes, strict=False)

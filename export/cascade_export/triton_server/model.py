@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from torch.utils.dlpack import from_dlpack
 from transformers.modeling_outputs import BaseModelOutput
 
-from cascade.config.folders import read_manifest, read_stage_config
-from cascade.config.manifest import CascadeManifest
+from cascade.config.folders import CascadeManifest, read_manifest, read_stage_config
 from cascade.errors import UserError
 from cascade.files import read_json
 from cascade.pipeline import Cascade

@@ -18,7 +18,7 @@ from typing import Final
 from pydantic import Field
 
 from cascade.config.base import AtOnce, Frozen, Name
-from cascade.config.manifest import MANIFEST, CascadeManifest
+from cascade.config.folders import MANIFEST, CascadeManifest
 from cascade.errors import UserError
 from cascade.files import copy_file, new_folder, write_bytes
 from cascade.formats.encoder import write_encoder
