@@ -73,7 +73,7 @@ def assemble(
 
 
 def _config(folder: Path) -> StageConfig:
-    """A stage's configuration; its weights' shapes are compared with it."""
+    """Read a stage's configuration and compare its weights' shapes with it."""
     if not (folder / "config.json").is_file() and (folder / "stage" / "config.json").is_file():
         raise UserError(f"{folder} is the folder of a run; its stage is {folder / 'stage'}.")
     config = read_stage_config(folder)

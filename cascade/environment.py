@@ -25,7 +25,7 @@ _FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_b
 
 
 def usable_device(name: torch.device | str | None) -> str:
-    """The device of this name, or the GPU where there is one.
+    """Return the device of this name; None is the GPU where there is one.
 
     Raises:
         UserError: there is no such device.
@@ -64,19 +64,19 @@ def _machine() -> str:
 
 
 def processor() -> str:
-    """The processor's name."""
+    """Return the processor's name."""
     return _cpuinfo("model name") or platform.processor() or platform.machine()
 
 
 def features() -> str:
-    """What PyTorch uses of the processor, and what the processor has of wide arithmetic."""
+    """Describe the vector arithmetic that PyTorch uses and that the processor has."""
     has = set(_cpuinfo("flags").split())
     used = torch.backends.cpu.get_cpu_capability()
     return ", ".join([f"PyTorch uses {used}", *(name for name in _FEATURES if name in has)])
 
 
 def _cpuinfo(key: str) -> str:
-    """One line of what Linux tells of the first processor, in a file only."""
+    """Read one line of `/proc/cpuinfo`, of the first processor."""
     information = Path("/proc/cpuinfo")
     if information.is_file():
         for line in information.read_text(encoding="utf-8").splitlines():
@@ -86,7 +86,7 @@ def _cpuinfo(key: str) -> str:
 
 
 def commit() -> str:
-    """The commit of this code: of the checkout it lies in, or that it was told to be a copy of."""
+    """Return the commit of this code: its checkout's, or the one in DREAMCASCADE_COMMIT."""
     told = os.environ.get("DREAMCASCADE_COMMIT")
     if told:
         return told

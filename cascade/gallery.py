@@ -32,7 +32,7 @@ _WIDEST: Final = 8192  # pixels of a grid's side: 200 MB decoded, and no viewer 
 
 @dataclass(frozen=True)
 class Gallery:
-    """What a call has left in its folder.
+    """The files that a call has left in its folder.
 
     Attributes:
         grid: the path of the grid.
@@ -48,7 +48,7 @@ class Gallery:
 
 
 def sample_to_folder(cascade: Cascade, request: Request, folder: Path, columns: int) -> Gallery:
-    """Draw what a folder does not have yet, batch by batch, with a progress bar.
+    """Sample what a folder does not have yet, batch by batch, with a progress bar.
 
     Every picture's PNG text tells its prompt, seed, cascade and settings, and a hash of all that it
     depends on but its seed. A batch is drawn whole where one of its pictures is missing: the files
@@ -94,7 +94,7 @@ class _Album:
         self._begun: set[_Text] = set()
 
     def paths(self, row: int) -> list[Path]:
-        """The files of a picture, one per stage."""
+        """Return the files of an image, one per stage."""
         text = self._text(row)
         if text not in self.numbers:
             self.numbers[text] = self._number(text)
@@ -102,7 +102,7 @@ class _Album:
         return [self.folder / stage / name for stage in self.stages]
 
     def has(self, row: int) -> bool:
-        """Whether all files of a picture are there."""
+        """Return whether all files of an image are there."""
         return all(path.is_file() for path in self.paths(row))
 
     def write(self, row: int, pictures: Sequence[Image.Image]) -> None:
@@ -143,7 +143,7 @@ class _Album:
         return self.request.prompts[row], self.request.negatives[row]
 
     def _hashes(self, text: _Text) -> list[str]:
-        """A hash for each stage of all that a prompt's pictures depend on but their seed."""
+        """Hash, for each stage, all that a prompt's images depend on but their seed."""
         parts = (json.dumps([before, *text]) for before in self._chain)
         return [hashlib.sha256(part.encode()).hexdigest() for part in parts]
 
@@ -159,7 +159,7 @@ class _Album:
         return held
 
     def _number(self, text: _Text) -> int:
-        """The number that a prompt has in the folder, or the first that is free."""
+        """Return the number that a prompt has in the folder, or the first that is free."""
         wanted = set(zip(self.stages, self._hashes(text), strict=True))
         mine = (number for number, held in sorted(self._held.items()) if held and held <= wanted)
         taken = self._held.keys() | self.numbers.values()
@@ -177,7 +177,7 @@ class _Album:
                 return
 
     def _note(self, row: int, at: int, fingerprint: str) -> PngInfo:
-        """What a picture's file tells of it."""
+        """Make the text of an image's PNG."""
         prompt, negative = self._text(row)
         note = PngInfo()
         note.add_itxt("prompt", prompt)
@@ -191,7 +191,7 @@ class _Album:
 
 
 def _chain(cascade: Cascade, request: Request) -> Iterator[str]:
-    """A hash for each stage of what the pictures of all prompts depend on up to there."""
+    """Hash, for each stage, what the images of all prompts depend on up to there."""
     digest = hashlib.sha256(cascade.encoder.digest.encode())
     for stage, setting in zip(cascade.stages, request.settings, strict=False):
         own = stage.config.low_res.sampling_level if stage.config.low_res else None
@@ -203,7 +203,7 @@ def _chain(cascade: Cascade, request: Request) -> Iterator[str]:
 
 
 def _fingerprint(path: Path) -> str | None:
-    """The hash that a PNG's text tells; None where it tells none, or the file is no picture."""
+    """Read the hash in a PNG's text; None where there is none, or the file is no image."""
     try:
         with Image.open(path) as picture:
             told = getattr(picture, "text", {}).get("fingerprint")

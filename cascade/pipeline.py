@@ -47,7 +47,7 @@ from cascade.text.store import EmbeddingStore
 
 @dataclass(frozen=True)
 class CascadeOutput:
-    """What a cascade drew: per stage, B pictures; the last stage's are the result.
+    """Images of a cascade: B per stage; the last stage's are the result.
 
     Attributes:
         stages: stage name to tensor B C H W in [-1, 1], in the cascade's order.
@@ -111,7 +111,7 @@ class Cascade:
         return Opened.at(path, variant, embeddings).load(device, encoder_mode)
 
     def stage(self, name: str) -> Stage:
-        """A stage by its name.
+        """Return a stage by its name.
 
         Raises:
             UserError: the cascade has no such stage.
@@ -124,7 +124,7 @@ class Cascade:
         return [stage.config for stage in self.stages]
 
     def enlarged(self, size: int) -> "Cascade":
-        """This cascade with its last stage used again, on its own pictures, up to `size` pixels.
+        """Return this cascade with its last stage applied to its own images up to `size` pixels.
 
         A super-resolution network without self-attention sees no more than a neighbourhood, at
         any size: Imagen trains its 256 -> 1024 stage on 64 -> 256 crops (section 2.5), and a
@@ -268,7 +268,7 @@ def print_licence(manifest: CascadeManifest) -> None:
 
 
 def _plugin(path: object, engines: BundleOptions | None) -> EntryPoint | None:
-    """What opens a folder in the product's place: a bundle's package."""
+    """Return the plugin that opens a folder: a bundle's package."""
     if not isinstance(path, (str, Path)):
         return None
     if engines is None:
@@ -281,7 +281,7 @@ def _plugin(path: object, engines: BundleOptions | None) -> EntryPoint | None:
 
 
 def _folders(path: object) -> list[Path]:
-    """The folders that are given as a cascade."""
+    """Return the folders that are given as a cascade."""
     parts = [path] if isinstance(path, (str, Path)) else path
     if not isinstance(parts, Sequence) or not parts:
         raise UserError(f"A cascade is a folder, not {path!r}; give its path, or '{BUNDLED[0]}'.")

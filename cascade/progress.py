@@ -36,12 +36,12 @@ def warn(sentence: str) -> None:
 
 
 def told() -> bool:
-    """Whether anybody hears what is being done: the command line does, unless it is quiet."""
+    """Return whether anybody reads what is being done: the command line does, unless quiet."""
     return _LOG.isEnabledFor(logging.INFO)
 
 
 def progress_bar(console: Console | None = None, shown: bool = True) -> Progress:
-    """A bar with count, time spent and time left; tasks need a field `details`, perhaps empty.
+    """Make a bar with count, time spent and time left; tasks need a field `details`.
 
     In a log file it is a line now and then; where nobody hears what is being done, it is nothing.
     """

@@ -18,7 +18,7 @@ from cascade.errors import UserError
 
 @dataclass(frozen=True)
 class Setting:
-    """How one stage draws.
+    """The settings of one stage.
 
     Attributes:
         stage: its name.
@@ -73,7 +73,7 @@ class Request:
         return cls(tuple(texts), tuple(negatives), tuple(numbers), settings, options.batch_size)
 
     def batches(self) -> list[range]:
-        """Which of the pictures are worked on together."""
+        """Return the ranges of images that are worked on together."""
         starts = range(0, len(self.seeds), self.batch_size)
         return [range(at, min(at + self.batch_size, len(self.seeds))) for at in starts]
 
@@ -100,7 +100,7 @@ def _index(value: object, what: str) -> int:
 
 
 def _texts(value: object) -> list[str]:
-    """One prompt, or several."""
+    """Return one prompt, or several, as a list."""
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, Sequence) or isinstance(texts, (bytes, bytearray)):
         raise UserError(f"the prompts are {value!r}; give a text, or a list of texts.")
@@ -111,7 +111,7 @@ def _texts(value: object) -> list[str]:
 
 
 def _pairs(prompts: object, seeds: object, each: object) -> tuple[list[str], list[int]]:
-    """A prompt and a seed for every picture."""
+    """Return a prompt and a seed for every image."""
     texts = _texts(prompts)
     if each is not None:
         if seeds is not None:
@@ -160,7 +160,7 @@ def _negatives(given: Sequence[str] | None, count: int) -> Sequence[str | None]:
 
 
 def _settings(stages: Sequence[StageConfig], options: SampleOptions) -> tuple[Setting, ...]:
-    """The settings of every stage that draws."""
+    """Return the settings of every stage that runs."""
     samplers, levels = options.samplers or {}, options.levels or {}
     for name in (*samplers, *levels):
         place_of(name, stages)
@@ -189,7 +189,7 @@ def _settings(stages: Sequence[StageConfig], options: SampleOptions) -> tuple[Se
 
 
 def _lists(given: Sequence[str] | None, stages: int) -> Sequence[str | None]:
-    """The named list of timesteps of each stage, or None where its other settings hold."""
+    """Return the named timesteps of each stage, or None where its other settings hold."""
     if given is None:
         return [None] * stages
     if len(given) not in (1, stages):
@@ -201,7 +201,7 @@ def _lists(given: Sequence[str] | None, stages: int) -> Sequence[str | None]:
 
 
 def _plain(given: object, source: str) -> dict[str, Any]:
-    """Settings as plain values: those of a model may have been changed unchecked."""
+    """Return settings as plain values: those of a model may have been changed unchecked."""
     if isinstance(given, SamplerConfig):
         return given.model_dump(warnings="none")
     if given is None or isinstance(given, Mapping):
@@ -222,7 +222,7 @@ def _level(
 
 
 def scales(stages: Sequence[StageConfig], size: int) -> list[StageConfig]:
-    """The stages with the last one used again up to `size` pixels; see `Cascade.enlarged`.
+    """Return the stages, the last one applied again up to `size` pixels; see `Cascade.enlarged`.
 
     Raises:
         UserError: the last stage cannot be used again, or does not arrive at `size`.
@@ -238,7 +238,7 @@ def scales(stages: Sequence[StageConfig], size: int) -> list[StageConfig]:
 
 
 def _next_scale(config: StageConfig) -> StageConfig:
-    """The same super-resolution network, one scale up."""
+    """Return the same super-resolution network, one scale up."""
     if config.low_res is None or {"self", "joint"} & set(config.unet.attention):
         raise UserError(
             f"Stage '{config.name}' cannot be used again at a larger scale: only a "

@@ -25,7 +25,7 @@ TRIAL: Final = ".trial"
 
 
 class Result(Frozen):
-    """What a command measured.
+    """A command's measurement.
 
     Attributes:
         kind: what was measured, such as "evaluate stage".
@@ -133,7 +133,7 @@ def means(results: Sequence[Result]) -> list[Table]:
 
 
 def _scores(result: Result) -> Iterator[tuple[str, str, str, float]]:
-    """The known scores of a record: a table, a line of it, a column, the figure."""
+    """Yield the known scores of a record: a table, a line of it, a column, the figure."""
     scores = result.figures.get("scores")
     if not isinstance(scores, dict):
         raise UserError(f"A record of '{result.kind}' holds no scores; nothing to average.")

@@ -61,7 +61,7 @@ class Stage:
 
     @classmethod
     def build(cls, config: StageConfig, seed: int = 0) -> "Stage":
-        """A stage with freshly initialised weights, a function of the seed."""
+        """Build a stage with freshly initialised weights, a function of the seed."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return cls(config, UNet(config.unet))
@@ -108,11 +108,11 @@ class Stage:
         write_bytes(save(tensors, metadata={"config": text}), folder / "model.safetensors")
 
     def with_network(self, network: Network, config: StageConfig | None = None) -> "Stage":
-        """The same stage around another network: a wrapper, an engine, or tuned weights."""
+        """Return this stage around another network: a wrapper, an engine, or tuned weights."""
         return Stage(config or self.config, network)
 
     def merged(self) -> "Stage":
-        """The same stage with the adapters of its network, if any, merged into the weights."""
+        """Return this stage with the adapters of its network, if any, merged into the weights."""
         network = skeleton(self.config)
         network.load_state_dict(merged_state(self.network), assign=True)
         return self.with_network(network.train(self.network.training))
@@ -184,7 +184,7 @@ class Stage:
         level: AugmentationLevel | None = None,
         on_step: OnStep | None = None,
     ) -> Tensor:
-        """Draw one picture per row of text.
+        """Sample one image per row of text.
 
         Args:
             text: the captions' embeddings, B rows.
@@ -224,7 +224,7 @@ class Stage:
         return x.clamp(-1.0, 1.0)
 
     def low_resolution(self) -> LowResolution:
-        """How this stage noises and enlarges its low-resolution picture.
+        """Return the module that upscales and noises this stage's low-resolution image.
 
         Raises:
             ValueError: the stage is a base stage.
@@ -232,7 +232,7 @@ class Stage:
         return LowResolution(self._low_res())
 
     def level_time(self, level: AugmentationLevel) -> float:
-        """A level's position in [0, 1] on the augmentation schedule, whatever its unit."""
+        """Return a level's position in [0, 1] on the augmentation schedule, whatever its unit."""
         if level.unit == "time":
             return level.value
         return level_from_variance(self.low_resolution().schedule, level.value)
@@ -288,6 +288,6 @@ def check_weights(folder: Path, config: StageConfig) -> None:
 
 
 def skeleton(config: StageConfig) -> UNet:
-    """The stage's network without weights, on the meta device."""
+    """Build the stage's network without weights, on the meta device."""
     with torch.device("meta"):
         return UNet(config.unet)

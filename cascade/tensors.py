@@ -49,7 +49,7 @@ class NoPictureError(UserError):
 
 
 class Header(NamedTuple):
-    """What a file tells of a tensor before it is read."""
+    """A tensor's header in a file."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -80,7 +80,7 @@ def opened(path: Path, device: str = "cpu", mend: str = "copy the checkpoint aga
 
 
 def weight_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Shapes of the tensors in a safetensors file by name; reads its header alone.
+    """Return the shapes of a safetensors file's tensors by name; reads its header alone.
 
     Raises:
         UserError: as `opened`.
@@ -104,7 +104,7 @@ def headers(path: Path) -> dict[str, Header]:
 
 
 def float_type(kind: str, name: str, path: Path) -> torch.dtype:
-    """The type of a tensor of weights by the format's name.
+    """Return the dtype of a tensor by the format's name.
 
     Raises:
         UserError: it is none of floats.

@@ -107,7 +107,7 @@ def answer(program: Callable[[], object]) -> None:
 
 
 def _sentence(error: Exception) -> str | None:
-    """What a person is told; None of an error that is the program's own."""
+    """Return the sentence for a user's mistake; None for an error of the program's own."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError):
@@ -130,7 +130,7 @@ def _interrupted() -> None:
 
 
 def _lacks_memory(error: Exception) -> bool:
-    """Whether an allocation failed: on a CPU PyTorch says so in a `RuntimeError`'s words alone."""
+    """Return whether an allocation failed: on a CPU only a `RuntimeError`'s words say so."""
     told = str(error)
     return (
         isinstance(error, MemoryError)

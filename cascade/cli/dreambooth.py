@@ -75,7 +75,7 @@ def dreambooth(
 def settings_from(
     given: Given[DreamBoothConfig], recipe: RecipeName | None, switches: Mapping[str, Any]
 ) -> DreamBoothConfig:
-    """The settings: a recipe, over it the file's, over them the flags, then `--set`.
+    """Return the settings: a recipe, over it the file's, over them the flags, then `--set`.
 
     A file's `[recipe]` has what differs from its `preset`; the cascade's own if it names none.
 

@@ -18,25 +18,25 @@ SR, REPORT = "Super-resolution", "Validation"
 
 
 def comma_separated(text: str) -> tuple[str, ...]:
-    """The parts of a flag's value; none of an empty one."""
+    """Split a flag's value; an empty one has no parts."""
     return tuple(part.strip() for part in text.split(",")) if text else ()
 
 
 def scenes_of(text: str) -> tuple[dict[str, str], ...]:
-    """The scenes of 'on the beach = a beach, in the snow = a snowy landscape'."""
+    """Parse scenes: 'on the beach = a beach, in the snow = a snowy landscape'."""
     pairs = (part.partition("=") for part in comma_separated(text))
     return tuple({"phrase": one.strip(), "prompt": other.strip()} for one, _, other in pairs)
 
 
 def precision_of(text: str) -> str:
-    """A precision by diffusers' name."""
+    """Parse a precision by diffusers' name."""
     if text not in PRECISIONS:
         raise typer.BadParameter(f"'{text}' is none; take one of {', '.join(PRECISIONS)}.")
     return PRECISIONS[text]
 
 
 def in_recipes(*paths: str) -> str:
-    """What a flag replaces in each recipe: 'paper 1000, mini 375, deepfloyd 150'."""
+    """Format what a flag replaces in each recipe: 'paper 1000, mini 375, deepfloyd 150'."""
     each = {name: _told_of(recipe, paths) for name, recipe in RECIPES.items()}
     alike = set(each.values())
     if len(alike) == 1:
@@ -45,7 +45,7 @@ def in_recipes(*paths: str) -> str:
 
 
 def as_flags(recipe: Recipe) -> dict[str, Any]:
-    """A recipe's values with batches as diffusers counts them: those of one pass."""
+    """Return a recipe's values with batches as diffusers counts them: those of one pass."""
     found = recipe.model_dump()
     for run in (found[BASE], found[SUPER_RESOLUTION]):
         run["batch_size"] //= run["gradient_accumulation_steps"]
@@ -53,7 +53,7 @@ def as_flags(recipe: Recipe) -> dict[str, Any]:
 
 
 def _told_of(recipe: Recipe, paths: tuple[str, ...]) -> str:
-    """A recipe's number in words; that of super-resolution too where the flag replaces both."""
+    """Format a recipe's number; super-resolution's too where the flag replaces both."""
     found = as_flags(recipe)
     told = [_word(_get(found, path)) for path in paths if _has(found, path)]
     return " and ".join(dict.fromkeys(told)) or "none"
@@ -70,13 +70,13 @@ def _word(value: object) -> str:
 
 
 def _has(found: Mapping[str, Any], path: str) -> bool:
-    """Whether a recipe has a place for a number: not where the part that holds it is off."""
+    """Return whether a recipe has a number: not where the part that holds it is off."""
     outer, _, _ = path.rpartition(".")
     return not outer or _get(found, outer) is not None
 
 
 def _get(found: Mapping[str, Any], path: str) -> Any:
-    """One number of a recipe; None where there is no place for it."""
+    """Return one number of a recipe; None where it has none."""
     inner: Any = found
     for name in path.split("."):
         inner = None if inner is None else inner[int(name) if name.isdigit() else name]
@@ -84,13 +84,13 @@ def _get(found: Mapping[str, Any], path: str) -> Any:
 
 
 def _number(name: str, panel: str | None, *paths: str, **options: Any) -> Flag:
-    """A flag of the recipe's numbers; its help tells what each recipe has."""
+    """Make a flag of the recipe's numbers; its help lists each recipe's."""
     within = tuple(f"recipe.{path}" for path in paths)
     return Flag(name, within, panel, shown=in_recipes(*paths), **options)
 
 
 def _both(name: str, path: str, **options: Any) -> Flag:
-    """A flag of the training of every stage."""
+    """Make a flag of the training of every stage."""
     paths = (f"{BASE}.{path}", f"{SUPER_RESOLUTION}.{path}")
     return _number(name, options.pop("panel", TRAINING), *paths, **options)
 

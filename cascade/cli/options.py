@@ -80,7 +80,7 @@ class Flag:
 
 @dataclass(frozen=True)
 class Given(Generic[M]):
-    """What a person gave a command.
+    """The options that a command was given.
 
     Attributes:
         model: of the command's settings.
@@ -103,7 +103,7 @@ class Given(Generic[M]):
         return flags if self.file is None else f"{self.file} and {flags}"
 
     def read_file(self) -> dict[str, Any]:
-        """What the settings' file holds; nothing where there is none.
+        """Read the settings' file; empty where there is none.
 
         Raises:
             UserError: it is missing, or is no TOML.
@@ -130,7 +130,7 @@ class Given(Generic[M]):
         return changed
 
     def parse(self, found: Mapping[str, Any]) -> M:
-        """Check values, after `--set` has had its say.
+        """Apply `--set` and check the values.
 
         Raises:
             UserError: a setting is unknown, missing or wrong.
@@ -139,7 +139,7 @@ class Given(Generic[M]):
         return self.model.parse(self.overridden(found), self.source, spelt)
 
     def settings(self) -> M:
-        """The settings: the file's, over them the flags, then `--set`.
+        """Return the settings: the file's, over them the flags, then `--set`.
 
         Raises:
             UserError: the file is no TOML, or as `parse`.
@@ -172,7 +172,7 @@ def takes(model: type[M], flags: Iterable[Flag]) -> Callable[[Run], Run]:
 
 
 def field_at(model: type[Frozen], path: str) -> FieldInfo:
-    """The field of a nested setting."""
+    """Return the field of a nested setting."""
     first, _, rest = path.partition(".")
     found = model.model_fields[first]
     if not rest or rest.isdecimal():
@@ -196,7 +196,7 @@ def put(found: dict[str, Any], path: str, value: object) -> None:
 
 
 def told(model: type[Frozen], flag: Flag) -> str:
-    """The help of a flag: the field's description and range."""
+    """Return a flag's help: the field's description and range."""
     found = field_at(model, flag.paths[0])
     words = flag.help or f"{found.description or ''}{flag.note}"
     return f"{words[:1].upper()}{words[1:].rstrip('.')}.{_range(found)}"
@@ -226,7 +226,7 @@ def _parameter(model: type[Frozen], flag: Flag) -> inspect.Parameter:
 
 
 def _plain(annotation: Any) -> Any:
-    """What Typer reads of a field's type: no `None`, no range, a tuple as a list."""
+    """Convert a field's type for Typer: no `None`, no range, a tuple as a list."""
     if get_origin(annotation) in (Union, UnionType):
         annotation = next(one for one in get_args(annotation) if one is not NoneType)
     if get_origin(annotation) is Annotated:
@@ -237,7 +237,7 @@ def _plain(annotation: Any) -> Any:
 
 
 def _range(found: FieldInfo) -> str:
-    """The numbers that a field takes, as help tells it."""
+    """Format the range of a field for the help."""
     whole = _plain(found.annotation) is int
     low = high = None
     for limit in _limits(found):
@@ -257,7 +257,7 @@ def _range(found: FieldInfo) -> str:
 
 
 def _limits(found: FieldInfo) -> Iterator[Any]:
-    """The limits of a field, also those of a type that may be None."""
+    """Return the limits of a field, also those of a type that may be None."""
     yield from found.metadata
     for part in get_args(found.annotation):
         for limit in getattr(part, "__metadata__", ()):
@@ -265,7 +265,7 @@ def _limits(found: FieldInfo) -> Iterator[Any]:
 
 
 def _default(found: FieldInfo) -> str | bool:
-    """A field's default in words; False tells none."""
+    """Format a field's default; False shows none."""
     value = None if found.is_required() else found.get_default(call_default_factory=True)
     if value is None or value == ():
         return False

@@ -122,7 +122,7 @@ def _refuse_idle(flags: Mapping[str, Any], recipe: Recipe, tuned: Collection[str
 
 
 def _idle(recipe: Recipe, tuned: Collection[str]) -> dict[str, str]:
-    """The parts of a recipe that are not used, and what each would need."""
+    """Return the parts of a recipe that are not used, and what each would need."""
     prior, masks, rows = recipe.prior, recipe.masks, recipe.scene_rows
     idle = {}
     if BASE not in tuned:

@@ -19,7 +19,7 @@ OUTPUT: Final = ("--output", "--output-dir", "-o")
 
 
 def name(text: str) -> str:
-    """A name or other words, as written."""
+    """Parse a name or other words, as written."""
     try:
         text.encode()
     except UnicodeEncodeError:  # what a console of another encoding has sent
@@ -28,12 +28,12 @@ def name(text: str) -> str:
 
 
 def path(text: str | Path) -> Path:
-    """A path: an empty one would be the current folder."""
+    """Parse a path: an empty one would be the current folder."""
     return Path(_given(str(text)))
 
 
 def folder(text: str | Path) -> Path:
-    """A folder that is there."""
+    """Parse an existing folder."""
     found = path(text)
     if not found.is_dir():
         raise UserError(f"There is no folder {found}; check the path.")
@@ -41,21 +41,21 @@ def folder(text: str | Path) -> Path:
 
 
 def writable(text: str | Path) -> Path:
-    """A folder that can be written into, made if need be."""
+    """Parse a folder that can be written into, made if need be."""
     found = path(text)
     require_writable(found)
     return found
 
 
 def _given(text: str) -> str:
-    """What is not empty: that is the trace of a variable that is not set."""
+    """Refuse an empty value: the trace of a shell variable that is not set."""
     if not text.strip():
         raise typer.BadParameter("It is empty; give a name, or leave the flag out.")
     return text
 
 
 def existing(text: str | Path) -> Path:
-    """A file or a folder that is there."""
+    """Parse an existing file or folder."""
     found = path(text)
     if not found.exists():
         raise UserError(f"There is no file {found}; check the path.")
@@ -63,7 +63,7 @@ def existing(text: str | Path) -> Path:
 
 
 def cascade(text: str) -> str:
-    """A cascade's folder, or the name of one that ships with the project."""
+    """Parse a cascade's folder, or the name of one that ships with the project."""
     cascade_folder(_given(text))
     return text
 
@@ -86,11 +86,11 @@ def either(argument: _T | None, option: _T | None, what: str) -> _T:
 
 
 def output(told: str) -> Any:
-    """The flag that says where files go."""
+    """Return the option that says where files go."""
     return typer.Option(*OUTPUT, parser=writable, metavar="FOLDER", help=told)
 
 
 def numbers(text: str) -> Any:
-    """Whole numbers, as in 1,2,4; what is none is left to the setting to refuse."""
+    """Parse integers, as in 1,2,4; what is none is left to the setting to refuse."""
     words = [word.strip() for word in text.split(",")]
     return [int(word) if word.isdecimal() else word for word in words]

@@ -206,7 +206,7 @@ def _sentence(
 
 
 def _problem(cls: type[BaseModel], item: Any, flags: Mapping[str, str]) -> tuple[str, str, str]:
-    """The flag, if there is one, the setting, and what is wrong with it."""
+    """Name the flag, if there is one, the setting, and what is wrong with it."""
     # A union's member names (`function-after[...]`) stand in pydantic's location: leave them out.
     where = [str(part) for part in item["loc"] if not str(part).startswith(_MEMBERS)]
     paths = (".".join(where[:end]) for end in range(len(where), 0, -1))
@@ -222,7 +222,7 @@ def _problem(cls: type[BaseModel], item: Any, flags: Mapping[str, str]) -> tuple
 
 
 def _fault(item: Any) -> str:
-    """What is wrong with a value, in words that follow the setting's name."""
+    """Say what is wrong with a value, in words that follow the setting's name."""
     held = _shown(item["input"])
     match item["type"]:
         case "missing":
@@ -242,7 +242,7 @@ def _fault(item: Any) -> str:
 
 
 def _shown(value: object) -> str:
-    """A wrong value as a person reads it, cut short."""
+    """Format a wrong value for a person, cut short."""
     if isinstance(value, Mapping):
         return "a table"
     try:
@@ -262,7 +262,7 @@ def _fields_at(cls: type[BaseModel], path: list[str]) -> set[str]:
 
 
 def model_of(annotation: Any) -> type[Frozen] | None:
-    """The settings class inside an annotation such as `X`, `X | None` or `tuple[X, ...]`."""
+    """Return the settings class inside an annotation: `X`, `X | None` or `tuple[X, ...]`."""
     if isinstance(annotation, type) and issubclass(annotation, Frozen):
         return annotation
     for inner in getattr(annotation, "__args__", ()):

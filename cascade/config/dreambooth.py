@@ -153,7 +153,7 @@ class MaskConfig(Frozen):
 
 
 class Recipe(Frozen):
-    """How long and how hard a cascade is tuned on a subject."""
+    """Settings of a fine-tuning on a subject."""
 
     prior: PriorConfig | None = Field(
         default=PriorConfig(), description="class-specific prior preservation; None is off"
@@ -193,11 +193,11 @@ class Recipe(Frozen):
         return self.masks.scenes if self.masks and self.masks.scenes.share > 0 else None
 
     def in_scenes(self, name: str) -> tuple[str, ...]:
-        """What names a thing in each of the scenes."""
+        """Return the prompts that name a thing in each of the scenes."""
         return tuple(f"{name} {scene.phrase}" for scene in self.scenes)
 
     def class_prompts(self, of_class: str, variations: Sequence[str] = ()) -> tuple[str, ...]:
-        """What the class images show, by turns: the class, and it in a scene or another variation.
+        """Return the prompts of the class images, used by turns: the class, and it in each scene.
 
         Args:
             of_class: names the class.

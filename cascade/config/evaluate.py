@@ -26,7 +26,7 @@ CHANGES: Final = (
 
 
 class DrawingConfig(Frozen):
-    """How the pictures that are scored are drawn."""
+    """Settings of the images that are scored."""
 
     seed: Seed = Field(default=0, description="seed of the first picture; they count")
     batch_size: Rows = Field(default=8, description="pictures worked on at once")
@@ -37,7 +37,7 @@ class DrawingConfig(Frozen):
 
 
 class SubjectScoreConfig(DrawingConfig):
-    """How cascades that were tuned on a subject are scored."""
+    """Settings of the scores of cascades tuned on a subject."""
 
     images: int = Field(
         default=6,
@@ -62,7 +62,7 @@ class SubjectScoreConfig(DrawingConfig):
 
 
 class StageScoreConfig(DrawingConfig):
-    """How one stage is scored against true pictures."""
+    """Settings of the scores of one stage against true images."""
 
     images: int = Field(
         default=1000, strict=True, ge=2, le=10**6, description="pictures to draw, at most"

@@ -127,7 +127,7 @@ def stages_named(stages: Iterable[StageConfig], names: Collection[str]) -> list[
 
 
 def is_pipeline(folder: Path) -> bool:
-    """Whether this is a diffusers pipeline folder with a U-Net."""
+    """Return whether this is a diffusers pipeline folder with a U-Net."""
     return (folder / "unet" / "config.json").is_file()
 
 

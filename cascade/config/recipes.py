@@ -151,7 +151,7 @@ RECIPES: dict[RecipeName, Recipe] = {
 
 
 def recipe_of(cascade: Path | str, changes: object = None, source: str = "the settings") -> Recipe:
-    """The recipe of a cascade, or another, with what differs.
+    """Return the recipe of a cascade, or another one, with the given changes.
 
     Args:
         cascade: a folder, or the name of one that ships with the project.

@@ -22,7 +22,7 @@ SECTIONS = {
 
 
 def named_timesteps(name: str) -> tuple[float, ...]:
-    """A named list, in descending order: `SamplerConfig.timesteps`.
+    """Return a named list in descending order: `SamplerConfig.timesteps`.
 
     Raises:
         ValueError: there is no such list.

@@ -14,7 +14,7 @@ from cascade_kernels.names import Backend
 
 
 class SampleOptions(Frozen):
-    """What is asked for beside prompts and seeds; None keeps the checkpoints' own."""
+    """Options of a sampling beside prompts and seeds; None keeps the checkpoints' own."""
 
     negative_prompts: Texts | None = Field(
         default=None,
@@ -53,7 +53,7 @@ class SampleOptions(Frozen):
     batch_size: AtOnce = Field(default=8, description="pictures worked on at once")
 
     def changed(self, source: str, changes: Mapping[str, Any]) -> Self:
-        """The same with some of it replaced.
+        """Return a copy with some fields replaced.
 
         Raises:
             UserError: as `parse`.

@@ -36,7 +36,7 @@ class DiffusionConfig(Frozen):
 
 
 class AugmentationLevel(Frozen):
-    """How strongly the low-resolution picture is noised (Imagen section 2.4).
+    """Noise augmentation level of the low-resolution image (Imagen section 2.4).
 
     `time` is a position in [0, 1] on the augmentation schedule; `variance` is sigma^2 of the
     variance-preserving noise. DreamBooth's 1e-3 and 1e-5 name no unit; as variances they are noise
@@ -54,7 +54,7 @@ class AugmentationLevel(Frozen):
 
 
 class LowResConfig(Frozen):
-    """How a super-resolution stage sees its low-resolution picture."""
+    """Low-resolution conditioning of a super-resolution stage."""
 
     size: Side = Field(description="side of the low-resolution picture, pixels")
     schedule: ScheduleName = Field(default="cosine", description="of its noise")
@@ -100,7 +100,7 @@ class ThresholdConfig(Frozen):
 
 
 class SamplerConfig(Frozen):
-    """Which sampler runs, how long, and how it is guided."""
+    """A sampler, its steps and its guidance."""
 
     name: SamplerName = Field(default="ancestral", description="which sampler")
     steps: Steps = Field(default=100, description="how many steps")
@@ -140,12 +140,12 @@ class SamplerConfig(Frozen):
         return len(self.timesteps) if self.timesteps else self.steps
 
     def values_with(self, changes: Mapping[str, Any]) -> dict[str, Any]:
-        """Its values with some replaced; a list of timesteps gives way to `steps`."""
+        """Return its values with some replaced; a list of timesteps gives way to `steps`."""
         given = dict(changes)
         return self.model_dump() | ({"timesteps": None} if "steps" in given else {}) | given
 
     def changed(self, source: str, **changes: Any) -> Self:
-        """The same with some settings replaced, as `values_with`.
+        """Return a copy with some settings replaced, as `values_with`.
 
         Raises:
             UserError: as `parse`.

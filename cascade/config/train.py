@@ -100,7 +100,7 @@ Weights depend on them in the last bits at most."""
 
 
 def warmed_up_decay(updates: int) -> float:
-    """The most that an average's decay is after so many updates, so that it forgets the start."""
+    """Return the largest decay of an average after so many updates; it forgets the start."""
     return (1 + updates) / (10 + updates)
 
 

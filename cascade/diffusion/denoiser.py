@@ -49,7 +49,7 @@ class Network(Protocol):
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What a batch of images is conditioned on; every field is batch-first."""
+    """Conditioning of a batch of images; every field is batch-first."""
 
     text: Tensor  # B L D
     text_mask: Tensor  # B L bool

@@ -37,7 +37,7 @@ class NoiseSource(Protocol):
     """
 
     def __len__(self) -> int:
-        """How many images."""
+        """Return the number of images."""
         ...
 
     def normal(self, *shape: int) -> Tensor:
@@ -194,7 +194,7 @@ def to_device(values: Tensor, device: torch.device) -> Tensor:
 
 
 def _lattice_step(count: int) -> int:
-    """The number nearest to the golden section of `count` that has no divisor in common with it."""
+    """Return the integer coprime to `count` that is nearest to its golden section."""
     wanted = round(count * (math.sqrt(5) - 1) / 2)
     return min(
         (step for step in range(1, count + 1) if math.gcd(step, count) == 1),

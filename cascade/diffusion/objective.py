@@ -163,7 +163,7 @@ def variational_bound(
     fraction: Tensor,
     pixel_weights: Tensor | None = None,
 ) -> Tensor:
-    """One term of the variational bound, L_{t-1} or at t = 0 L_0 (Nichol & Dhariwal 2021, 3.1).
+    """Return one term of the variational bound, L_{t-1} or L_0 (Nichol & Dhariwal 2021, 3.1).
 
     The variance of the step is `exp(f log beta + (1 - f) log beta~)` (their eq. 15). Everything is
     divided by the smallest variance, so that no number grows with sigma (2e4 at the last step).

@@ -95,7 +95,7 @@ class PhiloxNoise:
 
 
 def _product(word: Tensor, multiplier: int) -> tuple[Tensor, Tensor]:
-    """The upper and the lower word of the product of two words."""
+    """Return the upper and the lower word of the product of two words."""
     # int64 wraps at 2^64 and keeps every bit; the sign that the shift drags along is masked off.
     product = word * multiplier
     return (product >> 32) & _WORD, product & _WORD

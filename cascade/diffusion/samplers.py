@@ -221,7 +221,7 @@ def _towards(keep: float, std: float = 0.0) -> Update:
 
 
 def _reversed(t: float, s: float, variance: Variance) -> Update:
-    """One step of the reversed Markov chain from t to s."""
+    """Take one step of the reversed Markov chain from t to s."""
     keep = (s / t) ** 2
     if s == 0:
         return _towards(keep)

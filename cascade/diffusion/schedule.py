@@ -42,7 +42,7 @@ class Schedule(Protocol):
         """Timestep of a uniform number in [0, 1), as training draws it; float64, same shape."""
 
     def spaced(self, n: int, spacing: Spacing = "linspace", end: bool = True) -> Tensor:
-        """`n` evenly spaced descending timesteps for sampling; 1-D float64 on the CPU.
+        """Return `n` evenly spaced descending timesteps; 1-D float64 on the CPU.
 
         Args:
             n: how many.

@@ -22,7 +22,7 @@ from cascade.dreambooth.compose import InScenes
 
 @dataclass(frozen=True)
 class PixelWeighting:
-    """How much each pixel of a picture counts.
+    """Loss weights of an image's pixels.
 
     Attributes:
         masks: of the pictures, grey, of their sizes; 255 where a pixel counts fully.
@@ -63,7 +63,7 @@ class Kind:
 
 
 def made_small(kind: Kind, stage: StageConfig) -> Kind:
-    """The kind with its pictures as small as the stage's, where every row takes the same square.
+    """Return the concept with its images resized beforehand, where every row takes one square.
 
     Rows made of it are the same; a photo has some hundred times the pixels, and each row would
     read them all again.
@@ -105,7 +105,7 @@ class DreamBoothSamples:
     seed: int
 
     def rows(self, positions: Sequence[int]) -> Batch:
-        """The rows at these positions; see `cascade.data.batch`."""
+        """Return the rows at these positions; see `cascade.data.batch`."""
         batch = self._rows(self.kinds[0], positions)
         for kind in self.kinds[1:]:
             batch = concatenate(batch, self._rows(kind, positions))
@@ -127,7 +127,7 @@ class DreamBoothSamples:
         )
 
     def _row(self, kind: Kind, position: int) -> _Row:
-        """One row; what chooses and makes its picture draws from streams of its own.
+        """Make one row; each of its random choices draws from a stream of its own.
 
         So a photo's row is the same whether others show the subject in scenes or not.
         """
@@ -153,7 +153,7 @@ class DreamBoothSamples:
         return _Row(*make_pair(self.stage, _mirrored(picture, mirrored), place), weights, prompt)
 
     def _scene_row(self, kind: Kind, scenes: InScenes, number: int, position: int) -> _Row:
-        """The subject of a photo in a scene; the caption names both."""
+        """Paste the subject of a photo into a scene; the caption names both."""
         rng = self._rng(kind, "scene", position)
         scene = self._shuffled(kind, "scenes", len(scenes.scenes), position)
         picture, mask = scenes.compose(number, scene, rng)
@@ -170,7 +170,7 @@ class DreamBoothSamples:
         return crop_high(self.stage, pixel_weights(mask, least), place)
 
     def _shuffled(self, kind: Kind, name: str, count: int, position: int) -> int:
-        """Which of a number of pictures stands at a position; all do before one does again."""
+        """Return which image stands at a position; each does once before any does again."""
         epoch, place = divmod(position, count)
         return int(permutation(count, derive_seed(self.seed, kind.term, name, epoch))[place])
 

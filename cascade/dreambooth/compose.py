@@ -26,7 +26,7 @@ class Cutout:
 
 @dataclass(frozen=True)
 class InScenes:
-    """What rows with the subject in scenes are made of.
+    """Ingredients of the rows that show the subject in scenes.
 
     Attributes:
         config: how many of the rows, how large the subject is and where, what its scene counts.
@@ -107,7 +107,7 @@ def _about(least: float, most: float, spread: float, rng: np.random.Generator) -
 
 
 def _along(room: int, at_start: bool, at_end: bool, otherwise: float) -> int:
-    """Where along one side a cut-out begins: at an edge, if its photo cut it off there alone."""
+    """Return where along one side a cut-out begins: at an edge, if its photo cut it off there."""
     if at_start != at_end:
         return 0 if at_start else room
     return round(otherwise)

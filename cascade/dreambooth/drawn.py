@@ -53,11 +53,11 @@ class Drawing:
     text: str = ""
 
     def samplers(self) -> list[SamplerConfig]:
-        """The samplers of its stages."""
+        """Return the samplers of its stages."""
         return samplers([stage.config for stage in self.stages], self.config)
 
     def key(self) -> str:
-        """A hash of the weights, the prompts and what embeds them, the samplers and the seed."""
+        """Hash the weights, the prompts and what embeds them, the samplers and the seed."""
         device = self.stages[0].device
         parts = {
             "weights": [stage.fingerprint() for stage in self.stages],
@@ -77,12 +77,12 @@ class Drawing:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:20]
 
     def batches(self) -> list[range]:
-        """The pictures' indices, those drawn at once together."""
+        """Return the images' indices, batch by batch."""
         count, size = self.config.images, self.config.batch_size
         return [range(first, min(first + size, count)) for first in range(0, count, size)]
 
     def paths(self, folder: Path | None) -> list[Path]:
-        """The pictures' files.
+        """Return the images' files.
 
         Those of a last, shorter batch, which round differently, have names of their own.
 
@@ -97,7 +97,7 @@ class Drawing:
         ]
 
     def draw(self, tables: Tables, indices: Sequence[int]) -> list[Image.Image]:
-        """Draw the pictures of these indices; each is a function of its index alone."""
+        """Sample the images of these indices; each is a function of its index alone."""
         seeds = [derive_seed(self.seed, "class image", index) for index in indices]
         prompts = [self.prompts[index % len(self.prompts)] for index in indices]
         return to_pil(
@@ -108,7 +108,7 @@ class Drawing:
 
 
 def samplers(stages: Sequence[StageConfig], config: DrawnConfig) -> list[SamplerConfig]:
-    """The base's by the recipe; super-resolution's are the checkpoint's own, guidance off.
+    """Return the samplers: the base's by the recipe, the others the checkpoint's, guidance off.
 
     As the base's, for the same reason: see `DrawnConfig.sampler`.
     """
@@ -203,6 +203,6 @@ def read_pictures(paths: Sequence[Path]) -> tuple[Image.Image, ...]:
 
 
 def default_folder() -> Path:
-    """The user's cache of drawn pictures."""
+    """Return the user's cache of class images."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(cache) / "dreamcascade" / "class-images"

@@ -24,7 +24,7 @@ CLASS_IMAGES, SCENES = "class images", "scenes"
 
 
 def kinds(plan: Plan, folder: str, tables: Tables, here: Processes) -> tuple[Kind, ...]:
-    """The photos, and the class images where the prior of this stage is preserved.
+    """Return the photos, and the class images where the prior of this stage is preserved.
 
     What is missing of the pictures that the frozen cascade draws is drawn, by all processes
     together.
@@ -41,7 +41,7 @@ def kinds(plan: Plan, folder: str, tables: Tables, here: Processes) -> tuple[Kin
 
 
 def drawings(plan: Plan, folder: str, device: torch.device) -> dict[str, Drawing]:
-    """What the frozen cascade draws before a stage is tuned, by what it is."""
+    """Return what the frozen cascade samples before a stage is tuned, by its name."""
     sets = wanted(plan, folder)
     if not sets:
         return {}
@@ -59,7 +59,7 @@ def drawings(plan: Plan, folder: str, device: torch.device) -> dict[str, Drawing
 
 
 def wanted(plan: Plan, folder: str) -> dict[str, DrawnConfig]:
-    """How many pictures a stage's tuning asks the frozen cascade for, by what they are."""
+    """Return how many images a stage's tuning asks the frozen cascade for, by name."""
     sets: dict[str, DrawnConfig] = {}
     prior, rows = prior_of(plan, folder), _scene_rows(plan, folder)
     if prior is not None and (missing := plan.missing_class_images):
@@ -70,12 +70,12 @@ def wanted(plan: Plan, folder: str) -> dict[str, DrawnConfig]:
 
 
 def up_to(plan: Plan, folder: str) -> list[str]:
-    """The stages that draw what a stage is tuned on, base first: those before it, and itself."""
+    """Return the stages that sample what a stage is tuned on: those before it, and itself."""
     return list(plan.stages)[: list(plan.stages).index(folder) + 1]
 
 
 def _embedded_by(plan: Plan) -> str:
-    """What of the text encoder moves embeddings by more than roundings."""
+    """Identify what of the text encoder moves embeddings by more than roundings."""
     stored = isinstance(plan.text, EmbeddingStore) and plan.text.conventions.quantised
     quantised = stored or plan.config.encoder_mode == "int8"
     return json.dumps({**text_identity(plan.text), "quantised": quantised})
@@ -99,21 +99,21 @@ def draw(name: str, drawing: Drawing, plan: Plan, tables: Tables, here: Processe
 
 
 def prior_of(plan: Plan, folder: str) -> PriorConfig | None:
-    """The prior, where this stage's is preserved."""
+    """Return the prior's settings where this stage preserves it."""
     prior = plan.config.recipe.prior
     is_base = plan.stages[folder].low_res is None
     return prior if prior is not None and (is_base or prior.super_resolution) else None
 
 
 def _scene_rows(plan: Plan, folder: str) -> SceneRowsConfig | None:
-    """How this stage's rows with the subject in scenes are made."""
+    """Return the settings of this stage's rows with the subject in scenes."""
     rows = plan.config.recipe.scene_rows
     is_base = plan.stages[folder].low_res is None
     return rows if rows is not None and (is_base or rows.super_resolution) else None
 
 
 def _photos(plan: Plan, folder: str, scenes: list[Path] | None) -> Kind:
-    """The photos, and where scenes were drawn the subject in them."""
+    """Return the photos, and the subject in the scenes, if there are any."""
     recipe, subject = plan.config.recipe, plan.subject
     prompt = photo_prompt(plan, plan.stages[folder])
     kind = Kind(
@@ -141,7 +141,7 @@ def _photos(plan: Plan, folder: str, scenes: list[Path] | None) -> Kind:
 
 
 def _class(plan: Plan, folder: str, prior: PriorConfig, drawn: list[Path]) -> Kind:
-    """The class images: a person's own, then those that were drawn."""
+    """Return the class images: the user's own, then those that were sampled."""
     own, said = plan.own.pictures, plan.subject.class_prompts
     return Kind(
         term="prior",

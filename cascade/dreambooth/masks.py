@@ -23,7 +23,7 @@ _GROUND: Final = "mediumseagreen"
 
 @dataclass(frozen=True)
 class Mask:
-    """Where the subject is in a photo.
+    """The mask of the subject in a photo.
 
     Attributes:
         image: grey, of the size that the photo is held in; 255 on the subject.
@@ -57,7 +57,7 @@ def read_masks(photos: Photos, source: MaskSource | Path) -> tuple[Mask, ...]:
 
 
 def mask_beside(photo: Path) -> Path:
-    """The file beside a photo that is its mask, if it is there."""
+    """Return the mask file beside a photo, if there is one."""
     return photo.with_name(photo.stem + MASK_SUFFIX)
 
 
@@ -74,7 +74,7 @@ def write_sheet(photos: Photos, masks: tuple[Mask, ...], path: Path) -> None:
 def _given(
     path: Path, size: tuple[int, int], source: MaskSource | Path, photos: tuple[Path, ...]
 ) -> Mask | None:
-    """The mask that a person made; None where one is to be found."""
+    """Return the user's own mask; None where one is to be found."""
     if isinstance(source, Path):
         return _from_file(_in_folder(path, source, photos), size)
     if source == "auto":
@@ -93,7 +93,7 @@ def _given(
 
 
 def _in_folder(path: Path, folder: Path, photos: tuple[Path, ...]) -> Path:
-    """The file in a folder that is a photo's mask, by OneTrainer's name or by kohya's."""
+    """Return a photo's mask in a folder, by OneTrainer's naming or by kohya's."""
     if not folder.is_dir():
         raise UserError(f"There is no folder of masks {folder}; check --masks.")
     labelled = folder / (path.stem + MASK_SUFFIX)
@@ -137,5 +137,5 @@ def _check(path: Path, mask: Mask) -> None:
 
 
 def _marked(mask: Image.Image) -> float:
-    """The share of a mask that is rather subject than background."""
+    """Return the share of a mask that is rather subject than background."""
     return float((np.asarray(mask) > 127).mean())

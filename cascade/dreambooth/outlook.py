@@ -32,7 +32,7 @@ def _of_the_class(plan: Plan) -> str:
 
 
 def outlook(plan: Plan, unfinished: Sequence[str], pace: Pace, world: int) -> list[Work]:
-    """The parts of the run, with the time that each is likely to take.
+    """Return the parts of the run, with the time that each is likely to take.
 
     Args:
         plan: the run.

@@ -142,7 +142,7 @@ def _complete(plan: Plan) -> None:
 
 
 def _identity(plan: Plan) -> dict[str, object]:
-    """What the weights depend on; pictures and weights by what is in the files, wherever they are.
+    """Return everything that the weights depend on; files by their content, not their path.
 
     The validation's pictures are none of it, nor is how the text encoder is held.
     """
@@ -171,7 +171,7 @@ def _identity(plan: Plan) -> dict[str, object]:
 
 
 def _growing(plan: Plan) -> set[str]:
-    """Which numbers of steps may be larger than when the run began."""
+    """Return which numbers of steps may be larger than when the run began."""
     output, growing = plan.config.output_dir, {"base", "super_resolution"}
     for folder, stage in plan.stages.items():
         run = run_of(plan.config, stage)

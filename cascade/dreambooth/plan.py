@@ -105,12 +105,12 @@ def _size_of(folders: Iterable[Path]) -> int:
 
 
 def run_of(config: DreamBoothConfig, stage: StageConfig) -> TrainConfig:
-    """How a stage is tuned: the base's way, or that of super-resolution."""
+    """Return a stage's training settings: the base's, or those of super-resolution."""
     return config.recipe.base if stage.low_res is None else config.recipe.super_resolution
 
 
 def tuned_config(plan: Plan, stage: StageConfig) -> StageConfig:
-    """A tuned stage's configuration: it records the subject, and the augmentation level used.
+    """Return a tuned stage's configuration: it records the subject and the augmentation level.
 
     Earlier subjects stay. The level the stage is tuned at is the level it samples at: DreamBooth's
     supplement calls Imagen's recipes *and test parameters* unfit for few photos.
@@ -130,18 +130,18 @@ def tuned_config(plan: Plan, stage: StageConfig) -> StageConfig:
 
 
 def run_folder(plan: Plan, folder: str) -> Path:
-    """The folder of a stage's run: checkpoints, log, pictures drawn on the way."""
+    """Return the folder of a stage's run: checkpoints, log, validation images."""
     return plan.config.output_dir / "runs" / folder
 
 
 def end_prompts(plan: Plan) -> list[str]:
-    """What the personalised cascade draws at the end, a prompt per picture."""
+    """Return the prompts of the samples at the end, one per image."""
     prompts = plan.subject.validation_prompts or (plan.subject.instance_prompt,)
     return [prompt for prompt in prompts for _ in range(plan.config.validation_images)]
 
 
 def all_prompts(plan: Plan) -> set[str]:
-    """Every prompt that the run needs embedded."""
+    """Return every prompt that the run needs embedded."""
     recipe, subject = plan.config.recipe, plan.subject
     prompts = {subject.instance_prompt, subject.sr_prompt, *subject.validation_prompts}
     if recipe.prior is not None:
@@ -154,6 +154,6 @@ def all_prompts(plan: Plan) -> set[str]:
 
 
 def photo_prompt(plan: Plan, stage: StageConfig) -> str:
-    """What a stage is told of the photos."""
+    """Return the caption of the photos for a stage."""
     subject = plan.subject
     return subject.instance_prompt if stage.low_res is None else subject.sr_prompt

@@ -18,7 +18,7 @@ AT_ONCE: Final = 4
 
 
 def draw_samples(plan: Plan, tables: Tables, device: torch.device) -> Path:
-    """Draw the end's prompts through all stages, as `cascade sample` does by default.
+    """Sample the end's prompts through all stages, as `cascade sample` does by default.
 
     Args:
         plan: the run; its folder holds the cascade.

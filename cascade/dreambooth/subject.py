@@ -22,7 +22,7 @@ _LEAST: Final = 1024
 
 @dataclass(frozen=True)
 class Subject:
-    """What a cascade is personalised on.
+    """The subject that a cascade is personalised on.
 
     Attributes:
         photos: the 3 to 5 pictures of the subject.

@@ -28,7 +28,7 @@ class Pairs:
     high: Tensor  # N C H W
 
     def bicubic(self) -> Tensor:
-        """The small pictures enlarged by Pillow's bicubic kernel, N C H W."""
+        """Upscale the small images by Pillow's bicubic kernel, N C H W."""
         side = self.high.shape[-1]
         return to_tensors([resize(image, side, "bicubic") for image in to_pil(self.low)])
 

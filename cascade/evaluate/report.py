@@ -46,7 +46,7 @@ class Figure:
         return base64.b64encode(buffer.getvalue()).decode("ascii")
 
     def svg(self, prefix: str) -> str:
-        """The drawing with its ids made unique on the page by a prefix; empty for a picture."""
+        """Return the drawing, its ids made unique by a prefix; empty for a picture."""
         if not isinstance(self.content, str):
             return ""
         return re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}-", self.content)

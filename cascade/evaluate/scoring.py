@@ -96,7 +96,7 @@ def _write_subject(
 
 
 def _labelled(cascades: Sequence[str]) -> dict[str, str]:
-    """Cascades by their folders' names.
+    """Label cascades by their folders' names.
 
     Raises:
         UserError: two have one name.
@@ -119,7 +119,7 @@ def _subject(cascade: str) -> SubjectConfig:
 
 
 def _logs(folder: Path) -> Iterator[tuple[str, Log]]:
-    """What a tuning has told of its stages."""
+    """Read the logs of a fine-tuning, stage by stage."""
     for path in sorted(folder.glob("runs/*/log.jsonl")):
         if log := read_log(path):
             yield path.parent.name, log
@@ -189,7 +189,7 @@ def _score_stage(
 
 
 def _sampler(configs: list[StageConfig], place: int, config: StageScoreConfig) -> SamplerConfig:
-    """The checkpoint's sampler with what is to be different."""
+    """Return the checkpoint's sampler with the requested changes."""
     asked = SampleOptions(
         sampler=config.sampler,
         steps=config.steps,

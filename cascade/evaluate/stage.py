@@ -42,7 +42,7 @@ _ROWS, _COLUMNS, _CELL = 6, 6, 128
 
 @dataclass(frozen=True)
 class Means:
-    """What pictures are measured with, and where."""
+    """What images are measured with, and where."""
 
     fid: FeatureExtractor | None  # None where FID is not wanted
     features: FeatureExtractor | None  # of single pictures; None where none are enlarged

@@ -21,7 +21,7 @@ def similarity(e: Evidence) -> float:
 
 
 def of_the_way(e: Evidence) -> float | None:
-    """How far that came, from the untouched cascade's (0) to that of the photos (100)."""
+    """Return how far that came, from the untouched cascade's (0) to that of the photos (100)."""
     return way(similarity(e), similarity(e.before), metrics.self_similarity(e.real))
 
 
@@ -49,7 +49,7 @@ def prior_drift(e: Evidence) -> float:
 
 
 def likeness(e: Evidence) -> float | None:
-    """How far the subject alone came, cut out in new places, from the untouched cascade's."""
+    """Return how far the subject came, cut out in new places, from the untouched cascade's."""
     found, floor = e.cut_out, e.before.cut_out
     if found is None or floor is None:
         return None
@@ -70,13 +70,13 @@ def followed(attribute: AttributeName) -> Metric:
 
 
 def psnr(e: Evidence) -> float | None:
-    """A photo made small and enlarged again against itself; higher is better."""
+    """Compare a photo, downscaled and upscaled again, with itself; higher is better."""
     found = e.drawn.enlarged.get(e.stage)
     return None if found is None else metrics.psnr(found.picture, found.pair.high)
 
 
 def enlarged_distance(e: Evidence) -> float | None:
-    """The same in features, 1 - cosine; lower is better."""
+    """Compare the same in features, 1 - cosine; lower is better."""
     found, extractor = e.drawn.enlarged.get(e.stage), e.means.extractor
     if found is None:
         return None

@@ -27,7 +27,7 @@ PROJECT: Final = "dreamcascade"
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What a machine has.
+    """A machine's devices and packages.
 
     Attributes:
         software: the project, Python and what the project cannot do without.
@@ -44,11 +44,11 @@ class Diagnosis:
     faults: tuple[str, ...]
 
     def json(self) -> str:
-        """The same for programs."""
+        """Return the same for programs."""
         return json.dumps(asdict(self), indent=2, ensure_ascii=False)
 
     def table(self) -> RenderableType:
-        """A table of each part."""
+        """Return a table of each part."""
         parts = {
             "Software": self.software,
             "Devices": self.devices,
@@ -79,7 +79,7 @@ def diagnose(folders: Mapping[str, Path]) -> Diagnosis:
 
 
 def _requirements() -> tuple[list[Requirement], dict[str, list[Requirement]]]:
-    """What the installed project asks for: always, and by extra."""
+    """List what the installed project requires: always, and by extra."""
     parsed = [Requirement(line) for line in requires(PROJECT) or ()]
     names = metadata(PROJECT).get_all("Provides-Extra") or []
     of = {name: [one for one in parsed if _holds(one, name) and not _holds(one)] for name in names}
@@ -91,7 +91,7 @@ def _holds(requirement: Requirement, extra: str = "") -> bool:
 
 
 def _installed(requirement: Requirement) -> tuple[str, bool]:
-    """The version of a package, in words, and whether it is missing or too old."""
+    """Return a package's version, in words, and whether it is missing or too old."""
     try:
         found = version(requirement.name)
     except PackageNotFoundError:

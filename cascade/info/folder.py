@@ -31,7 +31,7 @@ from cascade.text.modes import skeleton
 
 @dataclass(frozen=True)
 class Description:
-    """What a cascade's folder holds.
+    """The contents of a cascade's folder.
 
     Attributes:
         name: the cascade's.
@@ -56,11 +56,11 @@ class Description:
     faults: tuple[str, ...]
 
     def json(self) -> str:
-        """The same for programs."""
+        """Return the same for programs."""
         return json.dumps(asdict(self), indent=2, ensure_ascii=False)
 
     def table(self) -> RenderableType:
-        """A table of the stages, and what is to know of the whole."""
+        """Return a table of the stages, and notes on the whole."""
         table = Table(title=f"Cascade {self.name} ({self.folder})")
         table.add_column("")
         for stage in self.stages:
@@ -142,7 +142,7 @@ def _size(folder: Path) -> int:
 
 
 def count_parameters(folder: Path) -> int:
-    """Number of values in a stage's weights, read from the file's header.
+    """Count the values of a stage's weights, by the file's header.
 
     Raises:
         UserError: the file is missing or damaged.
@@ -181,5 +181,5 @@ def _level(level: AugmentationLevel) -> str:
 
 
 def noise_in_grey_levels(variance: float) -> float:
-    """Standard deviation of variance-preserving noise in 8-bit grey levels; pictures span 2."""
+    """Return the standard deviation of variance-preserving noise in 8-bit gray levels."""
     return math.sqrt(variance) * 255.0 / 2.0

@@ -32,7 +32,7 @@ _XXL = 4096
 
 
 def describe_memory(path: str, plan: MemoryConfig) -> RenderableType:
-    """A table of what each stage takes for sampling and for fine-tuning, and the text encoder.
+    """Tabulate the memory of each stage for sampling and fine-tuning, and the text encoder's.
 
     Args:
         path: a cascade's folder or name, a diffusers pipeline, or a stage's or a run's TOML file;
@@ -179,5 +179,5 @@ def _xxl_shapes() -> dict[str, torch.Size]:
 
 
 def amount(size: int) -> str:
-    """A number of bytes for people."""
+    """Format a number of bytes for people."""
     return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"

@@ -14,7 +14,7 @@ def autocast(precision: Precision, device: torch.device) -> torch.autocast:
 
 
 def in_bf16(precision: Precision, device: torch.device) -> bool:
-    """Whether a device is to compute in bf16; `auto` is where it has instructions for it."""
+    """Return whether to compute in bf16; `auto` does where the device has instructions for it."""
     return precision == "bf16" or (precision == "auto" and computes_bf16(device))
 
 
@@ -25,7 +25,7 @@ def tell_if_slow(precision: Precision, device: torch.device) -> None:
 
 
 def computes_bf16(device: torch.device) -> bool:
-    """Whether a device has instructions for bf16 and PyTorch uses them."""
+    """Return whether a device has instructions for bf16 and PyTorch uses them."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type != "cpu":
@@ -38,7 +38,7 @@ def computes_bf16(device: torch.device) -> bool:
 
 
 def convolves_bf16() -> bool:
-    """Whether oneDNN convolves in bf16 on this CPU; else PyTorch's plain loops do, unrolled."""
+    """Return whether oneDNN convolves in bf16 on this CPU; else PyTorch's plain loops do."""
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 

@@ -124,7 +124,7 @@ class UNet(nn.Module):
     def _conditioning(
         self, t: Tensor, text: Tensor, text_mask: Tensor, aug: Tensor | None
     ) -> Tensor:
-        """The conditioning vector B E, activated once here instead of in every block."""
+        """Return the conditioning vector B E, activated once here instead of in every block."""
         emb = self.time_embedding(t) + self.text_pooling(text, text_mask)
         if self.aug_embedding is not None:
             emb = emb + self.aug_embedding(aug)
@@ -205,7 +205,7 @@ def _residual_skip_widths(config: UNetConfig) -> list[int]:
 
 
 def _strided_encoder(config: UNetConfig) -> list[Step]:
-    """The Efficient U-Net's way down: each level halves first and leaves one skip at its end.
+    """Build the Efficient U-Net's encoder: each level halves first and pushes one skip at its end.
 
     The coarsest level leaves none: the way up begins with its output.
     """
@@ -221,7 +221,7 @@ def _strided_encoder(config: UNetConfig) -> list[Step]:
 
 
 def _strided_decoder(config: UNetConfig) -> list[Step]:
-    """The Efficient U-Net's way up: each level takes one skip at its start and doubles last.
+    """Build the Efficient U-Net's decoder: each level pops one skip at its start, doubles last.
 
     A last block at full resolution takes the input convolution's, where there is one.
     """
@@ -242,7 +242,7 @@ def _strided_decoder(config: UNetConfig) -> list[Step]:
 
 
 def _level(config: UNetConfig, level: int, in_channels: int) -> list[Unit]:
-    """The blocks of one level of the Efficient U-Net; attention stands behind the last."""
+    """Build one level of the Efficient U-Net; attention stands behind its last block."""
     channels, last = config.channels[level], config.blocks[level] - 1
     units: list[Unit] = []
     for index in range(config.blocks[level]):

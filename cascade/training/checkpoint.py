@@ -112,7 +112,7 @@ def load_checkpoint(
 
 
 def checkpoint_steps(folder: Path) -> list[int]:
-    """The steps of the checkpoints in a folder, oldest first."""
+    """List the steps of the checkpoints in a folder, oldest first."""
     if not folder.is_dir():
         return []
     found = (_NAME.fullmatch(path.name) for path in folder.iterdir())
@@ -164,7 +164,7 @@ def _load(place: Path, network: nn.Module, optimizer: Optimizer, ema: nn.Module 
 
 
 def _cause(error: BaseException) -> str:
-    """The first line of what went wrong, on this process or the first one that failed."""
+    """Return the first line of an error, of this process or of the first one that failed."""
     if isinstance(error, CheckpointException) and error.failures:
         error = next(iter(error.failures.values()))[0]
     lines = str(error).splitlines()

@@ -35,13 +35,13 @@ class Processes:
         return DistributedDataParallel(network, device_ids=devices, gradient_as_bucket_view=True)
 
     def accumulating(self, wrapped: nn.Module) -> AbstractContextManager[None]:
-        """A block whose backward passes leave the exchange of gradients to a later one."""
+        """Return a context whose backward passes leave the exchange of gradients to a later one."""
         if isinstance(wrapped, DistributedDataParallel):
             return cast(AbstractContextManager[None], wrapped.no_sync())
         return nullcontext()
 
     def weights(self, network: nn.Module) -> dict[str, Tensor]:
-        """The whole weights of a network, wrapped or not, on the CPU; every process asks for them.
+        """Gather the full weights of a network, wrapped or not, on the CPU; a collective call.
 
         Only the first process has all of them.
         """
@@ -52,7 +52,7 @@ class Processes:
         }
 
     def part_of(self, count: int) -> list[int]:
-        """Which of so many things this process works on: as many as every other.
+        """Return the indices of this process's share of `count` items, as many as every other's.
 
         The last ones of all are the last thing again, where the number does not divide.
         """
@@ -68,14 +68,14 @@ class Processes:
         return torch.cat(parts)[:count]
 
     def mean(self, value: Tensor) -> Tensor:
-        """The mean of a tensor over all processes."""
+        """Return the mean of a tensor over all processes."""
         if self.world > 1:
             dist.all_reduce(value)
             value = value / self.world
         return value
 
     def largest(self, value: int) -> int:
-        """The largest of the processes' values; the hosts agree, no device is waited for."""
+        """Return the largest of the processes' values; the hosts agree, no device is waited for."""
         if self.world == 1:
             return value
         values = torch.tensor(value)

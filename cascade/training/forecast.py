@@ -55,7 +55,7 @@ def micro_batch(run: TrainConfig, world: int) -> int:
 def training(
     stage: StageConfig, run: TrainConfig, done: int, seconds: float, batch: str, before: str = ""
 ) -> Work:
-    """The training of a stage.
+    """Describe the training of a stage.
 
     Args:
         stage: the stage.
@@ -108,14 +108,14 @@ _LONG: Final = 2.0  # seconds of a first try, from which on no second one is wor
 
 
 class Pace(Protocol):
-    """How long the two things take that a run spends its time on, in seconds."""
+    """Seconds of the two things that a run spends its time on."""
 
     def step(self, stage: StageConfig, run: TrainConfig, rows: int) -> float:
-        """One optimizer step whose micro-batches have so many rows."""
+        """Return the seconds of one optimizer step whose micro-batches have so many rows."""
         ...
 
     def answer(self, stage: StageConfig, precision: Precision, rows: int) -> float:
-        """One call of the network without gradients on a batch of so many rows."""
+        """Return the seconds of one call without gradients on a batch of so many rows."""
         ...
 
 
@@ -199,5 +199,5 @@ def drawing_seconds(
 
 
 def _calls(sampler: SamplerConfig) -> int:
-    """How often a sampler asks for a prediction."""
+    """Return the number of network evaluations of a sampler."""
     return 2 * sampler.count if sampler.name == "heun" else sampler.count

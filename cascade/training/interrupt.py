@@ -8,7 +8,7 @@ from typing import Any, Self
 
 
 class Stop(IntEnum):
-    """Why a run stops before its last step; the larger reason wins among processes."""
+    """Reasons to stop before the last step; the larger one wins among processes."""
 
     NO = 0
     TIME = 1
@@ -59,7 +59,7 @@ class Interrupts:
             signal.signal(number, handler)
 
     def wanted(self) -> Stop:
-        """Whether this process was asked to stop."""
+        """Return whether and why this process was asked to stop."""
         if self._signalled:
             return Stop.SIGNAL
         late = self._deadline is not None and time.monotonic() >= self._deadline

@@ -196,7 +196,7 @@ def _row_losses(
 
 
 def _noise(batch: Batch, first: int, config: TrainConfig) -> NoiseSource:
-    """The rows' streams; `first` is the micro-batch's place in its global batch."""
+    """Return the rows' noise; `first` is the micro-batch's position in its global batch."""
     on_device = config.noise == "device"
     noise: NoiseSource = (
         PhiloxNoise(batch.seeds, batch.images.device) if on_device else Noise(batch.seeds)
@@ -246,7 +246,7 @@ def _due(step: int, every: int, config: TrainConfig) -> bool:
 
 
 def _stop(interrupts: Interrupts, processes: Processes, step: int, config: TrainConfig) -> Stop:
-    """What all processes agree on, now and then; a run that has ended has had its time."""
+    """Agree with all processes, every so many steps; a run that has ended has had its time."""
     if not (_due(step, config.stop_every, config) or _due(step, config.checkpoint_every, config)):
         return Stop.NO
     stop = Stop(processes.largest(interrupts.wanted()))

@@ -15,7 +15,7 @@ from cascade.stage import Stage, skeleton
 
 
 def make_objective(stage: Stage, config: ObjectiveConfig) -> Objective:
-    """The loss of a base or of a super-resolution stage.
+    """Return the loss of a base or of a super-resolution stage.
 
     L_vb joins where the variance is learned and not frozen.
     """
@@ -28,7 +28,7 @@ def make_objective(stage: Stage, config: ObjectiveConfig) -> Objective:
 
 
 def check_variance(stage: StageConfig, objective: ObjectiveConfig) -> None:
-    """Refuse a word about a learned variance where there is none.
+    """Refuse a setting of the learned variance where there is none.
 
     Raises:
         UserError: the stage's variance is not learned.
@@ -41,7 +41,7 @@ def check_variance(stage: StageConfig, objective: ObjectiveConfig) -> None:
 
 
 def undecayed(stage: Stage, objective: ObjectiveConfig) -> list[nn.Parameter]:
-    """The parameters that weight decay must not touch: the last convolution's, if it is frozen.
+    """Return the parameters without weight decay: the last convolution's with frozen variance.
 
     The loss on the mean alone gives the variance's rows a gradient of exactly zero, for which every
     optimizer here takes a step of exactly zero; decay would be all that moves them.
@@ -52,7 +52,7 @@ def undecayed(stage: Stage, objective: ObjectiveConfig) -> list[nn.Parameter]:
 
 
 def drop_variance(stage: Stage) -> Stage:
-    """The same stage without its variance: fewer output channels, the same prediction.
+    """Return the stage without its variance: fewer output channels, the same prediction.
 
     Where it sampled with the learned variance it samples with the smallest fixed one.
     """

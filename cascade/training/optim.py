@@ -100,7 +100,7 @@ def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
-    """The learning rate of optimizer step `step` (from 0) of `steps`.
+    """Return the learning rate of optimizer step `step` (from 0) of `steps`.
 
     A linear warm-up, then constant, or falling to zero along a line or half a cosine.
     """

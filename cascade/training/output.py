@@ -149,7 +149,7 @@ def _grown(
 
 
 def _has_work(output: Path) -> bool:
-    """Whether anything was trained: without that, corrected settings may take the run's place."""
+    """Return whether anything was trained: until then corrected settings may replace the run."""
     return any(output.rglob("checkpoints/step-*")) or any(output.rglob("model.safetensors"))
 
 
@@ -170,7 +170,7 @@ def _short(value: object) -> str:
 
 
 def text_identity(text: EncoderFiles | EmbeddingStore) -> dict[str, object]:
-    """What embeddings depend on, be they computed or stored; not how the encoder is held."""
+    """Return digests of what embeddings depend on, computed or stored; not the encoder's mode."""
     if isinstance(text, EmbeddingStore):
         held = text.conventions
         return {"model": held.model, "tokenizer": held.tokenizer}
@@ -215,7 +215,7 @@ def _amount(size: float) -> str:
 
 
 def _copies(run: TrainConfig) -> float:
-    """How many times the weights' size a checkpoint is."""
+    """Return a checkpoint's size in units of the weights' size."""
     return 2.51 if run.optimizer.name == "adamw8bit" else 4.0
 
 

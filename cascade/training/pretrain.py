@@ -144,7 +144,7 @@ def foretell(config: PretrainConfig) -> None:
 
 
 def _folder(config: PretrainConfig) -> Path:
-    """Where the trained stage is written."""
+    """Return the folder of the trained stage."""
     return config.output / "stage"
 
 
@@ -180,7 +180,7 @@ def _claim(plan: _Plan) -> Claim:
 def _identity(
     config: PretrainConfig, text: EncoderFiles | EmbeddingStore, data: CaptionedArray
 ) -> dict[str, object]:
-    """What the weights depend on; files by what is in them, wherever they lie."""
+    """Return everything that the weights depend on; files by their content, not their path."""
     start = config.initial_weights
     return {
         "stage": config.stage.model_dump(mode="json"),
@@ -222,7 +222,7 @@ def _embedded(
     data: CaptionedArray,
     here: Processes,
 ) -> tuple[PromptSource, ValidationGrid | None]:
-    """Everything that the encoder is needed for; it is freed on return where captions are resident.
+    """Embed everything the encoder is needed for; it is freed on return if captions are cached.
 
     Raises:
         UserError: the encoder's weights would be read from disk for every caption.
@@ -272,7 +272,7 @@ def _validation(
 
 
 def _low_res_of(config: PretrainConfig, data: CaptionedArray, count: int) -> Tensor | None:
-    """The first pictures of the data, made small by the checkpoint's kernel."""
+    """Downscale the first images of the data by the checkpoint's kernel."""
     low_res = config.stage.low_res
     if low_res is None:
         return None

@@ -18,13 +18,13 @@ network with larger weights still answer with finite numbers."""
 
 
 def published(folder: Path, run_dir: Path, steps: int) -> bool:
-    """Whether a run of so many steps has published its stage: it may have been made longer."""
+    """Return whether a run of so many steps has published its stage: it may have been extended."""
     done = checkpoint_steps(run_dir / CHECKPOINTS)
     return (folder / "model.safetensors").is_file() and not (done and done[-1] < steps)
 
 
 def can_grow(run: TrainConfig, folder: Path, run_dir: Path) -> bool:
-    """Whether a run may be made longer: by its rate, and by what there is to go on from."""
+    """Return whether a run can be extended: its learning rate allows it, its state is there."""
     done = (folder / "model.safetensors").is_file()
     return run.may_grow and (not done or bool(checkpoint_steps(run_dir / CHECKPOINTS)))
 
@@ -52,7 +52,7 @@ def publish(stage: Stage, folder: Path, run_dir: Path, processes: Processes) -> 
 
 @torch.no_grad()
 def _answers(stage: Stage) -> bool:
-    """Whether the network's answer to one small picture is finite."""
+    """Return whether the network's prediction for one small image is finite."""
     unet = stage.config.unet
     with stage.device:
         inputs = example_inputs(unet, 1, unet.factor * -(-16 // unet.factor), 1)

@@ -26,7 +26,7 @@ from cascade.training.distributed import Processes
 
 
 def read_log(path: Path) -> list[dict[str, float]]:
-    """The statuses of a run so far; a last line cut short by a crash is left out."""
+    """Read the statuses of a run so far; a last line cut short by a crash is left out."""
     if not path.is_file():
         return []
     lines = path.read_text(encoding="utf-8").split("\n")

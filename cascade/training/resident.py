@@ -67,6 +67,6 @@ def resident_prompts(
 
 
 def _table_type(config: PretrainConfig, text: EncoderFiles | EmbeddingStore) -> torch.dtype:
-    """The type that holds the captions' embeddings: bfloat16 where they are known to be in it."""
+    """Return the dtype of the captions' embeddings: bfloat16 where they are known to be in it."""
     bf16 = isinstance(text, EmbeddingStore) or config.encoder_mode in ("bfloat16", "int8")
     return torch.bfloat16 if bf16 else torch.float32
