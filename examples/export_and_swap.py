@@ -12,14 +12,15 @@ from pathlib import Path
 from cascade import Cascade
 from cascade.config.engine import BundleOptions
 from cascade_export.bundle.finetunes import add_subject
-from cascade_export.bundle.gate import Gate
-from cascade_export.bundle.request import Request
 from cascade_export.bundle.write import export_bundle
+from cascade_export.settings import ExportOptions, Gate
 
 plain, tuned, output = sys.argv[1:4]
 gate = Gate(prompts=("a dog on the beach",), steps=2)  # a real one draws more: leave both out
 
-bundle = export_bundle(Cascade.load(plain), Path(output), Request(engine="onnxruntime", gate=gate))
+bundle = export_bundle(
+    Cascade.load(plain), Path(output), ExportOptions(engine="onnxruntime", gate=gate)
+)
 add_subject(bundle, Cascade.load(tuned), "mine", gate)
 
 for subject in (None, "mine"):

@@ -9,9 +9,8 @@ import pytest
 
 PACKAGES = ("cascade", "kernels", "export", "tools", "examples", "docs")
 LONGEST_FILE, LONGEST_FUNCTION = 300, 60
-# A training loop is one page, and a command's options are as many as it has; the step's kernels
-# share their helpers.
-LONG = {("cascade/training/loop.py", "train"), ("export/cascade_export/cli/export.py", "export")}
+# A training loop is one page; the step's kernels share their helpers.
+LONG = {("cascade/training/loop.py", "train")}
 LONG_FILES = {"kernels/cascade_kernels/triton_code/sampler_step.py"}
 
 

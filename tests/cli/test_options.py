@@ -15,6 +15,9 @@ from cascade.config.dreambooth import DreamBoothConfig
 from cascade.config.embed import EmbedConfig
 from cascade.config.recipes import RECIPES
 from cascade.config.sample import SampleConfig
+from cascade_export.cli.export import FLAGS as EXPORT
+from cascade_export.cli.export_triton import FLAGS as EXPORT_TRITON
+from cascade_export.settings import ExportConfig, ServerConfig
 
 Command = Callable[..., Any]
 PLAIN = "instance_data_dir = 'photos'\nclass_noun = 'dog'\noutput_dir = 'new'\n"
@@ -22,6 +25,8 @@ TABLES: tuple[tuple[type[Frozen], tuple[Flag, ...]], ...] = (
     (SampleConfig, SAMPLE),
     (DreamBoothConfig, DREAMBOOTH),
     (EmbedConfig, EMBED),
+    (ExportConfig, EXPORT),
+    (ServerConfig, EXPORT_TRITON),
 )
 
 

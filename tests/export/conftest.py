@@ -20,13 +20,12 @@ from cascade.pipeline import Cascade
 from cascade.stage import Stage
 from cascade_export.bundle.bundle import Bundle
 from cascade_export.bundle.finetunes import add_subject
-from cascade_export.bundle.gate import Gate
-from cascade_export.bundle.request import Request
 from cascade_export.bundle.write import export_bundle
 from cascade_export.graph.graph import GRAPH, Graph
 from cascade_export.graph.weights import WEIGHTS
+from cascade_export.settings import ExportOptions, Gate
 
-GATE = Gate()
+GATE = Gate(device="cpu")
 SUBJECT = "sec-dog"
 
 
@@ -77,7 +76,9 @@ def bundle(
     folder = place / "bundle"
     with FileLock(place / "bundle.lock"):
         if not folder.is_dir():
-            made = export_bundle(Cascade.load(tiny_cascade), place / "draft", Request(gate=GATE))
+            made = export_bundle(
+                Cascade.load(tiny_cascade), place / "draft", ExportOptions(gate=GATE)
+            )
             add_subject(made, Cascade.load(tuned_cascade), SUBJECT, GATE)
             made.folder.rename(folder)
     return Bundle.open(folder)

@@ -19,19 +19,18 @@ from cascade.pipeline import Cascade, CascadeOutput
 from cascade.stage import Stage
 from cascade_export.bundle.bundle import Bundle
 from cascade_export.bundle.finetunes import add_subject
-from cascade_export.bundle.gate import Gate
 from cascade_export.bundle.manifest import BundleManifest, Subject
-from cascade_export.bundle.request import Request, require_place
+from cascade_export.bundle.requirements import require_export, require_place
 from cascade_export.bundle.write import export_bundle
 from cascade_export.engines.opening import runner
 from cascade_export.graph.graph import GRAPH
 from cascade_export.graph.weights import WEIGHTS
 from cascade_export.parity.limits import to_levels
-from cascade_export.triton_server.repository import ServerOptions
+from cascade_export.settings import ExportOptions, Gate, ServerOptions
 
 PROMPTS = ["a dog", "a photo of a sec dog on the beach", "a cat", ""]
 SUBJECT = "sec-dog"
-GATE = Gate()
+GATE = Gate(device="cpu")
 
 
 def greatest_difference(one: CascadeOutput, other: CascadeOutput) -> int:
@@ -269,12 +268,12 @@ def test_an_interrupted_export_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr("cascade_export.bundle.write.compare", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            export_bundle(cascade, output, Request())
+            export_bundle(cascade, output, ExportOptions())
     assert traced == ["base16", "sr32"]
     with pytest.raises(UserError, match="cut short"):
         Bundle.open(output)
     cut(output / "stages/sr32" / WEIGHTS)  # written again; the other stage is taken as it is
-    done = export_bundle(cascade, output, Request())
+    done = export_bundle(cascade, output, ExportOptions())
     assert traced == ["base16", "sr32", "sr32"]
     assert done.manifest.stages == bundle.manifest.stages
     assert Bundle.open(output).manifest == done.manifest
@@ -283,7 +282,7 @@ def test_an_interrupted_export_goes_on(
 @pytest.mark.usefixtures("traced")
 def test_engines_that_draw_other_pictures_do_not_pass(tuned_cascade: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"does not match eager in fp32 \(stage 'base16'"):
-        export_bundle(Cascade.load(tuned_cascade), tmp_path / "bundle", Request())
+        export_bundle(Cascade.load(tuned_cascade), tmp_path / "bundle", ExportOptions())
     assert (tmp_path / "bundle" / "report" / "parity.html").is_file()
     with pytest.raises(UserError, match="cut short"):
         Bundle.open(tmp_path / "bundle")
@@ -322,11 +321,11 @@ def test_fine_tunes_that_do_not_fit(my_bundle: Bundle, tuned_cascade: Path, tmp_
 
 def test_requests_that_cannot_be_met() -> None:
     with pytest.raises(UserError, match="no bf16 on a CPU"):
-        Request(precision="bf16").check()
+        require_export(ExportOptions(precision="bf16"))
     with pytest.raises(UserError, match="builds no plans"):
-        Request(targets=(89,)).check()
+        require_export(ExportOptions(targets=(89,)))
     with pytest.raises(UserError, match="bf16"):
-        Request(engine="tensorrt-rtx", precision="bf16", targets=(75,)).check()
+        require_export(ExportOptions(engine="tensorrt-rtx", precision="bf16", targets=(75,)))
 
 
 def test_who_runs_the_gate() -> None:
@@ -340,7 +339,7 @@ def test_who_runs_the_gate() -> None:
 @pytest.mark.usefixtures("traced")
 def test_the_text_encoder_as_a_graph(tiny_cascade: Path, tmp_path: Path) -> None:
     cascade = Cascade.load(tiny_cascade)
-    made = export_bundle(cascade, tmp_path / "bundle", Request(text="graph"))
+    made = export_bundle(cascade, tmp_path / "bundle", ExportOptions(text_encoder="graph"))
     assert not (made.folder / "text" / "model.safetensors").exists()
     opened = Bundle.open(made.folder).cascade()
     text = TextConfig(max_length=16, cleaning="lower")
@@ -358,7 +357,7 @@ def test_the_text_encoder_as_a_graph(tiny_cascade: Path, tmp_path: Path) -> None
 def test_a_quantised_bundle_is_proven_and_its_scales_are_not_a_strangers(
     tiny_cascade: Path, tmp_path: Path
 ) -> None:
-    request = Request(quantisation="int8", calibration=("a dog", "a cat"), gate=GATE)
+    request = ExportOptions(quantization="int8", calibration_prompts=("a dog", "a cat"), gate=GATE)
     cascade = Cascade.load(tiny_cascade)
     bundle = export_bundle(cascade, tmp_path / "bundle", request)
     assert bundle.manifest.quantisation == "int8"
@@ -375,14 +374,16 @@ def test_a_quantised_bundle_is_proven_and_its_scales_are_not_a_strangers(
 
 
 @pytest.mark.parametrize(
-    ("request_", "said"),
+    ("options", "said"),
     [
-        (Request(quantisation="int8", precision="bf16"), "bf16 graph cannot be calibrated"),
-        (Request(quantisation="int8", engine="torch"), "does not run int8 graphs"),
-        (Request(quantisation="fp8"), "does not run fp8 graphs"),
-        (Request(quantisation="fp8", engine="tensorrt-rtx", targets=(89,)), "fp8 runs on a GPU"),
+        (ExportOptions(quantization="int8", engine="torch"), "does not run int8 graphs"),
+        (ExportOptions(quantization="fp8"), "does not run fp8 graphs"),
+        (
+            ExportOptions(quantization="fp8", engine="tensorrt-rtx", targets=(89,)),
+            "fp8 runs on a GPU",
+        ),
     ],
 )
-def test_a_quantisation_that_cannot_run_is_refused_first(request_: Request, said: str) -> None:
+def test_a_quantisation_that_cannot_run_is_refused_first(options: ExportOptions, said: str) -> None:
     with pytest.raises(UserError, match=said):
-        request_.check()
+        require_export(options)

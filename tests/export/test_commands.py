@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from cascade_export.bundle.bundle import Bundle
+from cascade_export.settings import ExportConfig
 
 Command = Callable[..., Any]
 
@@ -73,15 +74,27 @@ def test_sample_s_refusals(
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
-        ((), "Give --output"),
-        (("-o", "B", "--into", "C", "--subject", "x"), "Give --output"),
+        ((), "give --output"),
+        (("-o", "B", "--into", "C", "--subject", "x"), "give --output"),
         (("--into", "B"), "--into and --subject go together"),
         (("-o", "B", "--subject", "x"), "--into and --subject go together"),
-        (("--into", "B", "--subject", "x", "--precision", "fp16"), "--precision is what B"),
+        *(
+            (
+                ("--into", "B", "--subject", "x", *flags),
+                f"{flags[0][2:].replace('-', '_')} is what B",
+            )
+            for flags in (
+                ("--engine", "torch"),
+                ("--precision", "fp32"),
+                ("--text-encoder", "graph"),
+                ("--max-batch", 4),
+                ("--retry",),
+            )
+        ),
         (("-o", "B", "--max-batch", 2), "takes any batch; leave --max-batch out"),
-        (("-o", "B", "--lora-scale", 0.5), "--lora-scale belongs to --lora"),
-        (("-o", "B", "--lora-unet-only"), "--lora-unet-only belongs to --lora"),
-        (("-o", "B", "--calibration-prompt", "x"), "--calibration-prompt belongs to --quantise"),
+        (("-o", "B", "--lora-scale", 0.5), "lora_scale belongs to lora"),
+        (("-o", "B", "--lora-unet-only"), "lora_unet_only belongs to lora"),
+        (("-o", "B", "--calibration-prompt", "x"), "calibration_prompts belong to quantization"),
         (("-o", "B", "--prompt", "a \udcff"), "no text"),
         (("-o", "B", "--target", "sm٨٩"), "write targets as in sm89,sm120"),
         (("-o", "B", "--target", "89"), "write targets as in sm89,sm120"),
@@ -97,6 +110,25 @@ def test_export_s_refusals(command: Command, flags: tuple[object, ...], told: st
     shown = command("export", *flags)
     assert shown.status == 2
     assert told in shown.err
+
+
+@pytest.mark.usefixtures("folders")
+def test_a_file_flags_and_set_say_how_to_export(
+    command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    made: list[ExportConfig] = []
+    monkeypatch.setattr("cascade_export.cli.export._make", lambda config, _: made.append(config))
+    (tmp_path / "export.toml").write_text("output = 'B'\nretry = true\n[gate]\nsteps = 3\n")
+    plain, new = ("export", "--config", "export.toml"), ("--calibration-prompt", "a dog")
+    for flag in ("--quantize", "--quantise"):
+        shown = command(*plain, flag, "int8", *new, "--target", "sm89", "--set", "gate.steps=2")
+        assert shown.status == 0, shown.err
+        assert ("--quantise is --quantize now" in shown.err) == (flag == "--quantise")
+    one, other = (config.model_dump(exclude={"gate": {"command"}}) for config in made)
+    assert one == other
+    assert (one["quantization"], one["targets"], one["gate"]["steps"]) == ("int8", (89,), 2)
+    assert made[0].retry
+    assert made[0].gate.command.startswith("cascade export --config export.toml --quantize")
 
 
 @pytest.mark.slow

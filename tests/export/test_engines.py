@@ -18,7 +18,6 @@ from cascade.errors import UserError
 from cascade.pipeline import Cascade
 from cascade.stage import Stage
 from cascade_export.bundle.bundle import Bundle
-from cascade_export.bundle.request import Request
 from cascade_export.bundle.write import export_bundle
 from cascade_export.engines import ENGINES, engine_class
 from cascade_export.engines.base import EVERY_PRECISION, Engine, StageFiles, fixed_length
@@ -26,6 +25,7 @@ from cascade_export.engines.onnxruntime import OnnxRuntimeEngine
 from cascade_export.engines.opening import open_engine, open_engines
 from cascade_export.engines.weights_engine import WeightsEngine
 from cascade_export.graph.numerics import Numerics, Precision
+from cascade_export.settings import ExportOptions
 
 CPU = torch.device("cpu")
 
@@ -273,4 +273,4 @@ def test_a_new_engine_is_a_module_and_an_entry(
     with pytest.raises(UserError, match="zeros"):  # it is told among those that there are
         bundle.cascade(engine="frob")
     with pytest.raises(UserError, match="The zeros engine does not match eager"):
-        export_bundle(eager, tmp_path / "bundle", Request(engine="zeros"))
+        export_bundle(eager, tmp_path / "bundle", ExportOptions(engine="zeros"))

@@ -16,7 +16,6 @@ from cascade.text.files import EncoderFiles
 from cascade.text.prompts import PromptTable
 from cascade_export.bundle.bundle import Bundle
 from cascade_export.bundle.finetunes import add_subject
-from cascade_export.bundle.gate import Gate
 from cascade_export.bundle.manifest import write_sealed
 from cascade_export.engines.tensorrt.inspect_plan import PlannedMemory
 from cascade_export.engines.tensorrt.plan_cache import BuildFacts, BuiltPlan, Fingerprint, PlanCache
@@ -26,6 +25,7 @@ from cascade_export.graph.quantize import calibration_inputs, quantize
 from cascade_export.graph.trace import export_stage
 from cascade_export.graph.weights import write_weights
 from cascade_export.parity.divergence import graph_outputs
+from cascade_export.settings import Gate
 from cascade_export.triton_server.repository import write_repository
 
 PROMPTS = ["a dog"]
@@ -81,7 +81,7 @@ def writers(
         "a copy": lambda: copy_file(part.weights, new / "x"),
         "a text encoder": lambda: write_encoder(encoder, new, new / "spiece.model"),
         "a manifest": lambda: write_sealed(my_bundle.manifest, new / "bundle.json"),
-        "a subject": lambda: add_subject(my_bundle, cascade, "another", Gate()),
+        "a subject": lambda: add_subject(my_bundle, cascade, "another", Gate(device="cpu")),
         "a model repository": lambda: write_repository(my_bundle, new),
         "a plan": lambda: PlanCache(my_bundle.plans).obtain(PLAN, built),
         "a probe of the layers": lambda: graph_outputs(part.graph.path, ["conv_in"], case),

@@ -16,7 +16,6 @@ from cascade.pipeline import Cascade
 from cascade.stage import Stage
 from cascade_export.bundle.bundle import Bundle
 from cascade_export.bundle.finetunes import add_subject
-from cascade_export.bundle.gate import Gate
 from cascade_export.bundle.manifest import (
     ABOUT,
     BUNDLE,
@@ -25,13 +24,13 @@ from cascade_export.bundle.manifest import (
     describe_weights,
     write_sealed,
 )
-from cascade_export.bundle.request import Request
 from cascade_export.bundle.write import export_bundle
 from cascade_export.engines.opening import open_engine
 from cascade_export.graph.graph import Graph
 from cascade_export.graph.quantize import calibration_inputs, quantize
 from cascade_export.graph.trace import export_stage
 from cascade_export.graph.weights import digest, write_weights
+from cascade_export.settings import ExportOptions, Gate
 from cascade_export.triton_server.repository import write_repository
 
 SUBJECT = "sec-dog"
@@ -60,9 +59,9 @@ def ways(
     broken = Cascade(eager.manifest, eager.encoder, [spoilt, eager.stages[1]])
     yield "a stage's graph", lambda: export_stage(spoilt, new)
     yield "its half precision", lambda: export_stage(spoilt, new, "fp16")
-    yield "a bundle of it", lambda: export_bundle(broken, new, Request())
+    yield "a bundle of it", lambda: export_bundle(broken, new, ExportOptions())
     yield "weights for a graph", lambda: write_weights(state, new / "x", part.graph)
-    yield "a fine-tune", lambda: add_subject(my_bundle, broken, "another", Gate())
+    yield "a fine-tune", lambda: add_subject(my_bundle, broken, "another", Gate(device="cpu"))
     yield "calibration", lambda: calibration_inputs(broken, ["a dog"])
 
     lora = tmp_path / "lora.safetensors"

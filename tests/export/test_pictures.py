@@ -19,10 +19,9 @@ from cascade.config.unet import UNetConfig
 from cascade.pipeline import Cascade
 from cascade.stage import Stage
 from cascade_export.bundle.bundle import Bundle
-from cascade_export.bundle.gate import Gate
-from cascade_export.bundle.request import Request
 from cascade_export.bundle.write import export_bundle
 from cascade_export.parity.limits import picture_deviation
+from cascade_export.settings import ExportOptions, Gate
 
 PROMPTS = tuple(
     f"{kind} of {thing}"
@@ -92,7 +91,7 @@ def test_every_prompt_s_pictures(repository: Path, tmp_path: Path) -> None:
     eager = Cascade.load(like_if(tmp_path / "like-if", text))
     # With all of its steps: of two, the first divides by the picture's share of pure noise, which
     # magnifies the roundings of so small a sample now more, now less.
-    export_bundle(eager, tmp_path / "bundle", Request(gate=Gate(prompts=PROMPTS[:2])))
+    export_bundle(eager, tmp_path / "bundle", ExportOptions(gate=Gate(prompts=PROMPTS[:2])))
     expected = eager.sample(PROMPTS)
     drawn = Bundle.open(tmp_path / "bundle").cascade().sample(PROMPTS)
     for stage, images in drawn.stages.items():

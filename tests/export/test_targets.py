@@ -8,8 +8,9 @@ import torch
 
 from cascade.errors import UserError
 from cascade_export.engines.tensorrt import targets
-from cascade_export.engines.tensorrt.targets import load_module, parse_targets, resolve_targets
+from cascade_export.engines.tensorrt.targets import load_module, resolve_targets
 from cascade_export.graph.numerics import Numerics, Precision, Quantization
+from cascade_export.settings import parse_targets
 
 
 def numerics(precision: Precision, quantization: Quantization = "none") -> Numerics:

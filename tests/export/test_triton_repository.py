@@ -19,7 +19,8 @@ from cascade.errors import UserError
 from cascade.pipeline import Cascade
 from cascade_export.bundle.bundle import Bundle
 from cascade_export.parity.limits import to_levels
-from cascade_export.triton_server.repository import ServerOptions, write_repository
+from cascade_export.settings import ServerOptions
+from cascade_export.triton_server.repository import write_repository
 
 PROMPT = "a photo of a dog"
 SEEDS = [3, 4, 5]

@@ -10,7 +10,7 @@ from cascade.files import new_folder
 from cascade.pipeline import Cascade
 from cascade.stage import Stage
 from cascade_export.bundle.bundle import Bundle
-from cascade_export.bundle.gate import Gate, OnPart, compare, proof_of
+from cascade_export.bundle.gate import OnPart, compare, proof_of
 from cascade_export.bundle.manifest import (
     ABOUT,
     Proof,
@@ -24,6 +24,7 @@ from cascade_export.bundle.write import text_identity
 from cascade_export.engines import engine_class
 from cascade_export.graph.graph import GRAPH, Graph
 from cascade_export.graph.weights import write_weights
+from cascade_export.settings import Gate
 
 
 def add_subject(

@@ -2,59 +2,32 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated
 
-from pydantic import AfterValidator, Field
-
-from cascade.config.base import AtOnce, Frozen
-from cascade.config.stage import SamplerConfig, Steps
+from cascade.config.stage import SamplerConfig
+from cascade.environment import usable_device
 from cascade.pipeline import Cascade
-from cascade.text.cleaning import clean
 from cascade_export.bundle.bundle import Bundle
 from cascade_export.bundle.manifest import Proof, Subject
 from cascade_export.engines import engine_class
+from cascade_export.engines.base import Engine
 from cascade_export.engines.opening import runner
 from cascade_export.graph.graph import GRAPH
-from cascade_export.parity.check import PROMPTS, check
+from cascade_export.parity.check import check
 from cascade_export.parity.findings import ParityReport
 from cascade_export.parity.report import write_report
+from cascade_export.settings import Gate
 
 OnPart = Callable[[str, int, int], None]
 """Called with (what is done, parts of it done, of how many)."""
 
 
-def _readable(text: str) -> str:
-    clean(text, "none")
-    return text
+def gate_device(gate: Gate, engine: type[Engine]) -> str:
+    """Return where the gate runs an engine.
 
-
-Prompts = Annotated[tuple[Annotated[str, AfterValidator(_readable)], ...], Field(min_length=1)]
-"""Texts that an encoder can read."""
-
-
-class Gate(Frozen):
-    """What the gate draws.
-
-    Attributes:
-        prompts: one picture of each.
-        steps: of each stage's sampler, in place of the checkpoint's.
-        command: what to type to make the report again.
+    Raises:
+        UserError: there is no such device.
     """
-
-    prompts: Prompts = PROMPTS
-    steps: Steps | None = None
-    batch_size: AtOnce = 2
-    device: str = "cpu"
-    command: str = "cascade export"
-
-    def samplers(self, cascade: Cascade) -> Mapping[str, SamplerConfig]:
-        """Each stage's sampler, where it is not the checkpoint's."""
-        if self.steps is None:
-            return {}
-        return {
-            config.name: config.sampler.changed("the gate's settings", steps=self.steps)
-            for config in cascade.configs
-        }
+    return engine.default_device() if gate.device is None else usable_device(gate.device)
 
 
 def compare(
@@ -76,7 +49,7 @@ def compare(
     """
     manifest = bundle.manifest
     kind = runner(manifest.engine, manifest.precision)
-    device = gate.device if kind == manifest.engine else "cpu"
+    device = gate_device(gate, engine_class(kind)) if kind == manifest.engine else "cpu"
     engines = bundle.stages(subject, device, engine=kind)
     report = check(
         cascade,
@@ -89,7 +62,7 @@ def compare(
         islands={name: entry.islands for name, entry in manifest.stages.items()},
         graphs={name: bundle.stage_folder(name) / GRAPH for name in manifest.stages},
         prompts=gate.prompts,
-        samplers=gate.samplers(cascade),
+        samplers=_samplers(gate, cascade),
         batch_size=gate.batch_size,
         on_step=None if on_part is None else lambda name, *done: on_part(f"prove {name}", *done),
     )
@@ -102,3 +75,13 @@ def proof_of(report: ParityReport) -> Proof:
     findings = report.findings
     pictures = {one.stage: one.engine for one in findings.trajectories}
     return Proof(executed=findings.executed, pictures=pictures)
+
+
+def _samplers(gate: Gate, cascade: Cascade) -> Mapping[str, SamplerConfig]:
+    """Return each stage's sampler, where it is not the checkpoint's."""
+    if gate.steps is None:
+        return {}
+    return {
+        config.name: config.sampler.changed("the gate's settings", steps=gate.steps)
+        for config in cascade.configs
+    }

@@ -29,7 +29,7 @@ from cascade_export.bundle.manifest import (
     describe_weights,
     write_sealed,
 )
-from cascade_export.bundle.request import Request, exporter_versions, require_place
+from cascade_export.bundle.requirements import exporter_versions, require_export, require_place
 from cascade_export.engines import engine_class
 from cascade_export.graph.graph import GRAPH, Graph
 from cascade_export.graph.numerics import Precision
@@ -37,6 +37,7 @@ from cascade_export.graph.precision import DEFAULT_ISLANDS, check_cast
 from cascade_export.graph.quantize import Inputs, calibration_inputs, quantize
 from cascade_export.graph.trace import export_stage, export_text_encoder
 from cascade_export.graph.weights import WEIGHTS, digest
+from cascade_export.settings import ExportOptions
 
 _RECORD: Final = "export.json"
 _CONFIG: Final = "config.json"
@@ -58,7 +59,7 @@ class _Record(Frozen):
 
 
 def export_bundle(
-    cascade: Cascade, output: Path, request: Request, on_part: OnPart | None = None
+    cascade: Cascade, output: Path, options: ExportOptions, on_part: OnPart | None = None
 ) -> Bundle:
     """Write a cascade as a bundle whose engines have been proven to draw the same pictures.
 
@@ -67,38 +68,38 @@ def export_bundle(
         output: a new folder, or that of an export that was cut short.
 
     Raises:
-        UserError: the request cannot be met here, the output is taken, or the engines do not draw
+        UserError: it cannot be exported so here, the output is taken, or the engines do not draw
             what the cascade draws; the report of that lies in the folder.
     """
-    targets = request.check()
+    targets = require_export(options)
     require_place(output)
     for stage in cascade.stages:
-        check_cast(stage.network, request.precision)
-    text, place = _write_text(cascade, output, request)
+        check_cast(stage.network, options.precision)
+    text, place = _write_text(cascade, output, options)
     islands: dict[str, tuple[str, ...]] = {}
-    calls = _Calls(cascade, request.calibration)
+    calls = _Calls(cascade, options.calibration_prompts)
     for _ in range(_MOST_RETRIES):
         stages = {
             stage.config.name: _write_stage(
-                stage, output, request, islands.get(stage.config.name, ()), calls, on_part
+                stage, output, options, islands.get(stage.config.name, ()), calls, on_part
             )
             for stage in cascade.stages
         }
         moved = {"stages": tuple(stages), "text_encoder": place}
         draft = BundleManifest(
             cascade=cascade.manifest.model_copy(update=moved),
-            engine=request.engine,
-            precision=request.precision,
-            quantisation=request.quantisation,
+            engine=options.engine,
+            precision=options.precision,
+            quantisation=options.quantization,
             targets=targets,
             text=text,
             stages=stages,
             versions=exporter_versions(),
         )
-        bundle = _with_plans(Bundle(output, draft), request.max_batch, on_part)
-        report = compare(cascade, bundle, None, request.gate, output / "report", on_part)
+        bundle = _with_plans(Bundle(output, draft), options.max_batch, on_part)
+        report = compare(cascade, bundle, None, options.gate, output / "report", on_part)
         diverged = {each.stage: each.island for each in report.findings.departures}
-        if report.passed or not (request.retry and diverged):
+        if report.passed or not (options.retry and diverged):
             break
         for name, island in diverged.items():
             islands[name] = (*islands.get(name, ()), island)
@@ -158,7 +159,7 @@ class _Calls:
 def _write_stage(
     stage: Stage,
     output: Path,
-    request: Request,
+    options: ExportOptions,
     islands: tuple[str, ...],
     calls: _Calls,
     on_part: OnPart | None,
@@ -170,15 +171,15 @@ def _write_stage(
     told(f"export {name}", 0, 1)
     wanted = {
         "source": stage.fingerprint(),
-        "precision": request.precision,
-        "quantised": _quantised(request),
+        "precision": options.precision,
+        "quantised": _quantised(options),
         "islands": islands,
         "versions": exporter_versions(),
     }
     record = _read_record(folder)
     if record is None or record.model_dump(include=set(wanted)) != wanted:
         (folder / _RECORD).unlink(missing_ok=True)
-        graph = _write_graph(stage, folder, request, islands, calls)
+        graph = _write_graph(stage, folder, options, islands, calls)
         hashes = {"graph": graph.sha256, "weights": digest(folder / WEIGHTS)}
         record = _Record.model_validate(wanted | hashes)
         write_bytes((record.model_dump_json(indent=2) + "\n").encode(), folder / _RECORD)
@@ -191,22 +192,22 @@ def _write_stage(
     return StageEntry(config=config, graph=record.graph, weights=weights, islands=islands)
 
 
-def _quantised(request: Request) -> tuple[str, ...]:
+def _quantised(options: ExportOptions) -> tuple[str, ...]:
     """What a quantised graph follows from, beside the rest; nothing for a plain one."""
-    if request.quantisation == "none":
+    if options.quantization == "none":
         return ()
-    return (request.quantisation, *request.calibration)
+    return (options.quantization, *options.calibration_prompts)
 
 
 def _write_graph(
-    stage: Stage, folder: Path, request: Request, islands: tuple[str, ...], calls: _Calls
+    stage: Stage, folder: Path, options: ExportOptions, islands: tuple[str, ...], calls: _Calls
 ) -> Graph:
     kept = (*DEFAULT_ISLANDS, *islands)
-    if request.quantisation == "none":
-        return export_stage(stage, folder, request.precision, kept)
+    if options.quantization == "none":
+        return export_stage(stage, folder, options.precision, kept)
     with scratch() as plain:
-        graph = export_stage(stage, plain, request.precision, kept)
-        return quantize(graph, calls.of(stage.config.name), folder, request.quantisation)
+        graph = export_stage(stage, plain, options.precision, kept)
+        return quantize(graph, calls.of(stage.config.name), folder, options.quantization)
 
 
 def _read_record(folder: Path) -> _Record | None:
@@ -220,23 +221,23 @@ def _read_record(folder: Path) -> _Record | None:
     return record if whole else None
 
 
-def _write_text(cascade: Cascade, output: Path, request: Request) -> tuple[TextEntry, str]:
+def _write_text(cascade: Cascade, output: Path, options: ExportOptions) -> tuple[TextEntry, str]:
     """Write the text encoder; returns its entry, and its place for the cascade's manifest."""
     model, tokenizer = text_identity(cascade.encoder)
-    made = partial(TextEntry, form=request.text, model=model, tokenizer=tokenizer)
+    made = partial(TextEntry, form=options.text_encoder, model=model, tokenizer=tokenizer)
     folder, place = output / "text", cascade.manifest.text_encoder
     if not isinstance(cascade.encoder, TextEncoder):
-        if request.text == "graph":
+        if options.text_encoder == "graph":
             raise UserError(
                 "A store of embeddings is no text encoder to make a graph of; leave --embeddings "
                 "or --text-encoder graph out."
             )
         return made(), place
     files = cascade.encoder.files
-    if request.text == "torch" and Path(place).is_absolute():
+    if options.text_encoder == "torch" and Path(place).is_absolute():
         # One too large to copy, for a bundle as for a cascade.
         return made(files=_digests(files.folder, _CONFIG)), place
-    if request.text == "graph":
+    if options.text_encoder == "graph":
         export_text_encoder(cascade.encoder, folder)
         copy_file(files.folder / _CONFIG, folder / _CONFIG)
         copy_file(files.vocabulary, folder / _VOCABULARY)

@@ -12,7 +12,6 @@ Shapes: `B` pictures, `C H W` pixels in [-1, 1].
 import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
 
 from torch import Tensor, nn
 
@@ -35,13 +34,6 @@ from cascade_export.parity.compare import (
 from cascade_export.parity.divergence import Divergence, first_divergence
 from cascade_export.parity.findings import Findings, Pair, ParityReport
 
-PROMPTS: Final = (
-    "a photo of a dog on the beach",
-    "a red backpack",
-    "a cat in the snow, black and white",
-    "",
-)
-
 
 def check(
     cascade: Cascade,
@@ -53,7 +45,7 @@ def check(
     dynamic: bool = True,
     islands: Mapping[str, Sequence[str]] | None = None,
     graphs: Mapping[str, Path] | None = None,
-    prompts: Sequence[str] = PROMPTS,
+    prompts: Sequence[str],
     seeds: Sequence[int] | None = None,
     samplers: Mapping[str, SamplerConfig] | None = None,
     batch_size: int = 2,

@@ -15,9 +15,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
-from pydantic import Field
-
-from cascade.config.base import AtOnce, Frozen, Name
 from cascade.config.folders import MANIFEST, CascadeManifest
 from cascade.errors import UserError
 from cascade.files import copy_file, new_folder, write_bytes
@@ -29,6 +26,7 @@ from cascade_export.engines.base import StageFiles
 from cascade_export.engines.tensorrt.plan_cache import PlanCache
 from cascade_export.graph.graph import GRAPH, Graph, TensorSpec
 from cascade_export.graph.weights import WEIGHTS
+from cascade_export.settings import ServerOptions
 
 PICTURES_AT_ONCE: Final = "pictures_at_once"
 TEXT_MODEL: Final = "text_model"
@@ -44,34 +42,6 @@ from cascade_export.triton_server.model import CascadeModel as TritonPythonModel
 
 __all__ = ["TritonPythonModel"]
 '''
-
-
-class ServerOptions(Frozen):
-    """How the server runs the models.
-
-    Attributes:
-        name: of the cascade's model, and the beginning of the others' names.
-        pictures_at_once: most pictures of one request that are worked on at a time; a stage takes
-            twice as many rows, with guidance.
-        queue_delay: how long a stage's call may wait for others to share its batch, microseconds.
-        queue_size: calls that may wait for a stage; further ones are refused.
-        queue_timeout: after which a waiting call is refused, seconds.
-        concurrent: requests for pictures that are worked on at the same time; their stages' calls
-            meet in the batches.
-    """
-
-    name: Name = "cascade"
-    pictures_at_once: AtOnce = 4  # the server holds buffers for the largest batch
-    # Times are written as 64-bit microseconds.
-    queue_delay: int = Field(default=2000, strict=True, ge=0, le=10**9)
-    queue_size: int = Field(default=64, strict=True, gt=0, le=10**6)
-    queue_timeout: float = Field(default=60.0, strict=True, ge=0.001, le=10**6)
-    concurrent: AtOnce = 2
-
-    @property
-    def max_rows(self) -> int:
-        """The largest batch of a stage."""
-        return 2 * self.pictures_at_once * self.concurrent
 
 
 def write_repository(

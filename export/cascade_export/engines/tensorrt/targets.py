@@ -6,7 +6,6 @@ RTX 1.7 (support matrix; `ComputeCapability`): data-centre GPUs such as SM90 are
 """
 
 import importlib
-import re
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Final, Literal, NamedTuple
@@ -44,24 +43,11 @@ DEFAULT_TARGETS = (80, 86, 89, 120)
 _NEEDS: dict[str, int] = {"fp32": 75, "fp16": 75, "bf16": 80, "none": 75, "int8": 75, "fp8": 89}
 
 
-def parse_targets(text: str) -> tuple[int, ...]:
-    """Read a list of compute capabilities such as `sm89,sm120`; sorted, each once.
-
-    Raises:
-        UserError: a name is not of that form.
-    """
-    names = [name.strip().lower() for name in text.split(",")]
-    wrong = [name for name in names if not re.fullmatch("sm[0-9]{2,3}", name)]
-    if wrong:
-        raise UserError(f"{wrong[0]!r} is not a GPU target; write targets as in sm89,sm120.")
-    return tuple(sorted({int(name[2:]) for name in names}))
-
-
 def resolve_targets(kind: Kind, asked: Sequence[int], numerics: Numerics) -> tuple[int, ...]:
     """Return the compute capabilities to build for, all of which can run the plan.
 
     Args:
-        asked: as `parse_targets` gives them; none is the kind's default.
+        asked: none is the kind's default.
 
     Raises:
         UserError: a target is unknown to the kind or cannot compute in a type, or there is no GPU
