@@ -18,6 +18,10 @@ DIRTY: Final = "-dirty"
 UNKNOWN: Final = "unknown"
 """The commit of a copy of the checkout without its history."""
 
+_LIMITS: Final = (
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
 _CODE = (".py", ".toml")
 _DEVICES = ("cpu", "cuda", "mps", "xpu")
 # What decides the speed and the rounding of bf16 and of 8 bits.
@@ -41,6 +45,15 @@ def usable_device(name: torch.device | str | None) -> str:
         reason = str(error).splitlines()[0]
         raise UserError(f"There is no device '{name}' ({reason}); give 'cpu'.") from None
     return str(name)
+
+
+def device_memory(device: torch.device) -> int:
+    """Return the memory of a GPU, or what this machine, or container, grants a process; bytes."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limits = [path.read_text(encoding="ascii").strip() for path in _LIMITS if path.is_file()]
+    return min([memory, *(int(limit) for limit in limits if limit.isdigit())])
 
 
 def environment() -> dict[str, str]:

@@ -40,8 +40,7 @@ from cascade.request import Request, scales
 from cascade.sampling import OnStep, prompt_tables, sample_request
 from cascade.stage import Stage
 from cascade.text.files import EncoderFiles
-from cascade.text.prompts import PromptEncoder, PromptTable
-from cascade.text.source import open_text, ready
+from cascade.text.prompts import PromptEncoder, PromptTable, load_text, open_text
 from cascade.text.store import EmbeddingStore
 
 
@@ -256,7 +255,7 @@ class Opened:
             UserError: there is no such device or mode, or a file is missing or damaged.
         """
         where = usable_device(device)
-        encoder = ready(self.text, known_mode(encoder_mode), where)
+        encoder = load_text(self.text, known_mode(encoder_mode), where)
         return Cascade(self.manifest, encoder, [load(where) for load in self.loaders])
 
 

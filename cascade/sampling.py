@@ -12,8 +12,8 @@ from cascade.config.stage import AugmentationLevel, SamplerConfig, StageConfig, 
 from cascade.diffusion.noise import Noise, derive_seed
 from cascade.request import Request
 from cascade.stage import Stage
-from cascade.text.lost import tell_lost
 from cascade.text.prompts import PromptEncoder, PromptSource, PromptTable
+from cascade.text.tokenizer import report_lost
 
 Tables = Mapping[TextConfig, PromptTable]
 """Embeddings by the conventions that they follow."""
@@ -136,7 +136,7 @@ def prompt_tables(
     for stage in stages:
         if stage.text not in tables:
             tables[stage.text] = PromptTable.build(encoder, prompts, stage.text)
-            tell_lost(encoder.tokenizer, prompts, stage.text)
+            report_lost(encoder.tokenizer, prompts, stage.text)
     return tables
 
 

@@ -26,7 +26,7 @@ from cascade.model.layers import set_backend
 from cascade.model.precision import autocast, tell_if_slow
 from cascade.model.unet import UNet
 from cascade.tensors import NoPictureError, check_tensors, read_weights, require_finite
-from cascade.text.t5 import TextEmbedding
+from cascade.text.encoder import TextEmbedding
 from cascade_kernels.dispatch import obstacle
 from cascade_kernels.names import Backend
 

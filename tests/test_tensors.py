@@ -19,7 +19,7 @@ from cascade.evaluate.judge_config import Attribute, JudgeConfig
 from cascade.evaluate.judge_network import JudgeNetwork
 from cascade.stage import Stage
 from cascade.tensors import headers, read_weights, require_finite, weight_shapes
-from cascade.text.t5 import TextEmbedding, TextEncoder
+from cascade.text.encoder import TextEmbedding, TextEncoder
 
 Load = Callable[[Path], object]
 

@@ -1,4 +1,4 @@
-"""How commands hold the text encoder."""
+"""Settings of the text encoder."""
 
 from pathlib import Path
 from typing import Annotated, Final, Literal, TypeAlias, cast, get_args
@@ -7,11 +7,11 @@ from pydantic import BeforeValidator, Field
 
 from cascade.errors import UserError
 
-HeldMode = Literal["float32", "bfloat16", "int8", "layerwise"]
-EncoderModeName = Literal["auto", HeldMode]
+LoadedMode = Literal["float32", "bfloat16", "int8", "layerwise"]
+EncoderModeName = Literal["auto", LoadedMode]
 """`int8` keeps the linear layers' weights in 8 bits with a scale per row and computes in bfloat16;
 `layerwise` computes in float32 and holds one block of layers at a time, read from disk for every
-batch: large batches make it bearable. `auto` is `cascade.text.modes.choose`."""
+batch: large batches make it bearable. `auto` is `cascade.text.encoder.choose_mode`."""
 
 _MODES: Final = get_args(EncoderModeName)
 

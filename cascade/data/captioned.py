@@ -29,7 +29,7 @@ from cascade.diffusion.noise import derive_seed
 from cascade.diffusion.philox import philox4x32, round_keys
 from cascade.errors import UserError
 from cascade.files import read_text
-from cascade.text.side import names_side
+from cascade.text.cleaning import names_side
 
 _DIGESTED: Final = 256  # pictures of a dataset that its digest reads
 

@@ -15,7 +15,7 @@ from cascade.dreambooth.plan import Plan, photo_prompt
 from cascade.progress import progress_bar
 from cascade.sampling import Tables
 from cascade.stage import Stage
-from cascade.text.side import names_side
+from cascade.text.cleaning import names_side
 from cascade.text.store import EmbeddingStore
 from cascade.training.distributed import Processes
 from cascade.training.output import text_identity

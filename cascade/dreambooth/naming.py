@@ -10,8 +10,7 @@ from cascade.errors import UserError
 from cascade.progress import warn
 from cascade.text.cleaning import clean
 from cascade.text.identifier import check_identifier, find_identifiers, is_common, names
-from cascade.text.lost import lost_words
-from cascade.text.tokenizer import Tokenizer
+from cascade.text.tokenizer import Tokenizer, lost_words
 
 _ARTICLE: Final = re.compile(r"(a|an|the)\s+", re.IGNORECASE)
 

@@ -38,9 +38,8 @@ from cascade.pipeline import print_licence
 from cascade.progress import say, told
 from cascade.sampling import Tables, prompt_tables
 from cascade.stage import Stage
-from cascade.text.prompts import PromptTable
-from cascade.text.source import ready
-from cascade.text.t5 import TextEncoder
+from cascade.text.encoder import TextEncoder
+from cascade.text.prompts import PromptTable, load_text
 from cascade.training.checkpoint import CHECKPOINTS, remove_checkpoints
 from cascade.training.distributed import Processes, processes
 from cascade.training.forecast import Probe, tell
@@ -208,7 +207,7 @@ def _tune(plan: Plan, folder: str, tables: Tables, here: Processes) -> None:
 
 def _embed(plan: Plan, shown: bool) -> Tables:
     """Embed the few prompts of the run once; the encoder is freed on return."""
-    encoder = ready(plan.text, plan.config.encoder_mode)
+    encoder = load_text(plan.text, plan.config.encoder_mode)
     tables = prompt_tables(encoder, sorted(all_prompts(plan)), plan.stages.values())
     if shown and isinstance(encoder, TextEncoder):
         say(f"The text encoder ({encoder.mode}) has read the prompts and is freed.")

@@ -22,7 +22,7 @@ from cascade.errors import UserError
 from cascade.files import require_writable
 from cascade.stage import check_weights
 from cascade.text.files import EncoderFiles
-from cascade.text.source import open_text
+from cascade.text.prompts import open_text
 from cascade.text.store import EmbeddingStore
 from cascade.training.objective import check_variance
 from cascade.training.optim import check_optimizer

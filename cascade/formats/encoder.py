@@ -4,8 +4,8 @@ from pathlib import Path
 
 from cascade.files import copy_file
 from cascade.formats.weights import Weights, write_weights
+from cascade.text.encoder import meta_model
 from cascade.text.files import EncoderFiles
-from cascade.text.modes import skeleton
 
 
 def encoder_weights(source: EncoderFiles) -> Weights:
@@ -14,8 +14,8 @@ def encoder_weights(source: EncoderFiles) -> Weights:
     Raises:
         UserError: a file is damaged, or they do not fit each other.
     """
-    skeleton(source)
-    return Weights(dict(source.places.values()))
+    meta_model(source)
+    return Weights(dict(source.weights.values()))
 
 
 def write_encoder(source: EncoderFiles, folder: Path, vocabulary: Path) -> None:

@@ -13,12 +13,11 @@ from packaging.requirements import Requirement
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from cascade.environment import commit, processor
+from cascade.environment import commit, device_memory, processor
 from cascade.errors import UserError
 from cascade.files import require_writable
 from cascade.info.memory import amount
 from cascade.model.precision import computes_bf16
-from cascade.text.modes import device_memory
 from cascade_kernels.dispatch import obstacle
 
 PROJECT: Final = "dreamcascade"

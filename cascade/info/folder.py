@@ -25,8 +25,8 @@ from cascade.errors import UserError
 from cascade.info.memory import amount
 from cascade.stage import check_weights
 from cascade.tensors import weight_shapes
+from cascade.text.encoder import meta_model
 from cascade.text.files import EncoderFiles
-from cascade.text.modes import skeleton
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def describe(path: str) -> Description:
         told = str(encoder)
         with _noted(faults):
             files = EncoderFiles.open(encoder)
-            skeleton(files)
+            meta_model(files)
             width = files.width
     if len(configs) == len(manifest.stages):
         with _noted(faults):

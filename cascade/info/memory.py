@@ -136,7 +136,7 @@ def _encoder_lines(files: EncoderFiles | None, stage: StageConfig) -> Iterator[T
 
 
 def encoder_bytes(shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
-    """Return what an encoder's weights take in each mode (see `cascade.text.modes`).
+    """Return what an encoder's weights take in each mode (see `cascade.config.encoder`).
 
     Held layer by layer: the largest block and the embeddings, which lie in the file's own type,
     at most float32.

@@ -11,12 +11,12 @@ _FIELDS: Final = ("caption", "captions", "text")
 
 
 def read_captions(path: Path) -> Iterator[str]:
-    """Yield the captions of a file, or of a data set's folder.
+    """Yield the captions of a file, or of a dataset's folder.
 
     Args:
         path: a text file with a caption per line; a `.jsonl` file whose lines are captions, lists
-            of them, or objects with one of the fields caption, captions, text; or a folder that
-            holds such a file named `captions.jsonl`.
+            of them, or objects with one of the fields caption, captions, text; or a folder with
+            such a file named `captions.jsonl`.
 
     Raises:
         UserError: there is no such file, it is empty, or a line of it holds no caption.

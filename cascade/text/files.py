@@ -50,29 +50,32 @@ _DIGESTED: Final = 1 << 14  # values of a tensor that the digest reads
 
 @dataclass(frozen=True)
 class EncoderFiles:
-    """An encoder's files, found and fitting each other; its weights are not loaded.
+    """The files of an encoder that is not loaded.
 
     Attributes:
         folder: the encoder's folder.
         values: the T5's configuration.
         vocabulary: the tokenizer's `spiece.model`.
-        places: a weight's name inside the encoder -> its name in a file, and the file.
+        weights: a weight's name inside the encoder -> its name in a file, and the file.
     """
 
     folder: Path
     values: Mapping[str, Any]
     vocabulary: Path
-    places: Mapping[str, tuple[str, Path]]
+    weights: Mapping[str, tuple[str, Path]]
 
     @classmethod
     def open(cls, folder: Path) -> Self:
-        """Find the files of an encoder.
+        """Open an encoder's folder: `config.json`, `model.safetensors` and `spiece.model`.
+
+        The vocabulary may lie in `tokenizer/`, inside the folder or beside it, as in published
+        pipelines.
 
         Raises:
-            UserError: one is missing or damaged.
+            UserError: a file is missing or damaged.
         """
         vocabulary = find_vocabulary(folder)
-        return cls(folder, _read_config(folder), vocabulary, _places(folder))
+        return cls(folder, _read_config(folder), vocabulary, _find_weights(folder))
 
     @cached_property
     def config(self) -> "T5Config":
@@ -86,7 +89,10 @@ class EncoderFiles:
         try:
             return T5Config.from_dict(dict(self.values))
         except (ValueError, TypeError, AttributeError) as error:
-            raise unreadable(self.folder, error) from error
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(
+                f"The text encoder in {self.folder} cannot be read ({reason}); {_MEND}."
+            ) from error
 
     @property
     def width(self) -> int:
@@ -100,13 +106,13 @@ class EncoderFiles:
 
     @cached_property
     def model_digest(self) -> str:
-        """SHA-256 that tells trainings of the model apart.
+        """SHA-256 that differs between trainings of the model.
 
         It reads the embeddings whole, whose single rows people edit, and the start of every other
         tensor, which any training changes: seconds where ten gigabytes would take minutes.
         """
         digest = hashlib.sha256()
-        for name in sorted(self.places):
+        for name in sorted(self.weights):
             # Flattened: the values of a tensor, not how it is laid out, make it what it is.
             tensor = self.read([name])[name].flatten()
             tensor = tensor if name == EMBEDDINGS else tensor[:_DIGESTED]
@@ -120,17 +126,17 @@ class EncoderFiles:
         return hashlib.sha256(self.vocabulary.read_bytes()).hexdigest()
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of every weight, from the files' headers.
+        """Read the shape of every weight from the files' headers.
 
         Raises:
             UserError: a file is damaged, or a weight is not of floats.
         """
         shapes: dict[str, tuple[int, ...]] = {}
-        for path, names in self._by_file(self.places).items():
+        for path, names in self._by_file(self.weights).items():
             with opened(path, mend=_MEND) as file:
                 for name in names:
-                    part = file.get_slice(self.places[name][0])
-                    float_type(part.get_dtype(), self.places[name][0], path)
+                    part = file.get_slice(self.weights[name][0])
+                    float_type(part.get_dtype(), self.weights[name][0], path)
                     shapes[name] = tuple(part.get_shape())
         return shapes
 
@@ -141,26 +147,26 @@ class EncoderFiles:
         once its pages are touched, and the map closes when the last view is gone.
 
         Args:
-            names: which.
-            dtype: what to convert to; the file's own type by default.
+            names: of the weights.
+            dtype: to convert to; the file's own type by default.
         """
         tensors: dict[str, Tensor] = {}
         for path, wanted in self._by_file(names).items():
             with opened(path, mend=_MEND) as file:
                 for name in wanted:
-                    tensor: Tensor = file.get_tensor(self.places[name][0])
+                    tensor: Tensor = file.get_tensor(self.weights[name][0])
                     tensors[name] = tensor if dtype is None else tensor.to(dtype)
         return tensors
 
     def _by_file(self, names: Iterable[str]) -> dict[Path, list[str]]:
         grouped: dict[Path, list[str]] = {}
         for name in names:
-            grouped.setdefault(self.places[name][1], []).append(name)
+            grouped.setdefault(self.weights[name][1], []).append(name)
         return grouped
 
 
 def find_vocabulary(folder: Path) -> Path:
-    """The `spiece.model` of an encoder: in its folder, in `tokenizer/` inside it, or beside it.
+    """Find an encoder's `spiece.model`: in its folder, in `tokenizer/` inside it, or beside it.
 
     Raises:
         UserError: there is none.
@@ -174,14 +180,6 @@ def find_vocabulary(folder: Path) -> Path:
     raise UserError(
         f"There is no spiece.model in {folder} or in a folder 'tokenizer' next to it; fetch the "
         "encoder's tokenizer too."
-    )
-
-
-def unreadable(folder: Path, error: Exception) -> UserError:
-    """What to tell about an encoder's file that cannot be read."""
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return UserError(
-        f"The text encoder in {folder} cannot be read ({reason}); fetch its files again."
     )
 
 
@@ -208,8 +206,8 @@ def _read_config(folder: Path) -> Mapping[str, Any]:
     return known
 
 
-def _places(folder: Path) -> dict[str, tuple[str, Path]]:
-    """Where every weight of the encoder lies; the full-precision files win over a variant's."""
+def _find_weights(folder: Path) -> dict[str, tuple[str, Path]]:
+    """Find every weight of the encoder; the full-precision files win over a variant's."""
     for variant in _VARIANTS:
         infix = f".{variant}" if variant else ""
         whole = folder / f"model{infix}.safetensors"
@@ -218,13 +216,13 @@ def _places(folder: Path) -> dict[str, tuple[str, Path]]:
             with opened(whole, mend=_MEND) as file:
                 return _of_encoder(dict.fromkeys(file.keys(), whole))
         if index.is_file():
-            return _of_encoder(_read_index(index))
+            return _of_encoder(_shards(index))
     raise UserError(
         f"There is no model.safetensors in {folder}, whole or in shards; fetch the encoder again."
     )
 
 
-def _read_index(path: Path) -> dict[str, Path]:
+def _shards(path: Path) -> dict[str, Path]:
     files = read_index(path, _MEND)
     missing = sorted({file.name for file in files.values() if not file.is_file()})
     if missing:
@@ -236,8 +234,8 @@ def _read_index(path: Path) -> dict[str, Path]:
 
 def _of_encoder(files: Mapping[str, Path]) -> dict[str, tuple[str, Path]]:
     """Drop a decoder's weights, and name the others as the encoder alone does."""
-    places: dict[str, tuple[str, Path]] = {}
-    for name, path in files.items():
-        if name in _ALIASES or name.startswith("encoder."):
-            places[_ALIASES.get(name, name.removeprefix("encoder."))] = (name, path)
-    return places
+    return {
+        _ALIASES.get(name, name.removeprefix("encoder.")): (name, path)
+        for name, path in files.items()
+        if name in _ALIASES or name.startswith("encoder.")
+    }

@@ -60,23 +60,23 @@ def find_identifiers(
             f"The ids {first} to {last} are not in the vocabulary of {len(tokenizer)} pieces; "
             "give a range inside it."
         )
-    found = [
+    usable = [
         text
         for index in range(first, last + 1)
-        if (text := _survivor(tokenizer, cleaning, index)) and text not in taken
+        if (text := _identifier(tokenizer, cleaning, index)) and text not in taken
     ]
-    if len(found) < count:
+    if len(usable) < count:
         raise UserError(
-            f"The ids {first} to {last} hold {len(found)} usable identifiers, {count} were asked "
+            f"The ids {first} to {last} hold {len(usable)} usable identifiers, {count} were asked "
             "for; ask for fewer."
         )
-    return random.Random(seed).sample(found, count)
+    return random.Random(seed).sample(usable, count)
 
 
 def check_identifier(
     tokenizer: Tokenizer, cleaning: Cleaning, identifier: str, class_noun: str
 ) -> None:
-    """Make sure that `identifier` reaches the encoder unharmed in "a {identifier} {class_noun}".
+    """Check that `identifier` reaches the encoder unharmed in "a {identifier} {class_noun}".
 
     One to three known tokens are fine; see `is_common` for ordinary words.
 
@@ -111,21 +111,20 @@ def check_identifier(
 
 
 def is_common(tokenizer: Tokenizer, cleaning: Cleaning, identifier: str) -> bool:
-    """Whether an identifier is one frequent piece of the vocabulary, so likely an ordinary word."""
+    """Report whether an identifier is one frequent piece, so likely an ordinary word."""
     ids = tokenizer.ids(clean(identifier, cleaning))
     return len(ids) == 1 and ids[0] < rare_range(tokenizer)[0]
 
 
 def names(tokenizer: Tokenizer, cleaning: Cleaning, identifier: str, prompt: str) -> bool:
-    """Whether the identifier's tokens stand in a prompt, one after another."""
+    """Report whether the identifier's tokens stand in a prompt, one after another."""
     wanted = tokenizer.ids(clean(identifier, cleaning))
-    held = tokenizer.ids(clean(prompt, cleaning))
-    places = range(len(held) - len(wanted) + 1)
-    return any(held[i : i + len(wanted)] == wanted for i in places)
+    ids = tokenizer.ids(clean(prompt, cleaning))
+    return any(ids[i : i + len(wanted)] == wanted for i in range(len(ids) - len(wanted) + 1))
 
 
-def _survivor(tokenizer: Tokenizer, cleaning: Cleaning, index: int) -> str | None:
-    """The text of one piece if it can serve as an identifier."""
+def _identifier(tokenizer: Tokenizer, cleaning: Cleaning, index: int) -> str | None:
+    """Return the text of one piece if it can serve as an identifier."""
     piece = tokenizer.piece(index)
     text = piece.removeprefix(SPACE)
     if not piece.startswith(SPACE) or not _LETTERS.fullmatch(text):

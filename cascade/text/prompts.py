@@ -1,31 +1,35 @@
-"""Where training and sampling get their text conditioning from.
+"""Sources of text conditioning for training and sampling.
 
-A run that knows its prompts beforehand (DreamBooth, sampling) embeds them once and frees the
-encoder: `PromptTable`. Pre-training reads thousands of captions and embeds them as they come:
-`OnlinePrompts`, one at a time, which suits small encoders. A large one runs beforehand, in large
-batches, and training reads its answers from a store, which stands in for it. `ResidentPrompts`
-in `resident.py` holds every caption of a dataset on the training device. All answer `rows` alike.
+A run that knows its prompts beforehand embeds them once and frees the encoder: `PromptTable`.
+Pre-training on many captions embeds them as they come: `OnlinePrompts`, one at a time, which suits
+small encoders. A large one runs beforehand, in large batches (`cascade embed`), and its store of
+embeddings stands in for it.
 
-Shapes: `B` prompts, `L` tokens, `D` the encoder's width.
+Shapes: `B` prompts, `L` tokens, `T` tokens of all prompts, `D` the encoder's width.
 """
 
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Final, Protocol, Self
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
+from cascade.config.encoder import EncoderMode
 from cascade.config.stage import TextConfig
-from cascade.text.t5 import TextEmbedding
+from cascade.errors import UserError
+from cascade.progress import warn
+from cascade.text.encoder import TextEmbedding, TextEncoder, integers, meta_model
+from cascade.text.files import EncoderFiles
+from cascade.text.store import EmbeddingStore
 from cascade.text.tokenizer import Tokenizer
 
 _EMBED_BATCH: Final = 32
 
 
 class PromptEncoder(Protocol):
-    """What turns prompts into embeddings: `TextEncoder`, or a store that remembers its answers."""
+    """A text encoder, or a store of its embeddings."""
 
     @property
     def width(self) -> int:
@@ -34,7 +38,7 @@ class PromptEncoder(Protocol):
 
     @property
     def digest(self) -> str:
-        """Tells apart what gives other embeddings: weights, vocabulary, how they are held."""
+        """Digest of all that embeddings depend on: weights, vocabulary, how they are held."""
         ...
 
     @property
@@ -51,116 +55,173 @@ class PromptSource(Protocol):
     """Something that has the embeddings of prompts."""
 
     def rows(self, prompts: Sequence[str | None]) -> TextEmbedding:
-        """Return the embeddings, B L D, padded to one length; None is the null condition."""
+        """Return the embeddings, B L D in float32, padded to one length; None is the null text."""
         ...
 
 
 class PromptTable:
-    """The embeddings of a fixed set of prompts; needs no encoder once it is built."""
+    """The embeddings of a fixed set of prompts, on one device; needs no encoder once it is built.
 
-    def __init__(self, embeddings: Mapping[str, Tensor], null: Tensor) -> None:
-        """Hold one unpadded L D embedding per prompt and the null condition's."""
-        self._embeddings = dict(embeddings)
-        self._null = null
+    They lie unpadded one after another, so that a batch is a gather.
+    """
+
+    def __init__(
+        self,
+        embeddings: Mapping[str | None, Tensor],
+        device: torch.device | None = None,
+        one_length: bool = False,
+    ) -> None:
+        """Take an unpadded L D embedding for each prompt, and for None, the null text.
+
+        Args:
+            device: theirs by default.
+            one_length: pad every batch to the longest prompt of all, so that a compiled network is
+                compiled once.
+        """
+        self._spans: dict[str | None, tuple[int, int]] = {}
+        begin = 1  # the first row is the padding
+        for prompt, rows in embeddings.items():
+            self._spans[prompt] = begin, len(rows)
+            begin += len(rows)
+        padding = torch.zeros_like(next(iter(embeddings.values()))[:1])
+        self._tokens = torch.cat([padding, *embeddings.values()]).to(device)
+        self._least = max(length for _, length in self._spans.values()) if one_length else 0
 
     @classmethod
-    def build(cls, encoder: PromptEncoder, prompts: Iterable[str], text: TextConfig) -> Self:
-        """Embed every distinct prompt once; the encoder may be freed afterwards."""
-        distinct = list(dict.fromkeys(prompts))
-        embedded = _embed(encoder, distinct, text)
-        return cls(dict(zip(distinct, embedded, strict=True)), null_row(encoder, text))
+    def build(
+        cls,
+        encoder: PromptEncoder,
+        prompts: Iterable[str],
+        text: TextConfig,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | None = None,
+        one_length: bool = False,
+    ) -> Self:
+        """Embed every distinct prompt once; the encoder may be freed afterwards.
 
-    def to(self, device: torch.device) -> Self:
-        """Return a copy on another device."""
-        moved = {prompt: row.to(device) for prompt, row in self._embeddings.items()}
-        return type(self)(moved, self._null.to(device))
+        The same prompts are embedded in the same batches, so that a run that goes on sees the
+        embeddings of the one that stopped to the last bit.
+
+        Args:
+            dtype: the table's; bfloat16 loses nothing of an encoder that computes in it.
+            device: the encoder's by default.
+        """
+        distinct = list(dict.fromkeys(prompts))
+        null = _null_row(encoder, text)
+        rows: dict[str | None, Tensor] = {None: null.to("cpu", dtype)}
+        for start in range(0, len(distinct), _EMBED_BATCH):
+            batch = distinct[start : start + _EMBED_BATCH]
+            answer = encoder.embed(batch, text)
+            for prompt, row, mask in zip(batch, answer.embedding, answer.mask, strict=True):
+                # Selecting copies, where a view would keep the whole padded batch alive. On the
+                # host: a GPU never has room for the table twice.
+                rows[prompt] = row[mask].to("cpu", dtype)
+        return cls(rows, device or null.device, one_length)
 
     def rows(self, prompts: Sequence[str | None]) -> TextEmbedding:
-        """Return the embeddings of `prompts`, B L D, padded to the longest.
+        """Return the embeddings of `prompts`; see `PromptSource`.
 
         Raises:
             KeyError: the table was built without one of the prompts.
+            ValueError: there are none.
         """
-        return padded([self._null if prompt is None else self._row(prompt) for prompt in prompts])
-
-    def _row(self, prompt: str) -> Tensor:
-        if prompt not in self._embeddings:
-            raise KeyError(f"the prompt table was built without {prompt!r}")
-        return self._embeddings[prompt]
+        if not prompts:
+            raise ValueError("rows needs at least one prompt.")
+        spans = [self._spans[prompt] for prompt in prompts]
+        device = self._tokens.device
+        starts, lengths = integers(spans, device)[:, :, None].unbind(1)
+        tokens = torch.arange(max(self._least, *(length for _, length in spans)), device=device)
+        mask = tokens < lengths
+        embedding = self._tokens[torch.where(mask, starts + tokens, 0)]
+        return TextEmbedding(embedding.float(), mask)
 
 
 class OnlinePrompts:
-    """Embeds prompts when asked and remembers the latest of them."""
+    """The embeddings of any prompts, made when they are asked for; the latest are kept."""
 
     def __init__(self, encoder: PromptEncoder, text: TextConfig, cache_size: int = 16_384) -> None:
-        """Keep `encoder`, which is used at every miss.
-
-        Args:
-            encoder: a text encoder, or a store of its embeddings.
-            text: the checkpoint's conventions.
-            cache_size: prompts remembered; the one unused for longest goes first.
-
-        Raises:
-            ValueError: `cache_size` is negative.
-        """
-        if cache_size < 0:
-            raise ValueError(f"cache_size is {cache_size}; it must not be negative.")
+        """Keep `encoder`, and up to `cache_size` embeddings; the one unused for longest goes."""
         self._encoder, self._text, self._cache_size = encoder, text, cache_size
         self._cache: OrderedDict[str, Tensor] = OrderedDict()
-        self._null = null_row(encoder, text)
+        self._null = _null_row(encoder, text)
 
     def rows(self, prompts: Sequence[str | None]) -> TextEmbedding:
-        """Return the embeddings of `prompts`, B L D, padded to the longest."""
-        wanted = dict.fromkeys(prompt for prompt in prompts if prompt is not None)
-        misses = [prompt for prompt in wanted if prompt not in self._cache]
-        for prompt in misses:
-            # Each alone: in a batch its last bits would depend on what else was not remembered,
-            # and a run that goes on with an empty cache would not repeat one that never stopped.
-            self._cache[prompt] = _embed(self._encoder, [prompt], self._text)[0]
-        for prompt in wanted:
+        """Return the embeddings of `prompts`; see `PromptSource`."""
+        for prompt in dict.fromkeys(prompts):
+            if prompt is None:
+                continue
+            if prompt not in self._cache:
+                # Each alone: in a batch its last bits would depend on what else was not cached,
+                # and a run that goes on with an empty cache would not repeat one that never
+                # stopped.
+                self._cache[prompt] = _row(self._encoder, prompt, self._text)
             self._cache.move_to_end(prompt)
         rows = [self._null if prompt is None else self._cache[prompt] for prompt in prompts]
         while len(self._cache) > self._cache_size:
             self._cache.popitem(last=False)
-        return padded(rows)
+        return TextEmbedding.padded(rows)
 
 
-def _embed(encoder: PromptEncoder, prompts: Sequence[str], text: TextConfig) -> list[Tensor]:
-    """Return one unpadded L D embedding per prompt, float32."""
-    rows: list[Tensor] = []
-    for start in range(0, len(prompts), _EMBED_BATCH):
-        answer = encoder.embed(prompts[start : start + _EMBED_BATCH], text)
-        # Selecting copies: a view would keep the whole padded batch alive. In float32, whatever the
-        # encoder computes in: what a network is given does not depend on how the encoder is held.
-        rows += [row[mask].float() for row, mask in zip(answer.embedding, answer.mask, strict=True)]
-    return rows
+def open_text(encoder: Path | None, embeddings: Path | None) -> EncoderFiles | EmbeddingStore:
+    """Open what text will come from; loads no weights.
+
+    Args:
+        encoder: folder of the encoder. Where there is a store it need not exist; if it does, the
+            store must have been made with it.
+        embeddings: folder of a store, which is used instead of the encoder.
+
+    Raises:
+        UserError: neither is there, files are missing or damaged, or the two do not belong
+            together.
+    """
+    if embeddings is None:
+        if encoder is None:
+            raise UserError("There is no text encoder; give its folder, or a store of embeddings.")
+        if not encoder.is_dir():
+            raise UserError(
+                f"There is no text encoder folder {encoder}; fetch it, name another in "
+                "cascade.json (cascade import --text-encoder), or give a store of its embeddings "
+                "(--embeddings)."
+            )
+        files = EncoderFiles.open(encoder)
+        meta_model(files)
+        return files
+    store = EmbeddingStore.open(embeddings)
+    if encoder is not None and encoder.is_dir():
+        store.check_encoder(EncoderFiles.open(encoder))
+    return store
 
 
-def null_row(encoder: PromptEncoder, text: TextConfig) -> Tensor:
-    """Return the embedding, L D, of the null condition of classifier-free guidance."""
-    empty = _embed(encoder, [""], text)[0]
+def load_text(
+    text: EncoderFiles | EmbeddingStore,
+    mode: EncoderMode = "auto",
+    device: torch.device | str = "cpu",
+) -> PromptEncoder:
+    """Load the encoder, or return the store that stands in for it.
+
+    Warn where `auto` settles for less than float32.
+    """
+    if isinstance(text, EmbeddingStore):
+        return text
+    encoder = TextEncoder.load(text, mode, device)
+    if mode == "auto" and encoder.mode != "float32":
+        warn(
+            f"In float32 the text encoder would take more than half of the memory of {device}; "
+            f"it is held in {encoder.mode}."
+        )
+    return encoder
+
+
+def _row(encoder: PromptEncoder, prompt: str, text: TextConfig) -> Tensor:
+    """Embed one prompt, L D in float32: a network's input does not depend on the encoder's type."""
+    return encoder.embed([prompt], text).embedding[0].float()
+
+
+def _null_row(encoder: PromptEncoder, text: TextConfig) -> Tensor:
+    """Return the embedding, L D, of the null text of classifier-free guidance."""
+    empty = _row(encoder, "", text)
     if text.null == "empty":
         return empty
     # One zero token rather than none: attention over an empty set of keys is NaN. Where padding is
     # read like any token, as many as any other text has.
     return torch.zeros_like(empty[:1] if text.masked else empty)
-
-
-def padded(rows: Sequence[Tensor]) -> TextEmbedding:
-    """Put embeddings L D of different lengths side by side, B L D, with their mask.
-
-    Raises:
-        ValueError: there are none.
-    """
-    if not rows:
-        raise ValueError("rows needs at least one prompt.")
-    lengths = integers([len(row) for row in rows], rows[0].device)
-    embedding = pad_sequence(list(rows), batch_first=True)
-    positions = torch.arange(embedding.shape[1], device=embedding.device)
-    return TextEmbedding(embedding, positions < lengths[:, None])
-
-
-def integers(values: Sequence[int], device: torch.device) -> Tensor:
-    """Put integers on a device; the host does not wait for a copy to a GPU."""
-    cuda = device.type == "cuda"  # from pageable memory the copy would wait for the GPU's queue
-    return torch.tensor(values, pin_memory=cuda).to(device, non_blocking=cuda)

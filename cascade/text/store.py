@@ -7,8 +7,8 @@ A store is a folder:
 * `*.safetensors`: shards, each with `rows` (bfloat16, T D: the embeddings of its captions one after
   another, unpadded), `lengths` (int32, N: rows of each) and `keys` (uint8, N 16).
 
-A caption is found by the hash of the conventions and its cleaned text. Embeddings read from a store
-are the same at every reading, whatever batches they were computed in.
+A caption's key is the hash of the conventions and its cleaned text. Its embedding is the same at
+every reading, whatever batch it was computed in.
 
 Shapes: `B` prompts, `L` tokens, `D` the encoder's width, `N` captions and `T` tokens of a shard.
 """
@@ -18,25 +18,29 @@ import json
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final, Self
 
+import numpy as np
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from cascade.config.stage import Cleaning, TextConfig
 from cascade.errors import UserError
 from cascade.files import write_bytes
+from cascade.tensors import opened
 from cascade.text.cleaning import clean
+from cascade.text.encoder import TextEmbedding
 from cascade.text.files import EncoderFiles
-from cascade.text.index import KEY_BYTES, Index, opened
-from cascade.text.prompts import padded
-from cascade.text.t5 import TextEmbedding
 from cascade.text.tokenizer import Tokenizer
 
 NOTE: Final = "store.json"
+KEY_BYTES: Final = 16
+_OPEN: Final = 256  # below the number of files that systems let a process open
 _NAMED: Final = 8  # missing captions that an error spells out
+# NumPy drops zeros at the end; of keys that are equally long, the order and equality stay.
+_KEY: Final = np.dtype((np.bytes_, KEY_BYTES))
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ class Conventions:
 
     @classmethod
     def of(cls, files: EncoderFiles, quantised: bool, text: TextConfig) -> Self:
-        """The conventions of an encoder's answers; reads its digests."""
+        """Return an encoder's conventions; reads its digests."""
         return cls(
             model=files.model_digest,
             tokenizer=files.tokenizer_digest,
@@ -74,7 +78,7 @@ class Conventions:
 
     @property
     def text(self) -> TextConfig:
-        """How captions are read; the null condition is whoever's reads them."""
+        """How captions are read; the null text is up to the reader."""
         return TextConfig(max_length=self.max_length, cleaning=self.cleaning, masked=self.masked)
 
     @cached_property
@@ -82,9 +86,50 @@ class Conventions:
         return json.dumps(asdict(self), sort_keys=True).encode() + b"\0"
 
     def key(self, caption: str) -> bytes:
-        """The hash that a caption's embedding is stored under."""
+        """Return the hash that a caption's embedding is stored under."""
         text = clean(caption, self.cleaning).encode("utf-8", "surrogatepass")
         return hashlib.blake2b(self._prefix + text, digest_size=KEY_BYTES).digest()
+
+
+@dataclass(frozen=True)
+class Index:
+    """Where every stored caption lies.
+
+    Attributes:
+        keys: N of 16 bytes, ascending.
+        places: N 3; number of the shard, first row in it, number of rows.
+    """
+
+    keys: np.ndarray
+    places: np.ndarray
+
+    @classmethod
+    def read(cls, shards: Sequence[Path]) -> Self:
+        """Read the keys of all shards, none of their embeddings.
+
+        Raises:
+            UserError: a shard is damaged.
+        """
+        keys = [np.zeros(0, _KEY)]
+        places = [np.zeros((0, 3), np.int64)]
+        for number, path in enumerate(shards):
+            shard = _shard(path)
+            keys.append(np.ascontiguousarray(shard.get_tensor("keys").numpy()).view(_KEY)[:, 0])
+            lengths = shard.get_tensor("lengths").numpy().astype(np.int64)
+            starts = np.cumsum(lengths) - lengths
+            places.append(np.stack([np.full_like(lengths, number), starts, lengths], axis=1))
+        key = np.concatenate(keys)
+        order = np.argsort(key, kind="stable")
+        return cls(key[order], np.concatenate(places)[order])
+
+    def find(self, key: bytes) -> tuple[int, int, int] | None:
+        """Return the shard, the first row and the number of rows of a key, or None."""
+        wanted = np.frombuffer(key, _KEY)[0]
+        at = int(np.searchsorted(self.keys, wanted))
+        if at == len(self.keys) or self.keys[at] != wanted:
+            return None
+        shard, start, length = self.places[at].tolist()
+        return shard, start, length
 
 
 @dataclass(frozen=True)
@@ -123,7 +168,7 @@ class EmbeddingStore:
 
     @property
     def digest(self) -> str:
-        """Of everything that its embeddings were made with."""
+        """Digest of everything that its embeddings were made with."""
         return hashlib.sha256(self.conventions.key("")).hexdigest()
 
     @cached_property
@@ -132,23 +177,22 @@ class EmbeddingStore:
         return Tokenizer(self.folder / "spiece.model")
 
     def __len__(self) -> int:
-        """How many captions it holds."""
-        return len(self.index)
+        """Return the number of captions."""
+        return len(self.index.keys)
 
     def __contains__(self, caption: str) -> bool:
-        """Whether it holds a caption."""
+        """Report whether a caption is stored."""
         return self.index.find(self.conventions.key(caption)) is not None
 
     def check_encoder(self, files: EncoderFiles) -> None:
-        """Make sure that an encoder is the one that made the store.
+        """Check that an encoder is the one that made the store.
 
         Raises:
             UserError: it is another one.
         """
-        held = self.conventions
         same = {
-            "vocabulary": files.tokenizer_digest == held.tokenizer,
-            "weights": files.model_digest == held.model,
+            "vocabulary": files.tokenizer_digest == self.conventions.tokenizer,
+            "weights": files.model_digest == self.conventions.model,
         }
         for what, agrees in same.items():
             if not agrees:
@@ -159,22 +203,22 @@ class EmbeddingStore:
                 )
 
     def check_text(self, text: TextConfig) -> None:
-        """Make sure that a stage reads text as the store holds it.
+        """Check that a stage reads text by the store's conventions.
 
         Raises:
             UserError: it does not.
         """
         for name, value in text.model_dump(exclude={"null"}).items():
-            held = getattr(self.conventions, name)
-            if held != value:
+            stored = getattr(self.conventions, name)
+            if stored != value:
                 raise UserError(
-                    f"The embeddings in {self.folder} were made with {name} = {held} but the stage "
-                    f"reads text with {name} = {value}; embed the captions by the stage's "
+                    f"The embeddings in {self.folder} were made with {name} = {stored} but the "
+                    f"stage reads text with {name} = {value}; embed the captions by the stage's "
                     "conventions, into another store."
                 )
 
     def require(self, captions: Iterable[str]) -> None:
-        """Make sure that every caption is there.
+        """Check that every caption is stored.
 
         Raises:
             UserError: one is not.
@@ -193,25 +237,25 @@ class EmbeddingStore:
         if place is None:
             raise self._missing([caption])
         shard, start, length = place
-        rows: Tensor = opened(self.shards[shard]).get_slice("rows")[start : start + length]
+        rows: Tensor = _shard(self.shards[shard]).get_slice("rows")[start : start + length]
         return rows.float()
 
     def embed(self, prompts: Sequence[str], text: TextConfig) -> TextEmbedding:
-        """Answer as the encoder would, B L D in float32; see `TextEncoder.embed`.
+        """Return what the encoder would, B L D in float32; see `TextEncoder.embed`.
 
         Raises:
             UserError: a prompt is not there, or the conventions are not the store's.
         """
         self.check_text(text)
         self.require(prompts)
-        return padded([self.row(prompt) for prompt in prompts])
+        return TextEmbedding.padded([self.row(prompt) for prompt in prompts])
 
     def _missing(self, captions: Sequence[str]) -> UserError:
-        held = self.conventions
+        made = self.conventions
         command = ["cascade", "embed", "--encoder", self.encoder, "--output", str(self.folder)]
-        command += ["--cleaning", held.cleaning, "--max-length", str(held.max_length)]
-        command += [] if held.masked else ["--unmasked"]
-        command += ["--encoder-mode", "int8"] if held.quantised else []
+        command += ["--cleaning", made.cleaning, "--max-length", str(made.max_length)]
+        command += [] if made.masked else ["--unmasked"]
+        command += ["--encoder-mode", "int8"] if made.quantised else []
         for caption in captions[:_NAMED]:
             command += ["--caption", caption]
         others = f" and {len(captions) - 1} more" if len(captions) > 1 else ""
@@ -243,3 +287,8 @@ def write_note(folder: Path, conventions: Conventions, encoder: str) -> None:
     """Write a store's `store.json`, the first of its files."""
     note = {"conventions": asdict(conventions), "encoder": encoder}
     write_bytes((json.dumps(note, indent=2) + "\n").encode(), folder / NOTE)
+
+
+@lru_cache(maxsize=_OPEN)
+def _shard(path: Path) -> Any:
+    return opened(path, mend="remove it and run 'cascade embed' again, which embeds it anew")

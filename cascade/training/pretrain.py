@@ -18,12 +18,18 @@ from cascade.errors import UserError
 from cascade.files import file_digest
 from cascade.progress import told
 from cascade.stage import Stage
+from cascade.text.encoder import TextEncoder
 from cascade.text.files import EncoderFiles
-from cascade.text.lost import SAMPLED, tell_lost
-from cascade.text.prompts import OnlinePrompts, PromptEncoder, PromptSource, PromptTable
-from cascade.text.source import open_text, ready
+from cascade.text.prompts import (
+    OnlinePrompts,
+    PromptEncoder,
+    PromptSource,
+    PromptTable,
+    load_text,
+    open_text,
+)
 from cascade.text.store import EmbeddingStore
-from cascade.text.t5 import TextEncoder
+from cascade.text.tokenizer import report_lost, sampled
 from cascade.training.checkpoint import CHECKPOINTS, checkpoint_steps, remove_checkpoints
 from cascade.training.distributed import Processes, processes
 from cascade.training.forecast import Probe, micro_batch, tell, training
@@ -119,8 +125,8 @@ def _plan(config: PretrainConfig) -> _Plan:
         config.data.flip,
     )
     text = _open_text(config, samples.data)
-    looked_at = samples.data.captions[:: max(1, len(samples.data.captions) // SAMPLED)]
-    tell_lost(text.tokenizer, chain.from_iterable(looked_at), config.stage.text)
+    captions = chain.from_iterable(sampled(samples.data.captions))
+    report_lost(text.tokenizer, captions, config.stage.text)
     require_room([(config.stage, config.train)])
     stage = _initial(config)
     if config.train.objective.variance == "drop":
@@ -227,7 +233,7 @@ def _embedded(
     Raises:
         UserError: the encoder's weights would be read from disk for every caption.
     """
-    encoder = ready(opened, config.encoder_mode, here.device)
+    encoder = load_text(opened, config.encoder_mode, here.device)
     if config.data.resident:
         prompts: PromptSource = resident_prompts(config, opened, encoder, data, here.device)
     else:

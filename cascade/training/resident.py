@@ -7,11 +7,10 @@ import torch
 from cascade.config.train import PretrainConfig
 from cascade.data.captioned import CaptionedArray, CaptionedSamples
 from cascade.data.resident import resident_bytes
+from cascade.environment import device_memory
 from cascade.errors import UserError
 from cascade.text.files import EncoderFiles
-from cascade.text.modes import device_memory
-from cascade.text.prompts import PromptEncoder
-from cascade.text.resident import ResidentPrompts, table_bytes
+from cascade.text.prompts import PromptEncoder, PromptTable
 from cascade.text.store import EmbeddingStore
 
 
@@ -29,8 +28,9 @@ def require_memory(
         UserError: it does not fit.
     """
     captions = chain.from_iterable(samples.data.captions)
-    length, dtype = config.stage.text.max_length, _table_type(config, text)
-    table = table_bytes(captions, length, text.width, dtype)
+    # Captions are reckoned at their full length, and the null text is one more.
+    tokens = (1 + len(set(captions))) * config.stage.text.max_length
+    table = tokens * text.width * _table_type(config, text).itemsize
     pictures = resident_bytes(samples)
     free = free_memory(device)
     if pictures + table > free:
@@ -55,14 +55,15 @@ def resident_prompts(
     encoder: PromptEncoder,
     data: CaptionedArray,
     device: torch.device,
-) -> ResidentPrompts:
+) -> PromptTable:
     """Embed every caption of the data with the encoder, or the store, that was opened."""
-    return ResidentPrompts.build(
+    return PromptTable.build(
         encoder,
         chain.from_iterable(data.captions),
         config.stage.text,
         _table_type(config, opened),
         device,
+        one_length=True,
     )
 
 

@@ -6,10 +6,10 @@ import torch
 
 from cascade.config.stage import StageConfig
 from cascade.config.train import TrainConfig
+from cascade.environment import device_memory
 from cascade.errors import UserError
 from cascade.model.memory import FLOAT32, optimizer_bytes
 from cascade.stage import skeleton
-from cascade.text.modes import device_memory
 
 
 def require_room(runs: Iterable[tuple[StageConfig, TrainConfig]]) -> None:

@@ -29,7 +29,7 @@ from cascade.errors import UserError
 from cascade.model.unet import UNet
 from cascade.pipeline import Cascade
 from cascade.stage import Stage
-from cascade.text.t5 import TextEncoder
+from cascade.text.encoder import TextEncoder
 from cascade.training.report import read_log
 
 Settings = Callable[..., DreamBoothConfig]

@@ -29,7 +29,7 @@ from cascade.errors import UserError
 from cascade.pipeline import Cascade
 from cascade.sampling import Tables, prompt_tables
 from cascade.stage import Stage
-from cascade.text.t5 import TextEncoder
+from cascade.text.encoder import TextEncoder
 
 CONFIG = DrawnConfig(
     images=5, batch_size=2, sampler=SamplerConfig(name="ancestral", steps=2, guidance=2.0)

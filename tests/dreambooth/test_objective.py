@@ -15,8 +15,8 @@ from cascade.diffusion.denoiser import Conditioning
 from cascade.diffusion.noise import Noise
 from cascade.dreambooth.batches import DreamBoothSamples, Kind
 from cascade.stage import Stage
+from cascade.text.encoder import TextEncoder
 from cascade.text.prompts import PromptTable
-from cascade.text.t5 import TextEncoder
 from cascade.training.distributed import Processes
 from cascade.training.loop import train
 from cascade.training.objective import make_objective

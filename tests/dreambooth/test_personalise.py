@@ -25,7 +25,7 @@ from cascade.info.folder import describe
 from cascade.pipeline import Cascade
 from cascade.sampling import prompt_tables
 from cascade.stage import Stage
-from cascade.text.source import ready
+from cascade.text.prompts import load_text
 from cascade.training.distributed import processes
 from cascade.training.report import read_log
 
@@ -185,7 +185,7 @@ def test_what_is_missing_of_the_number_of_class_pictures_is_drawn(
     varied = _changed(recipe, prior=prior)
     config = settings(tmp_path / "mine", varied, class_data_dir=folder, stages=("base16",))
     plan = make_plan(config)
-    tables = prompt_tables(ready(plan.text), sorted(all_prompts(plan)), plan.stages.values())
+    tables = prompt_tables(load_text(plan.text), sorted(all_prompts(plan)), plan.stages.values())
     with processes() as here:
         _, preserved = kinds(plan, "base16", tables, here)
     assert len(preserved.images) == recipe.prior.images

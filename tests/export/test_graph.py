@@ -16,7 +16,7 @@ from cascade.config.unet import UNetConfig
 from cascade.errors import UserError
 from cascade.model.layers import set_backend
 from cascade.stage import Stage
-from cascade.text.t5 import TextEncoder
+from cascade.text.encoder import TextEncoder
 from cascade_export.graph.graph import GRAPH, Graph, TensorSpec
 from cascade_export.graph.trace import export_stage, export_text_encoder
 from cascade_export.graph.weights import WEIGHTS, places

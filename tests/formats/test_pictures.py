@@ -18,7 +18,7 @@ from cascade.formats.deepfloyd import read_pipelines
 from cascade.formats.export import export_cascade
 from cascade.formats.importing import import_cascade
 from cascade.pipeline import Cascade
-from cascade.text.t5 import TextEmbedding
+from cascade.text.encoder import TextEmbedding
 
 PROMPT = "a photo of a dog on the beach"
 SEEDS = [3, 4]

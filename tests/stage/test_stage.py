@@ -12,8 +12,8 @@ from cascade.diffusion.denoiser import Denoised
 from cascade.diffusion.noise import Noise
 from cascade.errors import UserError
 from cascade.stage import Stage
+from cascade.text.encoder import TextEmbedding
 from cascade.text.prompts import PromptTable
-from cascade.text.t5 import TextEmbedding
 
 # A convolution or a matrix product over more rows is blocked differently and rounds differently:
 # a few units of float32's last place per layer and step, far below half a grey level (2 / 255 / 2).

@@ -7,7 +7,7 @@ import sentencepiece
 import torch
 from transformers import T5Config, T5EncoderModel
 
-from cascade.text.t5 import TextEncoder
+from cascade.text.encoder import TextEncoder
 from cascade.text.tokenizer import Tokenizer
 
 WORDS = "a photo of dog cat backpack on the beach red blue wooden floor in snow jungle with hat"

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cascade.config.stage import Cleaning
-from cascade.text.cleaning import clean
+from cascade.errors import UserError
+from cascade.text.cleaning import clean, names_side
 
 # Pairs of a caption and what IFPipeline's two passes make of it (diffusers 0.42.1, Beautiful Soup
 # 4.15.0, ftfy 6.3.1). There are no deliberate differences.
@@ -65,3 +66,16 @@ def _reference(caption: str) -> str:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Beautiful Soup's, of captions that look like paths
         return str(IFPipeline._clean_caption(IFPipeline, caption))
+
+
+@pytest.mark.parametrize("text", ["dog \udcff", "\ud800", "a\udfffb"])
+def test_bytes_that_are_no_text_are_refused_wherever_prompts_go(text: str) -> None:
+    for cleaning in ("none", "lower", "deepfloyd"):
+        with pytest.raises(UserError, match="bytes that are no text"):
+            clean(text, cleaning)
+
+
+def test_sides() -> None:
+    named = ("a dog on the left", "Right of a tree", "the leftmost cup", "a right-hand glove")
+    plain = (None, "a dog", "a bright cup", "leftovers on a plate", "a copyright sign")
+    assert [names_side(prompt) for prompt in (*named, *plain)] == [True] * 4 + [False] * 5

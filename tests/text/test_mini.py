@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from cascade.config.stage import TextConfig
+from cascade.text.encoder import TextEncoder
 from cascade.text.identifier import check_identifier, find_identifiers, rare_range
-from cascade.text.t5 import TextEncoder
 
 LENGTH = 32
 RARE = 200  # pieces that were appended to the vocabulary for identifiers

@@ -1,59 +1,118 @@
-"""Prompt sources: the table and the cache answer as the encoder does."""
+"""Prompt sources answer as the encoder does."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
 
 from cascade.config.stage import NullText, TextConfig
+from cascade.text.encoder import TextEmbedding, TextEncoder
 from cascade.text.prompts import OnlinePrompts, PromptSource, PromptTable
-from cascade.text.t5 import TextEmbedding, TextEncoder
 
-PROMPTS = ["a photo of a dog", "cat", "a red dog on the beach"]
+TEXT = TextConfig(max_length=16)
+PROMPTS = ["a photo of a dog", "cat", "a red dog on the beach", "cat"]
+CPU = torch.device("cpu")
+ONE_LENGTH = "table of one length"
+SOURCES: dict[str, Callable[[TextEncoder, TextConfig], PromptSource]] = {
+    "table": lambda encoder, text: PromptTable.build(encoder, PROMPTS, text),
+    ONE_LENGTH: lambda encoder, text: PromptTable.build(
+        encoder, PROMPTS, text, device=CPU, one_length=True
+    ),
+    "online": OnlinePrompts,
+}
+every_source = pytest.mark.parametrize("source", SOURCES)
 
 
-def _sources(encoder: TextEncoder, null: NullText) -> list[PromptSource]:
-    return [
-        PromptTable.build(encoder, [*PROMPTS, "cat"], TextConfig(max_length=16, null=null)),
-        OnlinePrompts(encoder, TextConfig(max_length=16, null=null)),
-    ]
+def _text(null: NullText, masked: bool = True) -> TextConfig:
+    return TextConfig(max_length=16, null=null, masked=masked)
 
 
-@pytest.mark.parametrize("source", [0, 1])
-def test_rows_are_the_encoders(encoder: TextEncoder, source: int) -> None:
-    text = _sources(encoder, "zeros")[source].rows(["cat", "a photo of a dog", "cat"])
-    expected = encoder.embed(["cat", "a photo of a dog", "cat"], TextConfig(max_length=16))
+@every_source
+def test_rows_are_the_encoders(encoder: TextEncoder, source: str) -> None:
+    asked = [*PROMPTS, PROMPTS[0]]
+    text = SOURCES[source](encoder, TEXT).rows(asked)
+    expected = encoder.embed(asked, TEXT)
     assert torch.equal(text.mask, expected.mask)
     # Embedded in another batch: fp32 sums in another order.
     torch.testing.assert_close(text.embedding, expected.embedding, rtol=1e-5, atol=1e-6)
-    assert torch.equal(text.embedding[0], text.embedding[2])
+    assert torch.equal(text.embedding[0], text.embedding[-1])
+    assert not text.embedding[~text.mask].any()
 
 
-@pytest.mark.parametrize("source", [0, 1])
-def test_zero_null_is_one_visible_zero_token(encoder: TextEncoder, source: int) -> None:
-    text = _sources(encoder, "zeros")[source].rows([None, "a photo of a dog"])
+@every_source
+def test_zero_null_is_one_visible_zero_token(encoder: TextEncoder, source: str) -> None:
+    rows = SOURCES[source](encoder, _text("zeros")).rows
+    text = rows([None, "a photo of a dog"])
     assert text.mask[0].tolist() == [True] + [False] * (text.mask.shape[1] - 1)
     assert (text.embedding[0] == 0).all()
-    assert _sources(encoder, "zeros")[source].rows([None]).embedding.shape == (1, 1, encoder.width)
+    assert int(rows([None]).mask.sum()) == 1
 
 
-@pytest.mark.parametrize("source", [0, 1])
-def test_empty_null_is_the_embedding_of_no_words(encoder: TextEncoder, source: int) -> None:
-    text = _sources(encoder, "empty")[source].rows([None])
-    assert torch.equal(text.embedding, encoder.embed([""], TextConfig(max_length=16)).embedding)
-    assert text.embedding.abs().max() > 0
+@every_source
+def test_empty_null_is_the_embedding_of_no_words(encoder: TextEncoder, source: str) -> None:
+    text = SOURCES[source](encoder, _text("empty")).rows([None])
+    expected = encoder.embed([""], TEXT).embedding
+    assert torch.equal(text.embedding[:, : expected.shape[1]], expected)
+    assert expected.abs().max() > 0
 
 
-def test_table_knows_only_its_prompts(encoder: TextEncoder) -> None:
-    table = PromptTable.build(encoder, PROMPTS, TextConfig(max_length=16))
+@every_source
+@pytest.mark.parametrize("null", ["empty", "zeros"])
+def test_unmasked_rows_are_the_whole_padded_sequence(
+    encoder: TextEncoder, source: str, null: NullText
+) -> None:
+    rows = SOURCES[source](encoder, _text(null, masked=False)).rows([PROMPTS[0], None])
+    assert rows.embedding.shape[1] == 16
+    assert rows.mask.all()
+    assert bool(rows.embedding[1].any()) == (null == "empty")
+    # The encoder's answer at the padding is part of it (DeepFloyd IF reads all 77 tokens).
+    assert bool((rows.embedding[0, -1] != 0).any())
+    masked = encoder.embed([PROMPTS[0]], TEXT).embedding[0]  # padding is masked inside the encoder
+    torch.testing.assert_close(rows.embedding[0, : len(masked)], masked)
+
+
+def test_batches_are_as_long_as_their_longest_prompt_or_the_table_s(encoder: TextEncoder) -> None:
+    batches: list[list[str | None]] = [["cat"], [None], [*PROMPTS]]
+    lengths = {
+        source: [make(encoder, TEXT).rows(batch).embedding.shape[1] for batch in batches]
+        for source, make in SOURCES.items()
+    }
+    assert lengths[ONE_LENGTH] == [lengths["table"][-1]] * 3
+    longest = [encoder.embed([text or "" for text in some], TEXT).mask.shape[1] for some in batches]
+    assert lengths["table"] == lengths["online"] == longest
+
+
+@pytest.mark.parametrize("source", ["table", ONE_LENGTH])
+def test_a_table_knows_only_its_prompts(encoder: TextEncoder, source: str) -> None:
+    table = SOURCES[source](encoder, TEXT)
     with pytest.raises(KeyError, match="a blue dog"):
         table.rows(["a blue dog"])
     with pytest.raises(ValueError, match="at least one"):
         table.rows([])
 
 
-def test_table_of_nothing_has_the_null_condition(encoder: TextEncoder) -> None:
-    assert PromptTable.build(encoder, [], TextConfig(max_length=16)).rows([None]).mask.all()
+def test_a_table_of_nothing_has_the_null_text(encoder: TextEncoder) -> None:
+    assert PromptTable.build(encoder, [], TEXT).rows([None]).mask.all()
+
+
+def test_many_captions_take_several_batches_and_the_same_again(encoder: TextEncoder) -> None:
+    prompts = [f"a photo of dog {number}" for number in range(70)]
+    rows = PromptTable.build(encoder, prompts, TEXT).rows(prompts)
+    expected = encoder.embed(prompts, TEXT)
+    assert torch.equal(rows.mask, expected.mask)
+    # As above.
+    torch.testing.assert_close(rows.embedding, expected.embedding, rtol=1e-5, atol=1e-6)
+    again = PromptTable.build(encoder, prompts, TEXT).rows(prompts)
+    assert torch.equal(again.embedding, rows.embedding)
+
+
+def test_a_table_in_bfloat16_answers_in_float32(encoder: TextEncoder) -> None:
+    whole, half = (
+        PromptTable.build(encoder, PROMPTS, TEXT, dtype).rows(PROMPTS).embedding
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    assert half.dtype == torch.float32
+    assert torch.equal(half, whole.bfloat16().float())
 
 
 def test_cache_embeds_each_prompt_once_and_forgets_the_oldest(
@@ -72,28 +131,7 @@ def test_cache_embeds_each_prompt_once_and_forgets_the_oldest(
     online.rows(["a photo of a dog", "cat"])
     assert asked == ["cat", "a photo of a dog"]
     # More prompts than the cache holds are still answered; "cat" is then forgotten.
-    assert online.rows([*PROMPTS]).mask.shape[0] == 3
+    assert online.rows(PROMPTS).mask.shape[0] == 4
     assert asked == ["cat", "a photo of a dog", "a red dog on the beach"]
     online.rows(["a photo of a dog"])
     assert len(asked) == 4
-    with pytest.raises(ValueError, match="cache_size"):
-        OnlinePrompts(encoder, TextConfig(max_length=16), cache_size=-1)
-
-
-def test_unmasked_rows_are_the_whole_padded_sequence(encoder: TextEncoder) -> None:
-    online = OnlinePrompts(encoder, TextConfig(max_length=16, null="empty", masked=False))
-    table = PromptTable.build(
-        encoder, PROMPTS, TextConfig(max_length=16, null="empty", masked=False)
-    )
-    for source in (online, table):
-        rows = source.rows([PROMPTS[0], None])
-        assert rows.embedding.shape[1] == 16
-        assert rows.mask.all()
-        # The encoder's answer at the padding is part of it (DeepFloyd IF reads all 77 tokens).
-        assert bool((rows.embedding[:, -1] != 0).any())
-    masked = PromptTable.build(encoder, PROMPTS, TextConfig(max_length=16, null="empty")).rows(
-        [PROMPTS[0]]
-    )
-    length = masked.embedding.shape[1]
-    whole = table.rows([PROMPTS[0]]).embedding[:, :length]
-    torch.testing.assert_close(whole, masked.embedding)  # padding is masked inside the encoder

@@ -11,16 +11,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 from cascade.config.stage import NullText, TextConfig
 from cascade.errors import UserError
 from cascade.text.captions import read_captions
 from cascade.text.embed import Share, fill
+from cascade.text.encoder import TextEmbedding, TextEncoder
 from cascade.text.files import EncoderFiles
-from cascade.text.prompts import OnlinePrompts, PromptTable
-from cascade.text.source import open_text
-from cascade.text.store import EmbeddingStore
-from cascade.text.t5 import TextEmbedding, TextEncoder
+from cascade.text.prompts import OnlinePrompts, PromptTable, open_text
+from cascade.text.store import KEY_BYTES, EmbeddingStore, Index
 
 CAPTIONS = ["a photo of a dog", "cat", "a red dog on the beach", "a  Photo of a dog", "a blue cat"]
 DISTINCT = 5  # two captions are one once they are cleaned, and there is the empty one
@@ -314,7 +314,7 @@ def test_every_path_cleans_alike(encoder: TextEncoder, filled: Fill, repository:
         for path in (repository / "cascade").rglob("*.py")
         if "tokenizer.encode(" in path.read_text(encoding="utf-8")
     }
-    assert encoding == {"cascade/text/t5.py", "cascade/text/embed.py"}
+    assert encoding == {"cascade/text/encoder.py", "cascade/text/embed.py"}
     for name in encoding:
         code = (repository / name).read_text(encoding="utf-8")
         assert code.count("tokenizer.encode(") == code.count("tokenizer.encode(clean(")
@@ -324,3 +324,36 @@ def test_files_are_found_without_loading(encoder_folder: Path, encoder: TextEnco
     files = open_text(encoder_folder, None)
     assert isinstance(files, EncoderFiles)
     assert files.width == encoder.width
+
+
+def _key(high: int, low: int) -> bytes:
+    return high.to_bytes(8) + low.to_bytes(8)
+
+
+def test_keys_that_share_a_half_are_told_apart(tmp_path: Path) -> None:
+    largest = 2**64 - 1
+    stored = [
+        [(0, 0), (5, 7), (largest, largest)],
+        [(5, 8), (2**63, 1), (2**63 + 1, 1), (5, 6)],
+    ]
+    paths = []
+    for number, keys in enumerate(stored):
+        data = b"".join(_key(*key) for key in keys)
+        tensors = {
+            "keys": torch.frombuffer(bytearray(data), dtype=torch.uint8).view(-1, KEY_BYTES),
+            "lengths": torch.arange(1, len(keys) + 1, dtype=torch.int32),
+        }
+        paths.append(tmp_path / f"{number}.safetensors")
+        save_file(tensors, paths[-1])
+    index = Index.read(paths)
+    assert len(index.keys) == 7
+    for number, keys in enumerate(stored):
+        for place, key in enumerate(keys):
+            start = place * (place + 1) // 2  # rows 1 + 2 + ... before it
+            assert index.find(_key(*key)) == (number, start, place + 1)
+    for absent in ((5, 9), (4, 7), (2**63, 2), (1, 0), (largest, 0)):
+        assert index.find(_key(*absent)) is None
+
+
+def test_nothing_is_found_in_nothing() -> None:
+    assert Index.read([]).find(_key(1, 2)) is None

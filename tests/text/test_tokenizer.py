@@ -1,4 +1,4 @@
-"""The tokenizer agrees with transformers' T5 tokenizer."""
+"""The tokenizer agrees with transformers' T5 tokenizer; words that are lost are reported."""
 
 from pathlib import Path
 
@@ -7,8 +7,12 @@ from sentencepiece import SentencePieceProcessor
 from tokenizers import Tokenizer as FastTokenizer
 from transformers import T5Tokenizer
 
+from cascade.config.stage import Cleaning, TextConfig
 from cascade.errors import UserError
-from cascade.text.tokenizer import Tokenizer
+from cascade.text.tokenizer import Tokenizer, lost_words, report_lost
+
+TEXT = TextConfig(max_length=16)
+VERY = "very " * 40 + "red car"
 
 PROMPTS = [
     "a photo of a dog",
@@ -58,15 +62,54 @@ def test_special_tokens_in_text_are_only_letters(tokenizer: Tokenizer) -> None:
     assert 0 not in tokenizer.ids("<pad> dog")
 
 
-def test_pieces_and_decoding(tokenizer: Tokenizer) -> None:
-    assert tokenizer.pieces[:3] == ("<pad>", "</s>", "<unk>")
-    assert len(tokenizer.pieces) == len(tokenizer)
-    assert tokenizer.decode(tokenizer.ids("a photo of a dog")) == "a photo of a dog"
-
-
 def test_unusable_files(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no vocabulary"):
         Tokenizer(tmp_path / "spiece.model")
     (tmp_path / "spiece.model").write_bytes(b"no protobuf")
     with pytest.raises(UserError, match="no SentencePiece model"):
         Tokenizer(tmp_path / "spiece.model")
+
+
+@pytest.mark.parametrize("limit", range(1, 16))
+def test_what_is_kept_fits_and_one_word_more_does_not(tokenizer: Tokenizer, limit: int) -> None:
+    prompt = "a dog on the beach with a ball in the snow"
+    words = prompt.split()
+    cut = lost_words(tokenizer, prompt, TextConfig(max_length=limit)).cut
+    kept = words[: len(words) - len(cut)]
+    assert [*kept, *cut] == words
+    assert len(tokenizer.ids(" ".join(kept))) < max(limit, 1)
+    if cut:
+        assert len(tokenizer.ids(" ".join([*kept, cut[0]]))) >= limit
+
+
+@pytest.mark.parametrize("cleaning", ["none", "lower", "deepfloyd"])
+def test_a_prompt_that_is_whole_has_lost_nothing(tokenizer: Tokenizer, cleaning: Cleaning) -> None:
+    for prompt in ("", "a dog", "a dog on the beach"):
+        assert not lost_words(tokenizer, prompt, TextConfig(max_length=77, cleaning=cleaning))
+
+
+def test_words_in_no_vocabulary_are_named(tokenizer: Tokenizer) -> None:
+    lost = lost_words(tokenizer, "a 猫 dog", TextConfig(max_length=77))
+    assert (lost.cut, lost.unknown) == ((), ("猫",))
+    assert "vocabulary lacks, '猫'" in str(lost)
+
+
+def test_each_prompt_is_reported_and_many_are_counted(
+    tokenizer: Tokenizer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    report_lost(tokenizer, ["a dog", VERY, "a 猫"], TEXT)
+    first, _ = caplog.messages
+    assert "red car" in first or "very" in first
+    assert "(16 tokens are kept)" in first
+    caplog.clear()
+    report_lost(
+        tokenizer,
+        [VERY, *(f"a dog {number}" for number in range(30)), "a 猫"],
+        TEXT,
+    )
+    (line,) = caplog.messages
+    assert line.startswith("Of 32 captions 1 are too long (16 tokens are kept) and 1 have words")
+    caplog.clear()
+    report_lost(tokenizer, ["a dog"], TEXT)
+    assert caplog.messages == []

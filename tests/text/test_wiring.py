@@ -16,10 +16,9 @@ from cascade.dreambooth.personalise import personalise
 from cascade.errors import UserError
 from cascade.pipeline import Cascade
 from cascade.stage import Stage
-from cascade.text import modes
 from cascade.text.embed import Share, fill
+from cascade.text.encoder import TextEncoder
 from cascade.text.store import EmbeddingStore
-from cascade.text.t5 import TextEncoder
 from cascade.training.pretrain import pretrain
 
 SHORT = TrainConfig(steps=2, batch_size=2)
@@ -50,7 +49,7 @@ def no_encoder(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: object) -> None:
         raise AssertionError("an encoder was loaded")
 
-    monkeypatch.setattr(TextEncoder, "hold", refuse)
+    monkeypatch.setattr(TextEncoder, "load", refuse)
 
 
 @pytest.fixture
@@ -154,7 +153,7 @@ def test_all_modes_reach_the_pipeline(
     layers = Cascade.load(tiny_cascade, encoder_mode="layerwise").prompts(["a dog"])
     assert torch.equal(layers.rows(["a dog"]).embedding, whole.embedding)
     assert "text encoder" not in caplog.text
-    monkeypatch.setattr(modes, "device_memory", lambda device: 1)
+    monkeypatch.setattr("cascade.text.encoder.device_memory", lambda device: 1)
     encoder = Cascade.load(tiny_cascade).encoder
     assert isinstance(encoder, TextEncoder)
     assert encoder.mode == "layerwise"

@@ -104,7 +104,7 @@ def killed() -> type[Killed]:
 def table() -> PromptTable:
     """Embeddings of the rows' captions."""
     generator = torch.Generator().manual_seed(0)
-    return PromptTable({"a dog": torch.randn(3, 16, generator=generator)}, torch.zeros(1, 16))
+    return PromptTable({None: torch.zeros(1, 16), "a dog": torch.randn(3, 16, generator=generator)})
 
 
 @pytest.fixture(scope="session")

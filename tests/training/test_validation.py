@@ -17,7 +17,7 @@ from cascade.training.validation import ValidationGrid
 @pytest.fixture(scope="module")
 def prompts() -> PromptTable:
     embedding = torch.randn(3, 128, generator=torch.Generator().manual_seed(0))
-    return PromptTable({"a dog": embedding}, torch.zeros(1, 128))
+    return PromptTable({None: torch.zeros(1, 128), "a dog": embedding})
 
 
 def test_the_same_weights_draw_the_same_grid(

@@ -15,7 +15,6 @@ from cascade.data.captioned import CaptionedArray, CaptionedSamples
 from cascade.data.resident import ResidentSamples
 from cascade.stage import Stage
 from cascade.text.prompts import PromptSource, PromptTable
-from cascade.text.resident import ResidentPrompts
 from cascade.training.distributed import Processes
 from cascade.training.loop import train
 from cascade.training.objective import make_objective
@@ -69,8 +68,8 @@ def _resident(
 ) -> tuple[Samples, PromptSource]:
     images = np.random.default_rng(0).integers(0, 256, (30, 3, 8, 8), dtype=np.uint8)
     data = CaptionedArray(images, (("a dog",),) * 30)
-    text = table.rows([None, "a dog"])
-    held = ResidentPrompts(
-        text.embedding.to(device), text.mask.sum(dim=1).to(device), {None: 0, "a dog": 1}
+    embeddings = {prompt: table.rows([prompt]).embedding[0] for prompt in (None, "a dog")}
+    return (
+        ResidentSamples(CaptionedSamples(data, stage, 0, 0.1, True), device),
+        PromptTable(embeddings, device, one_length=True),
     )
-    return ResidentSamples(CaptionedSamples(data, stage, 0, 0.1, True), device), held

@@ -20,7 +20,7 @@ from cascade.config.train import PretrainConfig
 from cascade.errors import UserError
 from cascade.files import write_bytes
 from cascade.stage import Stage
-from cascade.text.t5 import TextEncoder
+from cascade.text.encoder import TextEncoder
 
 LICENCE = "Apache-2.0; attributions in README.md."
 

@@ -26,8 +26,7 @@ from cascade.pipeline import Cascade, print_licence
 from cascade.request import whole
 from cascade.stage import Stage
 from cascade.text.files import EncoderFiles
-from cascade.text.prompts import PromptEncoder
-from cascade.text.source import open_text, ready
+from cascade.text.prompts import PromptEncoder, load_text, open_text
 from cascade_export.bundle.manifest import (
     ABOUT,
     BundleManifest,
@@ -238,7 +237,7 @@ class Bundle:
         if as_graph and embeddings is None:
             return GraphTextEncoder(self.text_folder)
         text = open_text(None if as_graph else self.text_folder, embeddings)
-        return ready(text, mode, device)
+        return load_text(text, mode, device)
 
 
 def _folder(place: object) -> Path:

@@ -16,9 +16,9 @@ from cascade.files import copy_file, read_json, scratch, write_bytes
 from cascade.formats.encoder import write_encoder
 from cascade.pipeline import Cascade
 from cascade.stage import Stage
+from cascade.text.encoder import TextEncoder
 from cascade.text.prompts import PromptEncoder
 from cascade.text.store import EmbeddingStore
-from cascade.text.t5 import TextEncoder
 from cascade_export.bundle.bundle import Bundle
 from cascade_export.bundle.gate import OnPart, compare, proof_of
 from cascade_export.bundle.manifest import (

@@ -9,7 +9,7 @@ Shapes: `B` rows, `L` text tokens, `D` width of the text encoder, `H W` pixels.
 import torch
 
 from cascade.errors import UserError
-from cascade.text.t5 import TextEmbedding
+from cascade.text.encoder import TextEmbedding
 from cascade_export.engines.base import Engine, StageFiles
 from cascade_export.graph.probe import draw_case, tensor_deviation
 

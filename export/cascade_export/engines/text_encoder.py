@@ -11,8 +11,8 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from cascade.config.engine import EngineOptions
 from cascade.files import read_json
+from cascade.text.encoder import TextEncoder
 from cascade.text.files import EncoderFiles, find_vocabulary
-from cascade.text.t5 import TextEncoder
 from cascade_export.engines.onnxruntime import open_session, require_package, run
 from cascade_export.graph.graph import GRAPH
 from cascade_export.graph.weights import WEIGHTS

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from cascade.config.base import Frozen
 from cascade.config.stage import StageConfig
 from cascade.diffusion.denoiser import Network
-from cascade.text.prompts import PromptSource, padded
-from cascade.text.t5 import TextEmbedding
+from cascade.text.encoder import TextEmbedding
+from cascade.text.prompts import PromptSource
 
 _LEVELS: Final = (999.0, 3.0, 500.0, 250.0, 750.0)  # timesteps, dealt out to a batch's rows
 
@@ -112,7 +112,7 @@ def _tiled(table: PromptSource, prompt: str, lengths: tuple[int, ...]) -> TextEm
     tokens = row.embedding[0, row.mask[0]]
     most = -(-max(lengths) // len(tokens))
     repeated = tokens.repeat(most, 1)
-    return padded([repeated[:length] for length in lengths])
+    return TextEmbedding.padded([repeated[:length] for length in lengths])
 
 
 class Figures(Frozen):

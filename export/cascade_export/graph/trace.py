@@ -27,8 +27,7 @@ from cascade.model.unet import IMAGE_CHANNELS
 from cascade.progress import silence
 from cascade.stage import Stage
 from cascade.tensors import Header
-from cascade.text.modes import hold
-from cascade.text.t5 import TextEncoder
+from cascade.text.encoder import TextEncoder, load_model
 from cascade_export.graph import operators, passes
 from cascade_export.graph.graph import GRAPH, Dims, Graph, stage_dims
 from cascade_export.graph.numerics import Precision
@@ -83,7 +82,7 @@ def export_text_encoder(encoder: TextEncoder, folder: Path, precision: Precision
         encoder: held in any mode; the weights are read from its files again.
     """
     require_writable(folder)
-    held, _ = hold(encoder.files, "float32", torch.device("cpu"))
+    held, _ = load_model(encoder.files, "float32", torch.device("cpu"))
     network = cast_encoder(held, precision)
     ids = torch.ones(2, 5, dtype=torch.int64)
     dims: Dims = ("batch", "length")

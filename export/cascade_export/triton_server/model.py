@@ -24,10 +24,9 @@ from cascade.errors import UserError
 from cascade.files import read_json
 from cascade.pipeline import Cascade
 from cascade.stage import Stage
+from cascade.text.encoder import TextEncoder
 from cascade.text.files import EncoderFiles, find_vocabulary
-from cascade.text.prompts import PromptEncoder
-from cascade.text.source import open_text, ready
-from cascade.text.t5 import TextEncoder
+from cascade.text.prompts import PromptEncoder, load_text, open_text
 from cascade_export.engines.base import fixed_length
 from cascade_export.parity.limits import to_levels
 from cascade_export.triton_server.repository import PICTURES_AT_ONCE, TEXT_MODEL
@@ -195,4 +194,4 @@ class CascadeModel:
         text = folder / manifest.text_encoder
         if model is not None:
             return RemoteTextEncoder(text, Remote(self._triton, model, "embedding"))
-        return ready(open_text(text, None))
+        return load_text(open_text(text, None))

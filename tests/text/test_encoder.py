@@ -11,8 +11,8 @@ from transformers import T5EncoderModel
 
 from cascade.config.stage import TextConfig
 from cascade.errors import UserError
+from cascade.text.encoder import TextEncoder
 from cascade.text.files import EncoderFiles
-from cascade.text.t5 import TextEncoder
 
 TEXT = TextConfig(max_length=16)
 

@@ -17,10 +17,10 @@ from transformers import T5Config, T5EncoderModel
 
 from cascade.config.encoder import encoder_mode
 from cascade.config.stage import TextConfig
+from cascade.environment import device_memory
 from cascade.errors import UserError
-from cascade.text import modes
+from cascade.text.encoder import TextEncoder, choose_mode
 from cascade.text.files import EncoderFiles
-from cascade.text.t5 import TextEncoder
 
 TEXT = TextConfig(max_length=16)
 
@@ -164,13 +164,13 @@ def test_auto_takes_half_of_the_memory_at_most(
     files = EncoderFiles.open(encoder_folder)
     values = sum(p.numel() for p in T5EncoderModel.from_pretrained(encoder_folder).parameters())
     memory = round(values * bytes_per_value)
-    monkeypatch.setattr(modes, "device_memory", lambda device: memory)
-    assert modes.choose(files, torch.device("cpu")) == mode
+    monkeypatch.setattr("cascade.text.encoder.device_memory", lambda device: memory)
+    assert choose_mode(files, torch.device("cpu")) == mode
     assert TextEncoder.load(encoder_folder).mode == mode
 
 
 def test_memory_is_this_machine_s() -> None:
-    assert 2**28 < modes.device_memory(torch.device("cpu")) < 2**50
+    assert 2**28 < device_memory(torch.device("cpu")) < 2**50
 
 
 def test_an_encoder_that_is_let_go_leaves_nothing(encoder_folder: Path) -> None:
