@@ -27,7 +27,7 @@ from cascade.model.precision import autocast, tell_if_slow
 from cascade.model.unet import UNet
 from cascade.tensors import NoPictureError, check_tensors, read_weights, require_finite
 from cascade.text.encoder import TextEmbedding
-from cascade_kernels.dispatch import obstacle
+from cascade_kernels.dispatch import unsupported_reason
 from cascade_kernels.names import Backend
 
 
@@ -133,7 +133,7 @@ class Stage:
                 f"Stage '{self.config.name}' runs on an engine, which has kernels of its own; "
                 "leave the choice of kernels out."
             )
-        reason = obstacle(self.device, torch.float32) if backend == "triton" else ""
+        reason = unsupported_reason(self.device, torch.float32) if backend == "triton" else ""
         if reason:
             raise UserError(f"The Triton kernels cannot run here: {reason}; or take 'auto'.")
         set_backend(self.network, backend)

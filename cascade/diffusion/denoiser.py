@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from cascade.config.stage import Prediction
 from cascade.diffusion.schedule import Schedule
-from cascade_kernels.sampler_coefficients import fraction_of
+from cascade_kernels.sampler_step import fraction_of
 
 
 class Network(Protocol):

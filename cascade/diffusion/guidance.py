@@ -11,8 +11,7 @@ from torch import Tensor
 from cascade.config.stage import ThresholdConfig
 from cascade.diffusion.denoiser import Conditioning, Denoised, Denoiser, levels_of, x0_factors
 from cascade_kernels.names import Backend
-from cascade_kernels.sampler_coefficients import Prediction, Update, clip, fraction_of
-from cascade_kernels.sampler_step import guide, sampler_step
+from cascade_kernels.sampler_step import Prediction, Update, clip, fraction_of, guide, sampler_step
 
 
 @dataclass(frozen=True, eq=False)

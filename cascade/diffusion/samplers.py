@@ -25,7 +25,7 @@ from torch import Tensor
 from cascade.config.stage import SamplerConfig, SamplerName, Variance
 from cascade.diffusion.denoiser import Denoise, Denoised, levels_of
 from cascade.diffusion.noise import Noise
-from cascade_kernels.sampler_coefficients import Update
+from cascade_kernels.sampler_step import Update
 
 # Karras et al. run Heun's method from sigma = 80. Its slope correction multiplies the change of x0
 # over a step by t / 2s, which is 350 in the first of 50 steps of the cosine schedule (2e4 to 32)

@@ -18,7 +18,7 @@ from cascade.errors import UserError
 from cascade.files import require_writable
 from cascade.info.memory import amount
 from cascade.model.precision import computes_bf16
-from cascade_kernels.dispatch import obstacle
+from cascade_kernels.dispatch import unsupported_reason
 
 PROJECT: Final = "dreamcascade"
 """The name under which the project is installed."""
@@ -120,7 +120,7 @@ def _devices() -> Iterator[tuple[str, str]]:
 
 def _traits(device: torch.device) -> str:
     bf16 = "bf16" if computes_bf16(device) else "no bf16"
-    reason = obstacle(device, torch.float32)
+    reason = unsupported_reason(device, torch.float32)
     kernels = f"no Triton kernels ({reason})" if reason else "Triton kernels"
     return f"{amount(device_memory(device))}, {bf16}, {kernels}"
 

@@ -14,39 +14,22 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from cascade_kernels.launch_table import (
-    Launch,
-    Table,
-    read_table,
-    shipped_table,
-    user_table,
-)
+from cascade_kernels.launch_table import Launch, Table, read_table, user_table
 from cascade_kernels.names import Backend
 
-__all__ = [
-    "ARCHITECTURES",
-    "Launch",
-    "Table",
-    "architecture",
-    "fused",
-    "launch",
-    "obstacle",
-    "table",
-]
-
-# The table that answers for an architecture. One without a table of its own takes that of the
-# greatest of its family whose shared memory is not larger: 99 KiB for sm_86's, 227 for sm_100's.
+# The shipped rows that an architecture takes. Those of sm_80 fit into the 99 KiB of shared memory
+# that sm_86 and its like have.
 ARCHITECTURES = {
     "sm_80": "sm_80",
-    "sm_86": "sm_86",
-    "sm_87": "sm_86",
-    "sm_89": "sm_86",
+    "sm_86": "sm_80",
+    "sm_87": "sm_80",
+    "sm_89": "sm_80",
     "sm_90": "sm_90",
-    "sm_100": "sm_100",
-    "sm_103": "sm_100",
-    "sm_110": "sm_100",
-    "sm_120": "sm_86",
-    "sm_121": "sm_86",
+    "sm_100": "sm_90",
+    "sm_103": "sm_90",
+    "sm_110": "sm_90",
+    "sm_120": "sm_80",
+    "sm_121": "sm_80",
     "gfx942": "gfx942",
     "gfx950": "gfx942",
 }
@@ -69,15 +52,15 @@ def _constant(function: _Function) -> _Function:
 
 
 def fused(op: str, x: Tensor, backend: Backend, training: bool, **shape: int) -> bool:
-    """Whether a call takes the operation's kernel; otherwise it takes the reference.
+    """Return True where a call takes the operation's kernel, False where it takes the reference.
 
     Args:
         op: the operation's name.
         x: its first input; device and dtype matter.
-        backend: "reference" and "triton" are wishes that are granted or refused; "auto" takes the
-            kernel where the architecture's table was measured and its route for the shape says so.
-        training: whether a backward pass will follow.
-        shape: the values that the limits of a route may bound.
+        backend: "auto" takes the kernel where the architecture's table was measured and its route
+            for the shape says so.
+        training: a backward pass will follow.
+        shape: the sizes that the limits of a route may bound.
 
     Raises:
         ValueError: the backend is unknown, or "triton" cannot run here.
@@ -85,7 +68,7 @@ def fused(op: str, x: Tensor, backend: Backend, training: bool, **shape: int) ->
     if backend == "reference":
         return False
     if backend == "triton":
-        reason = obstacle(x.device, x.dtype)
+        reason = unsupported_reason(x.device, x.dtype)
         if reason:
             raise ValueError(f"{op} cannot run its Triton kernel: {reason}.")
         return True
@@ -102,7 +85,7 @@ def launch(kernel: str, device: torch.device, **shape: int) -> Launch:
     Args:
         kernel: its name in the tables.
         device: where it runs; a CPU (the interpreter) takes the table of sm_90.
-        shape: the values that the limits of the rows bound. `bytes` is the size of an element.
+        shape: the sizes that the limits of the rows bound. `bytes` is the size of an element.
 
     Raises:
         RuntimeError: no table for the device, or no row in it for the kernel and shape.
@@ -128,7 +111,27 @@ def table(device: torch.device) -> Table:
             f"no launch table for {name}; write one to {own}, after the nearest of those shipped "
             f"({', '.join(sorted(set(ARCHITECTURES.values())))}), or take the reference."
         )
-    return read_table(shipped_table(ARCHITECTURES[name]))
+    return shipped_table(ARCHITECTURES[name])
+
+
+def shipped_table(architecture: str) -> Table:
+    """Gather the rows of every operation for one of the architectures that have some."""
+    # Not ahead: the operations' packages import this module.
+    from cascade_kernels.group_norm_film_silu import table as group_norm_film_silu
+    from cascade_kernels.joint_attention import table as joint_attention
+    from cascade_kernels.sampler_step import table as sampler_step
+
+    return Table(
+        architecture=architecture,
+        source=f"the shipped table of {architecture}",
+        measured=None,
+        launches={
+            **joint_attention.LAUNCHES[architecture],
+            **group_norm_film_silu.LAUNCHES[architecture],
+            **sampler_step.LAUNCHES[architecture],
+        },
+        routes={},
+    )
 
 
 @cache
@@ -143,7 +146,7 @@ def architecture(device: torch.device) -> str:
 
 
 def _routed(op: str, device: torch.device, training: bool, shape: dict[str, int]) -> bool:
-    """Whether the measured routes of the device's architecture send a call to the kernel."""
+    """Follow the measured routes of the device's architecture."""
     # These comparisons are traced: a compiled graph is guarded by the limits that it relies on.
     routes: _Routes = _routes(op, device)
     for limits, when, triton in routes:
@@ -153,8 +156,8 @@ def _routed(op: str, device: torch.device, training: bool, shape: dict[str, int]
 
 
 @_constant
-def obstacle(device: torch.device, dtype: torch.dtype) -> str:
-    """Say why no kernel can run on tensors of a device and type; empty where they can."""
+def unsupported_reason(device: torch.device, dtype: torch.dtype) -> str:
+    """Return why no kernel can run on tensors of a device and type; empty where one can."""
     if dtype not in _DTYPES:
         return f"it has no kernel for {str(dtype).removeprefix('torch.')}"
     if find_spec("triton") is None:
@@ -173,16 +176,12 @@ def obstacle(device: torch.device, dtype: torch.dtype) -> str:
 
 @_constant
 def _routes(op: str, device: torch.device) -> _Routes:
-    """The measured routes of an operation on a CUDA device.
-
-    Empty where nothing was measured on this very architecture, or Triton is not installed.
-    """
+    """Return an operation's routes, none where nothing was measured on this very architecture."""
     name = architecture(device)
-    if find_spec("triton") is None:
+    known = name in ARCHITECTURES or user_table(name).is_file()
+    if find_spec("triton") is None or not known:
         return ()
-    if name not in ARCHITECTURES and not user_table(name).is_file():
+    own = table(device)
+    if own.measured is None or own.architecture != name:
         return ()
-    held = table(device)
-    if held.measured is None or held.architecture != name:
-        return ()
-    return tuple((r.limits, r.training, r.triton) for r in held.routes.get(op, ()))
+    return tuple((r.limits, r.training, r.triton) for r in own.routes.get(op, ()))

@@ -1,6 +1,6 @@
 """Launch tables: for one GPU architecture, the block sizes of every kernel and when it is used.
 
-A table is a JSON file of the wheel, `tables/<architecture>.json`, or a user's own one:
+Every operation ships its rows in its `table.py`. A user's own table is a JSON file:
 
     {"architecture": "sm_90",
      "measured": null,
@@ -10,26 +10,24 @@ A table is a JSON file of the wheel, `tables/<architecture>.json`, or a user's o
      "routes": {"joint_attention": [
          {"limits": {"queries": 256}, "training": null, "triton": true}]}}
 
-Limits are inclusive upper bounds on the values of a shape that the caller names; the first row
-whose every limit holds answers. `measured` is null, or says on which GPU, when and with which
-versions the kernels' numerics passed and the routes were timed.
+Limits are inclusive upper bounds on the sizes of a call; the first row whose every limit holds
+answers. `measured` is null, or says on which GPU, when and with which versions the kernels'
+numerics passed and the routes were timed.
 """
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
-from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Launch:
-    """One static launch configuration of a kernel.
+    """A launch configuration of a kernel.
 
     Attributes:
         blocks: constexpr block sizes by the names of the kernel's parameters.
@@ -41,6 +39,11 @@ class Launch:
     num_warps: int
     num_stages: int
 
+    @property
+    def options(self) -> dict[str, int]:
+        """All of it as the launch's keyword arguments."""
+        return {**self.blocks, "num_warps": self.num_warps, "num_stages": self.num_stages}
+
 
 @dataclass(frozen=True)
 class LaunchRow:
@@ -48,6 +51,20 @@ class LaunchRow:
 
     limits: Mapping[str, int]
     launch: Launch
+
+
+Launches: TypeAlias = Mapping[str, tuple[LaunchRow, ...]]
+"""Rows by the kernel's name."""
+
+
+def rows(
+    blocks: Sequence[str], *values: tuple[Mapping[str, int], Sequence[int], int, int]
+) -> tuple[LaunchRow, ...]:
+    """Return rows of limits, sizes of the named blocks, warps and stages."""
+    return tuple(
+        LaunchRow(limits, Launch(dict(zip(blocks, sizes, strict=True)), warps, stages))
+        for limits, sizes, warps, stages in values
+    )
 
 
 @dataclass(frozen=True)
@@ -67,11 +84,11 @@ class Route:
 
 @dataclass(frozen=True)
 class Table:
-    """What one file holds; the module's docstring shows it.
+    """The launch configurations and routes of one architecture.
 
     Attributes:
         architecture: "sm_90", "gfx942", ...
-        source: the file, for messages.
+        source: where it is from, for messages.
         measured: GPU, date, commit and versions of the measurement; None if there was none.
         launches: rows by the kernel's name.
         routes: routes by the operation's name.
@@ -80,19 +97,15 @@ class Table:
     architecture: str
     source: str
     measured: Mapping[str, str] | None
-    launches: Mapping[str, tuple[LaunchRow, ...]]
+    launches: Launches
     routes: Mapping[str, tuple[Route, ...]]
 
     def launch(self, kernel: str, shape: Mapping[str, int]) -> Launch:
         """Return the first launch configuration of a kernel whose every limit holds.
 
-        Args:
-            kernel: its name, such as "joint_attention_forward".
-            shape: the values that the limits bound.
-
         Raises:
-            RuntimeError: the table has no row for the kernel or the shape, or limits a value that
-                the caller does not name.
+            RuntimeError: the table has no row for the kernel or the shape, or limits a size that
+                the kernel does not know.
         """
         self.rows(kernel)
         found = self.find(kernel, shape)
@@ -106,7 +119,7 @@ class Table:
         """Return the same, or None where no row holds: for kernels that another can stand in for.
 
         Raises:
-            RuntimeError: a row limits a value that the caller does not name.
+            RuntimeError: a row limits a size that the kernel does not know.
         """
         for row in self.launches.get(kernel, ()):
             unknown = row.limits.keys() - shape.keys()
@@ -131,36 +144,31 @@ class Table:
 
 
 def user_table(architecture: str) -> Path:
-    """Return where a user's own table lies, which `cascade bench kernels --tune` writes."""
+    """Return the path of a user's own table, which `cascade bench kernels --tune` writes."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(cache) / "dreamcascade" / "kernels" / f"{architecture}.json"
 
 
-def shipped_table(architecture: str) -> Path | Traversable:
-    """Return the table of this name in the package, whether or not there is one."""
-    return files("cascade_kernels") / "tables" / f"{architecture}.json"
-
-
-def read_table(path: Path | Traversable) -> Table:
-    """Read and check a table.
+def read_table(path: Path) -> Table:
+    """Read and check a user's own table.
 
     Raises:
         ValueError: the file is no table; the message names the file and the place in it.
     """
     try:
-        held = json.loads(path.read_text(encoding="utf-8"))
-        measured = held["measured"]
+        content = json.loads(path.read_text(encoding="utf-8"))
+        measured = content["measured"]
         return Table(
-            architecture=_typed(held["architecture"], str),
+            architecture=_typed(content["architecture"], str),
             source=str(path),
             measured=None if measured is None else _typed(measured, dict),
             launches={
                 kernel: tuple(_launch_row(row) for row in _typed(rows, list))
-                for kernel, rows in _typed(held["launches"], dict).items()
+                for kernel, rows in _typed(content["launches"], dict).items()
             },
             routes={
                 op: tuple(_route(row) for row in _typed(rows, list))
-                for op, rows in _typed(held["routes"], dict).items()
+                for op, rows in _typed(content["routes"], dict).items()
             },
         )
     except KeyError as error:
@@ -187,8 +195,8 @@ def _route(row: Mapping[str, Any]) -> Route:
     )
 
 
-def _sizes(held: Any) -> dict[str, int]:
-    return {name: _size(value) for name, value in _typed(held, dict).items()}
+def _sizes(value: Any) -> dict[str, int]:
+    return {name: _size(size) for name, size in _typed(value, dict).items()}
 
 
 def _size(value: Any) -> int:

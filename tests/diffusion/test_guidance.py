@@ -9,7 +9,7 @@ from cascade.diffusion.noise import Noise
 from cascade.diffusion.samplers import initial
 from cascade.diffusion.schedule import make_schedule
 from cascade.errors import UserError
-from cascade_kernels.sampler_coefficients import clip
+from cascade_kernels.sampler_step import clip
 
 
 class TextSensitive(nn.Module):

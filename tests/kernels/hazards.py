@@ -1,6 +1,6 @@
 """Kernels that the lint must find fault with, and one that it must not; prints what it found.
 
-Run by `test_ahead_of_time.py` in a process of its own: the tests' process interprets kernels.
+Run by `test_compiled.py` in a process of its own: the tests' process interprets kernels.
 """
 
 import json
@@ -9,9 +9,10 @@ from typing import Any
 
 import triton
 import triton.language as tl
+from ir_lint import defects
 
-from cascade_kernels.ahead_of_time import resources
-from cascade_kernels.variant import Variant
+from cascade_bench.kernels.compiling import Variant, compile_variant
+from cascade_kernels.launch_table import Launch
 
 BLOCK = tl.constexpr(64)
 
@@ -99,11 +100,13 @@ def _variant(kernel: Any) -> Variant:
         arguments={"X": "*bf16", "Y": "*fp32", "n": "i32"},
         constants={},
         multiples=frozenset({"n"}),
-        num_warps=1 if kernel is spilling else 4,
-        num_stages=2,
-        asynchronous=kernel not in (double, fused, own_transpose, spilling),
+        # What could copy asynchronously is pipelined.
+        launch=Launch({}, 1 if kernel is spilling else 4, 1 if kernel in SYNCHRONOUS else 2),
         fusion=kernel is not fused,
     )
+
+
+SYNCHRONOUS = (double, fused, own_transpose, spilling)
 
 
 if __name__ == "__main__":
@@ -117,5 +120,9 @@ if __name__ == "__main__":
         nothing_to_pipeline,
         spilling,
     )
-    found = {k.__name__: resources(_variant(k), sys.argv[1]).defects for k in kernels}
+    found = {}
+    for kernel in kernels:
+        variant = _variant(kernel)
+        compiled = compile_variant(variant, sys.argv[1])
+        found[kernel.__name__] = defects(variant, sys.argv[1], compiled)
     sys.stdout.write(json.dumps(found))

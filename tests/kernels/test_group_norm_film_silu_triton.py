@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cascade_kernels import dispatch
 from cascade_kernels.group_norm_film_silu import Activation, group_norm_film_silu
+from cascade_kernels.group_norm_film_silu.inputs import Inputs
 
 EPS = 1e-5
 
@@ -46,8 +47,8 @@ def _allocated_memory_is_nan() -> Iterator[None]:
 @pytest.fixture
 def two_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let small images take the way of the large ones."""
-    call = pytest.importorskip("cascade_kernels.triton_code.group_norm_film_silu_call")
-    monkeypatch.setattr(call, "ONE_PASS_PIXELS", 0)
+    plan = pytest.importorskip("cascade_kernels.group_norm_film_silu.plan")
+    monkeypatch.setattr(plan, "ONE_PASS_PIXELS", 0)
 
 
 def draw(case: Case, device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
@@ -227,16 +228,20 @@ def test_frozen_inputs_get_no_gradient(frozen: set[str], kernel_device: torch.de
             assert torch.equal(leaf.grad, expected[name])
 
 
+def bare(x: Tensor, groups: int) -> Inputs:
+    """A call without a skip and without FiLM."""
+    vector = torch.empty(x.shape[1])
+    return Inputs(x, None, vector, vector, None, None, groups, EPS, "silu", 1.0)
+
+
 def test_slices_cover_an_image_exactly_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whole blocks, the last slice not empty, and enough of them to keep a GPU busy."""
-    call = pytest.importorskip("cascade_kernels.triton_code.group_norm_film_silu_call")
-    monkeypatch.setattr(call, "multiprocessors", lambda device: 100)
+    plan = pytest.importorskip("cascade_kernels.group_norm_film_silu.plan")
+    monkeypatch.setattr(plan, "multiprocessors", lambda device: 100)
     chosen = dispatch.Launch({"BLOCK_HW": 32, "BLOCK_C": 64}, 4, 1)
     for batch, channels, side in ((1, 128, 512), (64, 192, 64), (3, 40, 33), (1, 8, 1)):
-        x, vector = torch.empty(batch, channels, side, side, device="meta"), torch.empty(channels)
-        (blocks, slices, _), rows = call.prepare(x, None, vector, vector, None, None, 1).slices(
-            chosen
-        )
+        x = torch.empty(batch, channels, side, side, device="meta")
+        (blocks, slices, _), rows = plan.Plan.of(bare(x, 1)).slices(chosen)
         assert rows % 32 == 0
         assert (slices - 1) * rows < side * side <= slices * rows
         # 8 programs for each of the 100 multiprocessors, less what rounding to blocks takes.
@@ -244,13 +249,12 @@ def test_slices_cover_an_image_exactly_once(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_program_owns_whole_groups() -> None:
-    call = pytest.importorskip("cascade_kernels.triton_code.group_norm_film_silu_call")
+    plan = pytest.importorskip("cascade_kernels.group_norm_film_silu.plan")
     chosen = dispatch.Launch({"BLOCK_HW": 64, "BLOCK_C": 64}, 8, 1)
     for channels, groups, width in ((384, 32, 48), (2048, 32, 64), (90, 5, 54), (6, 6, 64)):
-        vector = torch.empty(channels)
         x = torch.empty(2, channels, 8, 8, device="meta")
-        laid = call.prepare(x, None, vector, vector, None, None, groups)
-        assert laid.whole_groups(chosen) == ((-(-channels // width), 2), width)
+        grid = (-(-channels // width), 2)
+        assert plan.Plan.of(bare(x, groups)).whole_groups(chosen) == (grid, width)
 
 
 FORWARD = ("statistics", "finalize", "apply", "one_pass")

@@ -14,7 +14,7 @@ from torch import Tensor
 from cascade_kernels import dispatch
 from cascade_kernels.joint_attention import joint_attention
 
-launchers = pytest.importorskip("cascade_kernels.triton_code.joint_attention")
+launches = pytest.importorskip("cascade_kernels.joint_attention.backward")
 
 BATCH = 2
 
@@ -154,7 +154,7 @@ def test_a_small_image_takes_either_backward_pass(
     held = dispatch.table(kernel_device)
     if held.find("joint_attention_backward_small", shape) is None:
         pytest.skip("this architecture's table has no backward pass in one launch")
-    monkeypatch.setattr(launchers, "table", lambda device: replace(held, launches={}))
+    monkeypatch.setattr(launches, "table", lambda device: replace(held, launches={}))
     check(case, torch.float16, kernel_device)
 
 

@@ -57,12 +57,13 @@ def test_opcheck_of_the_backward(inputs: Inputs) -> None:
     detached = [t.detach() for t in inputs]
     y, mean, rstd = OP(*detached, GROUPS, EPS, "gelu", 0.5)
     torch.library.opcheck(
-        BACKWARD.default, (torch.randn_like(y), *detached, mean, rstd, "gelu", 0.5)
+        BACKWARD.default, (torch.randn_like(y), mean, rstd, *detached, GROUPS, EPS, "gelu", 0.5)
     )
     x, _, weight, bias, _, _ = detached
     few = (x, None, weight[:8], bias[:8], None, None)
-    y, mean, rstd = OP(*few, GROUPS, EPS, "none", 1.0)
-    torch.library.opcheck(BACKWARD.default, (torch.randn_like(y), *few, mean, rstd, "none", 1.0))
+    rest = (GROUPS, EPS, "none", 1.0)
+    y, mean, rstd = OP(*few, *rest)
+    torch.library.opcheck(BACKWARD.default, (torch.randn_like(y), mean, rstd, *few, *rest))
 
 
 @pytest.mark.parametrize("most_pixels", [1024, 0], ids=["one launch", "three launches"])
@@ -73,8 +74,8 @@ def test_a_mean_far_from_zero_is_rounded_once(
 
     That was found on an H200; the cure ran in the interpreter alone.
     """
-    call = pytest.importorskip("cascade_kernels.triton_code.group_norm_film_silu_call")
-    monkeypatch.setattr(call, "ONE_PASS_PIXELS", most_pixels)
+    plan = pytest.importorskip("cascade_kernels.group_norm_film_silu.plan")
+    monkeypatch.setattr(plan, "ONE_PASS_PIXELS", most_pixels)
     generator = torch.Generator().manual_seed(0)
     for channels in (3, 12, 60):
         x = 700 + torch.randn(64, channels, 5, 7, generator=generator).to(kernel_device)
@@ -92,7 +93,7 @@ def test_the_fake_results_lie_in_memory_as_the_real_ones(inputs: Inputs) -> None
         vectors = [t.detach()[: shape[0]] if t.ndim == 2 else t.detach() for t in inputs[2:]]
         arguments = (x, skip, *vectors, GROUPS, EPS, "silu", 0.5)
         real = OP(*arguments)
-        backward = (torch.randn_like(real[0]), x, skip, *vectors, *real[1:], "silu", 0.5)
+        backward = (torch.randn_like(real[0]), *real[1:], *arguments)
         with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True) as mode:
             fake = OP(*(mode.from_tensor(a) if isinstance(a, Tensor) else a for a in arguments))
             fake_backward = BACKWARD(
@@ -114,14 +115,14 @@ def test_checkpointing_changes_nothing(inputs: Inputs) -> None:
 def test_selective_checkpointing_can_keep_it(
     inputs: Inputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cascade_kernels.triton_code import group_norm_film_silu as code
+    from cascade_kernels.group_norm_film_silu import forward as code
 
     runs: list[torch.Size] = []
     forward = code.forward
 
-    def counted(x: Tensor, *rest: Any) -> Any:
-        runs.append(x.shape)
-        return forward(x, *rest)
+    def counted(inputs: Any) -> Any:
+        runs.append(inputs.x.shape)
+        return forward(inputs)
 
     def policy(context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
         keep = op == OP.default

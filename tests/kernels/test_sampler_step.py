@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from cascade.config.stage import ThresholdConfig
-from cascade_kernels.sampler_coefficients import Prediction, Update
-from cascade_kernels.sampler_step import guide, sampler_step
+from cascade_kernels.sampler_step import Prediction, Update, guide, sampler_step
 
 BATCH, CHANNELS, SIDE = 2, 3, 6
 FIXED = Update(0.7, 0.4, recall=-0.2, std=0.3)

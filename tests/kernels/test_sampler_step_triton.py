@@ -16,8 +16,7 @@ from torch import Tensor
 
 from cascade.config.stage import ThresholdConfig
 from cascade_kernels.names import ThresholdKind
-from cascade_kernels.sampler_coefficients import Prediction, Update, clip
-from cascade_kernels.sampler_step import decompositions, sampler_step
+from cascade_kernels.sampler_step import Prediction, Update, clip, decompositions, sampler_step
 
 SIDES = [5, 64, 74]
 SMALL, LARGE = 64, 74  # one launch, and the radix select

@@ -239,7 +239,7 @@ def test_what_a_stage_cannot_do(base: Stage, super_resolution: Stage, table: Pro
 def test_kernels_that_cannot_run_are_refused_beforehand(
     tiny_cascade: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cascade.stage.obstacle", lambda device, dtype: "there is no GPU")
+    monkeypatch.setattr("cascade.stage.unsupported_reason", lambda device, dtype: "there is no GPU")
     stage = Stage.load(tiny_cascade / "base16")
     with pytest.raises(UserError, match="there is no GPU"):
         stage.set_backend("triton")

@@ -22,8 +22,7 @@ from cascade_bench.kernels.problem import (
 )
 from cascade_bench.records import Mode, Work
 from cascade_kernels.names import Backend
-from cascade_kernels.sampler_coefficients import Prediction, Update, rank_of
-from cascade_kernels.sampler_step import sampler_step
+from cascade_kernels.sampler_step import Prediction, Update, rank_of, sampler_step
 
 PREDICTION = Prediction(from_x=1.25, from_out=-0.75, guidance=7.0)
 THRESHOLD = ThresholdConfig(kind="dynamic", percentile=0.995)

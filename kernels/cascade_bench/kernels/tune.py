@@ -231,11 +231,12 @@ def _time(problem: KernelProblem, gate: Gate, mode: Mode) -> float | None:
 
 
 def _compiles(table: Table, kernel: str, row: LaunchRow) -> bool:
-    from cascade_kernels.ahead_of_time import resources, variants
+    from cascade_bench.kernels.compiling import compile_variant
+    from cascade_bench.kernels.variants import variants  # imports triton
 
     alone = replace(table, launches={**table.launches, kernel: (row,)})
     return not any(
-        resources(variant, table.architecture).defects
+        compile_variant(variant, table.architecture).excess
         for variant in variants(alone)
         if variant.name.partition("/")[0] == kernel
     )

@@ -1,4 +1,4 @@
-"""Triton code that finds a percentile of an image's sizes |x0| exactly and without sorting.
+"""Triton code for a percentile of an image's sizes |x0|, exact and without sorting.
 
 An image that one program holds: its order statistic is found bit by bit in registers. A larger one:
 radix select over the 31 bits, three histograms of 10, 11 and 10 bits, each followed by the pick of
@@ -20,7 +20,7 @@ _LARGEST = tl.constexpr(0x7FFFFFFF)
 
 @triton.jit
 def size_bits(x0: tl.tensor) -> tl.tensor:
-    """The bits of |x0|."""
+    """Return the bits of |x0|."""
     return x0.to(tl.int32, bitcast=True) & _LARGEST
 
 
@@ -28,7 +28,7 @@ def size_bits(x0: tl.tensor) -> tl.tensor:
 def scale_between(
     value: tl.tensor, following: tl.tensor, weight: tl.tensor, cap: tl.tensor,
 ) -> tl.tensor:  # fmt: skip
-    """The percentile between the bits of two neighbours, within [1, cap]; NaN stays NaN."""
+    """Return the percentile between the bits of two neighbours, in [1, cap]; NaN stays NaN."""
     below = value.to(tl.float32, bitcast=True)
     above = following.to(tl.float32, bitcast=True)
     # The two forms of `torch.lerp`. Without a rest there may be no value above.
@@ -44,7 +44,7 @@ def scale_between(
 def scale_of_block(
     x0: tl.tensor, inside: tl.tensor, rank: tl.tensor, weight: tl.tensor, cap: tl.tensor,
 ) -> tl.tensor:  # fmt: skip
-    """The scale of an image that is one block."""
+    """Return the scale of an image that is one block."""
     bits = tl.where(inside, size_bits(x0), _LARGEST)
     value = tl.sum(bits * 0, 0)
     bit = value + 0x40000000
@@ -65,19 +65,19 @@ def count_digits(
     BINS: tl.constexpr,
 ) -> None:  # fmt: skip
     """Add the digits of a block to the histogram of image b."""
-    held = tl.histogram(tl.where(counted, digit, 0), 1 << BITS)
+    counts = tl.histogram(tl.where(counted, digit, 0), 1 << BITS)
     bins = tl.arange(0, 1 << BITS)
     # What is not counted was parked in the first bin.
-    held = tl.where(bins == 0, held - tl.sum(tl.where(counted, 0, 1), 0), held)
-    tl.atomic_add(HISTOGRAM + b * BINS + bins, held, mask=held != 0, sem="relaxed")
+    counts = tl.where(bins == 0, counts - tl.sum(tl.where(counted, 0, 1), 0), counts)
+    tl.atomic_add(HISTOGRAM + b * BINS + bins, counts, mask=counts != 0, sem="relaxed")
 
 
 @triton.jit
-def digit_kernel(
+def sampler_step_digit(
     RAW: tl.tensor, HISTOGRAM: tl.tensor, PREFIX: tl.tensor, LARGER: tl.tensor, n: tl.tensor,
     BITS: tl.constexpr, SHIFT: tl.constexpr, BINS: tl.constexpr, BLOCK: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Count the next digit of the sizes that start with the prefix found so far."""
+    """Count the next digit of the sizes that start with the prefix so far."""
     b = tl.program_id(1).to(tl.int64)
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = at < n
@@ -94,7 +94,7 @@ def digit_kernel(
 
 
 @triton.jit
-def pick_kernel(
+def sampler_step_pick(
     HISTOGRAM: tl.tensor, PREFIX: tl.tensor, RANK: tl.tensor, LARGER: tl.tensor, SCALE: tl.tensor,
     rank: tl.tensor, weight: tl.tensor, cap: tl.tensor, BITS: tl.constexpr, FIRST: tl.constexpr,
     LAST: tl.constexpr, BINS: tl.constexpr,
@@ -102,18 +102,18 @@ def pick_kernel(
     """Find the digit that holds the rank; after the last one, the scale of image b."""
     b = tl.program_id(0).to(tl.int64)
     bins = tl.arange(0, 1 << BITS)
-    held = tl.load(HISTOGRAM + b * BINS + bins)
+    counts = tl.load(HISTOGRAM + b * BINS + bins)
     left = rank
     prefix = 0
     if not FIRST:
         left = tl.load(RANK + b)
         prefix = tl.load(PREFIX + b)
-    digit = tl.sum((tl.cumsum(held, 0) <= left).to(tl.int32), 0)
-    left -= tl.sum(tl.where(bins < digit, held, 0), 0)
+    digit = tl.sum((tl.cumsum(counts, 0) <= left).to(tl.int32), 0)
+    left -= tl.sum(tl.where(bins < digit, counts, 0), 0)
     value = (prefix << BITS) | digit
     if LAST:
-        same = tl.sum(tl.where(bins == digit, held, 0), 0)
-        sibling = tl.min(tl.where((bins > digit) & (held > 0), bins, 1 << BITS), 0)
+        same = tl.sum(tl.where(bins == digit, counts, 0), 0)
+        sibling = tl.min(tl.where((bins > digit) & (counts > 0), bins, 1 << BITS), 0)
         following = tl.where(sibling < (1 << BITS), (prefix << BITS) | sibling, tl.load(LARGER + b))
         following = tl.where(left + 1 < same, value, following)
         tl.store(SCALE + b, scale_between(value, following, weight, cap))

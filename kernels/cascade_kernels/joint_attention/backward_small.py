@@ -4,13 +4,13 @@ One program holds all queries of one head and walks over the keys once, so that 
 their gradient are computed once for dK, dV and dQ: five matrix products instead of seven. An 8x8
 image has so little work that the launches of the general path would be most of its time.
 
-Names, layouts and formulas are those of the general backward pass.
+Shapes and formulas are those of the general backward pass.
 """
 
 import triton
 from triton import language as tl
 
-from cascade_kernels.triton_code.joint_attention_forward import (
+from cascade_kernels.joint_attention.forward import (
     LOG2E,
     load_rows,
     store_rows,
@@ -71,24 +71,24 @@ def joint_attention_backward_small(
     lse = tl.load(LSE + head * queries + rows, mask=rows < queries, other=float("inf"))
     dq = tl.zeros([BLOCK_D, BLOCK_M], tl.float32)
     if K is not None:
-        place = (b * queries * heads + h) * HEAD
+        offset = (b * queries * heads + h) * HEAD
         dq = _source(
             dq, q, grad, lse, delta, K + b * k_b + h * k_h, V + b * v_b + h * v_h,
-            DK + place, DV + place, k_n, v_n, heads * HEAD, queries, queries,
+            DK + offset, DV + offset, k_n, v_n, heads * HEAD, queries, queries,
             SCALE, HEAD, BLOCK_D, BLOCK_N,
         )  # fmt: skip
     if TEXT_K is not None:
-        place = (b * tokens * heads + h) * HEAD
+        offset = (b * tokens * heads + h) * HEAD
         text_k, text_v = TEXT_K + b * text_k_b + h * text_k_h, TEXT_V + b * text_v_b + h * text_v_h
         dq = _source(
-            dq, q, grad, lse, delta, text_k, text_v, TEXT_DK + place, TEXT_DV + place,
+            dq, q, grad, lse, delta, text_k, text_v, TEXT_DK + offset, TEXT_DV + offset,
             text_k_n, text_v_n, heads * HEAD, tokens, visible_tokens(TEXT_LENGTH, b, tokens),
             SCALE, HEAD, BLOCK_D, BLOCK_N,
         )  # fmt: skip
     channels = tl.arange(0, BLOCK_D)
-    place = DQ + ((b * queries + rows[None, :]) * heads + h) * HEAD + channels[:, None]
+    address = DQ + ((b * queries + rows[None, :]) * heads + h) * HEAD + channels[:, None]
     tl.store(
-        place,
+        address,
         (dq * SCALE).to(DQ.dtype.element_ty),
         mask=(rows[None, :] < queries) & (channels[:, None] < HEAD),
     )

@@ -1,12 +1,13 @@
-"""The numbers of one sampler step, and the plain PyTorch arithmetic they stand for.
+"""The coefficients of a sampler's step, and the plain PyTorch arithmetic they stand for.
 
-See `cascade_kernels.sampler_step` for the step they make up.
+`op.py` says which step they make up.
 
-Shapes: `B` batch, `C H W` image, `N` values of an image.
+Shapes: `B` batch, `C H W` image, `R` rows of the network's output: B, or 2 B under guidance; `N`
+values of an image.
 """
 
 from dataclasses import dataclass
-from typing import Protocol, assert_never
+from typing import NamedTuple, Protocol, assert_never
 
 import torch
 from torch import Tensor
@@ -125,6 +126,41 @@ class Update:
         return y + torch.exp((small + fraction * (large - small)) / 2) * noise
 
 
+class Step(NamedTuple):
+    """The images and the coefficients of one call."""
+
+    x: Tensor  # B C H W
+    out: Tensor  # R C H W, or R 2C H W with a learned variance
+    prediction: Prediction
+    threshold: Threshold
+    update: Update
+    previous: Tensor | None  # B C H W
+    noise: Tensor | None  # B C H W
+
+
+def check(step: Step) -> None:
+    """Check that the images fit together, and that what the update asks for is there.
+
+    Raises:
+        ValueError: one does not, or is missing.
+    """
+    x, out, prediction, _, update, previous, noise = step
+    rows, channels = x.shape[0] * (1 if prediction.guidance == 1 else 2), x.shape[1]
+    learned = update.log_variance is not None
+    if learned and out.shape[1] == channels:
+        raise ValueError("this network predicts no variance; take a fixed one")
+    fits = out.shape[1] in (channels, 2 * channels) and out.shape[2:] == x.shape[2:]
+    if out.shape[0] != rows or not fits:
+        raise ValueError(
+            f"an image of shape {tuple(x.shape)} under guidance {prediction.guidance:g} needs "
+            f"{rows} rows of output, not {tuple(out.shape)}"
+        )
+    if update.recall != 0 and (previous is None or previous.shape != x.shape):
+        raise ValueError("this step recalls a previous clean image of x's shape; give one")
+    if (update.std != 0 or learned) and (noise is None or noise.shape != x.shape):
+        raise ValueError("this step adds noise of x's shape; give some")
+
+
 def fraction_of(out: Tensor) -> Tensor:
     """Return the log-interpolation fraction that variance channels in [-1, 1] stand for."""
     return (out + 1) / 2
@@ -137,7 +173,7 @@ def rank_of(percentile: float, values: int) -> tuple[int, float]:
 
 
 def _quantile(values: Tensor, q: float) -> Tensor:
-    """Quantile of each row (B N), interpolated linearly as `torch.quantile` does.
+    """Return the quantile of each row (B N), interpolated linearly as `torch.quantile` does.
 
     `torch.quantile` refuses more than 2^24 values, which a batch of 1024-pixel images exceeds.
     """

@@ -1,14 +1,14 @@
-"""Triton kernels of one sampler step and their launcher.
+"""Triton kernels of one sampler step and their launch.
 
 An image takes one launch, unless it is too large for a program and its threshold is dynamic: then
-the clean image is written out, its percentile is found (`sampler_percentile`), and the step
-follows. That computes the clean image anew, which reads as many bytes as fetching it would.
+the clean image is written out, its percentile is found (`percentile.py`), and the step follows.
+That computes the clean image anew, which reads as many bytes as fetching it would.
 
-Shapes: `B` batch, `C H W` image; `n = C H W` values and `P = H W` pixels of an image.
+Shapes: `X PREVIOUS NOISE X_NEXT X0 RAW` B C H W float32, contiguous; `OUT` R C H W or R 2C H W with
+pixels at one distance (`out_image out_channel out_pixel` are its strides); `SCALE` B; `HISTOGRAM` B
+BINS. `n = C H W` values and `pixels = H W` of an image; `at` values of one block.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from inspect import signature
 from typing import Any
 
 import torch
@@ -16,18 +16,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cascade_kernels.dispatch import Launch, Table, launch
-from cascade_kernels.sampler_coefficients import rank_of
-from cascade_kernels.triton_code.sampler_percentile import (
+from cascade_kernels.dispatch import launch
+from cascade_kernels.sampler_step.coefficients import Step, rank_of
+from cascade_kernels.sampler_step.percentile import (
     BINS,
     DIGITS,
     count_digits,
-    digit_kernel,
-    pick_kernel,
+    sampler_step_digit,
+    sampler_step_pick,
     scale_of_block,
     size_bits,
 )
-from cascade_kernels.variant import Variant
 
 # The greatest image that one program holds: 64 x 64 x 3 has 12,288 values.
 ONE_PROGRAM = 16384
@@ -45,12 +44,12 @@ def _predict(
     pixels: tl.tensor, out_image: tl.tensor, out_channel: tl.tensor, out_pixel: tl.tensor,
     from_x: tl.tensor, from_out: tl.tensor, guidance: tl.tensor, GUIDED: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """The clean image before its threshold, at the values `at` of image b."""
-    place = (at // pixels) * out_channel + (at % pixels) * out_pixel
-    mixed = tl.load(OUT + b * out_image + place, mask=inside, other=0.0).to(tl.float32)
+    """Return the clean image before its threshold, at the values `at` of image b."""
+    offset = (at // pixels) * out_channel + (at % pixels) * out_pixel
+    mixed = tl.load(OUT + b * out_image + offset, mask=inside, other=0.0).to(tl.float32)
     if GUIDED:
         null_image = (b + tl.num_programs(1)) * out_image
-        null = tl.load(OUT + null_image + place, mask=inside, other=0.0).to(tl.float32)
+        null = tl.load(OUT + null_image + offset, mask=inside, other=0.0).to(tl.float32)
         mixed = null + guidance * (mixed - null)
     x = tl.load(X + b * n + at, mask=inside, other=0.0)
     return from_x * x + from_out * mixed
@@ -87,8 +86,8 @@ def _take(
         noise = tl.load(NOISE + b * n + at, mask=inside, other=0.0)
         if NOISY == 2:
             # The variance lies above the prediction's channels: n / P channels further up.
-            place = (at // pixels + n // pixels) * out_channel + (at % pixels) * out_pixel
-            v = tl.load(OUT + b * out_image + place, mask=inside, other=0.0).to(tl.float32)
+            offset = (at // pixels + n // pixels) * out_channel + (at % pixels) * out_pixel
+            v = tl.load(OUT + b * out_image + offset, mask=inside, other=0.0).to(tl.float32)
             y += tl.exp((log_small + (v + 1.0) / 2.0 * log_range) / 2.0) * noise
         else:
             y += std * noise
@@ -96,7 +95,7 @@ def _take(
 
 
 @triton.jit
-def pointwise_kernel(
+def sampler_step_pointwise(
     X: tl.tensor, OUT: tl.tensor, PREVIOUS: tl.tensor, NOISE: tl.tensor, X_NEXT: tl.tensor,
     X0: tl.tensor, SCALE: tl.tensor, n: tl.tensor, pixels: tl.tensor, out_image: tl.tensor,
     out_channel: tl.tensor, out_pixel: tl.tensor, from_x: tl.tensor, from_out: tl.tensor,
@@ -117,7 +116,7 @@ def pointwise_kernel(
 
 
 @triton.jit
-def whole_kernel(
+def sampler_step_whole(
     X: tl.tensor, OUT: tl.tensor, PREVIOUS: tl.tensor, NOISE: tl.tensor, X_NEXT: tl.tensor,
     X0: tl.tensor, n: tl.tensor, pixels: tl.tensor, out_image: tl.tensor, out_channel: tl.tensor,
     out_pixel: tl.tensor, from_x: tl.tensor, from_out: tl.tensor, guidance: tl.tensor,
@@ -144,7 +143,7 @@ def whole_kernel(
 
 
 @triton.jit
-def predict_kernel(
+def sampler_step_predict(
     X: tl.tensor, OUT: tl.tensor, RAW: tl.tensor, HISTOGRAM: tl.tensor, n: tl.tensor,
     pixels: tl.tensor, out_image: tl.tensor, out_channel: tl.tensor, out_pixel: tl.tensor,
     from_x: tl.tensor, from_out: tl.tensor, guidance: tl.tensor, GUIDED: tl.constexpr,
@@ -162,67 +161,57 @@ def predict_kernel(
     count_digits(HISTOGRAM, b, size_bits(x0) >> SHIFT, inside, BITS, BINS)
 
 
-def run(
-    x: Tensor,
-    out: Tensor,
-    previous: Tensor | None,
-    noise: Tensor | None,
-    prediction: Sequence[float],
-    kind: str,
-    percentile: float,
-    cap: float | None,
-    update: Sequence[float],
-    log_variance: Sequence[float] | None,
-) -> tuple[Tensor, Tensor]:
-    """Launch one step; arguments as those of the operation `cascade::sampler_step`.
-
-    Returns:
-        x_next and the thresholded x0, B C H W float32, contiguous.
-    """
-    x = x.contiguous()
-    previous = None if previous is None else previous.to(x.dtype).contiguous()
-    noise = None if noise is None else noise.to(x.dtype).contiguous()
+def forward(step: Step) -> tuple[Tensor, Tensor]:
+    """Return x_next and the thresholded x0, B C H W float32, contiguous."""
+    x, out = step.x.contiguous(), step.out
+    previous, noise = (
+        None if image is None else image.to(x.dtype).contiguous()
+        for image in (step.previous, step.noise)
+    )
     if out.stride(2) != out.shape[3] * out.stride(3):
         out = out.contiguous()  # pixels must follow one another at one distance
     x_next, x0 = torch.empty_like(x), torch.empty_like(x)
-    values = x.shape[1:].numel()
-    rank, weight = rank_of(percentile, values)
-    small, large = (0.0, 0.0) if log_variance is None else log_variance
+    values, update, threshold = x.shape[1:].numel(), step.update, step.threshold
     images = (x, out, previous, noise, x_next, x0)
     shape = (values, x.shape[2] * x.shape[3], out.stride(0), out.stride(1), out.stride(3))
-    limit = (rank, weight, float("inf") if cap is None else cap)
-    step = (*update, small, large - small)
-    guided = prediction[2] != 1
+    prediction = (step.prediction.from_x, step.prediction.from_out, step.prediction.guidance)
+    small, large = update.log_variance or (0.0, 0.0)
+    mix = (update.keep, update.pull, update.recall, update.std, small, large - small)
+    rank, weight = rank_of(threshold.percentile, values)
+    limit = (rank, weight, float("inf") if threshold.cap is None else threshold.cap)
+    guided = step.prediction.guidance != 1
     switches = {
         "GUIDED": guided,
         "RECALLS": previous is not None,
-        "NOISY": QUIET if noise is None else FIXED if log_variance is None else LEARNED,
+        "NOISY": QUIET if noise is None else FIXED if update.log_variance is None else LEARNED,
     }
-    if kind == "dynamic" and values <= ONE_PROGRAM:
-        row = _options("sampler_step_whole", x)
-        whole_kernel[1, len(x)](*images, *shape, *prediction, *limit, *step, **switches, **row)
-        return x_next, x0
-    scale = None
-    if kind == "dynamic":
-        scale = _percentiles(x, out, x0, shape, prediction, guided, limit)
-    row = _options("sampler_step_pointwise", x)
-    pointwise_kernel[triton.cdiv(values, row["BLOCK"]), len(x)](
-        *images, scale, *shape, *prediction, *step, KIND=KINDS[kind], **switches, **row
-    )
+    with torch.cuda.device_of(x):  # Triton launches on the current device
+        if threshold.kind == "dynamic" and values <= ONE_PROGRAM:
+            row = _options("sampler_step_whole", x)
+            sampler_step_whole[1, len(x)](
+                *images, *shape, *prediction, *limit, *mix, **switches, **row
+            )
+            return x_next, x0
+        scale = None
+        if threshold.kind == "dynamic":
+            scale = _scales(x, out, x0, (*shape, *prediction), limit, guided)
+        row = _options("sampler_step_pointwise", x)
+        sampler_step_pointwise[triton.cdiv(values, row["BLOCK"]), len(x)](
+            *images, scale, *shape, *prediction, *mix, KIND=KINDS[threshold.kind], **switches, **row
+        )
     return x_next, x0
 
 
-def _percentiles(
+def _scales(
     x: Tensor,
     out: Tensor,
     raw: Tensor,
-    shape: tuple[int, ...],
-    prediction: Sequence[float],
+    numbers: tuple[float, ...],  # the arguments from `n` to `guidance`
+    limit: tuple[int, float, float],  # rank, weight and cap of the percentile
     guided: bool,
-    limit: tuple[int, float, float],
 ) -> Tensor:
     """Write the clean image before its threshold to `raw`; return the scale of each image, B."""
-    images = len(x)
+    images, values = len(x), x.shape[1:].numel()
     histograms = torch.zeros(len(DIGITS), images, BINS, dtype=torch.int32, device=x.device)
     prefix, rank, larger = torch.empty(3, images, dtype=torch.int32, device=x.device)
     scale = torch.empty(images, dtype=torch.float32, device=x.device)
@@ -230,78 +219,23 @@ def _percentiles(
         digit = {"BITS": bits, "SHIFT": shift, "BINS": BINS}
         if i == 0:
             row = _options("sampler_step_predict", x)
-            predict_kernel[triton.cdiv(shape[0], row["BLOCK"]), images](
-                x, out, raw, histogram, *shape, *prediction, GUIDED=guided, **digit, **row
+            sampler_step_predict[triton.cdiv(values, row["BLOCK"]), images](
+                x, out, raw, histogram, *numbers, GUIDED=guided, **digit, **row
             )
         else:
             row = _options("sampler_step_digit", x)
-            digit_kernel[triton.cdiv(shape[0], row["BLOCK"]), images](
-                raw, histogram, prefix, larger, shape[0], **digit, **row
+            sampler_step_digit[triton.cdiv(values, row["BLOCK"]), images](
+                raw, histogram, prefix, larger, values, **digit, **row
             )
-        ends = {"FIRST": i == 0, "LAST": shift == 0}
         row = _options("sampler_step_pick", x)
-        pick_kernel[(images,)](
-            histogram, prefix, rank, larger, scale, *limit, BITS=bits, BINS=BINS, **ends, **row
-        )
+        sampler_step_pick[(images,)](
+            histogram, prefix, rank, larger, scale, *limit,
+            BITS=bits, BINS=BINS, FIRST=i == 0, LAST=shift == 0, **row,
+        )  # fmt: skip
     return scale
 
 
-def _options(kernel: str, x: Tensor) -> dict[str, int]:
-    """The launch configuration of a kernel on images x."""
-    row = launch(kernel, x.device, values=x.shape[1:].numel())
-    return {
-        **row.blocks,
-        "num_warps": row.num_warps,
-        "num_stages": row.num_stages,
-        "enable_fp_fusion": FUSION,
-    }
-
-
-_FULL = {"GUIDED": True, "RECALLS": True, "NOISY": LEARNED, "out_pixel": 1}
-_ABSENT = dict.fromkeys(("PREVIOUS", "NOISE", "SCALE"))
-_BARE = {"GUIDED": False, "RECALLS": False, "NOISY": QUIET, **_ABSENT}
-
-
-def variants(table: Table) -> Iterator[Variant]:
-    """Describe every row of the table with everything switched on, and with nothing."""
-    digits = [{"BITS": bits, "SHIFT": shift, "BINS": BINS} for bits, shift in DIGITS]
-    picks = [
-        {"BITS": bits, "BINS": BINS, "FIRST": bits == DIGITS[0][0], "LAST": shift == 0}
-        for bits, shift in DIGITS
-    ]
-    kernels: dict[str, tuple[Any, Sequence[Mapping[str, Any]]]] = {
-        "sampler_step_pointwise": (pointwise_kernel, [{**_FULL, "KIND": 2}, {**_BARE, "KIND": 0}]),
-        "sampler_step_whole": (whole_kernel, [_FULL, _BARE]),
-        "sampler_step_predict": (predict_kernel, [{**s, **digits[0]} for s in (_FULL, _BARE)]),
-        "sampler_step_digit": (digit_kernel, digits[1:]),
-        "sampler_step_pick": (pick_kernel, picks),
-    }
-    for name, (kernel, all_switches) in kernels.items():
-        for row in table.rows(name):
-            for i, switches in enumerate(all_switches):
-                yield _variant(f"{name}/{i}", kernel, row.launch, switches)
-
-
-def _variant(name: str, kernel: Any, row: Launch, switches: Mapping[str, Any]) -> Variant:
-    given = {**switches, **row.blocks}
-    parameters = list(signature(kernel.fn).parameters)
-    blocks = "".join(f"/{key}{value}" for key, value in row.blocks.items())
-    return Variant(
-        name=f"{name}{blocks}/w{row.num_warps}",
-        kernel=kernel,
-        arguments={p: _TYPES.get(p, "fp32") for p in parameters if p not in given},
-        constants={p: given[p] for p in parameters if p in given},
-        multiples=frozenset({"n", "pixels", "out_image"} & set(parameters)),
-        num_warps=row.num_warps,
-        num_stages=row.num_stages,
-        fusion=FUSION,
-    )
-
-
-# Types of the arguments that are not float32 numbers, for compiling ahead of time.
-_TYPES = {
-    **dict.fromkeys(("X", "PREVIOUS", "NOISE", "X_NEXT", "X0", "RAW", "SCALE"), "*fp32"),
-    **dict.fromkeys(("HISTOGRAM", "PREFIX", "RANK", "LARGER"), "*i32"),
-    **dict.fromkeys(("n", "pixels", "out_image", "out_channel", "out_pixel", "rank"), "i32"),
-    "OUT": "*bf16",
-}
+def _options(kernel: str, x: Tensor) -> dict[str, Any]:
+    """Return the launch configuration of a kernel on images x, as keyword arguments."""
+    values = x.shape[1:].numel()
+    return {**launch(kernel, x.device, values=values).options, "enable_fp_fusion": FUSION}

@@ -9,10 +9,11 @@ be pipelined and has no asynchronous copy waits for every load.
 
 import re
 import tempfile
-from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any
+
+from cascade_bench.kernels.compiling import Compiled, Variant
 
 _DOUBLE = {"ptx": re.compile(r"\.f64\b"), "amdgcn": re.compile(r"\bv_\w+_f64\b")}
 _TRANSPOSED = re.compile(r"= tt\.trans .*, #mma\d*> ->")
@@ -20,25 +21,25 @@ _ASYNCHRONOUS = re.compile(r"async_copy|async_tma")
 _LOCATION = re.compile(r'([^/"]+)":(\d+)')
 
 
-def defects(texts: Mapping[str, Any], pipelined: bool) -> tuple[str, ...]:
+def defects(variant: Variant, architecture: str, compiled: Compiled) -> list[str]:
     """Return what is wrong with a compiled kernel, nothing if all is well.
-
-    Args:
-        texts: the compiler's texts by their names: "ttir", "ttgir", and "ptx" or "amdgcn".
-        pipelined: its loops are meant to copy to shared memory asynchronously.
 
     Raises:
         ValueError: the kernel has a `while` loop, through which the lint does not follow values.
     """
+    texts = compiled.texts
     found = Flow.read(texts["ttir"]).defects()
     if _TRANSPOSED.search(texts["ttgir"]):
         found.append("the compiler transposes the accumulator of a tensor core")
     for name, pattern in _DOUBLE.items():
         if pattern.search(texts.get(name, "")):
             found.append("computes in double precision")
-    if pipelined and not _ASYNCHRONOUS.search(texts["ttgir"]):
-        found.append("has several stages but no asynchronous copy; give it one stage")
-    return tuple(found)
+    if architecture.startswith("sm_"):
+        if variant.launch.num_stages > 1 and not _ASYNCHRONOUS.search(texts["ttgir"]):
+            found.append("has several stages but no asynchronous copy; give it one stage")
+        if not variant.fusion and "fma.rn" in texts["ptx"]:
+            found.append("rounds a product and a sum at once")
+    return [*found, *compiled.excess]
 
 
 class Flow:

@@ -1,4 +1,4 @@
-"""One step of a sampler: guidance, the clean image, its threshold and the update, at once.
+"""One step of a sampler: the public call, its reference in PyTorch, and its registration.
 
 Every sampler of this project is linear in what it mixes. With the network's output `out` at x,
 
@@ -13,18 +13,20 @@ Shapes: `B` batch, `C H W` image, `R` rows of the network's output: B, or 2 B un
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from cascade_kernels import dispatch
+from cascade_kernels.dispatch import fused
 from cascade_kernels.names import Backend, ThresholdKind
-from cascade_kernels.sampler_coefficients import (
+from cascade_kernels.sampler_step.coefficients import (
     Prediction,
+    Step,
     Threshold,
     Update,
+    check,
     clip,
     fraction_of,
 )
@@ -65,17 +67,18 @@ def sampler_step(
         ValueError: shapes do not fit, something that the update asks for is missing, or the kernel
             was asked for and cannot run.
     """
-    _check(x, out, prediction, update, previous, noise)
+    step = Step(x, out, prediction, threshold, update, previous, noise)
+    check(step)
     tracked = torch.is_grad_enabled() and any(
         tensor is not None and tensor.requires_grad for tensor in (x, out, previous, noise)
     )
     plain = tracked or x.dtype != torch.float32
     if backend == "triton" and plain:
-        obstacle = "it has no backward pass" if tracked else f"x is {x.dtype}, not float32"
-        raise ValueError(f"sampler_step cannot run its Triton kernel: {obstacle}.")
+        reason = "it has no backward pass" if tracked else f"x is {x.dtype}, not float32"
+        raise ValueError(f"sampler_step cannot run its Triton kernel: {reason}.")
     values = x.shape[1:].numel()
-    if plain or not dispatch.fused("sampler_step", x, backend, training=False, values=values):
-        return _reference(x, out, prediction, threshold, update, previous, noise)
+    if plain or not fused("sampler_step", x, backend, training=False, values=values):
+        return _reference(step)
     x_next, x0 = _op(
         x,
         out,
@@ -109,26 +112,8 @@ def guide(out: Tensor, channels: int, guidance: float) -> Tensor:
     return torch.cat([mixed, text[:, channels:]], dim=1) if out.shape[1] > channels else mixed
 
 
-class _Threshold(NamedTuple):
-    kind: ThresholdKind
-    percentile: float
-    cap: float | None
-
-
-def decompositions() -> dict[OpOverload, Callable[..., tuple[Tensor, Tensor]]]:
-    """Return the operation's reference under the operation's signature, for `torch.export`."""
-    return {torch.ops.cascade.sampler_step.default: _decomposed}
-
-
-def _reference(
-    x: Tensor,
-    out: Tensor,
-    prediction: Prediction,
-    threshold: Threshold,
-    update: Update,
-    previous: Tensor | None,
-    noise: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+def _reference(step: Step) -> tuple[Tensor, Tensor]:
+    x, out, prediction, threshold, update, previous, noise = step
     channels = x.shape[1]
     # Under autocast the network answers in bfloat16; the conversion to x0 must not.
     guided = guide(out.to(x.dtype), channels, prediction.guidance)
@@ -137,66 +122,30 @@ def _reference(
     return update(x, x0, previous, noise, fraction), x0
 
 
-def _check(
-    x: Tensor,
-    out: Tensor,
-    prediction: Prediction,
-    update: Update,
-    previous: Tensor | None,
-    noise: Tensor | None,
-) -> None:
-    rows, channels = x.shape[0] * (1 if prediction.guidance == 1 else 2), x.shape[1]
-    learned = update.log_variance is not None
-    if learned and out.shape[1] == channels:
-        raise ValueError("this network predicts no variance; take a fixed one")
-    fits = out.shape[1] in (channels, 2 * channels) and out.shape[2:] == x.shape[2:]
-    if out.shape[0] != rows or not fits:
-        raise ValueError(
-            f"an image of shape {tuple(x.shape)} under guidance {prediction.guidance:g} needs "
-            f"{rows} rows of output, not {tuple(out.shape)}"
-        )
-    if update.recall != 0 and (previous is None or previous.shape != x.shape):
-        raise ValueError("this step recalls a previous clean image of x's shape; give one")
-    if (update.std != 0 or learned) and (noise is None or noise.shape != x.shape):
-        raise ValueError("this step adds noise of x's shape; give some")
+@torch.library.custom_op(
+    "cascade::sampler_step",
+    mutates_args=(),
+    schema="(Tensor x, Tensor out, Tensor? previous, Tensor? noise, float[] prediction, str kind, "
+    "float percentile, float? cap, float[] update, float[]? log_variance) -> (Tensor, Tensor)",
+)
+def _op(*args: Any) -> tuple[Tensor, Tensor]:
+    from cascade_kernels.sampler_step.forward import forward
 
-
-@torch.library.custom_op("cascade::sampler_step", mutates_args=())
-def _op(
-    x: Tensor,
-    out: Tensor,
-    previous: Tensor | None,
-    noise: Tensor | None,
-    prediction: Sequence[float],
-    kind: str,
-    percentile: float,
-    cap: float | None,
-    update: Sequence[float],
-    log_variance: Sequence[float] | None,
-) -> tuple[Tensor, Tensor]:
-    from cascade_kernels.triton_code.sampler_step import run
-
-    with torch.cuda.device_of(x):  # Triton launches on the current device
-        return run(x, out, previous, noise, prediction, kind, percentile, cap, update, log_variance)
+    return forward(_step(*args))
 
 
 @_op.register_fake
-def _fake(
-    x: Tensor,
-    out: Tensor,
-    previous: Tensor | None,
-    noise: Tensor | None,
-    prediction: Sequence[float],
-    kind: str,
-    percentile: float,
-    cap: float | None,
-    update: Sequence[float],
-    log_variance: Sequence[float] | None,
-) -> tuple[Tensor, Tensor]:
+def _(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape), x.new_empty(x.shape)
 
 
-def _decomposed(
+class _Threshold(NamedTuple):
+    kind: ThresholdKind
+    percentile: float
+    cap: float | None
+
+
+def _step(
     x: Tensor,
     out: Tensor,
     previous: Tensor | None,
@@ -207,17 +156,26 @@ def _decomposed(
     cap: float | None,
     update: Sequence[float],
     log_variance: Sequence[float] | None,
-) -> tuple[Tensor, Tensor]:
-    from_x, from_out, guidance = prediction
-    keep, pull, recall, std = update
+) -> Step:
+    """Return the step that the arguments of the registered operation stand for."""
     variance = None if log_variance is None else (log_variance[0], log_variance[1])
-    x_next, x0 = _reference(
+    keep, pull, recall, std = update
+    return Step(
         x,
         out,
-        Prediction(from_x, from_out, guidance),
+        Prediction(*prediction),
         _Threshold(kind, percentile, cap),
         Update(keep, pull, recall, std, variance),
         previous,
         noise,
     )
+
+
+def decompositions() -> dict[OpOverload, Callable[..., tuple[Tensor, Tensor]]]:
+    """Return the operation's reference under the operation's signature, for `torch.export`."""
+    return {torch.ops.cascade.sampler_step.default: _decomposition}
+
+
+def _decomposition(*args: Any) -> tuple[Tensor, Tensor]:
+    x_next, x0 = _reference(_step(*args))
     return x_next.contiguous(), x0.contiguous()

@@ -8,18 +8,28 @@ The transposes are never taken of an accumulator, which on Hopper gives wrong gr
 triton 3.4 to 3.7.0 (fla-org/flash-linear-attention#640): dK and dV start from S^T = K Q^T, and
 where one program has everything, dQ^T = K^T dS^T.
 
-Inside a kernel: names and layouts as in the forward pass; gradients are B N H d contiguous.
+Shapes: as in the forward pass; gradients are B N H d contiguous.
 """
 
+import torch
 import triton
+from torch import Tensor
 from triton import language as tl
 
-from cascade_kernels.triton_code.joint_attention_forward import (
+from cascade_kernels.dispatch import launch, table
+from cascade_kernels.joint_attention.backward_small import joint_attention_backward_small
+from cascade_kernels.joint_attention.forward import (
     LOG2E,
+    constants,
+    empty_rows,
     load_rows,
+    packed,
+    packed_rows,
     store_rows,
+    strides,
     visible_tokens,
 )
+from cascade_kernels.joint_attention.inputs import Inputs, sizes
 
 
 @triton.jit
@@ -104,8 +114,8 @@ def joint_attention_backward_q(
             dq, q, grad, lse, delta, text_k, text_v, text_k_n, text_v_n,
             visible_tokens(TEXT_LENGTH, b, tokens), SCALE, HEAD, BLOCK_D, BLOCK_T,
         )  # fmt: skip
-    place = DQ + (b * queries * heads + h) * HEAD
-    store_rows(place, dq * SCALE, rows, heads * HEAD, queries, HEAD, BLOCK_D)
+    offset = (b * queries * heads + h) * HEAD
+    store_rows(DQ + offset, dq * SCALE, rows, heads * HEAD, queries, HEAD, BLOCK_D)
 
 
 @triton.jit
@@ -173,6 +183,52 @@ def joint_attention_backward_kv(
     # Rows of the transposed logits do not mix: masking the hidden keys once, here, is enough.
     dk = tl.where(rows[:, None] < visible, dk * SCALE, 0.0)
     dv = tl.where(rows[:, None] < visible, dv, 0.0)
-    place = (b * keys * heads + h) * HEAD
-    store_rows(DK + place, dk, rows, heads * HEAD, keys, HEAD, BLOCK_D)
-    store_rows(DV + place, dv, rows, heads * HEAD, keys, HEAD, BLOCK_D)
+    offset = (b * keys * heads + h) * HEAD
+    store_rows(DK + offset, dk, rows, heads * HEAD, keys, HEAD, BLOCK_D)
+    store_rows(DV + offset, dv, rows, heads * HEAD, keys, HEAD, BLOCK_D)
+
+
+def backward(grad: Tensor, inputs: Inputs, out: Tensor, lse: Tensor) -> list[Tensor]:
+    """Return the gradients of q, k, v, text_k and text_v, without those of absent sources.
+
+    Args:
+        grad: of the output, B H N d.
+        inputs: of the forward pass.
+        out: its output, B H N d.
+        lse: its logarithms, B H N.
+    """
+    out, grad, inputs = packed_rows(out), packed_rows(grad), packed(inputs)
+    *sources, text_length = inputs
+    q, k, v, text_k, text_v, _ = inputs
+    gradients = [None if x is None else empty_rows(x) for x in sources]
+    shape = sizes(inputs)
+    batch, heads, queries, head = q.shape
+    arguments = (
+        *sources, text_length, out, grad, lse, *strides(*sources, out, grad),
+        heads, queries, shape["tokens"],
+    )  # fmt: skip
+    small = table(q.device).find("joint_attention_backward_small", shape)
+    with torch.cuda.device_of(q):  # Triton launches on the current device
+        if small is not None:
+            joint_attention_backward_small[(batch * heads,)](
+                *arguments, *gradients, **constants(head, small)
+            )
+            return [x for x in gradients if x is not None]
+        delta = torch.empty_like(lse)
+        chosen = launch("joint_attention_backward_q", q.device, **shape)
+        grid = (triton.cdiv(queries, chosen.blocks["BLOCK_M"]) * batch * heads,)
+        joint_attention_backward_q[grid](*arguments, gradients[0], delta, **constants(head, chosen))
+        chosen = launch("joint_attention_backward_kv", q.device, **shape)
+        for key, value, length, *gradient in (
+            (k, v, None, *gradients[1:3]),
+            (text_k, text_v, text_length, *gradients[3:]),
+        ):
+            if key is None:
+                continue
+            keys = key.shape[2]
+            grid = (triton.cdiv(keys, chosen.blocks["BLOCK_N"]) * batch * heads,)
+            joint_attention_backward_kv[grid](
+                q, key, value, length, grad, lse, delta, *strides(q, key, value, grad),
+                heads, queries, keys, *gradient, **constants(head, chosen),
+            )  # fmt: skip
+    return [x for x in gradients if x is not None]

@@ -1,21 +1,29 @@
-"""Triton forward pass of joint attention, and what it shares with the backward pass.
+"""Triton forward pass of joint attention: its kernel, its launch, and what the backward shares.
 
 One program owns BLOCK_M queries of one head and walks over the image's keys, then over the text's
 up to the image's own text length, with the softmax taken online (Milakov & Gimelshein 2018; Dao
 2023, algorithm 1). Only the last tile of a source can be ragged, so only that one is masked. Logits
 are kept in base 2: `exp2` is what the hardware has.
 
-Numbers of heads, queries and tokens are not specialised: it would gain nothing, compile every tile
-anew for 16 of them, and the assembler of triton 3.6 crashes where one of them is the constant 1.
-
-Inside a kernel: `Q K V TEXT_K TEXT_V` B H N d of any strides with `d` contiguous (`x_b x_h x_n`),
-absent sources None; `OUT` B N H d and `LSE` B H N contiguous; `rows` positions of one tile.
+Shapes: `Q K V TEXT_K TEXT_V` B H N d of any strides with `d` contiguous (`x_b x_h x_n`), absent
+sources None; `OUT` B N H d and `LSE` B H N contiguous; `rows` positions of one tile. What has the
+shape B H N d and is made here is laid out as B N H d: projections before and after read and write
+it as B N (H d) without a copy.
 """
 
+from typing import Any
+
+import torch
 import triton
+from torch import Tensor
 from triton import language as tl
 
+from cascade_kernels.dispatch import launch
+from cascade_kernels.joint_attention.inputs import Inputs, sizes
+from cascade_kernels.launch_table import Launch
+
 LOG2E = tl.constexpr(1.4426950408889634)  # the logits are powers of 2
+_LEAST_BLOCK = 16  # of `tl.dot`
 
 
 @triton.jit
@@ -103,6 +111,8 @@ def _attend_source(
     return acc, total, peak
 
 
+# Specialising the counts would gain nothing, compile every tile anew for 16 of them, and the
+# assembler of triton 3.6 crashes where one of them is the constant 1.
 @triton.jit(do_not_specialize=("heads", "queries", "tokens"))
 def joint_attention_forward(
     Q: tl.tensor, K: tl.tensor, V: tl.tensor, TEXT_K: tl.tensor, TEXT_V: tl.tensor,
@@ -148,3 +158,52 @@ def joint_attention_forward(
         OUT + (b * queries * heads + h) * HEAD, out, rows, heads * HEAD, queries, HEAD, BLOCK_D
     )
     tl.store(LSE + head * queries + rows, peak + tl.log2(total), mask=rows < queries)
+
+
+def forward(inputs: Inputs) -> tuple[Tensor, Tensor]:
+    """Return the output, B H N d, and the base-2 log of the softmax's denominator, B H N.
+
+    Nothing waits for the device or allocates by the data, so a call can be captured in a graph.
+    """
+    inputs = packed(inputs)
+    *sources, text_length = inputs
+    q, shape = inputs.q, sizes(inputs)
+    batch, heads, queries, head = q.shape
+    out, lse = empty_rows(q), q.new_empty(q.shape[:3], dtype=torch.float32)
+    chosen = launch("joint_attention_forward", q.device, **shape)
+    grid = (triton.cdiv(queries, chosen.blocks["BLOCK_M"]) * batch * heads,)
+    with torch.cuda.device_of(q):  # Triton launches on the current device
+        joint_attention_forward[grid](
+            *sources, text_length, *strides(*sources), heads, queries, shape["tokens"],
+            out, lse, **constants(head, chosen),
+        )  # fmt: skip
+    return out, lse
+
+
+def packed(inputs: Inputs) -> Inputs:
+    """Lay the channels of every head side by side; copies only what is not laid out so."""
+    q, *sources, text_length = inputs
+    k, v, text_k, text_v = (None if x is None else packed_rows(x) for x in sources)
+    return Inputs(packed_rows(q), k, v, text_k, text_v, text_length)
+
+
+def packed_rows(x: Tensor) -> Tensor:
+    """Return B H N d with contiguous channels, any strides between rows."""
+    return x if x.stride(3) == 1 else x.contiguous()
+
+
+def empty_rows(x: Tensor) -> Tensor:
+    """Return an empty tensor like x, B H N d, that is laid out as B N H d."""
+    batch, heads, rows, head = x.shape
+    return x.new_empty(batch, rows, heads, head).transpose(1, 2)
+
+
+def strides(*tensors: Tensor | None) -> list[int]:
+    """Return the strides of B, H and N of each; zeros for an absent one, which no kernel reads."""
+    return [step for x in tensors for step in ((0, 0, 0) if x is None else x.stride()[:3])]
+
+
+def constants(head: int, chosen: Launch) -> dict[str, Any]:
+    """Return the constexpr arguments of a kernel and its launch options."""
+    block = max(_LEAST_BLOCK, triton.next_power_of_2(head))
+    return {"SCALE": head**-0.5, "HEAD": head, "BLOCK_D": block, **chosen.options}

@@ -1,0 +1,161 @@
+"""The compilations that the rows of a launch table ask for, with the switches of their launches."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from inspect import signature
+from typing import Any
+
+from cascade_bench.kernels.compiling import Variant
+from cascade_kernels.group_norm_film_silu import backward as norm_backward
+from cascade_kernels.group_norm_film_silu import forward as norm
+from cascade_kernels.joint_attention import backward as attention_backward
+from cascade_kernels.joint_attention import backward_small as attention_small
+from cascade_kernels.joint_attention import forward as attention
+from cascade_kernels.launch_table import Launch, Table
+from cascade_kernels.sampler_step import forward as step
+from cascade_kernels.sampler_step import percentile
+
+
+def variants(table: Table) -> Iterator[Variant]:
+    """Yield every compilation that the rows of a table ask for."""
+    yield from _joint_attention(table)
+    yield from _group_norm_film_silu(table)
+    yield from _sampler_step(table)
+
+
+def _joint_attention(table: Table) -> Iterator[Variant]:
+    """Yield both sources with lengths, in heads that fill their block.
+
+    Rows of two-byte types come once more with a head that leaves a part of its block unused.
+    """
+    for kernel in (
+        attention.joint_attention_forward,
+        attention_backward.joint_attention_backward_q,
+        attention_backward.joint_attention_backward_kv,
+        attention_small.joint_attention_backward_small,
+    ):
+        for row in table.launches.get(_name(kernel), ()):
+            width, element = row.limits["head"], "bf16" if row.limits["bytes"] == 2 else "fp32"
+            kinds = dict.fromkeys(("LSE", "DELTA"), "*fp32")
+            kinds |= dict.fromkeys(("TEXT_LENGTH", "LENGTH"), "*i32")
+            for head in (width, width * 5 // 8) if element == "bf16" else (width,):
+                yield _variant(
+                    f"{element}/d{head}",
+                    kernel,
+                    row.launch,
+                    attention.constants(head, row.launch),
+                    _kinds(f"*{element}", kinds),
+                    {x for x in _parameters(kernel) if x.endswith(("_b", "_h", "_n"))},
+                )
+
+
+_IMAGES = ("X", "SKIP", "Y", "DY", "DX", "DSKIP")
+_OPTIONAL = {"SKIP", "DSKIP", "SCALE", "SHIFT", "DSCALE", "DSHIFT"}
+_IDLE = 16  # lanes of a one-pass program beyond its whole groups
+
+
+def _group_norm_film_silu(table: Table) -> Iterator[Variant]:
+    """Yield all inputs in fp32, and the fewest in bf16."""
+    for kernel in (
+        norm.group_norm_film_silu_statistics,
+        norm.group_norm_film_silu_finalize,
+        norm.group_norm_film_silu_apply,
+        norm.group_norm_film_silu_one_pass,
+        norm_backward.group_norm_film_silu_backward_reduce,
+        norm_backward.group_norm_film_silu_backward_finalize,
+        norm_backward.group_norm_film_silu_backward_apply,
+        norm_backward.group_norm_film_silu_backward_one_pass,
+    ):
+        optional = _OPTIONAL & set(_parameters(kernel))
+        for row in table.rows(_name(kernel)):
+            for element, absent in (("fp32", set()), ("bf16", optional))[: 1 + bool(optional)]:
+                constants = {
+                    "SKIP_SCALE": 1.0 if absent else 0.5,
+                    "EPS": 1e-5,
+                    "ACTIVATION": "silu" if absent else "gelu",
+                    "WIDTH": row.launch.blocks.get("BLOCK_C", 0) - _IDLE,
+                    "STAGES": row.launch.num_stages,
+                    **dict.fromkeys(absent),
+                }
+                yield _variant(
+                    element,
+                    kernel,
+                    row.launch,
+                    constants,
+                    _kinds("*fp32", dict.fromkeys(_IMAGES, f"*{element}")),
+                    {"hw", "c1", "c2", "scale_b", "shift_b", "slice_rows"},
+                )
+
+
+_FULL = {"GUIDED": True, "RECALLS": True, "NOISY": step.LEARNED, "out_pixel": 1}
+_ABSENT = dict.fromkeys(("PREVIOUS", "NOISE", "SCALE"))
+_BARE = {"GUIDED": False, "RECALLS": False, "NOISY": step.QUIET, **_ABSENT}
+
+
+def _sampler_step(table: Table) -> Iterator[Variant]:
+    """Yield everything switched on, and nothing."""
+    digits = [
+        {"BITS": bits, "SHIFT": shift, "BINS": percentile.BINS} for bits, shift in percentile.DIGITS
+    ]
+    picks = [{**d, "FIRST": d is digits[0], "LAST": d is digits[-1]} for d in digits]
+    kinds = {
+        **dict.fromkeys(("HISTOGRAM", "PREFIX", "RANK", "LARGER"), "*i32"),
+        **dict.fromkeys(("from_x", "from_out", "guidance", "weight", "cap"), "fp32"),
+        **dict.fromkeys(("keep", "pull", "recall", "std", "log_small", "log_range"), "fp32"),
+        "OUT": "*bf16",
+    }
+    kernels: tuple[tuple[Any, Sequence[Mapping[str, Any]]], ...] = (
+        (step.sampler_step_pointwise, [{**_FULL, "KIND": 2}, {**_BARE, "KIND": 0}]),
+        (step.sampler_step_whole, [_FULL, _BARE]),
+        (step.sampler_step_predict, [{**s, **digits[0]} for s in (_FULL, _BARE)]),
+        (percentile.sampler_step_digit, digits[1:]),
+        (percentile.sampler_step_pick, picks),
+    )
+    for kernel, switches in kernels:
+        for row in table.rows(_name(kernel)):
+            for i, constants in enumerate(switches):
+                yield _variant(
+                    str(i),
+                    kernel,
+                    row.launch,
+                    constants,
+                    _kinds("*fp32", kinds),
+                    {"n", "pixels", "out_image"},
+                    step.FUSION,
+                )
+
+
+def _variant(
+    name: str,
+    kernel: Any,
+    launch: Launch,
+    constants: Mapping[str, Any],
+    kind: Callable[[str], str],
+    multiples: Set[str],
+    fusion: bool = True,
+) -> Variant:
+    values = {**constants, **launch.blocks}
+    names = _parameters(kernel)
+    blocks = "".join(f"/{block}{size}" for block, size in launch.blocks.items())
+    return Variant(
+        name=f"{_name(kernel)}/{name}{blocks}/w{launch.num_warps}s{launch.num_stages}",
+        kernel=kernel,
+        arguments={name: kind(name) for name in names if name not in values},
+        constants={name: values[name] for name in names if name in values},
+        multiples=frozenset(multiples).intersection(names) - values.keys(),
+        launch=launch,
+        fusion=fusion,
+    )
+
+
+def _kinds(pointer: str, others: Mapping[str, str]) -> Callable[[str], str]:
+    """Return the type of an argument by its name; those of pointers are upper case."""
+    return lambda name: others.get(name, pointer if name.isupper() else "i32")
+
+
+def _parameters(kernel: Any) -> list[str]:
+    return list(signature(kernel.fn).parameters)
+
+
+def _name(kernel: Any) -> str:
+    name: str = kernel.fn.__name__
+    return name

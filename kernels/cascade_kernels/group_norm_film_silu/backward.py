@@ -1,0 +1,297 @@
+"""Triton backward pass of GroupNorm with FiLM and activation: tiles, kernels and their launches.
+
+Three launches: the sums of dz and of dz times the normalised image, per channel and slice; what
+follows from them, the gradients of the vectors and two numbers per group; the gradient of the
+image. With h the normalised image, s a group's 1 / sqrt(var + eps) and g the gain, N values in a
+group: dx = s (g dz - sum(g dz) / N - h sum(g dz h) / N). A small image takes one launch.
+
+Shapes: as in the forward pass, and `DY DX DSKIP` gradients of the images; `PARTIAL` B slices 2 C;
+`TERMS` B G 2, the two sums over N; `DWEIGHT DBIAS` B C in fp32, summed over the batch afterwards;
+`DSCALE DSHIFT` B C. In a tile: z the pre-activation; `mean rstd gain offset` its channels' numbers;
+`plain` and `weighted` sums of dz and of dz times the normalised image.
+"""
+
+import torch
+import triton
+from torch import Tensor
+from triton import language as tl
+
+from cascade_kernels.group_norm_film_silu.forward import affine, group_sum, load_tile
+from cascade_kernels.group_norm_film_silu.inputs import Inputs
+from cascade_kernels.group_norm_film_silu.plan import Plan, channels_last, laid_out, options
+
+
+@triton.jit
+def activation_gradient(z: tl.tensor, dy: tl.tensor, ACTIVATION: tl.constexpr) -> tl.tensor:
+    """Return the gradient of a pre-activation, given that of its activation."""
+    if ACTIVATION == "silu":
+        gate = tl.sigmoid(z)
+        dy = dy * (gate * (1.0 + z * (1.0 - gate)))
+    elif ACTIVATION == "gelu":
+        # Phi(z) + z phi(z), the normal distribution and its density.
+        density = 0.3989422804014327 * tl.exp(-0.5 * z * z)
+        dy = dy * (0.5 * (1.0 + tl.erf(z * 0.7071067811865476)) + z * density)
+    return dy
+
+
+@triton.jit
+def gradient_tile(
+    DY: tl.tensor, X: tl.tensor, SKIP: tl.tensor, pixel: tl.tensor, rows: tl.tensor,
+    inside: tl.tensor, c: tl.tensor, end: tl.tensor, mean: tl.tensor, rstd: tl.tensor,
+    gain: tl.tensor, offset: tl.tensor, c1: tl.tensor, c2: tl.tensor,
+    SKIP_SCALE: tl.constexpr, ACTIVATION: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
+    """Return the normalised tile and the gradient of its pre-activation, zero outside."""
+    x = load_tile(X, SKIP, pixel, rows, inside, c, end, c1, c2, SKIP_SCALE)
+    dy = load_tile(DY, None, pixel, rows, inside, c, end, c1 + c2, 0, 1.0)
+    normal = (x - mean[None, :]) * rstd[None, :]
+    return normal, activation_gradient(normal * gain[None, :] + offset[None, :], dy, ACTIVATION)
+
+
+@triton.jit
+def gradient_sums(
+    DY: tl.tensor, X: tl.tensor, SKIP: tl.tensor, start: tl.tensor, first: tl.tensor,
+    last: tl.tensor, c: tl.tensor, end: tl.tensor, mean: tl.tensor, rstd: tl.tensor,
+    gain: tl.tensor, offset: tl.tensor, c1: tl.tensor, c2: tl.tensor,
+    SKIP_SCALE: tl.constexpr, ACTIVATION: tl.constexpr, BLOCK_HW: tl.constexpr,
+    STAGES: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
+    """Return, per channel, the sums of dz and of dz times the normalised image."""
+    rows = tl.arange(0, BLOCK_HW)
+    plain = tl.zeros([BLOCK_HW, c.shape[0]], tl.float32)
+    weighted = tl.zeros([BLOCK_HW, c.shape[0]], tl.float32)
+    for row in tl.range(first, last, BLOCK_HW, num_stages=STAGES):
+        normal, dz = gradient_tile(
+            DY, X, SKIP, start + row, rows, (row + rows < last)[:, None], c, end,
+            mean, rstd, gain, offset, c1, c2, SKIP_SCALE, ACTIVATION,
+        )  # fmt: skip
+        plain += dz
+        weighted += dz * normal
+    return tl.sum(plain, 0), tl.sum(weighted, 0)
+
+
+@triton.jit
+def write_vectors(
+    WEIGHT: tl.tensor, BIAS: tl.tensor, SCALE: tl.tensor, scale_b: tl.tensor, DWEIGHT: tl.tensor,
+    DBIAS: tl.tensor, DSCALE: tl.tensor, DSHIFT: tl.tensor, b: tl.tensor, c: tl.tensor,
+    end: tl.tensor, channels: tl.tensor, plain: tl.tensor, weighted: tl.tensor,
+) -> None:  # fmt: skip
+    """Write one image's gradients of weight, bias, scale and shift from its channels' sums."""
+    at, inside = b * channels + c, c < end
+    if SCALE is not None:
+        weight = tl.load(WEIGHT + c, mask=inside, other=0.0).to(tl.float32)
+        bias = tl.load(BIAS + c, mask=inside, other=0.0).to(tl.float32)
+        dscale = weight * weighted + bias * plain
+        tl.store(DSCALE + at, dscale.to(DSCALE.dtype.element_ty), mask=inside)
+        tl.store(DSHIFT + at, plain.to(DSHIFT.dtype.element_ty), mask=inside)
+        factor = 1.0 + tl.load(SCALE + b * scale_b + c, mask=inside, other=0.0).to(tl.float32)
+        plain, weighted = factor * plain, factor * weighted
+    tl.store(DWEIGHT + at, weighted, mask=inside)
+    tl.store(DBIAS + at, plain, mask=inside)
+
+
+@triton.jit
+def write_gradient(
+    DY: tl.tensor, X: tl.tensor, SKIP: tl.tensor, start: tl.tensor, first: tl.tensor,
+    last: tl.tensor, c: tl.tensor, end: tl.tensor, mean: tl.tensor, rstd: tl.tensor,
+    gain: tl.tensor, offset: tl.tensor, plain: tl.tensor, weighted: tl.tensor, c1: tl.tensor,
+    c2: tl.tensor, DX: tl.tensor, DSKIP: tl.tensor,
+    SKIP_SCALE: tl.constexpr, ACTIVATION: tl.constexpr, BLOCK_HW: tl.constexpr,
+    STAGES: tl.constexpr,
+) -> None:  # fmt: skip
+    """Write the gradient of the stacked images over a range of pixels, each part to its own."""
+    rows = tl.arange(0, BLOCK_HW)
+    for row in tl.range(first, last, BLOCK_HW, num_stages=STAGES):
+        inside = (row + rows < last)[:, None]
+        normal, dz = gradient_tile(
+            DY, X, SKIP, start + row, rows, inside, c, end,
+            mean, rstd, gain, offset, c1, c2, SKIP_SCALE, ACTIVATION,
+        )  # fmt: skip
+        dx = rstd[None, :] * (gain[None, :] * dz - plain[None, :] - normal * weighted[None, :])
+        tl.store(
+            DX + (start + row) * c1 + (rows[:, None] * c1 + c[None, :]),
+            dx.to(DX.dtype.element_ty),
+            mask=inside & (c < tl.minimum(c1, end))[None, :],
+        )
+        if SKIP is not None:
+            tl.store(
+                DSKIP + (start + row) * c2 + (rows[:, None] * c2 + (c - c1)[None, :]),
+                (dx * SKIP_SCALE).to(DSKIP.dtype.element_ty),
+                mask=inside & ((c >= c1) & (c < end))[None, :],
+            )
+
+
+@triton.jit
+def group_norm_film_silu_backward_reduce(
+    DY: tl.tensor, X: tl.tensor, SKIP: tl.tensor, WEIGHT: tl.tensor, BIAS: tl.tensor,
+    SCALE: tl.tensor, SHIFT: tl.tensor, MEAN: tl.tensor, RSTD: tl.tensor, scale_b: tl.tensor,
+    shift_b: tl.tensor, hw: tl.tensor, c1: tl.tensor, c2: tl.tensor, group: tl.tensor,
+    slice_rows: tl.tensor, PARTIAL: tl.tensor,
+    SKIP_SCALE: tl.constexpr, ACTIVATION: tl.constexpr, BLOCK_HW: tl.constexpr,
+    BLOCK_C: tl.constexpr, STAGES: tl.constexpr,
+) -> None:  # fmt: skip
+    """Write the sums of dz and of dz times the normalised image over one slice of one image."""
+    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    b = tl.program_id(2).to(tl.int64)
+    first = tl.program_id(1) * slice_rows
+    last = tl.minimum(first + slice_rows, hw)
+    end = c1 + c2
+    of = b * (end // group) + c // group
+    mean = tl.load(MEAN + of, mask=c < end, other=0.0)
+    rstd = tl.load(RSTD + of, mask=c < end, other=0.0)
+    gain, offset = affine(WEIGHT, BIAS, SCALE, SHIFT, scale_b, shift_b, b, c, end)
+    plain, weighted = gradient_sums(
+        DY, X, SKIP, b * hw, first, last, c, end, mean, rstd, gain, offset, c1, c2,
+        SKIP_SCALE, ACTIVATION, BLOCK_HW, STAGES,
+    )  # fmt: skip
+    at = PARTIAL + (b * tl.num_programs(1) + tl.program_id(1)) * 2 * end + c
+    tl.store(at, plain, mask=c < end)
+    tl.store(at + end, weighted, mask=c < end)
+
+
+@triton.jit
+def group_norm_film_silu_backward_finalize(
+    PARTIAL: tl.tensor, WEIGHT: tl.tensor, BIAS: tl.tensor, SCALE: tl.tensor, SHIFT: tl.tensor,
+    scale_b: tl.tensor, shift_b: tl.tensor, hw: tl.tensor, group: tl.tensor, slices: tl.tensor,
+    TERMS: tl.tensor, DWEIGHT: tl.tensor, DBIAS: tl.tensor, DSCALE: tl.tensor, DSHIFT: tl.tensor,
+    BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
+) -> None:  # fmt: skip
+    """Combine the sums of one group's channels and slices; write its vectors and its terms."""
+    g, b = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    channels = tl.num_programs(0) * group
+    total_plain = tl.zeros([BLOCK_C], tl.float32)
+    total_weighted = tl.zeros([BLOCK_C], tl.float32)
+    end = (g + 1) * group
+    for start in range(0, group, BLOCK_C):
+        c = g * group + start + tl.arange(0, BLOCK_C)
+        plain = tl.zeros([BLOCK_S, BLOCK_C], tl.float32)
+        weighted = tl.zeros([BLOCK_S, BLOCK_C], tl.float32)
+        for first in range(0, slices, BLOCK_S):
+            s = first + tl.arange(0, BLOCK_S)
+            at = PARTIAL + (b * slices + s)[:, None] * 2 * channels + c[None, :]
+            inside = (s < slices)[:, None] & (c < end)[None, :]
+            plain += tl.load(at, mask=inside, other=0.0)
+            weighted += tl.load(at + channels, mask=inside, other=0.0)
+        sum_plain, sum_weighted = tl.sum(plain, 0), tl.sum(weighted, 0)
+        write_vectors(
+            WEIGHT, BIAS, SCALE, scale_b, DWEIGHT, DBIAS, DSCALE, DSHIFT,
+            b, c, end, channels, sum_plain, sum_weighted,
+        )  # fmt: skip
+        gain, _ = affine(WEIGHT, BIAS, SCALE, SHIFT, scale_b, shift_b, b, c, end)
+        total_plain += gain * sum_plain
+        total_weighted += gain * sum_weighted
+    at = TERMS + (b * tl.num_programs(0) + g) * 2
+    tl.store(at, tl.sum(total_plain, 0) / hw / group)
+    tl.store(at + 1, tl.sum(total_weighted, 0) / hw / group)
+
+
+@triton.jit
+def group_norm_film_silu_backward_apply(
+    DY: tl.tensor, X: tl.tensor, SKIP: tl.tensor, WEIGHT: tl.tensor, BIAS: tl.tensor,
+    SCALE: tl.tensor, SHIFT: tl.tensor, MEAN: tl.tensor, RSTD: tl.tensor, TERMS: tl.tensor,
+    scale_b: tl.tensor, shift_b: tl.tensor, hw: tl.tensor, c1: tl.tensor, c2: tl.tensor,
+    group: tl.tensor, slice_rows: tl.tensor, DX: tl.tensor, DSKIP: tl.tensor,
+    SKIP_SCALE: tl.constexpr, ACTIVATION: tl.constexpr, BLOCK_HW: tl.constexpr,
+    BLOCK_C: tl.constexpr, STAGES: tl.constexpr,
+) -> None:  # fmt: skip
+    """Write the gradient of BLOCK_C channels of one slice of one image."""
+    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    b = tl.program_id(2).to(tl.int64)
+    first = tl.program_id(1) * slice_rows
+    last = tl.minimum(first + slice_rows, hw)
+    end = c1 + c2
+    of = b * (end // group) + c // group
+    mean = tl.load(MEAN + of, mask=c < end, other=0.0)
+    rstd = tl.load(RSTD + of, mask=c < end, other=0.0)
+    plain = tl.load(TERMS + 2 * of, mask=c < end, other=0.0)
+    weighted = tl.load(TERMS + 2 * of + 1, mask=c < end, other=0.0)
+    gain, offset = affine(WEIGHT, BIAS, SCALE, SHIFT, scale_b, shift_b, b, c, end)
+    write_gradient(
+        DY, X, SKIP, b * hw, first, last, c, end, mean, rstd, gain, offset, plain, weighted,
+        c1, c2, DX, DSKIP, SKIP_SCALE, ACTIVATION, BLOCK_HW, STAGES,
+    )  # fmt: skip
+
+
+@triton.jit
+def group_norm_film_silu_backward_one_pass(
+    DY: tl.tensor, X: tl.tensor, SKIP: tl.tensor, WEIGHT: tl.tensor, BIAS: tl.tensor,
+    SCALE: tl.tensor, SHIFT: tl.tensor, MEAN: tl.tensor, RSTD: tl.tensor, scale_b: tl.tensor,
+    shift_b: tl.tensor, hw: tl.tensor, c1: tl.tensor, c2: tl.tensor, group: tl.tensor,
+    DX: tl.tensor, DSKIP: tl.tensor, DWEIGHT: tl.tensor, DBIAS: tl.tensor, DSCALE: tl.tensor,
+    DSHIFT: tl.tensor,
+    SKIP_SCALE: tl.constexpr, ACTIVATION: tl.constexpr, WIDTH: tl.constexpr, BLOCK_HW: tl.constexpr,
+    BLOCK_C: tl.constexpr, STAGES: tl.constexpr,
+) -> None:  # fmt: skip
+    """Do all of it for WIDTH channels, which are whole groups, of one image."""
+    c = tl.program_id(0) * WIDTH + tl.arange(0, BLOCK_C)
+    b = tl.program_id(1).to(tl.int64)
+    channels = c1 + c2
+    end = tl.minimum((tl.program_id(0) + 1) * WIDTH, channels)
+    of = b * (channels // group) + c // group
+    mean = tl.load(MEAN + of, mask=c < end, other=0.0)
+    rstd = tl.load(RSTD + of, mask=c < end, other=0.0)
+    gain, offset = affine(WEIGHT, BIAS, SCALE, SHIFT, scale_b, shift_b, b, c, end)
+    plain, weighted = gradient_sums(
+        DY, X, SKIP, b * hw, 0, hw, c, end, mean, rstd, gain, offset, c1, c2,
+        SKIP_SCALE, ACTIVATION, BLOCK_HW, STAGES,
+    )  # fmt: skip
+    write_vectors(
+        WEIGHT, BIAS, SCALE, scale_b, DWEIGHT, DBIAS, DSCALE, DSHIFT,
+        b, c, end, channels, plain, weighted,
+    )  # fmt: skip
+    plain = group_sum(gain * plain, group) / hw / group
+    weighted = group_sum(gain * weighted, group) / hw / group
+    write_gradient(
+        DY, X, SKIP, b * hw, 0, hw, c, end, mean, rstd, gain, offset, plain, weighted,
+        c1, c2, DX, DSKIP, SKIP_SCALE, ACTIVATION, BLOCK_HW, STAGES,
+    )  # fmt: skip
+
+
+def backward(dy: Tensor, mean: Tensor, rstd: Tensor, inputs: Inputs) -> tuple[Tensor, ...]:
+    """Return the gradients of x, skip, weight, bias, scale and shift; empty for what is absent.
+
+    Args:
+        dy: of the output, B C H W, in any layout: a compiled graph's has another than the output.
+        mean: of every group, B G.
+        rstd: reciprocal deviation of every group, B G.
+        inputs: of the forward pass.
+    """
+    last = torch.channels_last
+    dx = torch.empty_like(inputs.x, memory_format=last)
+    dskip = None if inputs.skip is None else torch.empty_like(inputs.skip, memory_format=last)
+    dscale, dshift = (None if t is None else t.new_empty(t.shape) for t in inputs[4:6])
+    inputs = laid_out(inputs)
+    plan = Plan.of(inputs)
+    x, skip, *film, groups, _, activation, skip_scale = inputs
+    arguments = (channels_last(dy), x, skip, *film, mean, rstd)
+    fixed = {"SKIP_SCALE": skip_scale, "ACTIVATION": activation}
+    dweight, dbias = x.new_empty(2, plan.batch, plan.channels, dtype=torch.float32)
+    vectors = (dweight, dbias, dscale, dshift)
+    with torch.cuda.device_of(x):  # Triton launches on the current device
+        if plan.one_pass:
+            chosen = plan.launch("backward_one_pass")
+            grid, width = plan.whole_groups(chosen)
+            group_norm_film_silu_backward_one_pass[grid](
+                *arguments, *plan.sizes, dx, dskip, *vectors,
+                **fixed, WIDTH=width, **options(chosen),
+            )  # fmt: skip
+        else:
+            chosen = plan.launch("backward_reduce")
+            grid, rows = plan.slices(chosen)
+            partial = x.new_empty(plan.batch, grid[1], 2, plan.channels, dtype=torch.float32)
+            group_norm_film_silu_backward_reduce[grid](
+                *arguments, *plan.sizes, rows, partial, **fixed, **options(chosen)
+            )
+            chosen = plan.launch("backward_finalize")
+            terms = x.new_empty(plan.batch, groups, 2, dtype=torch.float32)
+            group_norm_film_silu_backward_finalize[groups, plan.batch](
+                partial, *film, *plan.strides, plan.pixels, plan.group, grid[1], terms, *vectors,
+                **chosen.blocks, num_warps=chosen.num_warps,
+            )  # fmt: skip
+            chosen = plan.launch("backward_apply")
+            grid, rows = plan.slices(chosen)
+            group_norm_film_silu_backward_apply[grid](
+                *arguments, terms, *plan.sizes, rows, dx, dskip, **fixed, **options(chosen)
+            )
+    gradients = (dx, dskip, dweight.sum(0).to(film[0]), dbias.sum(0).to(film[1]), dscale, dshift)
+    return tuple(x.new_empty(0) if gradient is None else gradient for gradient in gradients)

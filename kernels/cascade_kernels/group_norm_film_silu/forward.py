@@ -1,0 +1,278 @@
+"""Triton forward pass of GroupNorm with FiLM and activation: tiles, kernels and their launches.
+
+Three launches: statistics of every channel over slices of an image; their combination per group
+(Chan, Golub & LeVeque 1983, "Algorithms for computing the sample variance"); the affine map and the
+activation. A small image takes one launch: a program owns whole groups and reads them twice, the
+second time when they are small enough to be in a cache still. There are no atomic additions: the
+order of every sum follows from the shapes and the number of multiprocessors.
+
+Within a group everything is one affine map per image and channel, so tiles ignore where groups
+begin: any number of channels per group works, nothing is padded and whole lines of memory are read.
+
+Shapes: `X SKIP Y` B HW C in channels_last memory, an absent skip None; `WEIGHT BIAS` C; `SCALE
+SHIFT` B C with row strides `scale_b shift_b`, or None; `MEAN RSTD` B G; `PARTIAL` B slices 3 C.
+Sizes: `hw` pixels of an image; `c1 c2` channels of X and of SKIP, `group` of a group; `slice_rows`
+pixels of a slice. In a tile: `c` channels of the virtual stack [X, SKIP * SKIP_SCALE], those from
+`end` on are left out; `start` the index of an image's first pixel in the batch, int64; `first last`
+a range of pixels of the image.
+"""
+
+import torch
+import triton
+from torch import Tensor
+from triton import language as tl
+
+from cascade_kernels.group_norm_film_silu.inputs import Inputs
+from cascade_kernels.group_norm_film_silu.plan import Plan, laid_out, options
+
+
+@triton.jit
+def load_tile(
+    X: tl.tensor, SKIP: tl.tensor, pixel: tl.tensor, rows: tl.tensor, inside: tl.tensor,
+    c: tl.tensor, end: tl.tensor, c1: tl.tensor, c2: tl.tensor,
+    SKIP_SCALE: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
+    """Load the pixels `pixel + rows` of the stack in fp32; rows not `inside` are zero."""
+    x = tl.load(
+        X + pixel * c1 + (rows[:, None] * c1 + c[None, :]),
+        mask=inside & (c < tl.minimum(c1, end))[None, :],
+        other=0.0,
+    ).to(tl.float32)
+    if SKIP is not None:
+        skip = tl.load(
+            SKIP + pixel * c2 + (rows[:, None] * c2 + (c - c1)[None, :]),
+            mask=inside & ((c >= c1) & (c < end))[None, :],
+            other=0.0,
+        )
+        x += skip.to(tl.float32) * SKIP_SCALE
+    return x
+
+
+@triton.jit
+def affine(
+    WEIGHT: tl.tensor, BIAS: tl.tensor, SCALE: tl.tensor, SHIFT: tl.tensor, scale_b: tl.tensor,
+    shift_b: tl.tensor, b: tl.tensor, c: tl.tensor, end: tl.tensor,
+) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
+    """Return gain and offset of the normalised channels: the norm's affine map, then FiLM's."""
+    inside = c < end
+    gain = tl.load(WEIGHT + c, mask=inside, other=0.0).to(tl.float32)
+    offset = tl.load(BIAS + c, mask=inside, other=0.0).to(tl.float32)
+    if SCALE is not None:
+        factor = 1.0 + tl.load(SCALE + b * scale_b + c, mask=inside, other=0.0).to(tl.float32)
+        shift = tl.load(SHIFT + b * shift_b + c, mask=inside, other=0.0).to(tl.float32)
+        gain, offset = gain * factor, offset * factor + shift
+    return gain, offset
+
+
+@triton.jit
+def activate(z: tl.tensor, ACTIVATION: tl.constexpr) -> tl.tensor:
+    """Apply the activation."""
+    if ACTIVATION == "silu":
+        z = z * tl.sigmoid(z)
+    elif ACTIVATION == "gelu":
+        z = 0.5 * z * (1.0 + tl.erf(z * 0.7071067811865476))
+    return z
+
+
+@triton.jit
+def group_sum(values: tl.tensor, group: tl.tensor) -> tl.tensor:
+    """Replace every channel's value by the sum over its group; the first starts at lane 0."""
+    of = tl.arange(0, values.shape[0]) // group
+    return tl.sum(tl.where(of[:, None] == of[None, :], values[None, :], 0.0), 1)
+
+
+@triton.jit
+def channel_statistics(
+    X: tl.tensor, SKIP: tl.tensor, start: tl.tensor, first: tl.tensor, last: tl.tensor,
+    c: tl.tensor, end: tl.tensor, c1: tl.tensor, c2: tl.tensor,
+    SKIP_SCALE: tl.constexpr, BLOCK_HW: tl.constexpr, STAGES: tl.constexpr,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
+    """Return pivot, shift and the sum of squared deviations of every channel over some pixels.
+
+    The mean is pivot + shift; added up, it would lose the shift's last digits far from zero.
+    """
+    one = tl.arange(0, 1)
+    # Shifted by the range's first pixel, sums of squares keep their digits far from zero.
+    pivot = load_tile(X, SKIP, start + first, one, (one < 1)[:, None], c, end, c1, c2, SKIP_SCALE)
+    rows = tl.arange(0, BLOCK_HW)
+    total = tl.zeros([BLOCK_HW, c.shape[0]], tl.float32)
+    square = tl.zeros([BLOCK_HW, c.shape[0]], tl.float32)
+    for row in tl.range(first, last, BLOCK_HW, num_stages=STAGES):
+        inside = (row + rows < last)[:, None]
+        x = load_tile(X, SKIP, start + row, rows, inside, c, end, c1, c2, SKIP_SCALE)
+        deviation = tl.where(inside, x - pivot, 0.0)
+        total += deviation
+        square += deviation * deviation
+    shift = tl.sum(total, 0) / (last - first)
+    square = tl.sum(square, 0) - shift * shift * (last - first)
+    return tl.sum(pivot, 0), shift, square
+
+
+@triton.jit
+def write_activated(
+    X: tl.tensor, SKIP: tl.tensor, start: tl.tensor, first: tl.tensor, last: tl.tensor,
+    c: tl.tensor, end: tl.tensor, mean: tl.tensor, factor: tl.tensor, offset: tl.tensor,
+    c1: tl.tensor, c2: tl.tensor, Y: tl.tensor,
+    SKIP_SCALE: tl.constexpr, ACTIVATION: tl.constexpr, BLOCK_HW: tl.constexpr,
+    STAGES: tl.constexpr,
+) -> None:  # fmt: skip
+    """Write activation((x - mean) * factor + offset) over a range of pixels."""
+    rows = tl.arange(0, BLOCK_HW)
+    for row in tl.range(first, last, BLOCK_HW, num_stages=STAGES):
+        inside = (row + rows < last)[:, None]
+        x = load_tile(X, SKIP, start + row, rows, inside, c, end, c1, c2, SKIP_SCALE)
+        # Centred first: `x * factor + offset` with the mean folded in loses digits far from zero.
+        y = activate((x - mean[None, :]) * factor[None, :] + offset[None, :], ACTIVATION)
+        tl.store(
+            Y + (start + row) * (c1 + c2) + (rows[:, None] * (c1 + c2) + c[None, :]),
+            y.to(Y.dtype.element_ty),
+            mask=inside & (c < end)[None, :],
+        )
+
+
+@triton.jit
+def group_norm_film_silu_statistics(
+    X: tl.tensor, SKIP: tl.tensor, hw: tl.tensor, c1: tl.tensor, c2: tl.tensor,
+    slice_rows: tl.tensor, PARTIAL: tl.tensor,
+    SKIP_SCALE: tl.constexpr, BLOCK_HW: tl.constexpr, BLOCK_C: tl.constexpr, STAGES: tl.constexpr,
+) -> None:  # fmt: skip
+    """Write the statistics of BLOCK_C channels over one slice of one image."""
+    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    b = tl.program_id(2).to(tl.int64)
+    first = tl.program_id(1) * slice_rows
+    last = tl.minimum(first + slice_rows, hw)
+    pivot, shift, square = channel_statistics(
+        X, SKIP, b * hw, first, last, c, c1 + c2, c1, c2, SKIP_SCALE, BLOCK_HW, STAGES
+    )
+    at = PARTIAL + (b * tl.num_programs(1) + tl.program_id(1)) * 3 * (c1 + c2) + c
+    tl.store(at, pivot, mask=c < c1 + c2)
+    tl.store(at + (c1 + c2), shift, mask=c < c1 + c2)
+    tl.store(at + 2 * (c1 + c2), square, mask=c < c1 + c2)
+
+
+@triton.jit
+def group_norm_film_silu_finalize(
+    PARTIAL: tl.tensor, hw: tl.tensor, group: tl.tensor, slices: tl.tensor, slice_rows: tl.tensor,
+    MEAN: tl.tensor, RSTD: tl.tensor,
+    EPS: tl.constexpr, BLOCK: tl.constexpr,
+) -> None:  # fmt: skip
+    """Combine the statistics of one group's channels and slices."""
+    g, b = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    channels = tl.num_programs(0) * group
+    at = PARTIAL + b * slices * 3 * channels + g * group
+    origin = tl.load(at)  # sums of differences from it keep their digits far from zero
+    total = tl.zeros([BLOCK], tl.float32)
+    for start in range(0, slices * group, BLOCK):
+        i = start + tl.arange(0, BLOCK)
+        inside = i < slices * group
+        pixels = tl.minimum(slice_rows, hw - i // group * slice_rows)
+        address = at + i // group * 3 * channels + i % group
+        pivot = tl.load(address, mask=inside, other=origin)
+        shift = tl.load(address + channels, mask=inside, other=0.0)
+        total += ((pivot - origin) + shift) * pixels
+    mean = origin + tl.sum(total, 0) / hw / group
+    total = tl.zeros([BLOCK], tl.float32)
+    for start in range(0, slices * group, BLOCK):
+        i = start + tl.arange(0, BLOCK)
+        inside = i < slices * group
+        pixels = tl.minimum(slice_rows, hw - i // group * slice_rows)
+        address = at + i // group * 3 * channels + i % group
+        pivot = tl.load(address, mask=inside, other=mean)
+        deviation = (pivot - mean) + tl.load(address + channels, mask=inside, other=0.0)
+        square = tl.load(address + 2 * channels, mask=inside, other=0.0)
+        total += square + deviation * deviation * pixels
+    tl.store(MEAN + b * tl.num_programs(0) + g, mean)
+    tl.store(RSTD + b * tl.num_programs(0) + g, tl.rsqrt(tl.sum(total, 0) / hw / group + EPS))
+
+
+@triton.jit
+def group_norm_film_silu_apply(
+    X: tl.tensor, SKIP: tl.tensor, WEIGHT: tl.tensor, BIAS: tl.tensor, SCALE: tl.tensor,
+    SHIFT: tl.tensor, MEAN: tl.tensor, RSTD: tl.tensor, scale_b: tl.tensor, shift_b: tl.tensor,
+    hw: tl.tensor, c1: tl.tensor, c2: tl.tensor, group: tl.tensor, slice_rows: tl.tensor,
+    Y: tl.tensor,
+    SKIP_SCALE: tl.constexpr, ACTIVATION: tl.constexpr, BLOCK_HW: tl.constexpr,
+    BLOCK_C: tl.constexpr, STAGES: tl.constexpr,
+) -> None:  # fmt: skip
+    """Write BLOCK_C channels of one slice of one image's output."""
+    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    b = tl.program_id(2).to(tl.int64)
+    first = tl.program_id(1) * slice_rows
+    last = tl.minimum(first + slice_rows, hw)
+    end = c1 + c2
+    of = b * (end // group) + c // group
+    mean = tl.load(MEAN + of, mask=c < end, other=0.0)
+    rstd = tl.load(RSTD + of, mask=c < end, other=0.0)
+    gain, offset = affine(WEIGHT, BIAS, SCALE, SHIFT, scale_b, shift_b, b, c, end)
+    write_activated(
+        X, SKIP, b * hw, first, last, c, end, mean, rstd * gain, offset, c1, c2, Y,
+        SKIP_SCALE, ACTIVATION, BLOCK_HW, STAGES,
+    )  # fmt: skip
+
+
+@triton.jit
+def group_norm_film_silu_one_pass(
+    X: tl.tensor, SKIP: tl.tensor, WEIGHT: tl.tensor, BIAS: tl.tensor, SCALE: tl.tensor,
+    SHIFT: tl.tensor, scale_b: tl.tensor, shift_b: tl.tensor, hw: tl.tensor, c1: tl.tensor,
+    c2: tl.tensor, group: tl.tensor, Y: tl.tensor, MEAN: tl.tensor, RSTD: tl.tensor,
+    SKIP_SCALE: tl.constexpr, EPS: tl.constexpr, ACTIVATION: tl.constexpr, WIDTH: tl.constexpr,
+    BLOCK_HW: tl.constexpr, BLOCK_C: tl.constexpr, STAGES: tl.constexpr,
+) -> None:  # fmt: skip
+    """Do all of it for WIDTH channels, which are whole groups, of one image."""
+    lanes = tl.arange(0, BLOCK_C)
+    c = tl.program_id(0) * WIDTH + lanes
+    b = tl.program_id(1).to(tl.int64)
+    end = tl.minimum((tl.program_id(0) + 1) * WIDTH, c1 + c2)
+    pivot, shift, square = channel_statistics(
+        X, SKIP, b * hw, 0, hw, c, end, c1, c2, SKIP_SCALE, BLOCK_HW, STAGES
+    )
+    mean = group_sum(pivot + shift, group) / group
+    # Far from zero the sum of means was rounded coarsely, that of their differences is not.
+    mean += group_sum((pivot - mean) + shift, group) / group
+    deviation = (pivot - mean) + shift
+    variance = group_sum(square / hw + deviation * deviation, group) / group
+    rstd = tl.rsqrt(variance + EPS)
+    of = b * ((c1 + c2) // group) + c // group
+    tl.store(MEAN + of, mean, mask=(c % group == 0) & (c < end))
+    tl.store(RSTD + of, rstd, mask=(c % group == 0) & (c < end))
+    gain, offset = affine(WEIGHT, BIAS, SCALE, SHIFT, scale_b, shift_b, b, c, end)
+    write_activated(
+        X, SKIP, b * hw, 0, hw, c, end, mean, rstd * gain, offset, c1, c2, Y,
+        SKIP_SCALE, ACTIVATION, BLOCK_HW, STAGES,
+    )  # fmt: skip
+
+
+def forward(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+    """Return y, B C H W, and the mean and the reciprocal deviation of every group, B G."""
+    inputs = laid_out(inputs)
+    plan = Plan.of(inputs)
+    x, skip, *film, groups, eps, activation, skip_scale = inputs
+    y = x.new_empty(plan.batch, *x.shape[2:], plan.channels).permute(0, 3, 1, 2)
+    mean, rstd = (x.new_empty(plan.batch, groups, dtype=torch.float32) for _ in range(2))
+    with torch.cuda.device_of(x):  # Triton launches on the current device
+        if plan.one_pass:
+            chosen = plan.launch("one_pass")
+            grid, width = plan.whole_groups(chosen)
+            group_norm_film_silu_one_pass[grid](
+                x, skip, *film, *plan.sizes, y, mean, rstd, SKIP_SCALE=skip_scale, EPS=eps,
+                ACTIVATION=activation, WIDTH=width, **options(chosen),
+            )  # fmt: skip
+            return y, mean, rstd
+        chosen = plan.launch("statistics")
+        grid, rows = plan.slices(chosen)
+        partial = x.new_empty(plan.batch, grid[1], 3, plan.channels, dtype=torch.float32)
+        group_norm_film_silu_statistics[grid](
+            x, skip, *plan.sizes[2:5], rows, partial, SKIP_SCALE=skip_scale, **options(chosen)
+        )
+        chosen = plan.launch("finalize")
+        group_norm_film_silu_finalize[groups, plan.batch](
+            partial, plan.pixels, plan.group, grid[1], rows, mean, rstd, EPS=eps,
+            **chosen.blocks, num_warps=chosen.num_warps,
+        )  # fmt: skip
+        chosen = plan.launch("apply")
+        grid, rows = plan.slices(chosen)
+        group_norm_film_silu_apply[grid](
+            x, skip, *film, mean, rstd, *plan.sizes, rows, y,
+            SKIP_SCALE=skip_scale, ACTIVATION=activation, **options(chosen),
+        )  # fmt: skip
+    return y, mean, rstd

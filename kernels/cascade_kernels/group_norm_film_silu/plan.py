@@ -1,0 +1,120 @@
+"""How a call of GroupNorm with FiLM and activation is laid out in memory and cut into programs."""
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+import triton
+from torch import Tensor
+
+from cascade_kernels import dispatch
+from cascade_kernels.group_norm_film_silu.inputs import Inputs, sizes
+from cascade_kernels.launch_table import Launch
+
+# The limits below follow from sizes of caches and registers; they are not yet measured.
+ONE_PASS_PIXELS = 1024  # of an image that one program reads twice: 128 KiB of 64 channels in bf16
+ONE_PASS_CHANNELS = 128  # of a group: the matrix that sums it has this side
+FEW_PIXELS = 256  # so few that a single program should be done before two more launches are
+WAVE = 8  # programs per multiprocessor among which the images of a batch are sliced
+INTERPRETED_MULTIPROCESSORS = 132  # an H100's: there is no GPU to ask
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The sizes of a call, and the grids of its kernels."""
+
+    device: torch.device
+    shape: dict[str, int]  # what the launch table may bound
+    batch: int
+    strides: tuple[int, ...]  # from row to row of scale and of shift
+    c1: int  # channels of x
+    channels: int  # C
+    group: int  # channels of a group
+    pixels: int  # H W
+
+    @classmethod
+    def of(cls, inputs: Inputs) -> "Plan":
+        """Plan a call on inputs that are laid out."""
+        x, shape = inputs.x, sizes(inputs)
+        channels, group, pixels, _ = shape.values()
+        films = (inputs.scale, inputs.shift)
+        strides = tuple(0 if film is None else film.stride(0) for film in films)
+        return cls(x.device, shape, x.shape[0], strides, x.shape[1], channels, group, pixels)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The arguments `scale_b shift_b hw c1 c2 group` of a kernel."""
+        return *self.strides, self.pixels, self.c1, self.channels - self.c1, self.group
+
+    @property
+    def one_pass(self) -> bool:
+        """One launch does everything: the images are small enough, and there are enough of them."""
+        if self.pixels > ONE_PASS_PIXELS or self.group > ONE_PASS_CHANNELS:
+            return False
+        programs = self.batch * triton.cdiv(self.channels, ONE_PASS_CHANNELS)
+        return self.pixels <= FEW_PIXELS or programs >= multiprocessors(self.device)
+
+    def launch(self, kernel: str) -> Launch:
+        """Return the launch configuration of one of the operation's kernels."""
+        return dispatch.launch(f"group_norm_film_silu_{kernel}", self.device, **self.shape)
+
+    def slices(self, chosen: Launch) -> tuple[tuple[int, ...], int]:
+        """Return the grid (blocks of channels, slices, images) and the pixels of a slice.
+
+        A slice is a whole number of blocks, and as many are made as keep the GPU busy.
+        """
+        blocks = triton.cdiv(self.channels, chosen.blocks["BLOCK_C"])
+        tiles = triton.cdiv(self.pixels, chosen.blocks["BLOCK_HW"])
+        wanted = triton.cdiv(WAVE * multiprocessors(self.device), self.batch * blocks)
+        tiles_each = triton.cdiv(tiles, wanted)
+        grid = (blocks, triton.cdiv(tiles, tiles_each), self.batch)
+        return grid, tiles_each * chosen.blocks["BLOCK_HW"]
+
+    def whole_groups(self, chosen: Launch) -> tuple[tuple[int, ...], int]:
+        """Return the grid (programs, images) and the channels of a program: whole groups.
+
+        A multiple of eight channels, if there is one, lets every program read 16 bytes at a time.
+        """
+        most = chosen.blocks["BLOCK_C"] // self.group * self.group
+        widths = range(most, 0, -self.group)
+        width = next((w for w in widths if w % 8 == 0), most)
+        return (triton.cdiv(self.channels, width), self.batch), width
+
+
+def laid_out(inputs: Inputs) -> Inputs:
+    """Copy what is not laid out as the kernels read it.
+
+    Returns:
+        Images in channels_last, contiguous vectors, scale and shift with contiguous rows.
+    """
+    return inputs._replace(
+        x=channels_last(inputs.x),
+        skip=None if inputs.skip is None else channels_last(inputs.skip),
+        weight=inputs.weight.contiguous(),
+        bias=inputs.bias.contiguous(),
+        scale=_rows(inputs.scale),
+        shift=_rows(inputs.shift),
+    )
+
+
+def channels_last(image: Tensor) -> Tensor:
+    """Return an image, B C H W, in channels_last memory: itself if it lies so already."""
+    return image.contiguous(memory_format=torch.channels_last)
+
+
+def options(chosen: Launch) -> dict[str, int]:
+    """Return the keyword arguments of a kernel whose loops are pipelined `num_stages` deep."""
+    return {"STAGES": chosen.num_stages, **chosen.options}
+
+
+@cache
+def multiprocessors(device: torch.device) -> int:
+    """Return the number of a GPU's multiprocessors, which is part of the order of the sums."""
+    if device.type == "cpu":
+        return INTERPRETED_MULTIPROCESSORS
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def _rows(film: Tensor | None) -> Tensor | None:
+    """Return B C with contiguous rows, any distance apart."""
+    return film if film is None or film.stride(1) == 1 else film.contiguous()
