@@ -34,14 +34,10 @@ def assemble(
     """Write the folder of a cascade; what it is made of stays as it is.
 
     Args:
-        stages: folders of stages, base first.
-        output: a new or empty folder.
         text_encoder: its folder; without one, prompts come from a store of embeddings.
         copy_text_encoder: else the manifest names it by its absolute path.
         name: the cascade's; its folder's if left out.
-        recipe: the DreamBooth preset that suits the weights.
         licence: of the weights; what the stages state if left out.
-        dtype: the weights' in the files.
 
     Raises:
         UserError: a stage or the text encoder is damaged, they do not go together, or the folder

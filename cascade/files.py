@@ -20,7 +20,6 @@ def read_text(path: Path, mend: str = "save it as UTF-8") -> str:
     """Read a text file in UTF-8, with or without a byte-order mark.
 
     Args:
-        path: the file.
         mend: what to do about a file that cannot be read, for the error's sentence.
 
     Raises:

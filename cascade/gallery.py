@@ -55,10 +55,7 @@ def sample_to_folder(cascade: Cascade, request: Request, folder: Path, columns: 
     are then those of a call that was never stopped.
 
     Args:
-        cascade: what draws.
-        request: of that cascade.
         folder: gets `STAGE/NUMBER-SEED.png`, and a grid of the last stage's.
-        columns: pictures in a row of the grid.
 
     Raises:
         UserError: the folder cannot be written, or another call has just written into it.

@@ -14,7 +14,7 @@ class Launch:
     """This process's number among those of a run, and among those on its machine."""
 
     rank: int = 0
-    world: int = 1
+    world_size: int = 1
     local_rank: int = 0
 
     @classmethod
@@ -43,7 +43,7 @@ class Launch:
         return cls(rank, world, _number("LOCAL_RANK"))
 
     @property
-    def first(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the process that reports and writes what exists once."""
         return self.rank == 0
 

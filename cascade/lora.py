@@ -8,7 +8,7 @@ from cascade.errors import UserError
 from cascade.formats.lora import read_lora
 from cascade.model.adapters import adapt
 from cascade.pipeline import Cascade
-from cascade.stage import Stage, skeleton
+from cascade.stage import Stage, meta_network
 from cascade.tensors import require_finite
 
 
@@ -17,7 +17,6 @@ def parse_lora(values: Sequence[str], cascade: Cascade) -> dict[str, list[Path]]
 
     Args:
         values: `FILE`, which is the base's, or `STAGE=FILE`.
-        cascade: has the stages.
 
     Raises:
         UserError: a file is not there.
@@ -46,9 +45,6 @@ def with_lora(
     """Return the cascade with LoRA files merged; it stays as it is.
 
     Args:
-        cascade: its stages run on modules.
-        files: by stage, added one after the other.
-        scale: factor on all of them, beside their own alpha/r.
         unet_only: leave out what they change of the text encoder.
 
     Raises:
@@ -66,7 +62,7 @@ def with_lora(
 def _merged(stage: Stage, files: Sequence[Path], scale: float, unet_only: bool) -> Stage:
     if not files:
         return stage
-    network = skeleton(stage.config)
+    network = meta_network(stage.config)
     network.load_state_dict(stage.network.state_dict(), assign=True)
     for path in files:
         for layer, adapter in read_lora(path, network, stage.config.unet, scale, unet_only):

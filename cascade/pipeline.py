@@ -122,7 +122,7 @@ class Cascade:
         """What its stages are, base first."""
         return [stage.config for stage in self.stages]
 
-    def enlarged(self, size: int) -> "Cascade":
+    def upscaled_to(self, size: int) -> "Cascade":
         """Return this cascade with its last stage applied to its own images up to `size` pixels.
 
         A super-resolution network without self-attention sees no more than a neighbourhood, at

@@ -222,7 +222,7 @@ def _level(
 
 
 def scales(stages: Sequence[StageConfig], size: int) -> list[StageConfig]:
-    """Return the stages, the last one applied again up to `size` pixels; see `Cascade.enlarged`.
+    """Return the stages, the last one applied again up to `size` pixels; see `Cascade.upscaled_to`.
 
     Raises:
         UserError: the last stage cannot be used again, or does not arrive at `size`.

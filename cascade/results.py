@@ -57,10 +57,6 @@ class Result(Frozen):
         """Record what was found by this process.
 
         Args:
-            kind: what was measured.
-            settings: how.
-            figures: what was found, ready for JSON.
-            packages: whose versions matter beside PyTorch's.
             also: what else is told of the environment.
             trial: why it is no result, such as "a dry run".
         """

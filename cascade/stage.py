@@ -23,7 +23,7 @@ from cascade.errors import UserError
 from cascade.files import write_bytes
 from cascade.model.adapters import merged_state
 from cascade.model.layers import set_backend
-from cascade.model.precision import autocast, tell_if_slow
+from cascade.model.precision import autocast, warn_if_emulated
 from cascade.model.unet import UNet
 from cascade.tensors import NoPictureError, check_tensors, read_weights, require_finite
 from cascade.text.encoder import TextEmbedding
@@ -32,7 +32,7 @@ from cascade_kernels.names import Backend
 
 
 @runtime_checkable
-class Placed(Protocol):
+class HasDevice(Protocol):
     """A network that is no module and says where it takes its inputs: an engine."""
 
     @property
@@ -76,7 +76,7 @@ class Stage:
         """
         config = read_stage_config(folder)
         check_weights(folder, config)
-        network = skeleton(config)
+        network = meta_network(config)
         tensors = read_weights(folder / "model.safetensors", device)
         network.load_state_dict(tensors, assign=True)
         return cls(config, network.eval())
@@ -90,8 +90,6 @@ class Stage:
         """Write the stage as a folder; the weights last, so that a folder with them is whole.
 
         Args:
-            folder: gets `config.json` and `model.safetensors`.
-            dtype: of the weights.
             weights: the network's, where it holds but a part of them.
 
         Raises:
@@ -113,7 +111,7 @@ class Stage:
 
     def merged(self) -> "Stage":
         """Return this stage with the adapters of its network, if any, merged into the weights."""
-        network = skeleton(self.config)
+        network = meta_network(self.config)
         network.load_state_dict(merged_state(self.network), assign=True)
         return self.with_network(network.train(self.network.training))
 
@@ -157,7 +155,7 @@ class Stage:
         network = self.denoiser.network
         if isinstance(network, torch.nn.Module):
             return next(network.parameters()).device
-        return network.device if isinstance(network, Placed) else torch.device("cpu")
+        return network.device if isinstance(network, HasDevice) else torch.device("cpu")
 
     def fingerprint(self) -> str:
         """Return sha256 over the configuration and every weight's name, type, shape and bytes.
@@ -216,7 +214,7 @@ class Stage:
         )
         steps = self._sigmas(sampler)
         x = initial(noise, (3, height, width), float(steps[0])).to(self.device)
-        tell_if_slow(sampler.precision, self.device)
+        warn_if_emulated(sampler.precision, self.device)
         with autocast(sampler.precision, self.device):
             x = SAMPLERS[sampler.name](denoise, x, steps, noise, sampler, on_step)
         if not bool(torch.isfinite(x).all()):
@@ -284,10 +282,10 @@ def check_weights(folder: Path, config: StageConfig) -> None:
     Raises:
         UserError: the file is missing, truncated, or holds other tensors than the network's.
     """
-    check_tensors(folder / "model.safetensors", skeleton(config))
+    check_tensors(folder / "model.safetensors", meta_network(config))
 
 
-def skeleton(config: StageConfig) -> UNet:
+def meta_network(config: StageConfig) -> UNet:
     """Build the stage's network without weights, on the meta device."""
     with torch.device("meta"):
         return UNet(config.unet)

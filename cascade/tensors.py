@@ -64,8 +64,6 @@ def opened(path: Path, device: str = "cpu", mend: str = "copy the checkpoint aga
     """Open a safetensors file through a memory map; the handle has no usable type.
 
     Args:
-        path: the file.
-        device: where tensors are read to.
         mend: what to do about a damaged file, for the error's sentence.
 
     Raises:
@@ -151,10 +149,6 @@ def check_tensors(path: Path, network: torch.nn.Module) -> None:
 
 def require_finite(tensors: Mapping[str, Tensor], where: str) -> None:
     """Refuse weights that are no numbers.
-
-    Args:
-        tensors: by name.
-        where: what holds them, for the error's sentence.
 
     Raises:
         UserError: a number is NaN or infinite.

@@ -17,7 +17,7 @@ from cascade.config.train import TrainConfig
 from cascade.data.batch import Batch, Prefetched
 from cascade.diffusion.denoiser import Conditioning, Denoiser
 from cascade.diffusion.noise import NoiseSource, derive_seed
-from cascade.training.distributed import processes
+from cascade.training.distributed import process_group
 from cascade.training.loop import train
 
 
@@ -57,8 +57,8 @@ cascade = Cascade.load("mini")
 stage, output = cascade.stages[0], Path(sys.argv[1])
 steps = int(sys.argv[2]) if len(sys.argv) > 2 else 20
 config = TrainConfig(steps=steps, batch_size=2, log_every=1)
-with processes() as here:
+with process_group() as processes:
     prompts = cascade.prompts(["a grey picture"])
-    train(stage, huber, Prefetched(Grey()), prompts, config, output, here)
+    train(stage, huber, Prefetched(Grey()), prompts, config, output, processes)
 stage.save(output / "stage")
 print((output / "log.jsonl").read_text().splitlines()[-1])

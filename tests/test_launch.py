@@ -28,13 +28,13 @@ def _set(monkeypatch: pytest.MonkeyPatch, values: dict[str, str]) -> None:
 def test_a_process_alone_is_the_first_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Launch.read() == Launch(0, 1, 0)
     _set(monkeypatch, {"WORLD_SIZE": "1", "RANK": "left over"})
-    assert Launch.read().first
+    assert Launch.read().is_main
 
 
 def test_torchruns_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     _set(monkeypatch, WHOLE)
     assert Launch.read() == Launch(3, 4, 1)
-    assert not Launch.read().first
+    assert not Launch.read().is_main
 
 
 @pytest.mark.parametrize("name", [name for name in WHOLE if name != "WORLD_SIZE"])

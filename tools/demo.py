@@ -20,7 +20,7 @@ import skimage.data
 import typer
 from PIL import Image
 
-from cascade.cli.console import answer
+from cascade.cli.console import run_command
 from cascade.config.folders import cascade_folder, read_manifest
 from cascade.config.recipes import RECIPES
 from cascade.data.images import read_photos, write_png
@@ -144,4 +144,4 @@ def run(*command: str) -> None:
 
 
 if __name__ == "__main__":
-    answer(lambda: typer.run(main))
+    run_command(lambda: typer.run(main))

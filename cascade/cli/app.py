@@ -7,7 +7,7 @@ import typer
 
 from cascade import __version__
 from cascade.cli.assemble import assemble
-from cascade.cli.console import answer
+from cascade.cli.console import run_command
 from cascade.cli.diffusers_flags import KnowsDiffusers
 from cascade.cli.doctor import doctor
 from cascade.cli.dreambooth import dreambooth
@@ -68,4 +68,4 @@ def _root(
 def main() -> None:
     """Run the command."""
     warnings.filterwarnings("ignore", module="PIL")  # of a picture's damaged notes
-    answer(app)
+    run_command(app)

@@ -57,27 +57,27 @@ INTERRUPTED = 130
 """The exit status of a program that was interrupted."""
 
 
-class GoesOn(Exception):
+class ResumableInterrupt(Exception):
     """The program was interrupted, and the same command goes on where it was."""
 
 
 @contextmanager
-def goes_on() -> Iterator[None]:
+def resumable() -> Iterator[None]:
     """Mark work that the same command goes on with; the scheduler's SIGTERM ends it as Ctrl-C does.
 
     Raises:
-        GoesOn: it was interrupted.
+        ResumableInterrupt: it was interrupted.
     """
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     except KeyboardInterrupt:
-        raise GoesOn from None
+        raise ResumableInterrupt from None
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
-def answer(program: Callable[[], object]) -> None:
+def run_command(program: Callable[[], object]) -> None:
     """Run a Typer program; a person's mistake is one sentence and exit status 2."""
     listen()
     for stream in (sys.stdout, sys.stderr):
@@ -87,7 +87,7 @@ def answer(program: Callable[[], object]) -> None:
         program()
     except BrokenPipeError:  # whoever read the output has seen enough
         sys.exit(1)
-    except GoesOn:
+    except ResumableInterrupt:
         typer.echo("Interrupted; the same command goes on from here.", err=True)
         sys.exit(INTERRUPTED)
     except KeyboardInterrupt:

@@ -13,7 +13,7 @@ def doctor(
     """Show the software, devices, extras and folders of this machine, and what is amiss."""
     from rich.console import Console
 
-    from cascade.dreambooth.drawn import default_folder
+    from cascade.dreambooth.class_images import default_folder
     from cascade.info.doctor import diagnose
     from cascade_kernels.launch_table import user_table
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cascade.cli.console import DryRun, Quiet, goes_on
+from cascade.cli.console import DryRun, Quiet, resumable
 from cascade.cli.dreambooth_flags import FLAGS, PRIOR, TRAINING
 from cascade.cli.options import Given, takes
 from cascade.cli.recipe import part_of, recipe_from_flags
@@ -68,7 +68,7 @@ def dreambooth(
     if dry_run:
         foretell(config)
         return
-    with goes_on():
+    with resumable():
         personalise(config)
 
 
@@ -95,5 +95,5 @@ def settings_from(
         changes = {**(changes if isinstance(changes, Mapping) else {}), "preset": recipe}
     start = recipe_of(folder, changes, given.source)
     flags = {**given.values, **switches}
-    changed = recipe_from_flags(start, flags, Launch.read().world, tuned)
+    changed = recipe_from_flags(start, flags, Launch.read().world_size, tuned)
     return given.parse(found | {"recipe": changed.model_dump()})

@@ -55,7 +55,7 @@ def embed(given: Given[EmbedConfig], quiet: Quiet = False) -> None:
         chain(config.caption, *map(read_captions, config.captions)),
         text=text,
         mode=config.encoder_mode,
-        device=f"cuda:{launch.local_rank}" if where == "cuda" and launch.world > 1 else where,
+        device=f"cuda:{launch.local_rank}" if where == "cuda" and launch.world_size > 1 else where,
         batch_size=config.batch_size,
         share=Share.parse(config.shard) if config.shard else Share.of_process(),
         shard_bytes=config.shard_size << 20,

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from cascade.cli import values
-from cascade.cli.console import Quiet, goes_on
+from cascade.cli.console import Quiet, resumable
 from cascade.cli.options import Flag, Given, takes
 from cascade.config.dreambooth import MaskConfig
 from cascade.config.evaluate import StageScoreConfig, SubjectScoreConfig
@@ -73,7 +73,7 @@ def subject(
         masks=[] if source is None else [mask.image for mask in read_masks(taken, source)],
         held_out=None if held_out is None else read_image(held_out),
     )
-    with goes_on():
+    with resumable():
         result, tables = score_subject(cascades, before, shown, config, device, output)
     typer.echo(result.markdown(tables))
     typer.echo(f"The page is {output / 'subject.html'}.")
@@ -124,7 +124,7 @@ def stage(
     from cascade.evaluate.true import TruePictures
 
     true = TruePictures(dataset, photos, prompt)
-    with goes_on():
+    with resumable():
         result, table = score_stage(cascade, name, true, config, device, output)
     typer.echo(result.markdown([table]))
 

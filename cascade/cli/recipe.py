@@ -44,10 +44,7 @@ def recipe_from_flags(
     """Replace what the given flags name in a recipe.
 
     Args:
-        start: the recipe to begin with.
-        flags: those that were given, by their Python names.
         world: number of processes; diffusers' batch size is one process's and one pass's.
-        tuned: the parts of the recipe that stages are tuned by.
 
     Raises:
         UserError: the values do not go together, or a flag has no effect.
@@ -104,7 +101,7 @@ def _fit_warmup(run: dict[str, Any]) -> None:
 
 def _note(sentence: str) -> None:
     """Say on the error stream what is not as it was asked for; one process of a run does."""
-    if Launch.read().first:
+    if Launch.read().is_main:
         typer.echo(sentence, err=True)
 
 

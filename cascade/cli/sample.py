@@ -2,7 +2,7 @@
 
 from cascade.cli import values
 from cascade.cli.bundle import BUNDLE_FLAGS, refuse_without_bundle
-from cascade.cli.console import Quiet, goes_on
+from cascade.cli.console import Quiet, resumable
 from cascade.cli.options import Flag, Given, takes
 from cascade.cli.text import TEXT_FLAGS
 from cascade.config.sample import SampleConfig
@@ -64,7 +64,7 @@ def sample(
         opened = Opened.at(config.cascade or "mini", embeddings=config.embeddings)
         stages = scales(opened.configs, config.size or opened.configs[-1].size)
         request = Request.of(stages, prompts, numbers, config)
-        loaded = opened.load(device, config.encoder_mode).enlarged(stages[-1].size)
+        loaded = opened.load(device, config.encoder_mode).upscaled_to(stages[-1].size)
     else:
         loaded = Cascade.load(
             config.bundle,
@@ -77,7 +77,7 @@ def sample(
     if config.kernels != "auto":
         for stage in loaded.stages:
             stage.set_backend(config.kernels)
-    with goes_on():
+    with resumable():
         gallery = sample_to_folder(loaded, request, config.output, columns=config.num_images)
     if gallery.kept:
         say(f"{gallery.kept} of {gallery.pictures} pictures were there already.")

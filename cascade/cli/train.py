@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from cascade.cli import values
-from cascade.cli.console import DryRun, Quiet, goes_on
+from cascade.cli.console import DryRun, Quiet, resumable
 from cascade.cli.options import Given, takes
 from cascade.config.train import PretrainConfig
 from cascade.launch import Launch
@@ -50,14 +50,14 @@ def train(
     from cascade.training.interrupt import TimeIsUp
     from cascade.training.pretrain import foretell, pretrain
 
-    first, start = Launch.read().first, time.monotonic()
+    first, start = Launch.read().is_main, time.monotonic()
     if first and settings.train.ema_note is not None:
         typer.echo(f"train.ema_decay: {settings.train.ema_note}", err=True)
     if dry_run:
         foretell(settings)
         return
     try:
-        with goes_on():
+        with resumable():
             folder = pretrain(settings, minutes)
     except TimeIsUp as stop:
         if first:

@@ -71,11 +71,6 @@ def cascade(text: str) -> str:
 def either(argument: _T | None, option: _T | None, what: str) -> _T:
     """Return what a command was given as its argument or by a flag.
 
-    Args:
-        argument: the former.
-        option: the latter.
-        what: names them, for the error's sentence.
-
     Raises:
         UserError: none or two are given.
     """

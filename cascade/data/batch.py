@@ -93,16 +93,16 @@ class Share:
     batch_size: int
     accumulation: int = 1
     rank: int = 0
-    world: int = 1
+    world_size: int = 1
 
     @property
     def micro_batch(self) -> int:
         """Positions in one micro-batch."""
-        return self.batch_size // (self.accumulation * self.world)
+        return self.batch_size // (self.accumulation * self.world_size)
 
     def positions(self, start: int, turn: int) -> range:
         """The positions of this process's `turn`-th micro-batch of the batch at `start`."""
-        first = start + (turn * self.world + self.rank) * self.micro_batch
+        first = start + (turn * self.world_size + self.rank) * self.micro_batch
         return range(first, first + self.micro_batch)
 
 

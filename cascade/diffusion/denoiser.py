@@ -94,9 +94,6 @@ class Denoiser(nn.Module):
     """A network with its parametrisation.
 
     Args:
-        network: predicts from `z_t`.
-        schedule: gives the timestep of a noise level.
-        prediction: what the network's first three channels are.
         learned_variance: whether three more channels hold the variance (Nichol & Dhariwal 2021,
             eq. 15, in the range [-1, 1]).
     """
@@ -130,9 +127,9 @@ class Denoiser(nn.Module):
         Raises:
             ValueError: the network returned another number of channels than was declared.
         """
-        return self.interpret(x, self.answer(x, sigma, cond), sigma)
+        return self.to_x0(x, self.predict(x, sigma, cond), sigma)
 
-    def answer(self, x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
+    def predict(self, x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
         """Return what the network says, B 3 H W or B 6 H W in its own dtype; see `forward`."""
         sigma = sigma.double()
         z = x * _column(torch.rsqrt(1 + sigma**2), x)
@@ -143,7 +140,7 @@ class Denoiser(nn.Module):
             raise ValueError(f"the network returned {out.shape[1]} channels, not {channels}")
         return out
 
-    def interpret(self, x: Tensor, out: Tensor, sigma: Tensor) -> Denoised:
+    def to_x0(self, x: Tensor, out: Tensor, sigma: Tensor) -> Denoised:
         """Turn what the network said at x into a prediction; shapes and dtypes as in `forward`."""
         from_x, from_out = x0_factors(self.prediction, sigma.double())
         # Under autocast the network answers in bfloat16; the conversion below must not.
@@ -161,7 +158,6 @@ def x0_factors(prediction: Prediction, sigma: Level) -> tuple[Level, Level]:
     """Return (a, b) of `x0 = a x + b out`, for one noise level or for one per image.
 
     Args:
-        prediction: what the network's output is.
         sigma: the level, of `x = x0 + sigma eps`; a tensor is float64.
     """
     match prediction:

@@ -37,7 +37,7 @@ class Guided:
     def __call__(self, x: Tensor, sigma: Tensor) -> Denoised:
         """Predict the clean image of x (B 3 H W) at each row's own noise level (B)."""
         out = guide(self._answer(x, sigma).to(x.dtype), x.shape[1], self.scale)
-        x0, variance = self.denoiser.interpret(x, out, sigma)
+        x0, variance = self.denoiser.to_x0(x, out, sigma)
         return Denoised(clip(x0, self.threshold), variance)
 
     def step(
@@ -74,8 +74,8 @@ class Guided:
 
     def _answer(self, x: Tensor, sigma: Tensor) -> Tensor:
         if self.scale == 1:
-            return self.denoiser.answer(x, sigma, self.both)
-        return self.denoiser.answer(torch.cat([x, x]), torch.cat([sigma, sigma]), self.both)
+            return self.denoiser.predict(x, sigma, self.both)
+        return self.denoiser.predict(torch.cat([x, x]), torch.cat([sigma, sigma]), self.both)
 
 
 def guided(

@@ -36,8 +36,8 @@ class PixelWeighting:
 
 
 @dataclass(frozen=True)
-class Kind:
-    """One kind of rows: the subject's photos, or the class images.
+class Concept:
+    """One concept of rows: the subject's photos, or the class images.
 
     Attributes:
         term: the loss term's name in the report, "instance" or "prior".
@@ -62,27 +62,27 @@ class Kind:
     in_scenes: InScenes | None = None
 
 
-def made_small(kind: Kind, stage: StageConfig) -> Kind:
+def presized(concept: Concept, stage: StageConfig) -> Concept:
     """Return the concept with its images resized beforehand, where every row takes one square.
 
     Rows made of it are the same; a photo has some hundred times the pixels, and each row would
     read them all again.
     """
-    if not kind.center_crop:
-        return kind
-    boxes = [centred_square(image) for image in kind.images]
+    if not concept.center_crop:
+        return concept
+    boxes = [centred_square(image) for image in concept.images]
     small = [
         resize(image.crop(box), stage.size, stage.resize)
-        for image, box in zip(kind.images, boxes, strict=True)
+        for image, box in zip(concept.images, boxes, strict=True)
     ]
-    if kind.pixels is None:
-        return replace(kind, images=tuple(small))
+    if concept.pixels is None:
+        return replace(concept, images=tuple(small))
     masks = [
         resize(mask.crop(box), stage.size, "box")
-        for mask, box in zip(kind.pixels.masks, boxes, strict=True)
+        for mask, box in zip(concept.pixels.masks, boxes, strict=True)
     ]
-    pixels = replace(kind.pixels, masks=tuple(masks))
-    return replace(kind, images=tuple(small), pixels=pixels)
+    pixels = replace(concept.pixels, masks=tuple(masks))
+    return replace(concept, images=tuple(small), pixels=pixels)
 
 
 @dataclass(frozen=True)
@@ -95,72 +95,72 @@ class _Row:
 
 @dataclass(frozen=True)
 class DreamBoothSamples:
-    """Rows of one stage: at each position one row of every kind, each with its own noise.
+    """Rows of one stage: at each position one row of every concept, each with its own noise.
 
-    Every picture of a kind is seen once before one is seen again, as it is or cut out.
+    Every picture of a concept is seen once before one is seen again, as it is or cut out.
     """
 
     stage: StageConfig
-    kinds: tuple[Kind, ...]
+    concepts: tuple[Concept, ...]
     seed: int
 
     def rows(self, positions: Sequence[int]) -> Batch:
         """Return the rows at these positions; see `cascade.data.batch`."""
-        batch = self._rows(self.kinds[0], positions)
-        for kind in self.kinds[1:]:
-            batch = concatenate(batch, self._rows(kind, positions))
+        batch = self._rows(self.concepts[0], positions)
+        for concept in self.concepts[1:]:
+            batch = concatenate(batch, self._rows(concept, positions))
         return batch
 
-    def _rows(self, kind: Kind, positions: Sequence[int]) -> Batch:
-        rows = [self._row(kind, position) for position in positions]
+    def _rows(self, concept: Concept, positions: Sequence[int]) -> Batch:
+        rows = [self._row(concept, position) for position in positions]
         low = [row.low for row in rows if row.low is not None]
         weights = [row.weights for row in rows if row.weights is not None]
         return Batch(
             images=torch.stack([row.high for row in rows]),
             low_res=torch.stack(low) if low else None,
             prompts=tuple(row.prompt for row in rows),
-            seeds=tuple(derive_seed(self.seed, kind.term, "noise", p) for p in positions),
-            weights=torch.full((len(rows),), kind.weight),
-            terms=(kind.term,) * len(rows),
+            seeds=tuple(derive_seed(self.seed, concept.term, "noise", p) for p in positions),
+            weights=torch.full((len(rows),), concept.weight),
+            terms=(concept.term,) * len(rows),
             positions=len(rows),
             pixel_weights=torch.stack(weights) if weights else None,
         )
 
-    def _row(self, kind: Kind, position: int) -> _Row:
+    def _row(self, concept: Concept, position: int) -> _Row:
         """Make one row; each of its random choices draws from a stream of its own.
 
         So a photo's row is the same whether others show the subject in scenes or not.
         """
-        number = self._shuffled(kind, "epoch", len(kind.images), position)
-        scenes = kind.in_scenes
+        number = self._shuffled(concept, "epoch", len(concept.images), position)
+        scenes = concept.in_scenes
         share = scenes.config.share if scenes is not None else 0.0
-        if scenes is not None and self._rng(kind, "in scene", position).random() < share:
-            return self._scene_row(kind, scenes, number, position)
-        rng = self._rng(kind, "row", position)
-        image = kind.images[number]
-        box = centred_square(image) if kind.center_crop else _random_square(image, rng)
-        mirrored = kind.flip and rng.random() < 0.5
+        if scenes is not None and self._rng(concept, "in scene", position).random() < share:
+            return self._scene_row(concept, scenes, number, position)
+        rng = self._rng(concept, "row", position)
+        image = concept.images[number]
+        box = centred_square(image) if concept.center_crop else _random_square(image, rng)
+        mirrored = concept.flip and rng.random() < 0.5
         picture = resize(image.crop(box), self.stage.size, self.stage.resize)
         place = draw_place(self.stage, rng)
         weights: Tensor | None = None
-        if kind.pixels is not None:
-            mask = resize(kind.pixels.masks[number].crop(box), self.stage.size, "box")
-            if self._rng(kind, "unmasked", position).random() < kind.pixels.unmasked:
+        if concept.pixels is not None:
+            mask = resize(concept.pixels.masks[number].crop(box), self.stage.size, "box")
+            if self._rng(concept, "unmasked", position).random() < concept.pixels.unmasked:
                 mask = Image.new("L", mask.size, 255)
-            weights = self._weights(_mirrored(mask, mirrored), kind.pixels.least, place)
-        dropped = self._rng(kind, "caption", position).random() < kind.caption_dropout
-        prompt = None if dropped else kind.prompts[number % len(kind.prompts)]
+            weights = self._weights(_mirrored(mask, mirrored), concept.pixels.least, place)
+        dropped = self._rng(concept, "caption", position).random() < concept.caption_dropout
+        prompt = None if dropped else concept.prompts[number % len(concept.prompts)]
         return _Row(*make_pair(self.stage, _mirrored(picture, mirrored), place), weights, prompt)
 
-    def _scene_row(self, kind: Kind, scenes: InScenes, number: int, position: int) -> _Row:
+    def _scene_row(self, concept: Concept, scenes: InScenes, number: int, position: int) -> _Row:
         """Paste the subject of a photo into a scene; the caption names both."""
-        rng = self._rng(kind, "scene", position)
-        scene = self._shuffled(kind, "scenes", len(scenes.scenes), position)
+        rng = self._rng(concept, "scene", position)
+        scene = self._shuffled(concept, "scenes", len(scenes.scenes), position)
         picture, mask = scenes.compose(number, scene, rng)
-        mirrored = kind.flip and rng.random() < 0.5
+        mirrored = concept.flip and rng.random() < 0.5
         place = draw_place(self.stage, rng)
         weights: Tensor | None = None
-        if kind.pixels is not None:
+        if concept.pixels is not None:
             weights = self._weights(_mirrored(mask, mirrored), scenes.config.scene_weight, place)
         prompt = scenes.prompts[scene % len(scenes.prompts)]
         return _Row(*make_pair(self.stage, _mirrored(picture, mirrored), place), weights, prompt)
@@ -169,13 +169,13 @@ class DreamBoothSamples:
         """Weights of the pixels that a row shows."""
         return crop_high(self.stage, pixel_weights(mask, least), place)
 
-    def _shuffled(self, kind: Kind, name: str, count: int, position: int) -> int:
+    def _shuffled(self, concept: Concept, name: str, count: int, position: int) -> int:
         """Return which image stands at a position; each does once before any does again."""
         epoch, place = divmod(position, count)
-        return int(permutation(count, derive_seed(self.seed, kind.term, name, epoch))[place])
+        return int(permutation(count, derive_seed(self.seed, concept.term, name, epoch))[place])
 
-    def _rng(self, kind: Kind, purpose: str, position: int) -> np.random.Generator:
-        return np.random.default_rng(derive_seed(self.seed, kind.term, purpose, position))
+    def _rng(self, concept: Concept, purpose: str, position: int) -> np.random.Generator:
+        return np.random.default_rng(derive_seed(self.seed, concept.term, purpose, position))
 
 
 def pixel_weights(mask: Image.Image, least: float) -> Tensor:

@@ -32,7 +32,7 @@ class InScenes:
         config: how many of the rows, how large the subject is and where, what its scene counts.
         cutouts: the subject of each photo.
         scenes: pictures of the stage's size.
-        prompts: what names the subject in them, by turns, as of `Kind`.
+        prompts: what names the subject in them, by turns, as of `Concept`.
     """
 
     config: SceneRowsConfig

@@ -24,9 +24,6 @@ def settle_names(
     """Settle identifier and class noun.
 
     Args:
-        config: the run's settings.
-        conventions: by which the tuned stages read text.
-        known: the subjects that the cascade was personalised on before.
         tokenizer: the cascade's, which the identifier must survive.
 
     Raises:

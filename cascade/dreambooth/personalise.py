@@ -19,9 +19,9 @@ from cascade.data.batch import Prefetched
 from cascade.data.images import resize, square, to_tensors
 from cascade.diffusion.noise import derive_seed
 from cascade.dreambooth.batches import DreamBoothSamples
-from cascade.dreambooth.kinds import kinds
+from cascade.dreambooth.concepts import concepts_of
+from cascade.dreambooth.forecast import forecast, report_result, report_subject
 from cascade.dreambooth.masks import write_sheet
-from cascade.dreambooth.outlook import outlook, tell_result, tell_subject
 from cascade.dreambooth.plan import (
     Plan,
     all_prompts,
@@ -41,12 +41,12 @@ from cascade.stage import Stage
 from cascade.text.encoder import TextEncoder
 from cascade.text.prompts import PromptTable, load_text
 from cascade.training.checkpoint import CHECKPOINTS, remove_checkpoints
-from cascade.training.distributed import Processes, processes
+from cascade.training.distributed import Processes, process_group
 from cascade.training.forecast import Probe, tell
 from cascade.training.loop import train
 from cascade.training.objective import drop_variance, make_objective
-from cascade.training.output import Claim, claimed, require_free, text_identity
 from cascade.training.publish import can_grow, publish, published
+from cascade.training.run_dir import RunClaim, acquire_run_dir, require_free, text_identity
 from cascade.training.validation import ValidationGrid
 
 SHEET: Final = "masks.png"
@@ -67,25 +67,25 @@ def personalise(config: DreamBoothConfig) -> Path:
     """
     start = time.monotonic()
     plan, output = make_plan(config), config.output_dir
-    with processes() as here, claimed(_claim(plan), here):
+    with process_group() as processes, acquire_run_dir(_claim(plan), processes):
         unfinished = _unfinished(plan)
         drawing = bool(end_prompts(plan)) and (bool(unfinished) or not (output / SAMPLES).is_file())
-        if here.first:
+        if processes.is_main:
             print_licence(plan.manifest)
-            _tell(plan, unfinished, here)
+            _tell(plan, unfinished, processes)
             _show_masks(plan)
-        here.barrier()  # all processes have looked before the first one writes
-        tables = _embed(plan, here.first) if unfinished or drawing else {}
+        processes.barrier()  # all processes have looked before the first one writes
+        tables = _embed(plan, processes.is_main) if unfinished or drawing else {}
         for folder in unfinished:
-            _tune(plan, folder, tables, here)
-            here.barrier()
-        if here.first:
+            _tune(plan, folder, tables, processes)
+            processes.barrier()
+        if processes.is_main:
             _complete(plan)
-        here.barrier()
-        if here.first and drawing:
-            say(f"The samples are {draw_samples(plan, tables, here.device)}.")
-        if here.first:
-            tell_result(plan, time.monotonic() - start)
+        processes.barrier()
+        if processes.is_main and drawing:
+            say(f"The samples are {draw_samples(plan, tables, processes.device)}.")
+        if processes.is_main:
+            report_result(plan, time.monotonic() - start)
     return output
 
 
@@ -96,15 +96,15 @@ def foretell(config: DreamBoothConfig) -> None:
         UserError: as `personalise`.
     """
     plan = make_plan(config)
-    with processes() as here:
-        if here.first:
+    with process_group() as processes:
+        if processes.is_main:
             require_free(_claim(plan))
-            _tell(plan, _unfinished(plan), here)
+            _tell(plan, _unfinished(plan), processes)
 
 
-def _claim(plan: Plan) -> Claim:
+def _claim(plan: Plan) -> RunClaim:
     output = plan.config.output_dir
-    return Claim(output, _identity(plan), _growing(plan), f"with --cascade {output}")
+    return RunClaim(output, _identity(plan), _growing(plan), f"with --cascade {output}")
 
 
 def _unfinished(plan: Plan) -> list[str]:
@@ -120,10 +120,13 @@ def _unfinished(plan: Plan) -> list[str]:
     ]
 
 
-def _tell(plan: Plan, unfinished: list[str], here: Processes) -> None:
-    tell_subject(plan)
+def _tell(plan: Plan, unfinished: list[str], processes: Processes) -> None:
+    report_subject(plan)
     if unfinished and told():  # else nobody sees what the probe costs
-        tell(outlook(plan, unfinished, Probe(here.device), here.world), here.device)
+        tell(
+            forecast(plan, unfinished, Probe(processes.device), processes.world_size),
+            processes.device,
+        )
 
 
 def _complete(plan: Plan) -> None:
@@ -181,13 +184,13 @@ def _growing(plan: Plan) -> set[str]:
     return {f"recipe.{name}.steps" for name in growing}
 
 
-def _tune(plan: Plan, folder: str, tables: Tables, here: Processes) -> None:
+def _tune(plan: Plan, folder: str, tables: Tables, processes: Processes) -> None:
     """Tune one stage and publish it."""
     config, run_dir = plan.config, run_folder(plan, folder)
     run = run_of(config, plan.stages[folder])
-    rows = kinds(plan, folder, tables, here)
+    rows = concepts_of(plan, folder, tables, processes)
     table = tables[plan.stages[folder].text]
-    stage = Stage.load(plan.source / folder, here.device)  # those that drew pictures are freed
+    stage = Stage.load(plan.source / folder, processes.device)  # those that drew pictures are freed
     if run.objective.variance == "drop":
         stage = drop_variance(stage)
     stage = stage.with_network(stage.network, tuned_config(plan, stage.config))
@@ -199,10 +202,10 @@ def _tune(plan: Plan, folder: str, tables: Tables, here: Processes) -> None:
         table,
         run,
         run_dir,
-        here,
-        _validation(plan, stage, run, table, run_dir, here),
+        processes,
+        _validation(plan, stage, run, table, run_dir, processes),
     )
-    publish(tuned, config.output_dir / folder, run_dir, here)
+    publish(tuned, config.output_dir / folder, run_dir, processes)
 
 
 def _embed(plan: Plan, shown: bool) -> Tables:
@@ -220,7 +223,7 @@ def _validation(
     run: TrainConfig,
     table: PromptTable,
     run_dir: Path,
-    here: Processes,
+    processes: Processes,
 ) -> ValidationGrid | None:
     if run.validate_every is None:
         return None
@@ -232,7 +235,7 @@ def _validation(
         size, kernel = stage.config.low_res.size, stage.config.resize
         photos = [plan.subject.images[i % len(plan.subject.images)] for i in range(len(prompts))]
         low_res = to_tensors([resize(square(photo), size, kernel) for photo in photos])
-    return ValidationGrid(prompts, table, run_dir, each, low_res, here)
+    return ValidationGrid(prompts, table, run_dir, each, low_res, processes)
 
 
 def _copy(source: Path, output: Path, folder: str) -> None:

@@ -16,7 +16,7 @@ from cascade.config.folders import (
 from cascade.config.stage import StageConfig
 from cascade.config.train import TrainConfig
 from cascade.data.finding import Found
-from cascade.dreambooth.drawn import default_folder, own_class_images
+from cascade.dreambooth.class_images import default_folder, own_class_images
 from cascade.dreambooth.subject import Subject, read_subject
 from cascade.errors import UserError
 from cascade.files import require_writable
@@ -26,8 +26,8 @@ from cascade.text.prompts import open_text
 from cascade.text.store import EmbeddingStore
 from cascade.training.objective import check_variance
 from cascade.training.optim import check_optimizer
-from cascade.training.output import require_disk
 from cascade.training.room import require_room
+from cascade.training.run_dir import require_disk
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,6 @@ AT_ONCE: Final = 4
 def draw_samples(plan: Plan, tables: Tables, device: torch.device) -> Path:
     """Sample the end's prompts through all stages, as `cascade sample` does by default.
 
-    Args:
-        plan: the run; its folder holds the cascade.
-        tables: hold the prompts' embeddings.
-        device: what draws.
-
     Returns:
         The grid's path.
     """

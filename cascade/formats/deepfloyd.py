@@ -22,7 +22,7 @@ from cascade.formats.scheduler import sampling_from_diffusers, schedule_from_dif
 from cascade.formats.settings import Settings
 from cascade.formats.unet import unet_from_diffusers
 from cascade.formats.weights import Weights, find_weights
-from cascade.stage import Stage, skeleton
+from cascade.stage import Stage, meta_network
 
 LICENCE = (
     "DeepFloyd IF License Agreement: these weights, whatever is tuned from them and the pictures "
@@ -135,7 +135,7 @@ def load_stage(
         UserError: the weights are missing, damaged or another network's.
     """
     weights = open_weights(source, variant, str(device))
-    network = skeleton(source.config)
+    network = meta_network(source.config)
     tensors = {
         entry.ours: entry.join([weights[name] for name in entry.theirs]).float()
         for entry in entries(source.config.unet)

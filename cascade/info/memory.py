@@ -24,7 +24,7 @@ from cascade.model.memory import (
 )
 from cascade.model.precision import convolves_bf16, in_bf16
 from cascade.progress import silence
-from cascade.stage import skeleton
+from cascade.stage import meta_network
 from cascade.text.files import EncoderFiles
 
 _XXL = 4096
@@ -37,7 +37,6 @@ def describe_memory(path: str, plan: MemoryConfig) -> RenderableType:
     Args:
         path: a cascade's folder or name, a diffusers pipeline, or a stage's or a run's TOML file;
             weights are not read and need not be there.
-        plan: batch, size and arithmetic.
 
     Raises:
         UserError: there is no such cascade or file, or the size does not fit a stage.
@@ -90,7 +89,7 @@ def _encoder(folder: Path | None) -> EncoderFiles | None:
 
 def _memory(config: StageConfig, plan: MemoryConfig) -> Iterator[tuple[str, int]]:
     unet, tokens = config.unet, config.text.max_length
-    shapes = [parameter.shape for parameter in skeleton(config).parameters()]
+    shapes = [parameter.shape for parameter in meta_network(config).parameters()]
     weights = FLOAT32 * sum(shape.numel() for shape in shapes)
     rows = plan.batch_size * (1 if config.sampler.guidance == 1 else 2)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

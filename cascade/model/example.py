@@ -13,10 +13,7 @@ def example_inputs(
     """Return a network's arguments by name, finite numbers on the device that is the default.
 
     Args:
-        config: the network.
-        rows: of the batch.
         size: H = W of the pictures, or (H, W), pixels.
-        tokens: of the text.
     """
     height, width = (size, size) if isinstance(size, int) else size
     shape = (rows, IMAGE_CHANNELS, height, width)

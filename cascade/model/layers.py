@@ -199,7 +199,7 @@ class ResBlock(nn.Module):
         return F.conv2d(x, of_x, self.skip.bias) + F.conv2d(skip, of_skip * self.skip_scale)
 
 
-class Unit(nn.Module):
+class UNetBlock(nn.Module):
     """A residual block and, at some levels, the attention behind it."""
 
     def __init__(self, block: ResBlock, attention: Attention | None = None) -> None:

@@ -95,11 +95,7 @@ def sampling_bytes(
     """Return what one call without gradients takes beside the weights, at its peak.
 
     Args:
-        config: the network.
         rows: of the batch; guidance runs two for every picture.
-        size: side of the pictures, pixels.
-        tokens: of the text.
-        precision: of the arithmetic; weights stay in float32.
         unrolled: see `LiveBytes`.
     """
     with FakeTensorMode():
@@ -123,12 +119,6 @@ def training_bytes(
     """Return what a call and its backward pass take beside weights and their gradients.
 
     Args:
-        config: the network.
-        rows: of the batch.
-        size: side of the pictures, pixels.
-        tokens: of the text.
-        precision: of the arithmetic; weights stay in float32.
-        unrolled: see `LiveBytes`.
         checkpointing: whether blocks are computed again instead of kept.
     """
     with FakeTensorMode():

@@ -18,7 +18,7 @@ def in_bf16(precision: Precision, device: torch.device) -> bool:
     return precision == "bf16" or (precision == "auto" and computes_bf16(device))
 
 
-def tell_if_slow(precision: Precision, device: torch.device) -> None:
+def warn_if_emulated(precision: Precision, device: torch.device) -> None:
     """Say on the error stream that bf16 takes longer than fp32 on a device that emulates it."""
     if precision == "bf16" and not computes_bf16(device):
         _tell(device.type)

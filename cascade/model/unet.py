@@ -16,7 +16,14 @@ from torch.utils.checkpoint import checkpoint
 
 from cascade.config.unet import UNetConfig
 from cascade.model.embedding import TextPooling, TimestepEmbedding
-from cascade.model.layers import Context, ConvResample, FilmGroupNorm, ResBlock, Unit, attention_for
+from cascade.model.layers import (
+    Context,
+    ConvResample,
+    FilmGroupNorm,
+    ResBlock,
+    UNetBlock,
+    attention_for,
+)
 
 IMAGE_CHANNELS = 3
 
@@ -24,7 +31,7 @@ IMAGE_CHANNELS = 3
 class Step(NamedTuple):
     """One block of a path; `skip` marks where the encoder leaves, or the decoder takes, a skip."""
 
-    block: Unit | ConvResample
+    block: UNetBlock | ConvResample
     skip: bool
 
 
@@ -152,14 +159,14 @@ class UNet(nn.Module):
             raise ValueError(f"{height}x{width} images do not divide by the network's {factor}")
 
 
-def _paths(config: UNetConfig) -> tuple[list[Step], list[Unit], list[Step]]:
+def _paths(config: UNetConfig) -> tuple[list[Step], list[UNetBlock], list[Step]]:
     """Build encoder, middle and decoder."""
     if config.resample == "convolution":
         return _strided_encoder(config), [], _strided_decoder(config)
     width, kind = config.channels[-1], config.attention[-1]
     middle = [
-        Unit(ResBlock(width, width, config), attention_for(width, kind, config)),
-        Unit(ResBlock(width, width, config)),
+        UNetBlock(ResBlock(width, width, config), attention_for(width, kind, config)),
+        UNetBlock(ResBlock(width, width, config)),
     ]
     return _residual_encoder(config), middle, _residual_decoder(config)
 
@@ -172,10 +179,10 @@ def _residual_encoder(config: UNetConfig) -> list[Step]:
     for level, (channels, blocks, kind) in enumerate(levels):
         for _ in range(blocks):
             block = ResBlock(width, channels, config)
-            steps.append(Step(Unit(block, attention_for(channels, kind, config)), skip=True))
+            steps.append(Step(UNetBlock(block, attention_for(channels, kind, config)), skip=True))
             width = channels
         if level < len(config.channels) - 1:
-            steps.append(Step(Unit(ResBlock(width, width, config, "down")), skip=True))
+            steps.append(Step(UNetBlock(ResBlock(width, width, config, "down")), skip=True))
     return steps
 
 
@@ -188,10 +195,10 @@ def _residual_decoder(config: UNetConfig) -> list[Step]:
         channels, kind = config.channels[level], config.attention[level]
         for _ in range(config.blocks[level] + 1):
             block = ResBlock(width + skips.pop(), channels, config)
-            steps.append(Step(Unit(block, attention_for(channels, kind, config)), skip=True))
+            steps.append(Step(UNetBlock(block, attention_for(channels, kind, config)), skip=True))
             width = channels
         if level > 0:
-            steps.append(Step(Unit(ResBlock(width, width, config, "up")), skip=False))
+            steps.append(Step(UNetBlock(ResBlock(width, width, config, "up")), skip=False))
     return steps
 
 
@@ -237,16 +244,16 @@ def _strided_decoder(config: UNetConfig) -> list[Step]:
         steps.append(Step(ConvResample(channels, finer, "up"), skip=False))
     if config.full_resolution_skip:
         first = config.channels[0]
-        steps.append(Step(Unit(ResBlock(2 * first, first, config)), skip=True))
+        steps.append(Step(UNetBlock(ResBlock(2 * first, first, config)), skip=True))
     return steps
 
 
-def _level(config: UNetConfig, level: int, in_channels: int) -> list[Unit]:
+def _level(config: UNetConfig, level: int, in_channels: int) -> list[UNetBlock]:
     """Build one level of the Efficient U-Net; attention stands behind its last block."""
     channels, last = config.channels[level], config.blocks[level] - 1
-    units: list[Unit] = []
+    units: list[UNetBlock] = []
     for index in range(config.blocks[level]):
         block = ResBlock(in_channels if index == 0 else channels, channels, config)
         kind = config.attention[level] if index == last else "none"
-        units.append(Unit(block, attention_for(channels, kind, config)))
+        units.append(UNetBlock(block, attention_for(channels, kind, config)))
     return units

@@ -55,7 +55,7 @@ class Share:
     def of_process(cls) -> Self:
         """Return the share of a process that `torchrun` has started, or everything."""
         launch = Launch.read()
-        return cls(launch.rank, launch.world)
+        return cls(launch.rank, launch.world_size)
 
     def __contains__(self, key: bytes) -> bool:
         """Report whether a key falls into the share."""

@@ -116,7 +116,7 @@ def lost_words(tokenizer: Tokenizer, prompt: str, text: TextConfig) -> LostWords
 
 def report_lost(tokenizer: Tokenizer, prompts: Iterable[str], text: TextConfig) -> None:
     """Warn, once per run, of what is lost of each prompt; where there are many, of how many."""
-    if not Launch.read().first:
+    if not Launch.read().is_main:
         return
     distinct = list(dict.fromkeys(prompts))
     lossy = [(prompt, lost) for prompt in distinct if (lost := lost_words(tokenizer, prompt, text))]

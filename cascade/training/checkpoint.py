@@ -61,7 +61,7 @@ def save_checkpoint(
     killed here leaves the one before untouched.
     """
     final, partial = folder / f"step-{step}", folder / f".step-{step}.partial"
-    if processes.first:
+    if processes.is_main:
         _sweep(folder)
         partial.mkdir(parents=True)
     processes.barrier()
@@ -69,14 +69,14 @@ def save_checkpoint(
         with _alone_is_fine():
             dcp.save(_state(network, optimizer, ema), checkpoint_id=partial)
     except (CheckpointException, OSError, RuntimeError) as error:
-        if processes.first:
+        if processes.is_main:
             _sweep(folder)
         raise UserError(
             f"The checkpoint of step {step} cannot be written into {folder} ({_cause(error)}); "
             f"free the disk, then start again: {kept_state(folder)}."
         ) from None
     processes.barrier()
-    if processes.first:
+    if processes.is_main:
         _remove(final)
         partial.rename(final)
         for old in checkpoint_steps(folder)[:-kept]:

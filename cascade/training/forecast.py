@@ -20,7 +20,7 @@ from cascade.model.example import example_inputs
 from cascade.model.precision import autocast
 from cascade.model.unet import UNet
 from cascade.progress import say, spell
-from cascade.stage import Stage, skeleton
+from cascade.stage import Stage, meta_network
 from cascade.training.objective import make_objective
 
 
@@ -58,9 +58,6 @@ def training(
     """Describe the training of a stage.
 
     Args:
-        stage: the stage.
-        run: how it is trained.
-        done: steps that are behind it.
         seconds: of the others, and of what is drawn before.
         batch: rows of a step, in words.
         before: what is drawn before, in words.
@@ -114,7 +111,7 @@ class Pace(Protocol):
         """Return the seconds of one optimizer step whose micro-batches have so many rows."""
         ...
 
-    def answer(self, stage: StageConfig, precision: Precision, rows: int) -> float:
+    def evaluation(self, stage: StageConfig, precision: Precision, rows: int) -> float:
         """Return the seconds of one call without gradients on a batch of so many rows."""
         ...
 
@@ -151,7 +148,7 @@ class Probe:
         return run.gradient_accumulation_steps * _seconds(micro_batch, self.device)
 
     @torch.no_grad()
-    def answer(self, stage: StageConfig, precision: Precision, rows: int) -> float:
+    def evaluation(self, stage: StageConfig, precision: Precision, rows: int) -> float:
         """Call the network."""
         network = self._blank(stage).eval()
         with self.device:
@@ -160,7 +157,7 @@ class Probe:
             return _seconds(lambda: network(**inputs), self.device)
 
     def _blank(self, stage: StageConfig, checkpointing: bool = False) -> UNet:
-        network = skeleton(stage).to_empty(device=self.device)
+        network = meta_network(stage).to_empty(device=self.device)
         for parameter in network.parameters():
             nn.init.zeros_(parameter)  # memory that was never written is full of slow numbers
         network.checkpointing = checkpointing
@@ -193,7 +190,7 @@ def drawing_seconds(
     return sum(
         math.ceil(pictures / rows)
         * _calls(sampler)
-        * pace.answer(stage, sampler.precision, rows if sampler.guidance == 1 else 2 * rows)
+        * pace.evaluation(stage, sampler.precision, rows if sampler.guidance == 1 else 2 * rows)
         for stage, sampler in zip(stages, samplers, strict=True)
     )
 

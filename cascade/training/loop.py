@@ -24,7 +24,7 @@ from cascade.diffusion.noise import Noise, NoiseSource, Stratified, derive_seed,
 from cascade.diffusion.objective import Objective
 from cascade.diffusion.philox import PhiloxNoise
 from cascade.errors import UserError
-from cascade.model.precision import autocast, tell_if_slow
+from cascade.model.precision import autocast, warn_if_emulated
 from cascade.model.unet import UNet
 from cascade.stage import Stage
 from cascade.text.prompts import PromptSource
@@ -72,8 +72,8 @@ def train(
     """
     # What is trained, and how.
     share = _share(config, processes)
-    if processes.first:
-        tell_if_slow(config.precision, processes.device)
+    if processes.is_main:
+        warn_if_emulated(config.precision, processes.device)
     network = _prepared(stage, config)
     optimizer = make_optimizer(
         config.optimizer,
@@ -99,7 +99,7 @@ def train(
     log = run_dir / "log.jsonl"
     with (
         Interrupts(deadline) as interrupts,
-        Report(stage.config.name, log, step, config.steps, processes.first) as report,
+        Report(stage.config.name, log, step, config.steps, processes.is_main) as report,
     ):
         while step < config.steps:
             # One optimizer step over a global batch. Dropout is all that draws from this generator.
@@ -107,7 +107,7 @@ def train(
             rate = learning_rate(config.optimizer, step, config.steps)
             for turn in range(share.accumulation):
                 last = turn == share.accumulation - 1  # gradients are exchanged once a step
-                exchange = nullcontext() if last else processes.accumulating(wrapped)
+                exchange = nullcontext() if last else processes.no_sync(wrapped)
                 with exchange, autocast(config.precision, processes.device):
                     batch = next(batches).to(processes.device)
                     noise = _noise(batch, share.positions(0, turn).start, config)
@@ -168,7 +168,7 @@ class Losses:
 
     def means(self, processes: Processes) -> dict[str, float]:
         """Mean of each loss since the last status, over all processes."""
-        pairs = {name: processes.mean(pair) for name, pair in self.sums.items()}
+        pairs = {name: processes.all_reduce_mean(pair) for name, pair in self.sums.items()}
         return {name: float(pair[0] / pair[1]) for name, pair in pairs.items()}
 
     def clear(self) -> None:
@@ -249,19 +249,19 @@ def _stop(interrupts: Interrupts, processes: Processes, step: int, config: Train
     """Agree with all processes, every so many steps; a run that has ended has had its time."""
     if not (_due(step, config.stop_every, config) or _due(step, config.checkpoint_every, config)):
         return Stop.NO
-    stop = Stop(processes.largest(interrupts.wanted()))
+    stop = Stop(processes.all_reduce_max(interrupts.wanted()))
     return Stop.NO if stop is Stop.TIME and step == config.steps else stop
 
 
 def _share(config: TrainConfig, processes: Processes) -> Share:
-    parts = config.gradient_accumulation_steps * processes.world
+    parts = config.gradient_accumulation_steps * processes.world_size
     if config.batch_size % parts:
         raise UserError(
-            f"A batch of {config.batch_size} does not divide into {processes.world} processes x "
-            f"{config.gradient_accumulation_steps} accumulated parts; use a multiple of {parts}."
+            f"A batch of {config.batch_size} does not divide into {processes.world_size} processes "
+            f"x {config.gradient_accumulation_steps} accumulated parts; use a multiple of {parts}."
         )
     accumulation = config.gradient_accumulation_steps
-    return Share(config.batch_size, accumulation, processes.rank, processes.world)
+    return Share(config.batch_size, accumulation, processes.rank, processes.world_size)
 
 
 def _step(optimizer: Optimizer, network: nn.Module, rate: float, max_norm: float) -> Tensor:

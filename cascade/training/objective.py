@@ -11,7 +11,7 @@ from cascade.config.train import ObjectiveConfig
 from cascade.diffusion.objective import BaseObjective, Objective, SuperResObjective
 from cascade.errors import UserError
 from cascade.model.unet import IMAGE_CHANNELS
-from cascade.stage import Stage, skeleton
+from cascade.stage import Stage, meta_network
 
 
 def make_objective(stage: Stage, config: ObjectiveConfig) -> Objective:
@@ -65,6 +65,6 @@ def drop_variance(stage: Stage) -> Stage:
     weights = dict(stage.network.state_dict())
     for name in ("conv_out.weight", "conv_out.bias"):
         weights[name] = weights[name][:IMAGE_CHANNELS].clone()
-    network = skeleton(config)
+    network = meta_network(config)
     network.load_state_dict(weights, assign=True)
     return stage.with_network(network.train(stage.network.training), config)

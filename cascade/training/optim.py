@@ -39,8 +39,6 @@ def make_optimizer(
     """AdamW, or Adafactor as Imagen's base stage was trained with (Imagen section 4.1).
 
     Args:
-        config: which, and its numbers.
-        parameters: what is trained; those that need no gradient are left out.
         undecayed: those among them that get no weight decay.
         compiled: whether the arithmetic of 8-bit AdamW is compiled.
 

@@ -31,15 +31,21 @@ from cascade.text.prompts import (
 from cascade.text.store import EmbeddingStore
 from cascade.text.tokenizer import report_lost, sampled
 from cascade.training.checkpoint import CHECKPOINTS, checkpoint_steps, remove_checkpoints
-from cascade.training.distributed import Processes, processes
+from cascade.training.distributed import Processes, process_group
 from cascade.training.forecast import Probe, micro_batch, tell, training
 from cascade.training.loop import train
 from cascade.training.objective import check_variance, drop_variance, make_objective
 from cascade.training.optim import check_optimizer
-from cascade.training.output import Claim, claimed, require_disk, require_free, text_identity
 from cascade.training.publish import can_grow, publish, published
 from cascade.training.resident import require_memory, resident_prompts
 from cascade.training.room import require_room
+from cascade.training.run_dir import (
+    RunClaim,
+    acquire_run_dir,
+    require_disk,
+    require_free,
+    text_identity,
+)
 from cascade.training.validation import ValidationGrid
 
 
@@ -47,7 +53,6 @@ def pretrain(config: PretrainConfig, minutes: float | None = None) -> Path:
     """Train a stage and write it to `output/stage`; started again, it goes on where it was.
 
     Args:
-        config: the run.
         minutes: after which it stops with a checkpoint, counted from here; None is never.
 
     Returns:
@@ -61,34 +66,34 @@ def pretrain(config: PretrainConfig, minutes: float | None = None) -> Path:
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
     plan, folder = _plan(config), _folder(config)
     samples, text, stage = plan.samples, plan.text, plan.stage
-    with processes() as here:
-        _require_memory(plan, here)
-        with claimed(_claim(plan), here):
+    with process_group() as processes:
+        _require_memory(plan, processes)
+        with acquire_run_dir(_claim(plan), processes):
             finished = published(folder, config.output, config.train.steps)
-            if here.first and not finished:
-                _tell(plan, here)
-            here.barrier()  # all processes have looked before the first one publishes
+            if processes.is_main and not finished:
+                _tell(plan, processes)
+            processes.barrier()  # all processes have looked before the first one publishes
             if not finished:
-                stage.network.to(here.device)
-                prompts, validation = _embedded(config, text, samples.data, here)
+                stage.network.to(processes.device)
+                prompts, validation = _embedded(config, text, samples.data, processes)
                 trained = train(
                     stage,
                     make_objective(stage, config.train.objective),
-                    _stream(config, samples, here.device),
+                    _stream(config, samples, processes.device),
                     prompts,
                     config.train,
                     config.output,
-                    here,
+                    processes,
                     validation,
                     deadline,
                 )
-                publish(trained, folder, config.output, here)
+                publish(trained, folder, config.output, processes)
                 steps, every = config.train.steps, config.train.validate_every
                 if validation and (every is None or steps % every):
                     validation(trained, steps)
-            if here.first and not config.train.keep_checkpoints:
+            if processes.is_main and not config.train.keep_checkpoints:
                 remove_checkpoints(config.output / CHECKPOINTS)
-            here.barrier()
+            processes.barrier()
     return folder
 
 
@@ -142,11 +147,11 @@ def foretell(config: PretrainConfig) -> None:
         UserError: as `pretrain`.
     """
     plan = _plan(config)
-    with processes() as here:
-        _require_memory(plan, here)
-        if here.first:
+    with process_group() as processes:
+        _require_memory(plan, processes)
+        if processes.is_main:
             require_free(_claim(plan))
-            _tell(plan, here)
+            _tell(plan, processes)
 
 
 def _folder(config: PretrainConfig) -> Path:
@@ -154,28 +159,28 @@ def _folder(config: PretrainConfig) -> Path:
     return config.output / "stage"
 
 
-def _require_memory(plan: _Plan, here: Processes) -> None:
+def _require_memory(plan: _Plan, processes: Processes) -> None:
     if plan.config.data.resident:
-        require_memory(plan.config, plan.samples, plan.text, here.device)
+        require_memory(plan.config, plan.samples, plan.text, processes.device)
 
 
-def _tell(plan: _Plan, here: Processes) -> None:
+def _tell(plan: _Plan, processes: Processes) -> None:
     """Tell what is going to be done, and about how long it will take."""
     config, pictures = plan.config, len(plan.samples.data.images)
     if not told():  # nobody would see what the probe costs
         return
     steps = checkpoint_steps(config.output / CHECKPOINTS)
     done, run = steps[-1] if steps else 0, config.train
-    rows = micro_batch(run, here.world)
-    seconds = (run.steps - done) * Probe(here.device).step(config.stage, run, rows)
+    rows = micro_batch(run, processes.world_size)
+    seconds = (run.steps - done) * Probe(processes.device).step(config.stage, run, rows)
     batch = f"{run.batch_size} of {pictures} pictures"
-    tell([training(config.stage, run, done, seconds, batch)], here.device)
+    tell([training(config.stage, run, done, seconds, batch)], processes.device)
 
 
-def _claim(plan: _Plan) -> Claim:
+def _claim(plan: _Plan) -> RunClaim:
     config, folder = plan.config, _folder(plan.config)
     grows = can_grow(config.train, folder, config.output)
-    return Claim(
+    return RunClaim(
         output=config.output,
         identity=_identity(config, plan.text, plan.samples.data),
         growing={"train.steps"} if grows else set(),
@@ -226,19 +231,19 @@ def _embedded(
     config: PretrainConfig,
     opened: EncoderFiles | EmbeddingStore,
     data: CaptionedArray,
-    here: Processes,
+    processes: Processes,
 ) -> tuple[PromptSource, ValidationGrid | None]:
     """Embed everything the encoder is needed for; it is freed on return if captions are cached.
 
     Raises:
         UserError: the encoder's weights would be read from disk for every caption.
     """
-    encoder = load_text(opened, config.encoder_mode, here.device)
+    encoder = load_text(opened, config.encoder_mode, processes.device)
     if config.data.resident:
-        prompts: PromptSource = resident_prompts(config, opened, encoder, data, here.device)
+        prompts: PromptSource = resident_prompts(config, opened, encoder, data, processes.device)
     else:
         prompts = _prompts(encoder, config.stage.text)
-    return prompts, _validation(config, encoder, data, here)
+    return prompts, _validation(config, encoder, data, processes)
 
 
 def _prompts(encoder: PromptEncoder, text: TextConfig) -> PromptSource:
@@ -265,7 +270,7 @@ def _initial(config: PretrainConfig) -> Stage:
 
 
 def _validation(
-    config: PretrainConfig, encoder: PromptEncoder, data: CaptionedArray, here: Processes
+    config: PretrainConfig, encoder: PromptEncoder, data: CaptionedArray, processes: Processes
 ) -> ValidationGrid | None:
     each, named = config.validation.images_per_prompt, config.validation.prompts
     if each == 0:
@@ -274,7 +279,7 @@ def _validation(
     prompts = [prompt for prompt in named for _ in range(each)] or captions
     table = PromptTable.build(encoder, prompts, config.stage.text)
     low_res = _low_res_of(config, data, len(prompts))
-    return ValidationGrid(prompts, table, config.output, each, low_res, here)
+    return ValidationGrid(prompts, table, config.output, each, low_res, processes)
 
 
 def _low_res_of(config: PretrainConfig, data: CaptionedArray, count: int) -> Tensor | None:

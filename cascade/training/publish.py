@@ -36,9 +36,9 @@ def publish(stage: Stage, folder: Path, run_dir: Path, processes: Processes) -> 
         UserError: its weights are absurd: the last step, whose gradient was still finite, may have
             made them so.
     """
-    weights = processes.weights(stage.network)
+    weights = processes.full_state_dict(stage.network)
     answers = _answers(stage)
-    if not processes.first:
+    if not processes.is_main:
         return
     largest = max(float(weight.abs().max()) for weight in weights.values())
     if not largest <= _LARGEST or not answers:

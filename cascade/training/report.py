@@ -21,7 +21,7 @@ from cascade.model.example import example_inputs
 from cascade.model.layers import set_backend
 from cascade.model.precision import in_bf16
 from cascade.progress import progress_bar
-from cascade.stage import skeleton
+from cascade.stage import meta_network
 from cascade.training.distributed import Processes
 
 
@@ -107,16 +107,10 @@ _PEAKS: Final = {
 
 
 class Throughput:
-    """Counts the rows worked on and the time spent on them, since the last status.
-
-    Args:
-        stage: whose network is trained.
-        config: how.
-        processes: this process's place in the run.
-    """
+    """Counts the rows worked on and the time spent on them, since the last status."""
 
     def __init__(self, stage: StageConfig, config: TrainConfig, processes: Processes) -> None:
-        self._device, self._world = processes.device, processes.world
+        self._device, self._world = processes.device, processes.world_size
         self._peak = peak_rate(processes.device, in_bf16(config.precision, processes.device))
         # A backward pass takes two forward passes: the gradients of the inputs, of the weights.
         self._row_flops = 0 if self._peak is None else 3 * forward_flops(stage)
@@ -177,7 +171,7 @@ def peak_rate(device: torch.device, bf16: bool) -> float | None:
 
 def forward_flops(stage: StageConfig) -> int:
     """Operations of the network's forward pass over one training row; a multiply-add is two."""
-    network = skeleton(stage)
+    network = meta_network(stage)
     set_backend(network, "reference")  # a kernel of ours is not known to PyTorch's counter
     side, _ = crop_sides(stage)
     with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():

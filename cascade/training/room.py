@@ -9,7 +9,7 @@ from cascade.config.train import TrainConfig
 from cascade.environment import device_memory
 from cascade.errors import UserError
 from cascade.model.memory import FLOAT32, optimizer_bytes
-from cascade.stage import skeleton
+from cascade.stage import meta_network
 
 
 def require_room(runs: Iterable[tuple[StageConfig, TrainConfig]]) -> None:
@@ -23,7 +23,7 @@ def require_room(runs: Iterable[tuple[StageConfig, TrainConfig]]) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     memory = device_memory(device)
     for stage, run in runs:
-        shapes = [parameter.shape for parameter in skeleton(stage).parameters()]
+        shapes = [parameter.shape for parameter in meta_network(stage).parameters()]
         weights = FLOAT32 * sum(shape.numel() for shape in shapes)
         averages = 0 if run.ema_decay is None else 1
         needed = (2 + averages) * weights + optimizer_bytes(shapes, run.optimizer.name)

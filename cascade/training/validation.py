@@ -41,13 +41,13 @@ class ValidationGrid:
         training = stage.network.training
         stage.network.eval()
         count = len(self.prompts)
-        mine = self.processes.part_of(count)
+        mine = self.processes.indices_of(count)
         low_res = None if self.low_res is None else self.low_res[mine]
         prompts = [self.prompts[place] for place in mine]
         drawn = sample_stage(stage, self.table, prompts, mine, low_res=low_res)
-        drawn = self.processes.gathered(drawn, count)
+        drawn = self.processes.all_gather(drawn, count)
         stage.network.train(training)
-        if not self.processes.first:
+        if not self.processes.is_main:
             return
         if self.low_res is not None:
             drawn = _above(self.low_res, drawn, self.columns)

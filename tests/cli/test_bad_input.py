@@ -15,7 +15,7 @@ from PIL import Image
 from cascade.config.folders import read_stage_config
 from cascade.config.train import TrainConfig
 from cascade.errors import UserError
-from cascade.training.output import require_disk
+from cascade.training.run_dir import require_disk
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "mini-base64.toml"
 Command = Callable[..., Any]
@@ -47,7 +47,7 @@ def refused(
     def work(*_: object, **__: object) -> None:
         raise AssertionError("work was begun")
 
-    for place in ("dreambooth.personalise.train", "dreambooth.kinds.make_pictures"):
+    for place in ("dreambooth.personalise.train", "dreambooth.concepts.make_pictures"):
         monkeypatch.setattr(f"cascade.{place}", work)
     monkeypatch.setattr("cascade.training.pretrain.train", work)
     monkeypatch.setattr("cascade.sampling.sample_stage", work)

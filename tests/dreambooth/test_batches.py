@@ -12,7 +12,7 @@ from cascade.config.folders import read_stage_config
 from cascade.config.stage import StageConfig
 from cascade.data.images import resize, square, to_tensor
 from cascade.diffusion.noise import derive_seed
-from cascade.dreambooth.batches import DreamBoothSamples, Kind, made_small
+from cascade.dreambooth.batches import Concept, DreamBoothSamples, presized
 
 
 def _picture(seed: int, width: int = 48, height: int = 40) -> Image.Image:
@@ -23,8 +23,8 @@ def _picture(seed: int, width: int = 48, height: int = 40) -> Image.Image:
 
 PHOTOS = tuple(_picture(seed) for seed in range(4))
 CLASS = tuple(_picture(seed) for seed in range(10, 17))
-INSTANCE = Kind("instance", PHOTOS, ("a zug dog",))
-PRIOR = Kind("prior", CLASS, ("a dog",), weight=0.5)
+INSTANCE = Concept("instance", PHOTOS, ("a zug dog",))
+PRIOR = Concept("prior", CLASS, ("a dog",), weight=0.5)
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def test_every_picture_is_seen_once_an_epoch(base: StageConfig) -> None:
 
 
 def test_a_row_is_a_function_of_seed_and_position(super_resolution: StageConfig) -> None:
-    instance = Kind("instance", PHOTOS, ("a zug dog",), flip=True, center_crop=False)
+    instance = Concept("instance", PHOTOS, ("a zug dog",), flip=True, center_crop=False)
     samples = DreamBoothSamples(super_resolution, (instance, PRIOR), seed=0)
     together, alone = samples.rows(range(4, 8)), samples.rows([6])
     assert together.low_res is not None
@@ -138,7 +138,7 @@ def test_super_resolution_sees_true_pairs_by_the_checkpoints_kernel(
 
 
 def test_crops_of_a_pair_are_aligned(super_resolution: StageConfig) -> None:
-    one = Kind("instance", PHOTOS[:1], ("a zug dog",))
+    one = Concept("instance", PHOTOS[:1], ("a zug dog",))
     batch = DreamBoothSamples(super_resolution, (one,), seed=0).rows(range(6))
     picture = resize(square(PHOTOS[0]), 32, super_resolution.resize)
     high, low = to_tensor(picture), to_tensor(resize(picture, 16, super_resolution.resize))
@@ -158,7 +158,7 @@ def test_crops_of_a_pair_are_aligned(super_resolution: StageConfig) -> None:
 
 
 def test_flip_mirrors_about_half_of_the_rows(base: StageConfig) -> None:
-    one = Kind("instance", PHOTOS[:1], ("a zug dog",), flip=True)
+    one = Concept("instance", PHOTOS[:1], ("a zug dog",), flip=True)
     batch = DreamBoothSamples(base, (one,), seed=0).rows(range(40))
     plain = resize(square(PHOTOS[0]), 16, "bicubic")
     mirrored = [torch.equal(row, to_tensor(ImageOps.mirror(plain))) for row in batch.images]
@@ -169,7 +169,7 @@ def test_flip_mirrors_about_half_of_the_rows(base: StageConfig) -> None:
 
 def test_random_squares_move_over_the_photo(base: StageConfig) -> None:
     ramp = np.tile(np.arange(96, dtype=np.uint8)[None, :, None], (32, 1, 3))
-    one = Kind("instance", (Image.fromarray(ramp),), ("a zug dog",), center_crop=False)
+    one = Concept("instance", (Image.fromarray(ramp),), ("a zug dog",), center_crop=False)
     batch = DreamBoothSamples(base, (one,), seed=0).rows(range(12))
     # A square 32 wide at `left` of the ramp has the mean grey left + 15.5.
     lefts = (batch.images.mean(dim=(1, 2, 3)) + 1) * 127.5 - 15.5
@@ -184,7 +184,7 @@ def test_pictures_made_small_beforehand_give_the_same_rows(
 ) -> None:
     stage = _whole(super_resolution)
     kind = replace(INSTANCE, center_crop=center_crop, flip=True)
-    small = made_small(kind, stage)
+    small = presized(kind, stage)
     assert all(image.size == (32, 32) for image in small.images) is center_crop
     rows = [DreamBoothSamples(stage, (one,), seed=0).rows(range(8)) for one in (kind, small)]
     assert torch.equal(rows[0].images, rows[1].images)

@@ -23,7 +23,7 @@ from cascade.config.stage import (
 )
 from cascade.config.unet import UNetConfig
 from cascade.dreambooth import personalise as module
-from cascade.dreambooth.drawn import Drawing
+from cascade.dreambooth.class_images import Drawing
 from cascade.dreambooth.personalise import personalise
 from cascade.errors import UserError
 from cascade.model.unet import UNet

@@ -13,7 +13,7 @@ from cascade.config.dreambooth import DreamBoothConfig, Recipe
 from cascade.data.batch import Batch
 from cascade.dreambooth import personalise as module
 from cascade.dreambooth.batches import DreamBoothSamples
-from cascade.dreambooth.drawn import Drawing
+from cascade.dreambooth.class_images import Drawing
 from cascade.dreambooth.personalise import personalise
 from cascade.errors import UserError
 from cascade.training import loop

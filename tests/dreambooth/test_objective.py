@@ -13,7 +13,7 @@ from cascade.config.train import ObjectiveConfig, TrainConfig
 from cascade.data.batch import Batch, Prefetched
 from cascade.diffusion.denoiser import Conditioning
 from cascade.diffusion.noise import Noise
-from cascade.dreambooth.batches import DreamBoothSamples, Kind
+from cascade.dreambooth.batches import Concept, DreamBoothSamples
 from cascade.stage import Stage
 from cascade.text.encoder import TextEncoder
 from cascade.text.prompts import PromptTable
@@ -37,8 +37,8 @@ def _samples(stage: Stage, photos: Path) -> DreamBoothSamples:
 
     images = read_photos(photos).images
     kinds = (
-        Kind("instance", images[:2], ("a zug dog",)),
-        Kind("prior", images[2:], ("a dog",), weight=LAMBDA),
+        Concept("instance", images[:2], ("a zug dog",)),
+        Concept("prior", images[2:], ("a dog",), weight=LAMBDA),
     )
     return DreamBoothSamples(stage.config, kinds, seed=5)
 

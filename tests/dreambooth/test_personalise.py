@@ -16,8 +16,8 @@ from cascade.config.folders import read_manifest, read_stage_config
 from cascade.data.images import read_image
 from cascade.diffusion.noise import derive_seed
 from cascade.dreambooth import personalise as module
-from cascade.dreambooth.drawn import Drawing
-from cascade.dreambooth.kinds import kinds
+from cascade.dreambooth.class_images import Drawing
+from cascade.dreambooth.concepts import concepts_of
 from cascade.dreambooth.personalise import personalise
 from cascade.dreambooth.plan import all_prompts, make_plan
 from cascade.errors import UserError
@@ -26,7 +26,7 @@ from cascade.pipeline import Cascade
 from cascade.sampling import prompt_tables
 from cascade.stage import Stage
 from cascade.text.prompts import load_text
-from cascade.training.distributed import processes
+from cascade.training.distributed import process_group
 from cascade.training.report import read_log
 
 Settings = Callable[..., DreamBoothConfig]
@@ -186,8 +186,8 @@ def test_what_is_missing_of_the_number_of_class_pictures_is_drawn(
     config = settings(tmp_path / "mine", varied, class_data_dir=folder, stages=("base16",))
     plan = make_plan(config)
     tables = prompt_tables(load_text(plan.text), sorted(all_prompts(plan)), plan.stages.values())
-    with processes() as here:
-        _, preserved = kinds(plan, "base16", tables, here)
+    with process_group() as processes:
+        _, preserved = concepts_of(plan, "base16", tables, processes)
     assert len(preserved.images) == recipe.prior.images
     # Of a person's own nobody knows the variation; those that are drawn take turns.
     assert preserved.prompts == ("a dog",) * 4 + ("a red dog",)

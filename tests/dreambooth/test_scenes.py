@@ -13,11 +13,11 @@ from cascade.config.folders import read_stage_config
 from cascade.config.stage import StageConfig
 from cascade.data.images import resize, to_tensor
 from cascade.dreambooth.batches import (
+    Concept,
     DreamBoothSamples,
-    Kind,
     PixelWeighting,
-    made_small,
     pixel_weights,
+    presized,
 )
 from cascade.dreambooth.compose import Cutout, InScenes, cut_out, set_into
 
@@ -38,7 +38,7 @@ def _photo(box: tuple[int, int, int, int]) -> tuple[Image.Image, Image.Image]:
 PAIRS = tuple(_photo((20 + 4 * i, 12, 59 + 4 * i, 51)) for i in range(3))
 PHOTOS, MASKS = (tuple(pair[i] for pair in PAIRS) for i in range(2))
 ROWS = SceneRowsConfig(share=0.6, least_size=0.3, largest_size=0.8)
-PLAIN = Kind("instance", PHOTOS, ("a zug dog",), flip=True)
+PLAIN = Concept("instance", PHOTOS, ("a zug dog",), flip=True)
 PIXELS = PixelWeighting(MASKS, least=0.1, unmasked=0.25)
 
 
@@ -192,7 +192,7 @@ def test_the_photos_rows_are_those_of_plain_dreambooth(super_resolution: StageCo
 
 
 def test_rows_with_masks_are_a_function_of_seed_and_position(super_resolution: StageConfig) -> None:
-    kind = made_small(replace(PLAIN, pixels=PIXELS, in_scenes=_in_scenes(32)), super_resolution)
+    kind = presized(replace(PLAIN, pixels=PIXELS, in_scenes=_in_scenes(32)), super_resolution)
     samples = DreamBoothSamples(super_resolution, (kind,), seed=0)
     together = samples.rows(range(40))
     for position in range(40):
@@ -231,7 +231,7 @@ def test_weights_are_the_mask_above_a_least_value_and_one_on_average() -> None:
 def test_weights_go_with_the_pixels(base: StageConfig, center_crop: bool) -> None:
     pixels = replace(PIXELS, unmasked=0.0)
     kind = replace(PLAIN, pixels=pixels, center_crop=center_crop)
-    for one in (kind, made_small(kind, base)):
+    for one in (kind, presized(kind, base)):
         batch = DreamBoothSamples(base, (one,), seed=0).rows(range(40))
         assert batch.pixel_weights is not None
         assert batch.pixel_weights.shape == (40, 1, 16, 16)
@@ -281,7 +281,7 @@ def test_the_scene_counts_less_where_that_is_set(base: StageConfig, scene_weight
 
 
 def test_class_images_count_all_their_pixels(base: StageConfig) -> None:
-    kinds = (replace(PLAIN, pixels=PIXELS), Kind("prior", SCENES, ("a dog",)))
+    kinds = (replace(PLAIN, pixels=PIXELS), Concept("prior", SCENES, ("a dog",)))
     batch = DreamBoothSamples(base, kinds, seed=0).rows(range(40))
     assert batch.pixel_weights is not None
     for weights, prompt in zip(batch.pixel_weights, batch.prompts, strict=True):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cascade.model import precision
-from cascade.model.precision import autocast, computes_bf16, tell_if_slow
+from cascade.model.precision import autocast, computes_bf16, warn_if_emulated
 from cascade.pipeline import Cascade
 
 CPU = torch.device("cpu")
@@ -22,17 +22,17 @@ def emulates(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_it_is_said_once(emulates: bool, caplog: pytest.LogCaptureFixture) -> None:
-    tell_if_slow("fp32", CPU)
+    warn_if_emulated("fp32", CPU)
     assert not caplog.text
-    tell_if_slow("bf16", CPU)
-    tell_if_slow("bf16", CPU)
+    warn_if_emulated("bf16", CPU)
+    warn_if_emulated("bf16", CPU)
     assert caplog.text.count(SAID) == emulates
 
 
 def test_auto_is_bf16_where_the_device_has_it(
     emulates: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    tell_if_slow("auto", CPU)
+    warn_if_emulated("auto", CPU)
     assert not caplog.text
     with autocast("auto", CPU):
         product = torch.ones(2, 2) @ torch.ones(2, 2)

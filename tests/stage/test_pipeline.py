@@ -139,7 +139,7 @@ def test_a_folder_of_the_same_name_comes_before_a_bundled_cascade(
 
 
 def test_the_last_stage_goes_on_to_larger_sizes(cascade: Cascade) -> None:
-    larger = cascade.enlarged(64)
+    larger = cascade.upscaled_to(64)
     drawn = larger.sample("a dog", [4])
     assert list(drawn.stages) == ["base16", "sr32", "sr32-at-64"]
     assert drawn.tensor.shape == (1, 3, 64, 64)
@@ -150,10 +150,10 @@ def test_the_last_stage_goes_on_to_larger_sizes(cascade: Cascade) -> None:
 
 def test_only_sizes_that_the_factor_reaches_are_made(cascade: Cascade) -> None:
     with pytest.raises(UserError, match="makes pictures of 16, 32, 64 pixels"):
-        cascade.enlarged(48)
+        cascade.upscaled_to(48)
     base = Cascade(cascade.manifest, cascade.encoder, cascade.stages[:1])
     with pytest.raises(UserError, match="'base16' cannot be used again at a larger scale"):
-        base.enlarged(32)
+        base.upscaled_to(32)
 
 
 def test_every_stage_reads_text_by_its_own_conventions(tiny_cascade: Path) -> None:

@@ -17,11 +17,11 @@ from torch.optim import Optimizer
 from cascade.config.stage import StageConfig
 from cascade.config.train import OptimizerConfig, TrainConfig
 from cascade.errors import UserError
-from cascade.stage import skeleton
+from cascade.stage import meta_network
 from cascade.training.checkpoint import load_checkpoint, remove_checkpoints, save_checkpoint
 from cascade.training.distributed import Processes
 from cascade.training.optim import EMA, make_optimizer
-from cascade.training.output import require_disk
+from cascade.training.run_dir import require_disk
 
 ALONE = Processes(0, 1, torch.device("cpu"))
 
@@ -162,7 +162,7 @@ def test_foreign_files_are_left_alone(tmp_path: Path) -> None:
 def test_8_bit_moments_need_less_room(
     tmp_path: Path, stage_config: StageConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    weights = 4 * sum(parameter.numel() for parameter in skeleton(stage_config).parameters())
+    weights = 4 * sum(parameter.numel() for parameter in meta_network(stage_config).parameters())
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10 * weights))
     for name, fits in (("adamw", False), ("adamw8bit", True)):
         values = {"steps": 1, "batch_size": 1, "optimizer": {"name": name}}

@@ -10,7 +10,7 @@ import pytest
 from cascade.config.stage import DiffusionConfig, StageConfig
 from cascade.config.train import TrainConfig
 from cascade.data.batch import Samples
-from cascade.stage import Stage, skeleton
+from cascade.stage import Stage, meta_network
 from cascade.training.interrupt import TimeIsUp
 from cascade.training.report import read_log
 
@@ -72,7 +72,7 @@ def test_everything_that_saves_memory_at_once(
             "diffusion": DiffusionConfig(schedule="squared_cosine", prediction="eps"),
         }
     )
-    assert max(weight.numel() for weight in skeleton(stage).parameters()) >= 4096
+    assert max(weight.numel() for weight in meta_network(stage).parameters()) >= 4096
     changes: dict[str, object] = {
         "steps": 4,
         "optimizer": {"name": "adamw8bit", "learning_rate": 1e-2, "weight_decay": 0.1},

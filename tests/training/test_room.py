@@ -6,7 +6,7 @@ from cascade.config.stage import StageConfig
 from cascade.config.train import OptimizerConfig, TrainConfig
 from cascade.errors import UserError
 from cascade.model.memory import optimizer_bytes
-from cascade.stage import skeleton
+from cascade.stage import meta_network
 from cascade.training import room
 from cascade.training.room import require_room
 
@@ -34,7 +34,7 @@ def test_weights_gradients_moments_and_average_are_counted(
 ) -> None:
     optimizer = OptimizerConfig.model_validate({"name": name})
     run = TrainConfig(steps=1, batch_size=1, optimizer=optimizer, ema_decay=ema_decay)
-    shapes = [parameter.shape for parameter in skeleton(STAGE).parameters()]
+    shapes = [parameter.shape for parameter in meta_network(STAGE).parameters()]
     copies = 2 if ema_decay is None else 3
     needed = copies * 4 * sum(shape.numel() for shape in shapes)
     needed += optimizer_bytes(shapes, optimizer.name)

@@ -10,7 +10,7 @@ from cascade.config.stage import LowResConfig, StageConfig
 from cascade.config.train import TrainConfig
 from cascade.config.unet import UNetConfig
 from cascade.data.batch import Samples
-from cascade.training import throughput
+from cascade.training import report
 from cascade.training.distributed import Processes
 from cascade.training.report import Throughput, forward_flops, peak_rate
 
@@ -61,7 +61,7 @@ def test_the_share_of_the_peak_is_that_of_one_device(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     row = 3 * forward_flops(stage_config)
-    monkeypatch.setattr(throughput, "peak_rate", lambda device, bf16: 8.0 * row)
+    monkeypatch.setattr(report, "peak_rate", lambda device, bf16: 8.0 * row)
     speed = Throughput(stage_config, train_config, TWO)
     speed.add(samples.rows(range(4)))
     clock.now += 2

@@ -60,7 +60,7 @@ def test_processes_draw_a_part_each_and_the_first_writes(
     parts: dict[int, Tensor] = {}
 
     class Part(Processes):
-        def gathered(self, part: Tensor, count: int) -> Tensor:
+        def all_gather(self, part: Tensor, count: int) -> Tensor:
             parts[self.rank] = part
             return torch.cat([parts.get(rank, part) for rank in range(world)])[:count]
 

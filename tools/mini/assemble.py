@@ -13,7 +13,7 @@ from typing import Annotated
 import torch
 import typer
 
-from cascade.cli.console import answer
+from cascade.cli.console import run_command
 from cascade.config.folders import MANIFEST, CascadeManifest
 from cascade.config.stage import StageConfig
 from cascade.config.train import PretrainConfig
@@ -76,4 +76,4 @@ def _sampling(trained: StageConfig, wanted: StageConfig) -> StageConfig:
 
 
 if __name__ == "__main__":
-    answer(lambda: typer.run(main))
+    run_command(lambda: typer.run(main))

@@ -16,7 +16,7 @@ from typing import Annotated, Final
 import typer
 from rich.console import Console
 
-from cascade.cli.console import answer
+from cascade.cli.console import run_command
 from cascade.environment import environment, usable_device
 from cascade.errors import UserError
 from cascade.evaluate.judge import Judge
@@ -75,4 +75,4 @@ def tested(judge: Judge, pictures: Labelled) -> Mapping[str, float]:
 
 
 if __name__ == "__main__":
-    answer(lambda: typer.run(main))
+    run_command(lambda: typer.run(main))

@@ -17,7 +17,7 @@ import typer
 from PIL import Image
 from rich.progress import track
 
-from cascade.cli.console import answer
+from cascade.cli.console import run_command
 from cascade.data.saliency import U2NetP
 from cascade.files import write_bytes
 from concepts import Thing, World, read_world
@@ -112,4 +112,4 @@ def main(
 
 
 if __name__ == "__main__":
-    answer(lambda: typer.run(main))
+    run_command(lambda: typer.run(main))

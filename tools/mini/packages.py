@@ -18,7 +18,7 @@ from typing import Annotated, Final
 
 import typer
 
-from cascade.cli.console import answer
+from cascade.cli.console import run_command
 from cascade.errors import UserError
 
 SOURCES: Final = Path(__file__).with_name("sources.toml")
@@ -121,4 +121,4 @@ def main(
 
 
 if __name__ == "__main__":
-    answer(lambda: typer.run(main))
+    run_command(lambda: typer.run(main))

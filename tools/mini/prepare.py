@@ -23,7 +23,7 @@ import typer
 from rich.console import Console
 
 from captions import ATTRIBUTES, Labels
-from cascade.cli.console import answer
+from cascade.cli.console import run_command
 from cascade.data.images import resize, square
 from cascade.files import write_bytes
 from cascade.progress import progress_bar
@@ -164,4 +164,4 @@ def _world(sprites: Path) -> World:
 
 
 if __name__ == "__main__":
-    answer(lambda: typer.run(main))
+    run_command(lambda: typer.run(main))

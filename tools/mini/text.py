@@ -30,7 +30,7 @@ from torch.nn.functional import cosine_similarity, cross_entropy, normalize
 from transformers import T5Config, T5EncoderModel
 
 from captions import View, captions
-from cascade.cli.console import answer
+from cascade.cli.console import run_command
 from cascade.errors import UserError
 from vocabulary import append_rare, everyday_words, rare_candidates, train_vocabulary
 from world import World
@@ -213,4 +213,4 @@ def _identified(ids: Sequence[int], rare: range, random_: random.Random) -> list
 
 
 if __name__ == "__main__":
-    answer(lambda: typer.run(main))
+    run_command(lambda: typer.run(main))

@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from cascade.diffusion.denoiser import Network
-from cascade.stage import skeleton
+from cascade.stage import meta_network
 from cascade_export.engines.base import EVERY_PRECISION, StageFiles
 from cascade_export.engines.weights_engine import WeightsEngine
 from cascade_export.graph.precision import DEFAULT_ISLANDS, cast
@@ -33,7 +33,7 @@ class TorchEngine(WeightsEngine[Network]):
 
     def _load(self, files: StageFiles) -> Network:
         kept = (*DEFAULT_ISLANDS, *files.islands)
-        network = cast(skeleton(files.config), files.precision, kept)
+        network = cast(meta_network(files.config), files.precision, kept)
         network.load_state_dict(load_file(files.weights, str(self.device)), assign=True)
         network.eval().requires_grad_(False)
         return torch.compile(network) if self._options.compiled else network

@@ -17,7 +17,7 @@ from cascade.config.stage import StageConfig
 from cascade.config.unet import UNetConfig
 from cascade.errors import UserError
 from cascade.model.unet import IMAGE_CHANNELS
-from cascade.stage import skeleton
+from cascade.stage import meta_network
 from cascade.tensors import Header
 from cascade_export.graph.numerics import Precision
 from cascade_export.graph.precision import DTYPES
@@ -95,7 +95,7 @@ class Graph:
         Raises:
             UserError: it is of another network or another precision.
         """
-        network = skeleton(config).state_dict()
+        network = meta_network(config).state_dict()
         held = {name: header.shape for name, header in self.parameters.items()}
         wanted = {name: tuple(value.shape) for name, value in network.items()}
         dims = {spec.name: spec.dims for spec in self.inputs}

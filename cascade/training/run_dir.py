@@ -17,7 +17,7 @@ from cascade.config.stage import StageConfig
 from cascade.config.train import TrainConfig
 from cascade.errors import UserError
 from cascade.files import read_json, require_writable, write_bytes
-from cascade.stage import skeleton
+from cascade.stage import meta_network
 from cascade.text.files import EncoderFiles
 from cascade.text.store import EmbeddingStore
 from cascade.training.distributed import Processes
@@ -27,7 +27,7 @@ _TOLD = 3  # differing settings that a refusal names
 
 
 @dataclass(frozen=True)
-class Claim:
+class RunClaim:
     """A run's claim to its output folder.
 
     Attributes:
@@ -45,32 +45,28 @@ class Claim:
 
 
 @contextmanager
-def claimed(claim: Claim, here: Processes) -> Iterator[None]:
+def acquire_run_dir(claim: RunClaim, processes: Processes) -> Iterator[None]:
     """Hold an output folder for a run, a new one or the one that it holds already.
-
-    Args:
-        claim: to which folder, by which run.
-        here: the first process takes the folder for all.
 
     Raises:
         UserError: another process is at work in it, or it holds another run or anything else.
     """
-    if here.first:
+    if processes.is_main:
         _refuse_foreign(claim.output)
-    with _locked(claim.output) if here.first else nullcontext():
-        if here.first:
+    with _locked(claim.output) if processes.is_main else nullcontext():
+        if processes.is_main:
             _refuse_others(claim)
             note = json.dumps(claim.identity, indent=2) + "\n"
             write_bytes(note.encode(), claim.output / RUN)
-        here.barrier()
+        processes.barrier()
         yield
 
 
-def require_free(claim: Claim) -> None:
+def require_free(claim: RunClaim) -> None:
     """Make sure that a run could hold its output folder; leave nothing behind.
 
     Raises:
-        UserError: as `claimed`.
+        UserError: as `acquire_run_dir`.
     """
     _refuse_foreign(claim.output)
     if claim.output.is_dir():
@@ -117,7 +113,7 @@ def _refuse_foreign(output: Path) -> None:
         raise UserError(f"{output} is not empty and holds no run; choose another output folder.")
 
 
-def _refuse_others(claim: Claim) -> None:
+def _refuse_others(claim: RunClaim) -> None:
     output, note = claim.output, claim.output / RUN
     if not note.is_file():
         return
@@ -188,8 +184,6 @@ def require_disk(
     folder is part of that.
 
     Args:
-        folder: where they are written.
-        runs: stages with how they are trained.
         besides: bytes of what else will lie there, such as a copy of the text encoder.
 
     Raises:
@@ -220,4 +214,4 @@ def _copies(run: TrainConfig) -> float:
 
 
 def _weight_bytes(stage: StageConfig) -> int:
-    return sum(parameter.numel() for parameter in skeleton(stage).parameters()) * 4
+    return sum(parameter.numel() for parameter in meta_network(stage).parameters()) * 4

@@ -12,7 +12,7 @@ import torch
 
 from cascade.errors import UserError
 from cascade.training.distributed import Processes
-from cascade.training.output import Claim, claimed, require_free
+from cascade.training.run_dir import RunClaim, acquire_run_dir, require_free
 
 ALONE = Processes(0, 1, torch.device("cpu"))
 RUN: dict[str, object] = {
@@ -22,15 +22,15 @@ RUN: dict[str, object] = {
 }
 
 
-def _asked(folder: Path, growing: frozenset[str] = frozenset(), **changes: object) -> Claim:
+def _asked(folder: Path, growing: frozenset[str] = frozenset(), **changes: object) -> RunClaim:
     recipe = {**RUN["recipe"], **changes.pop("recipe", {})}  # type: ignore[dict-item]
-    return Claim(folder, {**RUN, **changes, "recipe": recipe}, growing, "go on")
+    return RunClaim(folder, {**RUN, **changes, "recipe": recipe}, growing, "go on")
 
 
 def _claim(
     folder: Path, growing: frozenset[str] = frozenset(), **changes: object
 ) -> AbstractContextManager[None]:
-    return claimed(_asked(folder, growing, **changes), ALONE)
+    return acquire_run_dir(_asked(folder, growing, **changes), ALONE)
 
 
 def _begun(folder: Path) -> Path:
@@ -107,8 +107,8 @@ HOLD = """
 import sys, torch
 from pathlib import Path
 from cascade.training.distributed import Processes
-from cascade.training.output import Claim, claimed
-with claimed(Claim(Path(sys.argv[1]), {}), Processes(0, 1, torch.device("cpu"))):
+from cascade.training.run_dir import RunClaim, acquire_run_dir
+with acquire_run_dir(RunClaim(Path(sys.argv[1]), {}), Processes(0, 1, torch.device("cpu"))):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -139,9 +139,9 @@ def test_a_process_that_was_killed_holds_nothing(tmp_path: Path) -> None:
         assert other.stdout.readline() == "held\n"
         with (
             pytest.raises(UserError, match=f"in use by process {other.pid} on "),
-            claimed(Claim(tmp_path / "run", {}), ALONE),
+            acquire_run_dir(RunClaim(tmp_path / "run", {}), ALONE),
         ):
             pass
         other.kill()
-    with claimed(Claim(tmp_path / "run", {}), ALONE):
+    with acquire_run_dir(RunClaim(tmp_path / "run", {}), ALONE):
         pass

@@ -28,7 +28,7 @@ class Counted:
         """A second a row."""
         return float(rows)
 
-    def answer(self, stage: StageConfig, precision: Precision, rows: int) -> float:
+    def evaluation(self, stage: StageConfig, precision: Precision, rows: int) -> float:
         """A second a row."""
         self.rows.append(rows)
         return float(rows)
@@ -69,5 +69,5 @@ def test_a_probe_measures_and_leaves_random_numbers_alone(
     whole = stages[1].model_copy(update={"low_res": LowResConfig(size=16)})
     for stage in (*stages, whole):
         assert probe.step(stage, run, 2) > 0
-        assert probe.answer(stage, "fp32", 1) > 0
+        assert probe.evaluation(stage, "fp32", 1) > 0
     assert torch.equal(torch.get_rng_state(), before)

@@ -17,8 +17,8 @@ from cascade.config.stage import SamplerConfig
 from cascade.data.finding import Found
 from cascade.data.images import read_image, to_pil
 from cascade.diffusion.noise import derive_seed
-from cascade.dreambooth import drawn as module
-from cascade.dreambooth.drawn import (
+from cascade.dreambooth import class_images as module
+from cascade.dreambooth.class_images import (
     Drawing,
     make_pictures,
     own_class_images,

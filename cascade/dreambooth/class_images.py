@@ -127,12 +127,8 @@ def make_pictures(
     """Make what is missing of a set and return all its paths.
 
     Args:
-        drawing: what the pictures depend on.
-        tables: hold the prompts' embeddings.
         folder: where sets are kept; see `Drawing.paths`.
         rank: this process's number; each makes its batches and none waits here for the others.
-        world: how many processes there are.
-        on_images: told about progress.
     """
     paths = drawing.paths(folder)
     if rank == 0 and not all(path.is_file() for path in paths):
@@ -159,8 +155,6 @@ def own_class_images(folder: Path | None, photos: Sequence[Path], least_side: in
     """Find the person's own class pictures directly inside a folder, and look at each.
 
     Args:
-        folder: where they may be; sets that were drawn lie in folders of their own within.
-        photos: of the subject.
         least_side: the shorter side that each must have, pixels.
 
     Raises:

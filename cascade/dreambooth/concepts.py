@@ -8,9 +8,9 @@ import torch
 
 from cascade.config.dreambooth import DrawnConfig, PriorConfig, SceneRowsConfig
 from cascade.diffusion.noise import derive_seed
-from cascade.dreambooth.batches import Kind, PixelWeighting, made_small
+from cascade.dreambooth.batches import Concept, PixelWeighting, presized
+from cascade.dreambooth.class_images import Drawing, make_pictures, read_pictures, read_squares
 from cascade.dreambooth.compose import InScenes, cut_out
-from cascade.dreambooth.drawn import Drawing, make_pictures, read_pictures, read_squares
 from cascade.dreambooth.plan import Plan, photo_prompt
 from cascade.progress import progress_bar
 from cascade.sampling import Tables
@@ -18,26 +18,28 @@ from cascade.stage import Stage
 from cascade.text.cleaning import names_side
 from cascade.text.store import EmbeddingStore
 from cascade.training.distributed import Processes
-from cascade.training.output import text_identity
+from cascade.training.run_dir import text_identity
 
 CLASS_IMAGES, SCENES = "class images", "scenes"
 
 
-def kinds(plan: Plan, folder: str, tables: Tables, here: Processes) -> tuple[Kind, ...]:
+def concepts_of(
+    plan: Plan, folder: str, tables: Tables, processes: Processes
+) -> tuple[Concept, ...]:
     """Return the photos, and the class images where the prior of this stage is preserved.
 
     What is missing of the pictures that the frozen cascade draws is drawn, by all processes
     together.
     """
     drawn = {
-        name: draw(name, drawing, plan, tables, here)
-        for name, drawing in drawings(plan, folder, here.device).items()
+        name: draw(name, drawing, plan, tables, processes)
+        for name, drawing in drawings(plan, folder, processes.device).items()
     }
     found = [_photos(plan, folder, drawn.get(SCENES))]
     prior = prior_of(plan, folder)
     if prior is not None:
         found.append(_class(plan, folder, prior, drawn.get(CLASS_IMAGES, [])))
-    return tuple(made_small(kind, plan.stages[folder]) for kind in found)
+    return tuple(presized(kind, plan.stages[folder]) for kind in found)
 
 
 def drawings(plan: Plan, folder: str, device: torch.device) -> dict[str, Drawing]:
@@ -81,20 +83,22 @@ def _embedded_by(plan: Plan) -> str:
     return json.dumps({**text_identity(plan.text), "quantised": quantised})
 
 
-def draw(name: str, drawing: Drawing, plan: Plan, tables: Tables, here: Processes) -> list[Path]:
+def draw(
+    name: str, drawing: Drawing, plan: Plan, tables: Tables, processes: Processes
+) -> list[Path]:
     """Make what is missing of a set, all processes together; return all its paths."""
-    with progress_bar(shown=here.first) as bar:
+    with progress_bar(shown=processes.is_main) as bar:
         task = bar.add_task(name, total=drawing.config.images, details="")
         paths = make_pictures(
             drawing,
             tables,
             plan.config.class_data_dir,
-            here.rank,
-            here.world,
+            processes.rank,
+            processes.world_size,
             lambda done, total: bar.update(task, completed=done, total=total),
         )
         bar.update(task, completed=len(paths))
-    here.barrier()
+    processes.barrier()
     return paths
 
 
@@ -112,11 +116,11 @@ def _scene_rows(plan: Plan, folder: str) -> SceneRowsConfig | None:
     return rows if rows is not None and (is_base or rows.super_resolution) else None
 
 
-def _photos(plan: Plan, folder: str, scenes: list[Path] | None) -> Kind:
+def _photos(plan: Plan, folder: str, scenes: list[Path] | None) -> Concept:
     """Return the photos, and the subject in the scenes, if there are any."""
     recipe, subject = plan.config.recipe, plan.subject
     prompt = photo_prompt(plan, plan.stages[folder])
-    kind = Kind(
+    kind = Concept(
         term="instance",
         images=subject.images,
         prompts=(prompt,),
@@ -140,10 +144,10 @@ def _photos(plan: Plan, folder: str, scenes: list[Path] | None) -> Kind:
     return replace(kind, pixels=pixels, in_scenes=in_scenes)
 
 
-def _class(plan: Plan, folder: str, prior: PriorConfig, drawn: list[Path]) -> Kind:
+def _class(plan: Plan, folder: str, prior: PriorConfig, drawn: list[Path]) -> Concept:
     """Return the class images: the user's own, then those that were sampled."""
     own, said = plan.own.pictures, plan.subject.class_prompts
-    return Kind(
+    return Concept(
         term="prior",
         images=read_squares([*own, *drawn], plan.stages[folder]),
         # Of a person's own pictures nobody knows the scenes.

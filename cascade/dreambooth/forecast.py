@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Sequence
 from shlex import quote
 
-from cascade.dreambooth.drawn import samplers
-from cascade.dreambooth.kinds import prior_of, up_to, wanted
+from cascade.dreambooth.class_images import samplers
+from cascade.dreambooth.concepts import prior_of, up_to, wanted
 from cascade.dreambooth.plan import Plan, end_prompts, run_folder, run_of
 from cascade.dreambooth.samples import AT_ONCE
 from cascade.progress import say, spell
@@ -12,7 +12,7 @@ from cascade.training.checkpoint import CHECKPOINTS, checkpoint_steps
 from cascade.training.forecast import Pace, Work, drawing_seconds, micro_batch, training
 
 
-def tell_subject(plan: Plan) -> None:
+def report_subject(plan: Plan) -> None:
     """Say which photos are learned under which name."""
     subject = plan.subject
     for note in subject.photos.notes:
@@ -31,20 +31,13 @@ def _of_the_class(plan: Plan) -> str:
     return f"{len(plan.own.pictures)} of your own are used, and {drawn or 'none'} drawn."
 
 
-def outlook(plan: Plan, unfinished: Sequence[str], pace: Pace, world: int) -> list[Work]:
-    """Return the parts of the run, with the time that each is likely to take.
-
-    Args:
-        plan: the run.
-        unfinished: folders of the stages that are still to be tuned.
-        pace: of this machine.
-        world: how many processes share the work.
-    """
+def forecast(plan: Plan, unfinished: Sequence[str], pace: Pace, world: int) -> list[Work]:
+    """Return the parts of the run, with the time that each is likely to take."""
     works = [_tuning(plan, folder, pace, world) for folder in unfinished]
     return [*works, *_samples(plan, pace)] if works else []
 
 
-def tell_result(plan: Plan, seconds: float) -> None:
+def report_result(plan: Plan, seconds: float) -> None:
     """Say where the cascade is, and how it draws the subject."""
     folder, prompt = plan.config.output_dir, f"{plan.subject.instance_prompt} on the beach"
     say(f"The personalised cascade is in {folder}, after {spell(seconds)}.")
