@@ -14,7 +14,7 @@ import torch
 
 from cascade import Cascade
 from cascade.config.train import TrainConfig
-from cascade.data.batch import Batch, Prefetched
+from cascade.data.batch import Batch, Stream
 from cascade.diffusion.denoiser import Conditioning, Denoiser
 from cascade.diffusion.noise import NoiseSource, derive_seed
 from cascade.training.distributed import process_group
@@ -59,6 +59,6 @@ steps = int(sys.argv[2]) if len(sys.argv) > 2 else 20
 config = TrainConfig(steps=steps, batch_size=2, log_every=1)
 with process_group() as processes:
     prompts = cascade.prompts(["a grey picture"])
-    train(stage, huber, Prefetched(Grey()), prompts, config, output, processes)
+    train(stage, huber, Stream(Grey()), prompts, config, output, processes)
 stage.save(output / "stage")
 print((output / "log.jsonl").read_text().splitlines()[-1])

@@ -1,6 +1,6 @@
-"""What the training loop eats: batches, and the streams they come from.
+"""Training batches, the streams they come from, and the crops that their rows are made of.
 
-Shapes: `B` rows, `C H W` pixels; pictures in [-1, 1].
+Shapes: `B` rows, `C H W` pixels of the high resolution, `C h w` of the low, in [-1, 1].
 
 A *position* is a place in the endless stream of training samples. Everything random about a row
 (which sample, its flip, its dropped caption, its timestep and noise) is a function of the run's
@@ -10,12 +10,19 @@ seed and the position, so a run can stop and go on anywhere, on any number of pr
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
+from cascade.config.stage import StageConfig
+from cascade.data.images import resize, to_tensor
 from cascade.diffusion.noise import to_device
+
+Place = tuple[int, int]
+"""Top and left of a crop, in low-resolution pixels."""
 
 
 @dataclass(frozen=True)
@@ -43,16 +50,13 @@ class Batch:
     pixel_weights: Tensor | None = None
 
     def to(self, device: torch.device) -> "Batch":
-        """The same rows on another device; see `to_device`."""
-        return replace(
-            self,
-            images=to_device(self.images, device),
-            low_res=None if self.low_res is None else to_device(self.low_res, device),
-            weights=to_device(self.weights, device),
-            pixel_weights=(
-                None if self.pixel_weights is None else to_device(self.pixel_weights, device)
-            ),
-        )
+        """Return the same rows on another device; see `to_device`."""
+        tensors: dict[str, Any] = {
+            name: to_device(value, device)
+            for name in ("images", "low_res", "weights", "pixel_weights")
+            if (value := getattr(self, name)) is not None
+        }
+        return replace(self, **tensors)
 
 
 def concatenate(first: Batch, second: Batch) -> Batch:
@@ -83,11 +87,11 @@ def _both_weights(first: Batch, second: Batch) -> Tensor | None:
 
 
 @dataclass(frozen=True)
-class Share:
-    """Which part of each global batch this process works on.
+class RankSlice:
+    """The part of each global batch that one process works on.
 
-    A global batch of `batch_size` positions is cut into `accumulation * world` micro-batches; the
-    process takes every `world`-th of them.
+    A global batch of `batch_size` positions is cut into `accumulation * world_size` micro-batches;
+    the process takes every `world_size`-th of them.
     """
 
     batch_size: int
@@ -101,7 +105,7 @@ class Share:
         return self.batch_size // (self.accumulation * self.world_size)
 
     def positions(self, start: int, turn: int) -> range:
-        """The positions of this process's `turn`-th micro-batch of the batch at `start`."""
+        """Return the positions of the `turn`-th micro-batch of the global batch at `start`."""
         first = start + (turn * self.world_size + self.rank) * self.micro_batch
         return range(first, first + self.micro_batch)
 
@@ -110,48 +114,102 @@ class Samples(Protocol):
     """A source with random access: rows as a pure function of their positions."""
 
     def rows(self, positions: Sequence[int]) -> Batch:
-        """The rows at these positions of the stream."""
-        ...
-
-
-class Stream(Protocol):
-    """An endless source of micro-batches that can start at any position."""
-
-    def batches(self, start: int, share: Share) -> Iterator[Batch]:
-        """This process's micro-batches from the global batch at `start` on, in order."""
+        """Return the rows at these positions of the stream."""
         ...
 
 
 @dataclass(frozen=True)
-class Prefetched:
-    """A stream over `samples` that prepares the next micro-batch while one is worked on."""
+class Stream:
+    """An endless source of micro-batches that can start at any position.
+
+    Attributes:
+        samples: where rows come from.
+        prefetch: prepare the next micro-batch while one is worked on; of no use where a device
+            gathers rows.
+    """
 
     samples: Samples
+    prefetch: bool = True
 
-    def batches(self, start: int, share: Share) -> Iterator[Batch]:
-        """See `Stream.batches`."""
+    def batches(self, start: int, part: RankSlice) -> Iterator[Batch]:
+        """Yield a process's micro-batches from the global batch at `start` on, in order."""
+        turns = _turns(start, part)
+        if not self.prefetch:
+            yield from map(self.samples.rows, turns)
         with ThreadPoolExecutor(max_workers=1) as pool:
-            places = _places(start, share)
-            pending = pool.submit(self.samples.rows, next(places))
+            pending = pool.submit(self.samples.rows, next(turns))
             while True:
                 batch = pending.result()
-                pending = pool.submit(self.samples.rows, next(places))
+                pending = pool.submit(self.samples.rows, next(turns))
                 yield batch
 
 
-@dataclass(frozen=True)
-class Immediate:
-    """A stream over `samples` whose rows are there at once, since a device gathers them."""
-
-    samples: Samples
-
-    def batches(self, start: int, share: Share) -> Iterator[Batch]:
-        """See `Stream.batches`."""
-        return map(self.samples.rows, _places(start, share))
-
-
-def _places(start: int, share: Share) -> Iterator[range]:
+def _turns(start: int, part: RankSlice) -> Iterator[range]:
     while True:
-        for turn in range(share.accumulation):
-            yield share.positions(start, turn)
-        start += share.batch_size
+        for turn in range(part.accumulation):
+            yield part.positions(start, turn)
+        start += part.batch_size
+
+
+def make_pair(
+    stage: StageConfig, picture: Image.Image, place: Place
+) -> tuple[Tensor, Tensor | None]:
+    """Return a picture and its low-resolution twin, cropped as the stage trains.
+
+    The twin is made from the whole picture with the checkpoint's own resize kernel and cropped at
+    the same place (Imagen section 2.5), so that a crop has the low-resolution pixels that the
+    whole picture has there.
+
+    Returns:
+        C H W in [-1, 1], and C h w or None for a base stage.
+    """
+    return crop_pair(stage, *whole_pair(stage, picture), place)
+
+
+def draw_place(stage: StageConfig, rng: np.random.Generator) -> Place:
+    """Draw where a crop begins."""
+    top, left = (int(offset) for offset in rng.integers(0, crop_places(stage), size=2))
+    return top, left
+
+
+def crop_sides(stage: StageConfig) -> tuple[int, int]:
+    """Return the sides of what a stage is trained on, high and low resolution, pixels.
+
+    A base stage has no low resolution; its low side is its side.
+    """
+    if stage.low_res is None:
+        return stage.size, stage.size
+    high = stage.low_res.crop or stage.size
+    return high, high * stage.low_res.size // stage.size
+
+
+def crop_places(stage: StageConfig) -> int:
+    """Return the number of places where a stage's crop may begin, along one side."""
+    whole = stage.size if stage.low_res is None else stage.low_res.size
+    return whole - crop_sides(stage)[1] + 1
+
+
+def whole_pair(stage: StageConfig, picture: Image.Image) -> tuple[Tensor, Tensor | None]:
+    """Return a picture and its low-resolution twin, C H W and C h w; None for a base stage."""
+    if stage.low_res is None:
+        return to_tensor(picture), None
+    return to_tensor(picture), to_tensor(resize(picture, stage.low_res.size, stage.resize))
+
+
+def crop_pair(
+    stage: StageConfig, high: Tensor, low: Tensor | None, place: Place
+) -> tuple[Tensor, Tensor | None]:
+    """Cut the same crop out of both."""
+    if low is None:
+        return high, None
+    (top, left), side = place, crop_sides(stage)[1]
+    return crop_high(stage, high, place), low[:, top : top + side, left : left + side]
+
+
+def crop_high(stage: StageConfig, high: Tensor, place: Place) -> Tensor:
+    """Cut the crop out of pixels of the high resolution, C H W."""
+    if stage.low_res is None:
+        return high
+    side, _ = crop_sides(stage)
+    top, left = (offset * (stage.size // stage.low_res.size) for offset in place)
+    return high[:, top : top + side, left : left + side]

@@ -3,7 +3,7 @@
 A dataset is a folder:
 
 * `images.npy`: uint8, N C S S, read through a memory map;
-* `captions.jsonl`: line i holds a JSON list of equally good captions of picture i;
+* `captions.jsonl`: line i holds the equally good captions of picture i, a JSON list or one string;
 * `dataset.json`: size, count, resize kernel, sources and licence, for people.
 
 Shapes: `B` rows, `N` pictures of the dataset, `C S S` pixels of one; `h w` low-resolution pixels.
@@ -23,12 +23,12 @@ from PIL import Image
 from torch import Tensor
 
 from cascade.config.stage import StageConfig
-from cascade.data.batch import Batch
-from cascade.data.pairs import crop_pair, crop_places, whole_pair
+from cascade.data.batch import Batch, crop_pair, crop_places, whole_pair
 from cascade.diffusion.noise import derive_seed
 from cascade.diffusion.philox import philox4x32, round_keys
 from cascade.errors import UserError
 from cascade.files import read_text
+from cascade.text.captions import parse_captions
 from cascade.text.cleaning import names_side
 
 _DIGESTED: Final = 256  # pictures of a dataset that its digest reads
@@ -64,7 +64,7 @@ class CaptionedArray:
         return cls(images, captions)
 
     def digest(self) -> str:
-        """SHA-256 that tells datasets apart: of all captions and of some hundred pictures."""
+        """Return a SHA-256 of all captions and of some hundred pictures."""
         digest = hashlib.sha256(f"{self.images.shape}".encode())
         for captions in self.captions:
             digest.update(json.dumps(captions).encode())
@@ -73,16 +73,16 @@ class CaptionedArray:
         return digest.hexdigest()
 
     def picture(self, index: int) -> Image.Image:
-        """One picture."""
+        """Return one picture."""
         return Image.fromarray(np.ascontiguousarray(self.images[index].transpose(1, 2, 0)))
 
 
 @dataclass(frozen=True)
 class Decisions:
-    """What is random about rows, and nothing of their pixels.
+    """The random choices of rows, and nothing of their pixels.
 
     Attributes:
-        index: B int64, the pictures.
+        index: B int64, which pictures.
         mirrored: B bool.
         top: B int64, where the crop begins, in low-resolution pixels of the mirrored picture.
         left: B int64.
@@ -100,7 +100,7 @@ class Decisions:
 
 @dataclass(frozen=True)
 class CaptionedSamples:
-    """Training rows of one stage drawn from a dataset: shuffled, mirrored, captions dropped.
+    """Training rows of one stage from a dataset: shuffled, mirrored, captions dropped.
 
     Every epoch is a new permutation keyed by (seed, epoch).
     """
@@ -121,7 +121,7 @@ class CaptionedSamples:
             )
 
     def rows(self, positions: Sequence[int]) -> Batch:
-        """The rows at these positions; see `cascade.data.batch`."""
+        """Return the rows at these positions; see `cascade.data.batch`."""
         chosen = self.decide(positions)
         pairs = [
             self._pair(*place)
@@ -139,7 +139,7 @@ class CaptionedSamples:
         )
 
     def decide(self, positions: Sequence[int]) -> Decisions:
-        """Draw what is random about the rows at these positions, all at once."""
+        """Make the random choices of the rows at these positions, all at once."""
         places = np.asarray(positions, dtype=np.int64)
         index = self._pictures(places)
         mirror, caption, drop, top, left, low, high, _ = _words(self.seed, places)
@@ -150,7 +150,7 @@ class CaptionedSamples:
             None if nothing else self.data.captions[picture][choice]
             for picture, choice, nothing in zip(index, choices, dropped, strict=True)
         )
-        # A caption that says "on the left" is not told of a mirrored picture.
+        # A mirrored picture would belie a caption that says "on the left".
         turns = np.array([not names_side(prompt) for prompt in prompts]) & self.flip
         return Decisions(
             index=index,
@@ -203,34 +203,17 @@ def _open_images(path: Path) -> np.ndarray:
 def _read_captions(path: Path) -> tuple[tuple[str, ...], ...]:
     # Not `splitlines`, which also breaks at separators that may stand inside a JSON string.
     lines = read_text(path).removesuffix("\n").split("\n")
-    return tuple(_parse_captions(path, number, line) for number, line in enumerate(lines, start=1))
-
-
-def _parse_captions(path: Path, number: int, line: str) -> tuple[str, ...]:
-    try:
-        captions = json.loads(line)
-    except (ValueError, RecursionError):
-        captions = None
-    if (
-        not isinstance(captions, list)
-        or not captions
-        or not all(isinstance(caption, str) for caption in captions)
-    ):
-        raise UserError(
-            f"Line {number} of {path} is no JSON list of captions; write at least one, "
-            'for instance ["a photo of a dog"].'
-        )
-    return tuple(captions)
+    return tuple(parse_captions(path, number, line) for number, line in enumerate(lines, start=1))
 
 
 @lru_cache(maxsize=4)
 def permutation(count: int, seed: int) -> np.ndarray:
-    """A permutation of 0..count-1 that depends on nothing but the seed."""
+    """Return a permutation of 0..count-1, a function of the seed."""
     return np.random.default_rng(seed).permutation(count)
 
 
 def _words(seed: int, places: np.ndarray) -> np.ndarray:
-    """Eight random 32-bit words of every position, 8 x B int64.
+    """Return eight random 32-bit words of every position, 8 x B int64.
 
     Philox and not a generator of NumPy's per row, of which a thousand take tens of milliseconds.
     """

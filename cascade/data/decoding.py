@@ -1,4 +1,4 @@
-"""From a picture's file to the colours that every viewer shows: upright, sRGB, 8 bits."""
+"""Decoding of a picture's file to what every viewer shows: upright, sRGB, 8 bits."""
 
 import io
 import struct
@@ -36,7 +36,7 @@ _LARGEST_PROFILE: Final = 2**24  # bytes; printers' profiles have some three mil
 
 
 def is_picture(path: Path) -> bool:
-    """Whether a file's content is a picture's, whatever its name."""
+    """Report whether a file's content is a picture's, whatever its name."""
     try:
         with path.open("rb") as stream:
             _opened(stream)
@@ -78,7 +78,7 @@ def read_upright(path: Path, least_side: int | None = None) -> Image.Image:
 
 
 def _opened(stream: IO[bytes]) -> tuple[ImageFile.ImageFile, int]:
-    """Open a picture, and say how many bits each of its samples has in the file."""
+    """Open a picture, and return how many bits each of its samples has in the file."""
     if stream.read(len(_PNG)) == _PNG:
         png = _PNG + stream.read()
         pixels, profile = _without_texts(png)
@@ -134,11 +134,11 @@ def _turn(file: ImageFile.ImageFile) -> None:
     try:
         ImageOps.exif_transpose(file, in_place=True)
     except (*UNREADABLE, TypeError, KeyError, struct.error):
-        file.load()  # where the pixels are the trouble, it is told
+        file.load()  # which fails where the pixels are the trouble
 
 
 def _in_srgb(file: ImageFile.ImageFile, bits: int, path: Path) -> Image.Image:
-    """The loaded picture's colours, and its transparency as an alpha channel."""
+    """Return the loaded picture's colours, and its transparency as an alpha channel."""
     alpha = _alpha(file, bits)
     file.info.pop("transparency", None)  # Pillow would convert it too
     colours = _by_profile(_in_8_bits(file, bits, path), file.info.get("icc_profile"))
@@ -148,11 +148,11 @@ def _in_srgb(file: ImageFile.ImageFile, bits: int, path: Path) -> Image.Image:
 
 
 def _alpha(file: ImageFile.ImageFile, bits: int) -> Image.Image | None:
-    """The picture's transparency, None where it has none."""
+    """Return the picture's transparency, None where it has none."""
     key = file.info.get("transparency")
     if key is None or file.mode not in ("1", "L", "RGB", "I;16"):
         return file.convert("RGBA").getchannel("A") if file.has_transparency_data else None
-    # One colour is transparent (PNG, section 11.3.1.1). It is told in the file's own bits, while
+    # One colour is transparent (PNG, section 11.3.1.1). It is given in the file's own bits, while
     # Pillow widens samples of less than 8 bits to them, and cuts those of colours at them.
     hidden = np.array(key)
     if file.mode == "L":
@@ -165,7 +165,7 @@ def _alpha(file: ImageFile.ImageFile, bits: int) -> Image.Image | None:
 
 
 def _in_8_bits(file: ImageFile.ImageFile, bits: int, path: Path) -> Image.Image:
-    """The colours with 8 bits a sample, in a mode that a profile may be of: L, RGB, CMYK, LAB."""
+    """Return the colours in 8 bits, in a mode that a profile may be of: L, RGB, CMYK, LAB."""
     # A PGM's numbers are scaled to 16 bits, and held in 32.
     if file.mode.startswith("I;16") or (file.mode == "I" and file.format == "PPM"):
         # Pillow would clip at 255 and return an all but white picture.
@@ -212,6 +212,6 @@ def _is_grey(image: Image.Image) -> bool:
 
 @cache
 def _formats() -> list[str]:
-    """The kinds of pictures that are read, of those that this Pillow knows."""
+    """Return the formats that are read, of those that this Pillow knows."""
     Image.init()
     return [name for name in _FORMATS if name in Image.OPEN]

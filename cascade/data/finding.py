@@ -1,4 +1,4 @@
-"""Which files of a folder are pictures, and what to say of the others."""
+"""Sorting of a folder's files into pictures and others."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ _FEW = 5
 
 
 @dataclass(frozen=True)
-class Found:
+class SortedFiles:
     """The files of a folder.
 
     Attributes:
@@ -43,7 +43,7 @@ class Found:
     dangling: tuple[str, ...] = ()
 
     def notes(self) -> Iterator[str]:
-        """What a person should know, in sentences."""
+        """Yield what a person should know, in sentences."""
         unused = len(self.foreign) + len(self.others) + len(self.dangling)
         count = len(self.pictures) + unused
         if self.foreign:
@@ -59,7 +59,7 @@ class Found:
             yield f"Only {len(self.pictures)} of {count} files are used as pictures."
 
 
-def find_pictures(folder: Path) -> Found:
+def find_pictures(folder: Path) -> SortedFiles:
     """Sort a folder's files as `sort_files`; it must hold pictures.
 
     Raises:
@@ -73,7 +73,7 @@ def find_pictures(folder: Path) -> Found:
     return found
 
 
-def sort_files(folder: Path) -> Found:
+def sort_files(folder: Path) -> SortedFiles:
     """Sort the files directly inside a folder by their content, in the order of their names.
 
     Hidden files and masks beside photos are left out.
@@ -92,17 +92,17 @@ def sort_files(folder: Path) -> Found:
             pictures.append(path)
         else:
             others.append(path.name)
-    return Found(tuple(pictures), tuple(foreign), tuple(others), tuple(dangling))
+    return SortedFiles(tuple(pictures), tuple(foreign), tuple(others), tuple(dangling))
 
 
-def _instead(folder: Path, found: Found) -> str:
-    """What a folder without pictures holds, and what to do."""
+def _instead(folder: Path, found: SortedFiles) -> str:
+    """Return what a folder without pictures has instead, and what to do."""
     if found.foreign:
         return f" that can be read here ({_named(found.foreign)}); convert them to JPEG"
     within = [
-        place.name
-        for place in sorted(folder.iterdir())
-        if place.is_dir() and any(is_picture(file) for file in place.iterdir() if file.is_file())
+        inner.name
+        for inner in sorted(folder.iterdir())
+        if inner.is_dir() and any(is_picture(file) for file in inner.iterdir() if file.is_file())
     ]
     if within:
         return f" itself, but its folder '{within[0]}' does; give that one"
@@ -112,7 +112,7 @@ def _instead(folder: Path, found: Found) -> str:
 
 
 def _is_foreign(path: Path) -> bool:
-    """Whether a file is a picture of a kind that Pillow does not read, whatever it is called."""
+    """Report whether a file is a picture of a kind that Pillow does not read, whatever its name."""
     if path.suffix.lower() in _RAW:
         return True
     try:

@@ -1,4 +1,4 @@
-"""Pictures: finding, reading, squaring, resizing, writing.
+"""Reading, squaring, resizing and writing of pictures.
 
 Shapes: `B` batch, `C` = 3 colours, `H W` pixels; values in [-1, 1].
 """
@@ -15,17 +15,11 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from cascade.config.stage import ResizeKernel
 from cascade.data.decoding import read_upright
 from cascade.data.finding import find_pictures
 from cascade.errors import UserError
 from cascade.files import write_bytes
-
-KERNELS = {
-    "bicubic": Image.Resampling.BICUBIC,
-    "bilinear": Image.Resampling.BILINEAR,
-    "lanczos": Image.Resampling.LANCZOS,
-    "box": Image.Resampling.BOX,
-}
 
 _USUAL: Final = 20  # photos
 
@@ -77,7 +71,7 @@ def read_photos(folder: Path, least_side: int = 1, enough: int | None = None) ->
 
 
 def _read(path: Path, enough: int | None) -> tuple[tuple[int, int], Image.Image]:
-    """A picture's size, and the picture, made small where that is enough."""
+    """Read a picture's size, and the picture, made small where that is enough."""
     image = read_image(path)
     return image.size, image if enough is None else no_larger(image, enough)
 
@@ -144,14 +138,14 @@ def square(image: Image.Image) -> Image.Image:
 
 
 def centred_square(image: Image.Image) -> Box:
-    """Where the largest centred square is."""
+    """Return the largest centred square."""
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     return left, top, left + side, top + side
 
 
 def no_larger(image: Image.Image, side: int) -> Image.Image:
-    """Make a picture smaller until its shorter side has no more than so many pixels."""
+    """Shrink a picture until its shorter side has at most `side` pixels."""
     scale = side / min(image.size)
     if scale >= 1:
         return image
@@ -159,11 +153,11 @@ def no_larger(image: Image.Image, side: int) -> Image.Image:
     return image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=None)
 
 
-def resize(image: Image.Image, size: int, kernel: str) -> Image.Image:
+def resize(image: Image.Image, size: int, kernel: ResizeKernel) -> Image.Image:
     """Resize a square picture with Pillow's antialiased kernel, no reducing gap."""
     if image.size == (size, size):
         return image
-    return image.resize((size, size), KERNELS[kernel], reducing_gap=None)
+    return image.resize((size, size), Image.Resampling[kernel.upper()], reducing_gap=None)
 
 
 def to_tensor(image: Image.Image | np.ndarray) -> Tensor:

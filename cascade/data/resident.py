@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cascade.data.batch import Batch
+from cascade.config.stage import ResizeKernel
+from cascade.data.batch import Batch, crop_sides
 from cascade.data.captioned import CaptionedArray, CaptionedSamples
 from cascade.data.images import resize
-from cascade.data.pairs import crop_sides
 from cascade.diffusion.noise import to_device
 
 _CHUNK: Final = 256  # pictures on their way to the device at once
@@ -46,7 +46,7 @@ class ResidentSamples:
                 self._low[places] = torch.from_numpy(twins).to(device)
 
     def rows(self, positions: Sequence[int]) -> Batch:
-        """The rows at these positions; see `cascade.data.batch`."""
+        """Return the rows at these positions; see `cascade.data.batch`."""
         chosen = self._samples.decide(positions)
         table = np.stack([chosen.index, chosen.mirrored, chosen.top, chosen.left])
         where = to_device(torch.from_numpy(table), self._high.device)
@@ -87,7 +87,7 @@ class ResidentSamples:
 
 
 def resident_bytes(samples: CaptionedSamples) -> int:
-    """What `ResidentSamples` takes of its device."""
+    """Return what `ResidentSamples` takes of its device."""
     count, channels, *_ = (int(length) for length in samples.data.images.shape)
     low_res = samples.stage.low_res
     sides = [samples.stage.size] + ([] if low_res is None else [low_res.size])
@@ -98,8 +98,8 @@ def _chunks(count: int) -> Iterator[slice]:
     return (slice(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK))
 
 
-def _twins(data: CaptionedArray, places: slice, size: int, kernel: str) -> np.ndarray:
-    """The pictures made small; Pillow lets the threads run side by side."""
+def _twins(data: CaptionedArray, places: slice, size: int, kernel: ResizeKernel) -> np.ndarray:
+    """Make pictures small; Pillow lets the threads run side by side."""
 
     def small(index: int) -> np.ndarray:
         return np.asarray(resize(data.picture(index), size, kernel)).transpose(2, 0, 1)

@@ -43,9 +43,9 @@ class U2NetP:
             image.resize((_SIDE, _SIDE), Image.Resampling.BICUBIC, reducing_gap=None), np.float32
         )
         scaled = (pixels / max(float(pixels.max()), 1.0) - _MEAN) / _SPREAD
-        found = self._session.run(None, {self._input: scaled.transpose(2, 0, 1)[None]})[0][0, 0]
+        answer = self._session.run(None, {self._input: scaled.transpose(2, 0, 1)[None]})[0][0, 0]
         # As the network gives it, in [0, 1]: stretched, a picture of nothing had an object too.
-        mask = Image.fromarray((found * 255).round().astype(np.uint8))
+        mask = Image.fromarray((answer * 255).round().astype(np.uint8))
         return mask.resize(image.size, Image.Resampling.BILINEAR, reducing_gap=None)
 
 

@@ -12,10 +12,9 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from cascade.config.stage import StageConfig
-from cascade.data.batch import Batch, concatenate
+from cascade.data.batch import Batch, Place, concatenate, crop_high, draw_place, make_pair
 from cascade.data.captioned import permutation
 from cascade.data.images import Box, centred_square, resize
-from cascade.data.pairs import Place, crop_high, draw_place, make_pair
 from cascade.diffusion.noise import derive_seed
 from cascade.dreambooth.compose import InScenes
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from cascade.config.dreambooth import DrawnConfig
 from cascade.config.stage import SamplerConfig, StageConfig
-from cascade.data.finding import Found, sort_files
+from cascade.data.finding import SortedFiles, sort_files
 from cascade.data.images import read_image, require_sides, resize, square, to_pil, write_png
 from cascade.diffusion.noise import Noise, derive_seed
 from cascade.errors import UserError
@@ -151,7 +151,7 @@ def make_pictures(
     return paths
 
 
-def own_class_images(folder: Path | None, photos: Sequence[Path], least_side: int) -> Found:
+def own_class_images(folder: Path | None, photos: Sequence[Path], least_side: int) -> SortedFiles:
     """Find the person's own class pictures directly inside a folder, and look at each.
 
     Args:
@@ -161,7 +161,7 @@ def own_class_images(folder: Path | None, photos: Sequence[Path], least_side: in
         UserError: one is corrupt, too small, or a photo of the subject.
     """
     if folder is None or not folder.is_dir():
-        return Found()
+        return SortedFiles()
     own = sort_files(folder)
     digests = {file_digest(path): path.name for path in photos} if own.pictures else {}
     for path in own.pictures:

@@ -15,7 +15,7 @@ from torch import Tensor
 from cascade.config.dreambooth import DreamBoothConfig
 from cascade.config.folders import MANIFEST
 from cascade.config.train import FREE, TrainConfig
-from cascade.data.batch import Prefetched
+from cascade.data.batch import Stream
 from cascade.data.images import resize, square, to_tensors
 from cascade.diffusion.noise import derive_seed
 from cascade.dreambooth.batches import DreamBoothSamples
@@ -198,7 +198,7 @@ def _tune(plan: Plan, folder: str, tables: Tables, processes: Processes) -> None
     tuned = train(
         stage,
         make_objective(stage, run.objective),
-        Prefetched(DreamBoothSamples(stage.config, rows, derive_seed(config.seed, folder))),
+        Stream(DreamBoothSamples(stage.config, rows, derive_seed(config.seed, folder))),
         table,
         run,
         run_dir,

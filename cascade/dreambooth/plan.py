@@ -15,7 +15,7 @@ from cascade.config.folders import (
 )
 from cascade.config.stage import StageConfig
 from cascade.config.train import TrainConfig
-from cascade.data.finding import Found
+from cascade.data.finding import SortedFiles
 from cascade.dreambooth.class_images import default_folder, own_class_images
 from cascade.dreambooth.subject import Subject, read_subject
 from cascade.errors import UserError
@@ -52,7 +52,7 @@ class Plan:
     tuned: tuple[str, ...]
     subject: Subject
     text: EncoderFiles | EmbeddingStore
-    own: Found
+    own: SortedFiles
 
     @property
     def missing_class_images(self) -> int:
@@ -91,7 +91,7 @@ def make_plan(config: DreamBoothConfig) -> Plan:
     check_chain(list(stages.values()), text.width, source)
     earlier = [subject for stage in stages.values() for subject in stage.subjects]
     subject = read_subject(config, chosen, earlier, text.tokenizer)
-    prior, own = config.recipe.prior, Found()
+    prior, own = config.recipe.prior, SortedFiles()
     uses = [s.size for s in chosen if prior and (s.low_res is None or prior.super_resolution)]
     if uses:
         own = own_class_images(config.class_data_dir, subject.photos.paths, max(uses))

@@ -35,7 +35,7 @@ def read_captions(path: Path) -> Iterator[str]:
                     continue
                 found = True
                 if file.suffix == ".jsonl":
-                    yield from _parse(file, number, line)
+                    yield from parse_captions(file, number, line)
                 else:
                     yield line.strip()
         except UnicodeDecodeError:
@@ -44,7 +44,12 @@ def read_captions(path: Path) -> Iterator[str]:
         raise UserError(f"{file} holds no captions; write one per line.")
 
 
-def _parse(file: Path, number: int, line: str) -> list[str]:
+def parse_captions(file: Path, number: int, line: str) -> tuple[str, ...]:
+    """Parse a line of a `.jsonl` file: one caption, or equally good ones of a picture.
+
+    Raises:
+        UserError: it holds none.
+    """
     try:
         value = json.loads(line)
     except (ValueError, RecursionError):
@@ -52,9 +57,10 @@ def _parse(file: Path, number: int, line: str) -> list[str]:
     if isinstance(value, dict):
         value = next((value[field] for field in _FIELDS if field in value), None)
     captions = [value] if isinstance(value, str) else value
-    if not isinstance(captions, list) or not all(isinstance(text, str) for text in captions):
+    listed = isinstance(captions, list) and captions
+    if not listed or not all(isinstance(text, str) for text in captions):
         raise UserError(
             f"Line {number} of {file} holds no caption; write a JSON string, a list of strings, or "
             f"an object with one of the fields {', '.join(_FIELDS)}."
         )
-    return captions
+    return tuple(captions)

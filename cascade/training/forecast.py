@@ -13,7 +13,7 @@ from torch import nn
 
 from cascade.config.stage import Precision, SamplerConfig, StageConfig
 from cascade.config.train import OptimizerConfig, TrainConfig
-from cascade.data.pairs import crop_sides
+from cascade.data.batch import crop_sides
 from cascade.diffusion.denoiser import Conditioning
 from cascade.diffusion.noise import Noise
 from cascade.model.example import example_inputs

@@ -18,7 +18,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import Optimizer
 
 from cascade.config.train import TrainConfig
-from cascade.data.batch import Batch, Share, Stream
+from cascade.data.batch import Batch, RankSlice, Stream
 from cascade.diffusion.denoiser import Conditioning, Denoiser
 from cascade.diffusion.noise import Noise, NoiseSource, Stratified, derive_seed, to_device
 from cascade.diffusion.objective import Objective
@@ -253,7 +253,7 @@ def _stop(interrupts: Interrupts, processes: Processes, step: int, config: Train
     return Stop.NO if stop is Stop.TIME and step == config.steps else stop
 
 
-def _share(config: TrainConfig, processes: Processes) -> Share:
+def _share(config: TrainConfig, processes: Processes) -> RankSlice:
     parts = config.gradient_accumulation_steps * processes.world_size
     if config.batch_size % parts:
         raise UserError(
@@ -261,7 +261,7 @@ def _share(config: TrainConfig, processes: Processes) -> Share:
             f"x {config.gradient_accumulation_steps} accumulated parts; use a multiple of {parts}."
         )
     accumulation = config.gradient_accumulation_steps
-    return Share(config.batch_size, accumulation, processes.rank, processes.world_size)
+    return RankSlice(config.batch_size, accumulation, processes.rank, processes.world_size)
 
 
 def _step(optimizer: Optimizer, network: nn.Module, rate: float, max_norm: float) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cascade.config.stage import TextConfig
 from cascade.config.train import FREE, PretrainConfig
-from cascade.data.batch import Immediate, Prefetched, Stream
+from cascade.data.batch import Stream
 from cascade.data.captioned import CaptionedArray, CaptionedSamples
 from cascade.data.images import resize, to_tensors
 from cascade.data.resident import ResidentSamples
@@ -223,8 +223,8 @@ def _open_text(config: PretrainConfig, data: CaptionedArray) -> EncoderFiles | E
 
 def _stream(config: PretrainConfig, samples: CaptionedSamples, device: torch.device) -> Stream:
     if config.data.resident:
-        return Immediate(ResidentSamples(samples, device))
-    return Prefetched(samples)
+        return Stream(ResidentSamples(samples, device), prefetch=False)
+    return Stream(samples)
 
 
 def _embedded(

@@ -14,8 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cascade.config.stage import StageConfig
 from cascade.config.train import TrainConfig
-from cascade.data.batch import Batch
-from cascade.data.pairs import crop_sides
+from cascade.data.batch import Batch, crop_sides
 from cascade.files import write_bytes
 from cascade.model.example import example_inputs
 from cascade.model.layers import set_backend

@@ -1,7 +1,7 @@
 """Positions of the stream: each is worked on once, in order, by whoever's turn it is."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cascade.data.batch import Batch, Immediate, Prefetched, Samples, Share, Stream, concatenate
+from cascade.data.batch import Batch, RankSlice, Stream, concatenate
 
 
 def batch_of(positions: Sequence[int], term: str = "mse", weight: float = 1.0) -> Batch:
@@ -54,7 +54,7 @@ def test_every_position_is_worked_on_exactly_once(
     world: int, accumulation: int, micro: int, batches: int, first: int
 ) -> None:
     size = world * accumulation * micro
-    shares = [Share(size, accumulation, rank, world) for rank in range(world)]
+    shares = [RankSlice(size, accumulation, rank, world) for rank in range(world)]
     assert all(share.micro_batch == micro for share in shares)
     for start in range(first, first + batches * size, size):
         turns = [
@@ -67,19 +67,19 @@ def test_every_position_is_worked_on_exactly_once(
         assert turns == list(range(start, start + size))
 
 
-@pytest.mark.parametrize("kind", [Prefetched, Immediate])
-def test_a_stream_keeps_the_order_and_starts_anywhere(kind: Callable[[Samples], Stream]) -> None:
+@pytest.mark.parametrize("prefetch", [True, False])
+def test_a_stream_keeps_the_order_and_starts_anywhere(prefetch: bool) -> None:
     samples = Counting()
-    share = Share(batch_size=12, accumulation=2, rank=1, world=2)
-    batches = list(islice(kind(samples).batches(24, share), 5))
+    share = RankSlice(batch_size=12, accumulation=2, rank=1, world_size=2)
+    batches = list(islice(Stream(samples, prefetch).batches(24, share), 5))
     seen = [batch.seeds for batch in batches]
     assert seen == [(27, 28, 29), (33, 34, 35), (39, 40, 41), (45, 46, 47), (51, 52, 53)]
-    assert (threading.get_ident() in samples.threads) == (kind is Immediate)
+    assert (threading.get_ident() in samples.threads) != prefetch
 
 
 def test_prefetching_is_one_batch_ahead_and_stops_with_its_reader() -> None:
     samples = Counting()
-    stream = Prefetched(samples).batches(0, Share(4))
+    stream = Stream(samples).batches(0, RankSlice(4))
     next(stream)
     before = threading.active_count()
     stream.close()  # type: ignore[attr-defined]
@@ -88,7 +88,7 @@ def test_prefetching_is_one_batch_ahead_and_stops_with_its_reader() -> None:
 
 
 def test_a_failure_while_preparing_reaches_the_reader() -> None:
-    stream = Prefetched(Counting(fails_at=5)).batches(0, Share(4))
+    stream = Stream(Counting(fails_at=5)).batches(0, RankSlice(4))
     next(stream)
     with pytest.raises(RuntimeError, match="no such row"):
         next(stream)

@@ -12,9 +12,9 @@ from PIL import Image
 
 from cascade.config.stage import LowResConfig, StageConfig
 from cascade.config.unet import UNetConfig
+from cascade.data.batch import draw_place, make_pair
 from cascade.data.captioned import CaptionedArray, CaptionedSamples, permutation
 from cascade.data.images import resize, to_tensor
-from cascade.data.pairs import draw_place, make_pair
 from cascade.errors import UserError
 
 COUNT, SIZE = 12, 16
@@ -181,7 +181,7 @@ def test_separators_inside_captions_do_not_break_lines(tmp_path: Path) -> None:
     ("images", "captions", "message"),
     [
         (pictures(2), [["a"]], "2 pictures but 1 lines of captions"),
-        (pictures(2), [["a"], []], r"Line 2 of .*captions\.jsonl is no JSON list"),
+        (pictures(2), [["a"], []], r"Line 2 of .*captions\.jsonl holds no caption"),
         (pictures(2), [["a"], [3]], "Line 2"),
         (pictures(2).astype(np.float32), [["a"], ["b"]], "holds float32 of shape"),
         (pictures(2)[:, :1], [["a"], ["b"]], "must be uint8 of shape N 3 S S"),
@@ -239,8 +239,8 @@ def test_a_byte_order_mark_is_no_part_of_a_caption(folder: Path, tmp_path: Path)
     ("content", "told"),
     [
         ("caf\xe9".encode("latin-1"), "is not UTF-8 text"),
-        (b"[" * 100_000, "Line 1 of .* is no JSON list"),
-        (b"[" + b"9" * 5000 + b"]", "Line 1 of .* is no JSON list"),
+        (b"[" * 100_000, "Line 1 of .* holds no caption"),
+        (b"[" + b"9" * 5000 + b"]", "Line 1 of .* holds no caption"),
     ],
 )
 def test_captions_that_cannot_be_read(tmp_path: Path, content: bytes, told: str) -> None:

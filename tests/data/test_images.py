@@ -4,6 +4,7 @@ import os
 import warnings
 import weakref
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -11,8 +12,8 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from cascade.config.stage import ResizeKernel
 from cascade.data.images import (
-    KERNELS,
     grid,
     read_image,
     read_photos,
@@ -84,8 +85,16 @@ def test_square_is_the_largest_in_the_middle() -> None:
     assert square(wide.transpose(Image.Transpose.ROTATE_90)).getcolors() == [(9, RED)]
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
-def test_resize_uses_pillow_s_antialiased_kernel(kernel: str) -> None:
+KERNELS: dict[ResizeKernel, Image.Resampling] = {
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+    "lanczos": Image.Resampling.LANCZOS,
+    "box": Image.Resampling.BOX,
+}
+
+
+@pytest.mark.parametrize("kernel", get_args(ResizeKernel))
+def test_resize_uses_pillow_s_antialiased_kernel(kernel: ResizeKernel) -> None:
     picture = noise(32, 32)
     small = resize(picture, 8, kernel)
     assert small.tobytes() == picture.resize((8, 8), KERNELS[kernel]).tobytes()

@@ -14,7 +14,7 @@ from PIL import Image
 from cascade.config.dreambooth import DrawnConfig, PriorConfig, Recipe
 from cascade.config.recipes import RECIPES
 from cascade.config.stage import SamplerConfig
-from cascade.data.finding import Found
+from cascade.data.finding import SortedFiles
 from cascade.data.images import read_image, to_pil
 from cascade.diffusion.noise import derive_seed
 from cascade.dreambooth import class_images as module
@@ -270,7 +270,7 @@ def test_pictures_of_ones_own_are_found_and_nothing_else_is(tmp_path: Path, phot
     own = own_class_images(photos, [], 64)
     assert [path.name for path in own.pictures] == ["0.png", "1.png", "2.png", "3.png"]
     for nowhere in (None, tmp_path / "missing", tmp_path):
-        assert own_class_images(nowhere, [], 64) == Found()
+        assert own_class_images(nowhere, [], 64) == SortedFiles()
 
 
 def test_pictures_of_ones_own_are_made_small_one_after_another(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cascade.config.train import ObjectiveConfig, TrainConfig
-from cascade.data.batch import Batch, Prefetched
+from cascade.data.batch import Batch, Stream
 from cascade.diffusion.denoiser import Conditioning
 from cascade.diffusion.noise import Noise
 from cascade.dreambooth.batches import Concept, DreamBoothSamples
@@ -85,7 +85,7 @@ def test_the_loss_is_mean_instance_plus_lambda_mean_prior(
     config = TrainConfig(steps=1, batch_size=3, log_every=1)
     alone = Processes(0, 1, torch.device("cpu"))
     objective = make_objective(stage, ObjectiveConfig())
-    train(stage, objective, Prefetched(samples), table, config, tmp_path, alone)
+    train(stage, objective, Stream(samples), table, config, tmp_path, alone)
 
     batch = samples.rows(range(3))
     with torch.no_grad():

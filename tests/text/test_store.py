@@ -285,7 +285,7 @@ def test_captions_of_every_kind(encoder_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "captions.jsonl").write_text("\n".join(objects))
     assert list(read_captions(tmp_path / "captions.jsonl")) == list("abcdef")
     assert list(read_captions(tmp_path)) == list("abcdef")
-    for wrong in ("3", "{", '{"url": "x"}', "[1]"):
+    for wrong in ("3", "{", '{"url": "x"}', "[1]", "[]"):
         (tmp_path / "wrong.jsonl").write_text(f'"a"\n{wrong}\n')
         with pytest.raises(UserError, match=r"Line 2 of .* holds no caption"):
             list(read_captions(tmp_path / "wrong.jsonl"))

@@ -11,7 +11,7 @@ from torch import Tensor
 from cascade.config.stage import DiffusionConfig, StageConfig
 from cascade.config.train import OptimizerConfig, TrainConfig
 from cascade.config.unet import UNetConfig
-from cascade.data.batch import Batch, Prefetched, Samples
+from cascade.data.batch import Batch, Samples, Stream
 from cascade.diffusion.noise import derive_seed
 from cascade.stage import Stage
 from cascade.text.prompts import PromptTable
@@ -139,7 +139,7 @@ def run(table: PromptTable, samples: Blobs) -> Callable[..., Stage]:
         folder.mkdir(parents=True, exist_ok=True)
         built = Stage.build(stage, seed=0)
         objective = make_objective(built, config.objective)
-        stream = Prefetched(rows)
+        stream = Stream(rows)
         return train(built, objective, stream, table, config, folder, processes, validate, deadline)
 
     return run

@@ -10,7 +10,7 @@ import torch
 
 from cascade.config.stage import StageConfig
 from cascade.config.train import TrainConfig
-from cascade.data.batch import Batch, Immediate, Samples
+from cascade.data.batch import Batch, Samples, Stream
 from cascade.data.captioned import CaptionedArray, CaptionedSamples
 from cascade.data.resident import ResidentSamples
 from cascade.stage import Stage
@@ -59,7 +59,7 @@ def test_no_step_waits_for_the_gpu(
     if resident:
         rows, prompts = _resident(stage_config, table, device)
     objective = make_objective(stage, config.objective)
-    stream = Immediate(Watched(rows))
+    stream = Stream(Watched(rows), prefetch=False)
     train(stage, objective, stream, prompts, config, tmp_path, Processes(0, 1, device))
 
 
