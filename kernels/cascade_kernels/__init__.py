@@ -1,1 +1,1 @@
-"""The U-Net's hot operations, one file each: `joint_attention` and `group_norm_film_silu`."""
+"""Operations in which the U-Net and its samplers spend their time, a folder each."""

@@ -1,4 +1,4 @@
-"""Which path a call of an operation takes, and with which launch configuration.
+"""The path that a call of an operation takes, and its launch configuration.
 
 A kernel is taken by default only where a table says that it was checked and measured on that very
 architecture and is the faster path for the shape. Timing never decides at run time: ranks that

@@ -1,4 +1,4 @@
-"""Launch tables: for one GPU architecture, the block sizes of every kernel and when it is used.
+"""Launch tables: for one GPU architecture, the block sizes of every kernel, and its routes.
 
 Every operation ships its rows in its `table.py`. A user's own table is a JSON file:
 
@@ -41,7 +41,7 @@ class Launch:
 
     @property
     def options(self) -> dict[str, int]:
-        """All of it as the launch's keyword arguments."""
+        """Keyword arguments of the launch."""
         return {**self.blocks, "num_warps": self.num_warps, "num_stages": self.num_stages}
 
 
@@ -69,7 +69,7 @@ def rows(
 
 @dataclass(frozen=True)
 class Route:
-    """Whether an operation's kernel is the faster path for the shapes within some limits.
+    """The faster path of an operation for the shapes within some limits.
 
     Attributes:
         limits: inclusive upper bounds on the shape, as pairs so that a route is hashable.
@@ -153,7 +153,7 @@ def read_table(path: Path) -> Table:
     """Read and check a user's own table.
 
     Raises:
-        ValueError: the file is no table; the message names the file and the place in it.
+        ValueError: the file is no table; the message names the file and what is wrong in it.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

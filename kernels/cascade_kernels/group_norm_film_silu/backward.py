@@ -36,9 +36,10 @@ def activation_gradient(z: tl.tensor, dy: tl.tensor, ACTIVATION: tl.constexpr) -
 
 @triton.jit
 def gradient_tile(
-    DY: tl.tensor, X: tl.tensor, SKIP: tl.tensor, pixel: tl.tensor, rows: tl.tensor,
-    inside: tl.tensor, c: tl.tensor, end: tl.tensor, mean: tl.tensor, rstd: tl.tensor,
-    gain: tl.tensor, offset: tl.tensor, c1: tl.tensor, c2: tl.tensor,
+    DY: tl.tensor, X: tl.tensor, SKIP: tl.tensor,
+    pixel: tl.tensor, rows: tl.tensor, inside: tl.tensor, c: tl.tensor, end: tl.tensor,
+    mean: tl.tensor, rstd: tl.tensor, gain: tl.tensor, offset: tl.tensor,
+    c1: tl.tensor, c2: tl.tensor,
     SKIP_SCALE: tl.constexpr, ACTIVATION: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
     """Return the normalised tile and the gradient of its pre-activation, zero outside."""
@@ -50,9 +51,10 @@ def gradient_tile(
 
 @triton.jit
 def gradient_sums(
-    DY: tl.tensor, X: tl.tensor, SKIP: tl.tensor, start: tl.tensor, first: tl.tensor,
-    last: tl.tensor, c: tl.tensor, end: tl.tensor, mean: tl.tensor, rstd: tl.tensor,
-    gain: tl.tensor, offset: tl.tensor, c1: tl.tensor, c2: tl.tensor,
+    DY: tl.tensor, X: tl.tensor, SKIP: tl.tensor,
+    start: tl.tensor, first: tl.tensor, last: tl.tensor, c: tl.tensor, end: tl.tensor,
+    mean: tl.tensor, rstd: tl.tensor, gain: tl.tensor, offset: tl.tensor,
+    c1: tl.tensor, c2: tl.tensor,
     SKIP_SCALE: tl.constexpr, ACTIVATION: tl.constexpr, BLOCK_HW: tl.constexpr,
     STAGES: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
@@ -72,9 +74,9 @@ def gradient_sums(
 
 @triton.jit
 def write_vectors(
-    WEIGHT: tl.tensor, BIAS: tl.tensor, SCALE: tl.tensor, scale_b: tl.tensor, DWEIGHT: tl.tensor,
-    DBIAS: tl.tensor, DSCALE: tl.tensor, DSHIFT: tl.tensor, b: tl.tensor, c: tl.tensor,
-    end: tl.tensor, channels: tl.tensor, plain: tl.tensor, weighted: tl.tensor,
+    WEIGHT: tl.tensor, BIAS: tl.tensor, SCALE: tl.tensor, scale_b: tl.tensor,
+    DWEIGHT: tl.tensor, DBIAS: tl.tensor, DSCALE: tl.tensor, DSHIFT: tl.tensor, b: tl.tensor,
+    c: tl.tensor, end: tl.tensor, channels: tl.tensor, plain: tl.tensor, weighted: tl.tensor,
 ) -> None:  # fmt: skip
     """Write one image's gradients of weight, bias, scale and shift from its channels' sums."""
     at, inside = b * channels + c, c < end
@@ -92,10 +94,10 @@ def write_vectors(
 
 @triton.jit
 def write_gradient(
-    DY: tl.tensor, X: tl.tensor, SKIP: tl.tensor, start: tl.tensor, first: tl.tensor,
-    last: tl.tensor, c: tl.tensor, end: tl.tensor, mean: tl.tensor, rstd: tl.tensor,
-    gain: tl.tensor, offset: tl.tensor, plain: tl.tensor, weighted: tl.tensor, c1: tl.tensor,
-    c2: tl.tensor, DX: tl.tensor, DSKIP: tl.tensor,
+    DY: tl.tensor, X: tl.tensor, SKIP: tl.tensor,
+    start: tl.tensor, first: tl.tensor, last: tl.tensor, c: tl.tensor, end: tl.tensor,
+    mean: tl.tensor, rstd: tl.tensor, gain: tl.tensor, offset: tl.tensor, plain: tl.tensor,
+    weighted: tl.tensor, c1: tl.tensor, c2: tl.tensor, DX: tl.tensor, DSKIP: tl.tensor,
     SKIP_SCALE: tl.constexpr, ACTIVATION: tl.constexpr, BLOCK_HW: tl.constexpr,
     STAGES: tl.constexpr,
 ) -> None:  # fmt: skip
@@ -123,10 +125,10 @@ def write_gradient(
 
 @triton.jit
 def group_norm_film_silu_backward_reduce(
-    DY: tl.tensor, X: tl.tensor, SKIP: tl.tensor, WEIGHT: tl.tensor, BIAS: tl.tensor,
-    SCALE: tl.tensor, SHIFT: tl.tensor, MEAN: tl.tensor, RSTD: tl.tensor, scale_b: tl.tensor,
-    shift_b: tl.tensor, hw: tl.tensor, c1: tl.tensor, c2: tl.tensor, group: tl.tensor,
-    slice_rows: tl.tensor, PARTIAL: tl.tensor,
+    DY: tl.tensor, X: tl.tensor, SKIP: tl.tensor,
+    WEIGHT: tl.tensor, BIAS: tl.tensor, SCALE: tl.tensor, SHIFT: tl.tensor,
+    MEAN: tl.tensor, RSTD: tl.tensor, scale_b: tl.tensor, shift_b: tl.tensor, hw: tl.tensor,
+    c1: tl.tensor, c2: tl.tensor, group: tl.tensor, slice_rows: tl.tensor, PARTIAL: tl.tensor,
     SKIP_SCALE: tl.constexpr, ACTIVATION: tl.constexpr, BLOCK_HW: tl.constexpr,
     BLOCK_C: tl.constexpr, STAGES: tl.constexpr,
 ) -> None:  # fmt: skip
@@ -187,10 +189,11 @@ def group_norm_film_silu_backward_finalize(
 
 @triton.jit
 def group_norm_film_silu_backward_apply(
-    DY: tl.tensor, X: tl.tensor, SKIP: tl.tensor, WEIGHT: tl.tensor, BIAS: tl.tensor,
-    SCALE: tl.tensor, SHIFT: tl.tensor, MEAN: tl.tensor, RSTD: tl.tensor, TERMS: tl.tensor,
-    scale_b: tl.tensor, shift_b: tl.tensor, hw: tl.tensor, c1: tl.tensor, c2: tl.tensor,
-    group: tl.tensor, slice_rows: tl.tensor, DX: tl.tensor, DSKIP: tl.tensor,
+    DY: tl.tensor, X: tl.tensor, SKIP: tl.tensor,
+    WEIGHT: tl.tensor, BIAS: tl.tensor, SCALE: tl.tensor, SHIFT: tl.tensor,
+    MEAN: tl.tensor, RSTD: tl.tensor, TERMS: tl.tensor, scale_b: tl.tensor, shift_b: tl.tensor,
+    hw: tl.tensor, c1: tl.tensor, c2: tl.tensor, group: tl.tensor, slice_rows: tl.tensor,
+    DX: tl.tensor, DSKIP: tl.tensor,
     SKIP_SCALE: tl.constexpr, ACTIVATION: tl.constexpr, BLOCK_HW: tl.constexpr,
     BLOCK_C: tl.constexpr, STAGES: tl.constexpr,
 ) -> None:  # fmt: skip
@@ -214,11 +217,11 @@ def group_norm_film_silu_backward_apply(
 
 @triton.jit
 def group_norm_film_silu_backward_one_pass(
-    DY: tl.tensor, X: tl.tensor, SKIP: tl.tensor, WEIGHT: tl.tensor, BIAS: tl.tensor,
-    SCALE: tl.tensor, SHIFT: tl.tensor, MEAN: tl.tensor, RSTD: tl.tensor, scale_b: tl.tensor,
-    shift_b: tl.tensor, hw: tl.tensor, c1: tl.tensor, c2: tl.tensor, group: tl.tensor,
-    DX: tl.tensor, DSKIP: tl.tensor, DWEIGHT: tl.tensor, DBIAS: tl.tensor, DSCALE: tl.tensor,
-    DSHIFT: tl.tensor,
+    DY: tl.tensor, X: tl.tensor, SKIP: tl.tensor,
+    WEIGHT: tl.tensor, BIAS: tl.tensor, SCALE: tl.tensor, SHIFT: tl.tensor,
+    MEAN: tl.tensor, RSTD: tl.tensor, scale_b: tl.tensor, shift_b: tl.tensor,
+    hw: tl.tensor, c1: tl.tensor, c2: tl.tensor, group: tl.tensor, DX: tl.tensor, DSKIP: tl.tensor,
+    DWEIGHT: tl.tensor, DBIAS: tl.tensor, DSCALE: tl.tensor, DSHIFT: tl.tensor,
     SKIP_SCALE: tl.constexpr, ACTIVATION: tl.constexpr, WIDTH: tl.constexpr, BLOCK_HW: tl.constexpr,
     BLOCK_C: tl.constexpr, STAGES: tl.constexpr,
 ) -> None:  # fmt: skip

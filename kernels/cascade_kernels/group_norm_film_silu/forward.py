@@ -50,8 +50,8 @@ def load_tile(
 
 @triton.jit
 def affine(
-    WEIGHT: tl.tensor, BIAS: tl.tensor, SCALE: tl.tensor, SHIFT: tl.tensor, scale_b: tl.tensor,
-    shift_b: tl.tensor, b: tl.tensor, c: tl.tensor, end: tl.tensor,
+    WEIGHT: tl.tensor, BIAS: tl.tensor, SCALE: tl.tensor, SHIFT: tl.tensor,
+    scale_b: tl.tensor, shift_b: tl.tensor, b: tl.tensor, c: tl.tensor, end: tl.tensor,
 ) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
     """Return gain and offset of the normalised channels: the norm's affine map, then FiLM's."""
     inside = c < end
@@ -132,8 +132,8 @@ def write_activated(
 
 @triton.jit
 def group_norm_film_silu_statistics(
-    X: tl.tensor, SKIP: tl.tensor, hw: tl.tensor, c1: tl.tensor, c2: tl.tensor,
-    slice_rows: tl.tensor, PARTIAL: tl.tensor,
+    X: tl.tensor, SKIP: tl.tensor,
+    hw: tl.tensor, c1: tl.tensor, c2: tl.tensor, slice_rows: tl.tensor, PARTIAL: tl.tensor,
     SKIP_SCALE: tl.constexpr, BLOCK_HW: tl.constexpr, BLOCK_C: tl.constexpr, STAGES: tl.constexpr,
 ) -> None:  # fmt: skip
     """Write the statistics of BLOCK_C channels over one slice of one image."""

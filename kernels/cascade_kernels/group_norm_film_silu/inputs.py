@@ -1,4 +1,4 @@
-"""What one call of GroupNorm with FiLM and activation is given.
+"""The inputs of GroupNorm with FiLM and activation, and arithmetic that its PyTorch paths share.
 
 Shapes: `B` batch, `C H W` channels, height and width, `G` groups; `C = C1 + C2` where an image of
 C1 channels and a skip of C2 are stacked.

@@ -1,4 +1,4 @@
-"""How a call of GroupNorm with FiLM and activation is laid out in memory and cut into programs."""
+"""Memory layout and grids of the kernels of GroupNorm with FiLM and activation."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -43,12 +43,12 @@ class Plan:
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """The arguments `scale_b shift_b hw c1 c2 group` of a kernel."""
+        """Arguments `scale_b shift_b hw c1 c2 group` of a kernel."""
         return *self.strides, self.pixels, self.c1, self.channels - self.c1, self.group
 
     @property
     def one_pass(self) -> bool:
-        """One launch does everything: the images are small enough, and there are enough of them."""
+        """The images are small enough, and enough of them, for one launch to do everything."""
         if self.pixels > ONE_PASS_PIXELS or self.group > ONE_PASS_CHANNELS:
             return False
         programs = self.batch * triton.cdiv(self.channels, ONE_PASS_CHANNELS)

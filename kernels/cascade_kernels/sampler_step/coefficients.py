@@ -16,7 +16,7 @@ from cascade_kernels.names import ThresholdKind
 
 
 class Threshold(Protocol):
-    """How a predicted clean image is brought back into [-1, 1] (Imagen, section 2.3)."""
+    """The bound that brings a predicted clean image back into [-1, 1] (Imagen, section 2.3)."""
 
     @property
     def kind(self) -> ThresholdKind:
@@ -24,7 +24,7 @@ class Threshold(Protocol):
 
     @property
     def percentile(self) -> float:
-        """Which of an image's absolute values s is, in (0, 1]."""
+        """The quantile of an image's absolute values that s is, in (0, 1]."""
 
     @property
     def cap(self) -> float | None:
@@ -48,7 +48,7 @@ def clip(x0: Tensor, threshold: Threshold) -> Tensor:
 
 @dataclass(frozen=True)
 class Prediction:
-    """How the clean image follows from x and the network's output at one noise level.
+    """The coefficients of `x0 = threshold(from_x x + from_out out)` at one noise level.
 
     Attributes:
         from_x: factor of x.

@@ -42,7 +42,8 @@ QUIET, FIXED, LEARNED = 0, 1, 2
 def _predict(
     X: tl.tensor, OUT: tl.tensor, b: tl.tensor, n: tl.tensor, at: tl.tensor, inside: tl.tensor,
     pixels: tl.tensor, out_image: tl.tensor, out_channel: tl.tensor, out_pixel: tl.tensor,
-    from_x: tl.tensor, from_out: tl.tensor, guidance: tl.tensor, GUIDED: tl.constexpr,
+    from_x: tl.tensor, from_out: tl.tensor, guidance: tl.tensor,
+    GUIDED: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
     """Return the clean image before its threshold, at the values `at` of image b."""
     offset = (at // pixels) * out_channel + (at % pixels) * out_pixel
@@ -57,11 +58,11 @@ def _predict(
 
 @triton.jit
 def _take(
-    X: tl.tensor, OUT: tl.tensor, PREVIOUS: tl.tensor, NOISE: tl.tensor, X_NEXT: tl.tensor,
-    X0: tl.tensor, b: tl.tensor, n: tl.tensor, at: tl.tensor, pixels: tl.tensor,
-    out_image: tl.tensor, out_channel: tl.tensor, out_pixel: tl.tensor, from_x: tl.tensor,
-    from_out: tl.tensor, guidance: tl.tensor, s: tl.tensor, keep: tl.tensor, pull: tl.tensor,
-    recall: tl.tensor, std: tl.tensor, log_small: tl.tensor, log_range: tl.tensor,
+    X: tl.tensor, OUT: tl.tensor, PREVIOUS: tl.tensor, NOISE: tl.tensor,
+    X_NEXT: tl.tensor, X0: tl.tensor, b: tl.tensor, n: tl.tensor, at: tl.tensor,
+    pixels: tl.tensor, out_image: tl.tensor, out_channel: tl.tensor, out_pixel: tl.tensor,
+    from_x: tl.tensor, from_out: tl.tensor, guidance: tl.tensor, s: tl.tensor, keep: tl.tensor,
+    pull: tl.tensor, recall: tl.tensor, std: tl.tensor, log_small: tl.tensor, log_range: tl.tensor,
     KIND: tl.constexpr, GUIDED: tl.constexpr, RECALLS: tl.constexpr, NOISY: tl.constexpr,
 ) -> None:  # fmt: skip
     """Take the step at the values `at` of image b, whose threshold is s unless KIND is 0."""
@@ -96,12 +97,13 @@ def _take(
 
 @triton.jit
 def sampler_step_pointwise(
-    X: tl.tensor, OUT: tl.tensor, PREVIOUS: tl.tensor, NOISE: tl.tensor, X_NEXT: tl.tensor,
-    X0: tl.tensor, SCALE: tl.tensor, n: tl.tensor, pixels: tl.tensor, out_image: tl.tensor,
-    out_channel: tl.tensor, out_pixel: tl.tensor, from_x: tl.tensor, from_out: tl.tensor,
-    guidance: tl.tensor, keep: tl.tensor, pull: tl.tensor, recall: tl.tensor, std: tl.tensor,
-    log_small: tl.tensor, log_range: tl.tensor, KIND: tl.constexpr, GUIDED: tl.constexpr,
-    RECALLS: tl.constexpr, NOISY: tl.constexpr, BLOCK: tl.constexpr,
+    X: tl.tensor, OUT: tl.tensor, PREVIOUS: tl.tensor, NOISE: tl.tensor,
+    X_NEXT: tl.tensor, X0: tl.tensor, SCALE: tl.tensor, n: tl.tensor, pixels: tl.tensor,
+    out_image: tl.tensor, out_channel: tl.tensor, out_pixel: tl.tensor,
+    from_x: tl.tensor, from_out: tl.tensor, guidance: tl.tensor, keep: tl.tensor, pull: tl.tensor,
+    recall: tl.tensor, std: tl.tensor, log_small: tl.tensor, log_range: tl.tensor,
+    KIND: tl.constexpr, GUIDED: tl.constexpr, RECALLS: tl.constexpr, NOISY: tl.constexpr,
+    BLOCK: tl.constexpr,
 ) -> None:  # fmt: skip
     """Take the step on a block of values; a dynamic threshold is known already."""
     b = tl.program_id(1).to(tl.int64)
@@ -146,8 +148,9 @@ def sampler_step_whole(
 def sampler_step_predict(
     X: tl.tensor, OUT: tl.tensor, RAW: tl.tensor, HISTOGRAM: tl.tensor, n: tl.tensor,
     pixels: tl.tensor, out_image: tl.tensor, out_channel: tl.tensor, out_pixel: tl.tensor,
-    from_x: tl.tensor, from_out: tl.tensor, guidance: tl.tensor, GUIDED: tl.constexpr,
-    BITS: tl.constexpr, SHIFT: tl.constexpr, BINS: tl.constexpr, BLOCK: tl.constexpr,
+    from_x: tl.tensor, from_out: tl.tensor, guidance: tl.tensor,
+    GUIDED: tl.constexpr, BITS: tl.constexpr, SHIFT: tl.constexpr, BINS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ) -> None:  # fmt: skip
     """Store the clean image before its threshold, and count the first digit of its sizes."""
     b = tl.program_id(1).to(tl.int64)

@@ -61,8 +61,8 @@ def scale_of_block(
 
 @triton.jit
 def count_digits(
-    HISTOGRAM: tl.tensor, b: tl.tensor, digit: tl.tensor, counted: tl.tensor, BITS: tl.constexpr,
-    BINS: tl.constexpr,
+    HISTOGRAM: tl.tensor, b: tl.tensor, digit: tl.tensor, counted: tl.tensor,
+    BITS: tl.constexpr, BINS: tl.constexpr,
 ) -> None:  # fmt: skip
     """Add the digits of a block to the histogram of image b."""
     counts = tl.histogram(tl.where(counted, digit, 0), 1 << BITS)
@@ -96,8 +96,8 @@ def sampler_step_digit(
 @triton.jit
 def sampler_step_pick(
     HISTOGRAM: tl.tensor, PREFIX: tl.tensor, RANK: tl.tensor, LARGER: tl.tensor, SCALE: tl.tensor,
-    rank: tl.tensor, weight: tl.tensor, cap: tl.tensor, BITS: tl.constexpr, FIRST: tl.constexpr,
-    LAST: tl.constexpr, BINS: tl.constexpr,
+    rank: tl.tensor, weight: tl.tensor, cap: tl.tensor,
+    BITS: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr, BINS: tl.constexpr,
 ) -> None:  # fmt: skip
     """Find the digit that holds the rank; after the last one, the scale of image b."""
     b = tl.program_id(0).to(tl.int64)
