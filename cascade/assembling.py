@@ -10,8 +10,7 @@ from cascade.config.folders import MANIFEST, CascadeManifest, check_chain, read_
 from cascade.config.stage import RecipeName, StageConfig
 from cascade.errors import UserError
 from cascade.files import new_folder, write_bytes
-from cascade.formats.encoder import encoder_weights, write_encoder
-from cascade.formats.weights import Weights, require_output
+from cascade.formats.weights import Weights, encoder_weights, require_output, write_encoder
 from cascade.stage import Stage, check_weights
 from cascade.tensors import headers
 from cascade.text.files import EncoderFiles

@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -103,6 +103,11 @@ def write_bytes(data: bytes, path: Path) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def write_json(values: Mapping[str, object], path: Path) -> None:
+    """Write a JSON object; see `replacing`."""
+    write_bytes((json.dumps(values, indent=2) + "\n").encode(), path)
 
 
 def copy_file(source: Path, target: Path) -> None:

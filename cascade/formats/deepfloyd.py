@@ -1,8 +1,8 @@
-"""DeepFloyd IF as it is published: one diffusers pipeline folder for each stage, read in place.
+"""Pipelines of DeepFloyd IF as published, one diffusers folder for each stage, read in place.
 
 A folder holds `unet/`, `scheduler/`, in stage II `image_noising_scheduler/`, and in stage I, if not
 in both, `text_encoder/` and `tokenizer/`. What no file states is IF's own: 77 unmasked tokens,
-captions cleaned, the empty text as null, stage II noised after it was enlarged, by bilinear
+captions cleaned, the empty text as null, stage II noised after it was upsampled, by bilinear
 interpolation with aligned corners, at level 0.25, guidance 7 and 4, 100 and 50 steps.
 """
 
@@ -38,7 +38,7 @@ _NAMES = {
     (96, 192, 384, 576, 768): "if-ii-m",
     (160, 320, 640, 960, 1280): "if-ii-l",
 }
-_FACTOR = 4  # by which the published second stages enlarge
+_FACTOR = 4  # of the published second stages
 
 
 @dataclass(frozen=True)
@@ -63,17 +63,17 @@ class Pipelines:
     stages: tuple[PipelineStage, ...]
 
 
-def read_pipelines(given: Sequence[Path | str], text_encoder: Path | None = None) -> Pipelines:
-    """Read the configurations of pipeline folders, given in any order.
+def read_pipelines(paths: Sequence[Path | str], text_encoder: Path | None = None) -> Pipelines:
+    """Read the configurations of pipeline folders.
 
     Args:
-        given: folders of the stages.
+        paths: folders of the stages, in any order.
         text_encoder: the encoder's folder; None is that of one of the stages.
 
     Raises:
         UserError: a folder is no pipeline or not of IF's kind, or together they are no cascade.
     """
-    folders = [Path(folder) for folder in given]
+    folders = [Path(path) for path in paths]
     if not folders:
         raise UserError("No folder is given; give the downloaded folder of each stage.")
     stages: list[PipelineStage] = []
@@ -96,9 +96,8 @@ def read_stage(folder: Path, below: int | None = None) -> PipelineStage:
     """Read the configuration of one pipeline folder.
 
     Args:
-        folder: the folder.
-        below: side of the pictures that a super-resolution stage enlarges, pixels; a quarter of its
-            own by default.
+        folder: of the pipeline.
+        below: side of a super-resolution stage's input, pixels; a quarter of its own by default.
 
     Raises:
         UserError: it is no pipeline, or not of IF's kind.
@@ -152,10 +151,10 @@ def open_weights(source: PipelineStage, variant: str | None, device: str = "cpu"
     """
     folder = source.folder / "unet"
     weights = Weights(find_weights(folder, variant), device)
-    held = {name: header.shape for name, header in weights.headers.items()}
+    shapes = {name: header.shape for name, header in weights.headers.items()}
     wanted = their_shapes(source.config.unet)
-    names = sorted(held.keys() | wanted.keys())
-    differing = [name for name in names if held.get(name) != wanted.get(name)]
+    names = sorted(shapes.keys() | wanted.keys())
+    differing = [name for name in names if shapes.get(name) != wanted.get(name)]
     if differing:
         raise UserError(
             f"The weights in {folder} do not fit their config.json ({len(differing)} differ, "
@@ -165,7 +164,7 @@ def open_weights(source: PipelineStage, variant: str | None, device: str = "cpu"
 
 
 def their_shapes(config: UNetConfig) -> dict[str, tuple[int, ...]]:
-    """Shapes of all tensors of diffusers' network, by name."""
+    """Return the shapes of all tensors of diffusers' network, by name."""
     ours = meta_tensors(config)
     return {
         name: tuple(part.shape)
@@ -175,7 +174,7 @@ def their_shapes(config: UNetConfig) -> dict[str, tuple[int, ...]]:
 
 
 def one_dtype(entry: Entry, weights: Weights) -> torch.dtype:
-    """The type of the tensors that make up one of ours.
+    """Return the type of the tensors that make up one of ours.
 
     Raises:
         UserError: they differ.
@@ -199,7 +198,7 @@ def _network(folder: Path) -> Settings:
 
 
 def _check_chain(stages: Sequence[PipelineStage]) -> None:
-    """Make sure that the first stage is a base, and each other one makes its picture larger."""
+    """Check that the first stage is a base, and each other one makes its picture larger."""
     base = [stage.config.low_res is None for stage in stages]
     sizes = [stage.config.size for stage in stages]
     if base != [True] + [False] * (len(stages) - 1) or len(set(sizes)) < len(sizes):
@@ -223,6 +222,6 @@ def _low_res(folder: Path, size: int) -> dict[str, Any]:
 
 
 def _text_encoder(folders: Sequence[Path]) -> Path:
-    """The first folder's that has one; with a store of embeddings none need be there."""
-    places = [(folder / "text_encoder").resolve() for folder in folders]
-    return next((place for place in places if place.is_dir()), places[0])
+    """Return the first encoder there is; with a store of embeddings none need be there."""
+    encoders = [(folder / "text_encoder").resolve() for folder in folders]
+    return next((encoder for encoder in encoders if encoder.is_dir()), encoders[0])

@@ -1,7 +1,5 @@
-"""From a cascade folder of ours to pipeline folders that diffusers loads."""
+"""Export of a cascade folder to pipeline folders that diffusers loads."""
 
-import json
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,13 +12,20 @@ from cascade.config.stage import LowResConfig, StageConfig
 from cascade.diffusion.noise import level_from_variance
 from cascade.diffusion.schedule import make_schedule
 from cascade.errors import UserError
-from cascade.files import new_folder, write_bytes
+from cascade.files import new_folder, write_bytes, write_json
 from cascade.formats.deepfloyd import TEXT, their_shapes
-from cascade.formats.encoder import encoder_weights, write_encoder
 from cascade.formats.keys import entries
 from cascade.formats.scheduler import noising_to_diffusers, scheduler_to_diffusers
 from cascade.formats.unet import unet_to_diffusers
-from cascade.formats.weights import STEM, OnTensor, Weights, require_output, write_weights
+from cascade.formats.weights import (
+    STEM,
+    OnTensor,
+    Weights,
+    encoder_weights,
+    require_output,
+    write_encoder,
+    write_weights,
+)
 from cascade.stage import check_weights
 from cascade.tensors import Header, weight_shapes
 from cascade.text.files import EncoderFiles
@@ -32,8 +37,8 @@ _REQUIRED: dict[str, tuple[object, str]] = {
     "unet.text_norm": ("group", "its text is normalised in groups"),
     "unet.norm_groups": (32, "its norms have 32 groups"),
     "unet.learned_variance": (True, "its pipelines take six output channels apart"),
-    "low_res.noise_at": ("high", "its pipeline noises the enlarged picture"),
-    "low_res.upsample": ("bilinear", "its pipeline enlarges by bilinear interpolation"),
+    "low_res.noise_at": ("high", "its pipeline noises the upsampled picture"),
+    "low_res.upsample": ("bilinear", "its pipeline upsamples by bilinear interpolation"),
     "low_res.align_corners": (True, "its pipeline aligns the corners"),
     **{f"text.{key}": (value, "IF's pipelines fix it") for key, value in TEXT},
 }
@@ -54,11 +59,11 @@ def export_cascade(
 
     Args:
         source: the cascade's folder.
-        manifest: what it holds.
+        manifest: its manifest.
         output: a new folder; it gets one folder for each stage, and the licence with each.
         text_encoder: put the encoder into the base's folder; without, diffusers is called with
             embeddings.
-        on_tensor: told of the progress.
+        on_tensor: called after every tensor.
 
     Returns:
         The stages' folders, base first; the output is removed if they do not come about.
@@ -89,7 +94,7 @@ def export_cascade(
 
 
 def check_expressible(config: StageConfig) -> None:
-    """Make sure that diffusers has a network and a pipeline that draw this stage's pictures.
+    """Check that diffusers has a network and a pipeline that sample this stage's pictures.
 
     Raises:
         UserError: it has not.
@@ -97,9 +102,9 @@ def check_expressible(config: StageConfig) -> None:
     values = config.model_dump()
     for path, (wanted, reason) in _REQUIRED.items():
         group, _, key = path.partition(".")
-        held = values[group]
-        if held is not None and held[key] != wanted:
-            raise _inexpressible(config, f"{path} = {held[key]!r}", reason)
+        settings = values[group]
+        if settings is not None and settings[key] != wanted:
+            raise _inexpressible(config, f"{path} = {settings[key]!r}", reason)
     if set(config.unet.attention) - {"none", "joint"} or config.unet.attention[-1] != "joint":
         kinds = ", ".join(config.unet.attention)
         raise _inexpressible(
@@ -109,9 +114,9 @@ def check_expressible(config: StageConfig) -> None:
         raise _inexpressible(config, "diffusion.schedule = 'cosine'", "its schedules are discrete")
 
 
-def _inexpressible(config: StageConfig, held: str, reason: str) -> UserError:
+def _inexpressible(config: StageConfig, setting: str, reason: str) -> UserError:
     return UserError(
-        f"Stage '{config.name}' has {held}, which diffusers cannot express ({reason}); only "
+        f"Stage '{config.name}' has {setting}, which diffusers cannot express ({reason}); only "
         "cascades of DeepFloyd IF's kind can be exported."
     )
 
@@ -128,7 +133,7 @@ def _write_unet(
     def read(name: str) -> Tensor:
         return owner[name].split(weights[owner[name].ours])[name]
 
-    _write_json(unet_to_diffusers(config.unet, config.size), folder / "config.json")
+    write_json(unet_to_diffusers(config.unet, config.size), folder / "config.json")
     write_weights(
         folder / f"{STEM}.safetensors",
         headers,
@@ -139,7 +144,7 @@ def _write_unet(
 
 
 def _write_settings(config: StageConfig, folder: Path, with_encoder: bool) -> None:
-    """The pipeline's index, its schedulers and its card."""
+    """Write the pipeline's index, its schedulers and its card."""
     scheduler = ["diffusers", "DDPMScheduler"]
     none = [None, None]
     index: dict[str, Any] = {
@@ -153,28 +158,28 @@ def _write_settings(config: StageConfig, folder: Path, with_encoder: bool) -> No
         "unet": ["diffusers", "UNet2DConditionModel"],
         "watermarker": none,
     }
-    _write_json(
+    write_json(
         scheduler_to_diffusers(config.diffusion, config.sampler),
         folder / "scheduler" / "scheduler_config.json",
     )
     if config.low_res is not None:
         index |= {"_class_name": "IFSuperResolutionPipeline", "image_noising_scheduler": scheduler}
-        _write_json(
+        write_json(
             noising_to_diffusers(config.low_res.schedule),
             folder / "image_noising_scheduler" / "scheduler_config.json",
         )
-    _write_json(index, folder / "model_index.json")
+    write_json(index, folder / "model_index.json")
     write_bytes(_card(config).encode(), folder / "README.md")
 
 
 def _write_text(encoder: EncoderFiles, folder: Path) -> None:
     tokenizer = folder / "tokenizer"
     write_encoder(encoder, folder / "text_encoder", tokenizer / "spiece.model")
-    _write_json({"tokenizer_class": "T5Tokenizer"}, tokenizer / "tokenizer_config.json")
+    write_json({"tokenizer_class": "T5Tokenizer"}, tokenizer / "tokenizer_config.json")
 
 
 def _card(config: StageConfig) -> str:
-    """The licence, and what a pipeline must be called with: its files have no place for it."""
+    """Return the licence and the pipeline's arguments, for which its files have no place."""
     sampler = config.sampler
     listed = None if sampler.timesteps is None else [int(time) for time in sampler.timesteps]
     steps = f"num_inference_steps={sampler.steps}" if listed is None else f"timesteps={listed}"
@@ -189,14 +194,10 @@ def _card(config: StageConfig) -> str:
 
 
 def noise_level(low_res: LowResConfig) -> int:
-    """The augmentation level that a stage samples at, as diffusers counts it: a timestep."""
+    """Return the augmentation level that a stage samples at as diffusers' timestep."""
     schedule = make_schedule(low_res.schedule)
     level = low_res.sampling_level
     time = level.value
     if level.unit == "variance":
         time = level_from_variance(schedule, level.value)
     return int(schedule.draw(torch.tensor(time, dtype=torch.float64)))
-
-
-def _write_json(values: Mapping[str, Any], path: Path) -> None:
-    write_bytes((json.dumps(values, indent=2, sort_keys=True) + "\n").encode(), path)

@@ -1,4 +1,4 @@
-"""From published pipeline folders to a cascade folder of ours, tensor by tensor."""
+"""Import of published pipeline folders as a cascade folder, tensor by tensor."""
 
 from functools import partial
 from pathlib import Path
@@ -9,9 +9,15 @@ from cascade.config.folders import MANIFEST
 from cascade.errors import UserError
 from cascade.files import new_folder, write_bytes
 from cascade.formats.deepfloyd import Pipelines, PipelineStage, one_dtype, open_weights
-from cascade.formats.encoder import encoder_weights, write_encoder
 from cascade.formats.keys import entries, meta_tensors
-from cascade.formats.weights import OnTensor, Weights, require_output, write_weights
+from cascade.formats.weights import (
+    OnTensor,
+    Weights,
+    encoder_weights,
+    require_output,
+    write_encoder,
+    write_weights,
+)
 from cascade.tensors import Header
 from cascade.text.files import EncoderFiles
 
@@ -27,12 +33,12 @@ def import_cascade(
     """Write pipeline folders as a cascade folder; weights keep their type.
 
     Args:
-        source: what `read_pipelines` found.
+        source: from `read_pipelines`.
         output: a new folder.
-        variant: which of the files are read, see `find_weights`.
+        variant: of the files, see `find_weights`.
         copy_text_encoder: T5-XXL takes up to 19 GB, so the manifest names the published folder by
             its absolute path unless it is to be copied.
-        on_tensor: told of the progress.
+        on_tensor: called after every tensor.
 
     Returns:
         The folder, with its manifest written last; it is removed if that does not come about.
@@ -45,7 +51,7 @@ def import_cascade(
     copied = [weights for _, weights in opened]
     encoder = _encoder(source, needed=copy_text_encoder)
     if encoder is not None:
-        read = encoder_weights(encoder)  # proven whole, wherever it stays
+        read = encoder_weights(encoder)  # checked wherever it stays
         copied += [read] if copy_text_encoder else []
     require_output(output, copied)
     manifest = source.manifest
@@ -61,7 +67,7 @@ def import_cascade(
 
 
 def _encoder(source: Pipelines, *, needed: bool) -> EncoderFiles | None:
-    """The text encoder, if it is there; where a store of embeddings is used it need not be."""
+    """Open the text encoder if it is there; where a store of embeddings is used it need not be."""
     folder = Path(source.manifest.text_encoder)
     if not folder.is_dir() and not needed:
         return None

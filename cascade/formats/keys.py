@@ -1,4 +1,4 @@
-"""Which of diffusers' tensors make up which of ours: one table, read in both directions.
+"""The table of diffusers' tensors and those of ours that they make up, read in both directions.
 
 diffusers keeps an attention layer's projections apart; ours are rows of one matrix, queries, keys
 and values in this order. Everything else is the same tensor under another name.
@@ -57,26 +57,26 @@ class Entry(NamedTuple):
     theirs: tuple[str, ...]
 
     def join(self, parts: Sequence[Tensor]) -> Tensor:
-        """Make our tensor of diffusers'."""
+        """Make our tensor from diffusers'."""
         if self.ours == _OFFSET:
             return parts[0].squeeze(0)
         return torch.cat(list(parts)) if len(parts) > 1 else parts[0]
 
     def split(self, ours: Tensor) -> dict[str, Tensor]:
-        """Make diffusers' tensors of ours: views by their names."""
+        """Split our tensor into diffusers': views by their names."""
         if self.ours == _OFFSET:
             return {self.theirs[0]: ours.unsqueeze(0)}
         return dict(zip(self.theirs, ours.chunk(len(self.theirs)), strict=True))
 
 
 def meta_tensors(config: UNetConfig) -> Mapping[str, Tensor]:
-    """Our network's tensors on the meta device, by name."""
+    """Return our network's tensors on the meta device, by name."""
     with torch.device("meta"):
         return UNet(config).state_dict()
 
 
 def entries(config: UNetConfig) -> tuple[Entry, ...]:
-    """The table of a network, one entry for each of our tensors.
+    """Return the table of a network, one entry for each of our tensors.
 
     Args:
         config: of DeepFloyd IF's kind: levels change inside residual blocks, attention is joint.
@@ -86,18 +86,18 @@ def entries(config: UNetConfig) -> tuple[Entry, ...]:
         layers |= {f"{unit}.block.{ours}": (f"{resnet}.{name}",) for ours, name in _BLOCK.items()}
         for ours, names in _ATTENTION.items():
             layers[f"{unit}.attention.{ours}"] = tuple(f"{attention}.{name}" for name in names)
-    found = []
+    table = []
     for name in meta_tensors(config):
         if name == _OFFSET:
-            found.append(Entry(name, ("add_embedding.pool.positional_embedding",)))
+            table.append(Entry(name, ("add_embedding.pool.positional_embedding",)))
             continue
         layer, _, kind = name.rpartition(".")
-        found.append(Entry(name, tuple(f"{theirs}.{kind}" for theirs in layers[layer])))
-    return tuple(found)
+        table.append(Entry(name, tuple(f"{theirs}.{kind}" for theirs in layers[layer])))
+    return tuple(table)
 
 
 def _units(config: UNetConfig) -> Iterator[tuple[str, str, str]]:
-    """Our unit, diffusers' residual block and the attention behind it, along all three paths.
+    """Yield our unit, diffusers' residual block and its attention, along all three paths.
 
     What a unit lacks (an attention, a skip's convolution) is named too; no tensor of ours asks for
     it.

@@ -52,7 +52,7 @@ def read_lora(
         UserError: the file is missing or damaged, holds a tensor that belongs to no layer here,
             half a pair, or a shape that does not fit.
     """
-    targets, found = _targets(network, config), []
+    targets, adapters = _targets(network, config), []
     for module, (down, up, factor) in _pairs(path, unet_only).items():
         if module not in targets:
             raise UserError(
@@ -67,13 +67,13 @@ def read_lora(
                 f"{path} has a change of shape {(len(up), down.shape[1])} for '{module}' of shape "
                 f"{(rows, *weight.shape[1:])}; take a LoRA of the same stage."
             )
-        place = (down.to(weight.device), up.to(weight.device))
-        found.append((layer, LowRank(*place, scale * factor, part * rows)))
-    return found
+        factors = (down.to(weight.device), up.to(weight.device))
+        adapters.append((layer, LowRank(*factors, scale * factor, part * rows)))
+    return adapters
 
 
 def _targets(network: nn.Module, config: UNetConfig | None) -> dict[str, tuple[str, int, int]]:
-    """Module to (our layer, which part of its rows, of how many)."""
+    """Map modules to (our layer, which part of its rows, of how many)."""
     targets = {name: (name, 0, 1) for name in adaptable(network)}
     # Only networks of DeepFloyd IF's kind have a layout of diffusers'.
     if config is not None and config.resample == "residual":
@@ -81,13 +81,13 @@ def _targets(network: nn.Module, config: UNetConfig | None) -> dict[str, tuple[s
         for entry in entries(config):
             for part, theirs in enumerate(entry.theirs):
                 if theirs.endswith(ending):
-                    place = (entry.ours.removesuffix(ending), part, len(entry.theirs))
-                    targets.setdefault(theirs.removesuffix(ending), place)
+                    target = (entry.ours.removesuffix(ending), part, len(entry.theirs))
+                    targets.setdefault(theirs.removesuffix(ending), target)
     return targets
 
 
 def _pairs(path: Path, unet_only: bool) -> dict[str, tuple[Tensor, Tensor, float]]:
-    """Module to A r I, B O r and alpha/r of a file (a convolution's I counts its taps)."""
+    """Map modules to A r I, B O r and alpha/r of a file (a convolution's I counts its taps)."""
     pairs: dict[str, dict[str, Tensor]] = {}
     alphas: dict[str, float] = {}
     for name, value in read_weights(path).items():
@@ -130,13 +130,13 @@ def _whole(
 
 
 def _module(name: str) -> str:
-    """The changed layer's name without a wrapper's prefix, or diffusers' attention processor's."""
+    """Strip a wrapper's prefix, or diffusers' attention processor, from a layer's name."""
     name = _PREFIX.sub("", name).replace(".processor.", ".")
     return f"{name}.0" if name.endswith(".to_out") else name
 
 
 def _adapter_alpha(path: Path) -> float | None:
-    """`lora_alpha` of peft's configuration beside a file; None without one: alpha is the rank."""
+    """Read peft's `lora_alpha` beside a file; None without a configuration: alpha is the rank."""
     if not path.is_file():
         return None
     adapter = read_json(path)

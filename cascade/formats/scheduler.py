@@ -1,4 +1,4 @@
-"""diffusers' `scheduler_config.json` and our diffusion and sampler settings.
+"""Conversion of diffusers' `scheduler_config.json` from and to our settings.
 
 A scheduler file names the schedule, what is predicted, the variance and the thresholding. Guidance
 and the number of steps are arguments of diffusers' pipelines; their defaults are used.

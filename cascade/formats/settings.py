@@ -1,4 +1,4 @@
-"""diffusers' JSON files, read key by key: what has no counterpart here is refused by name."""
+"""Reading of diffusers' JSON files key by key; what has no counterpart is refused by name."""
 
 import math
 from collections.abc import Collection, Mapping
@@ -10,7 +10,7 @@ from cascade.files import read_json
 
 
 class Settings:
-    """What a configuration file of diffusers' holds.
+    """A configuration file of diffusers'.
 
     Attributes:
         values: its keys and values; keys with a leading underscore are notes.
@@ -30,11 +30,11 @@ class Settings:
         return cls(read_json(path), str(path))
 
     def get(self, key: str, default: Any = None) -> Any:
-        """A key's value, or what diffusers takes in its absence."""
+        """Return a key's value, or what diffusers takes in its absence."""
         return self.values.get(key, default)
 
     def need(self, key: str, kind: type) -> Any:
-        """The value of a key that must be there.
+        """Return the value of a key that must be there.
 
         Raises:
             UserError: it is absent, or of another type.
@@ -44,34 +44,34 @@ class Settings:
         return self.values[key]
 
     def listed(self, key: str, kind: type) -> list[Any]:
-        """The value of a key that must hold a list of one type, of at least one value.
+        """Return the value of a key that must hold a list of one type, of at least one value.
 
         Raises:
             UserError: it holds something else.
         """
-        held = self.need(key, list)
-        if not held or any(type(value) is not kind for value in held):
+        values = self.need(key, list)
+        if not values or any(type(value) is not kind for value in values):
             raise self.refusal(key, f"a list of values of type {kind.__name__}")
-        return list(held)
+        return list(values)
 
     def factor(self, key: str) -> float:
-        """The value of a key that must hold a positive number; 1, as diffusers has it, if absent.
+        """Return the value of a key that must hold a positive number; diffusers' 1 if absent.
 
         Raises:
             UserError: it holds something else.
         """
-        held = self.values.get(key, 1.0)
-        if type(held) not in (int, float) or not 0 < held < math.inf:
+        value = self.values.get(key, 1.0)
+        if type(value) not in (int, float) or not 0 < value < math.inf:
             raise self.refusal(key, "a positive number")
-        return float(held)
+        return float(value)
 
     def one_of(self, key: str, default: Any, *allowed: Any, mend: str = "") -> Any:
-        """A key's value, which has to be one of those that ours stands for.
+        """Return a key's value, which has to be one of those that ours stands for.
 
         Args:
-            key: which.
+            key: of the value.
             default: what diffusers takes in its absence.
-            allowed: those.
+            allowed: values that have a counterpart.
             mend: what to do about another, for the error's sentence.
 
         Raises:
@@ -83,7 +83,7 @@ class Settings:
         return value
 
     def only(self, known: Collection[str]) -> None:
-        """Make sure that there is no key but these.
+        """Check that there is no key but these.
 
         Raises:
             UserError: there is one, and its value would be ignored.
@@ -93,9 +93,9 @@ class Settings:
                 raise self.refusal(key, "no such key")
 
     def refusal(self, key: str, wanted: str, mend: str = "") -> UserError:
-        """The error that a key's value deserves."""
-        held = repr(self.values[key]) if key in self.values else "absent"
+        """Return the error for a value that has no counterpart."""
+        value = repr(self.values[key]) if key in self.values else "absent"
         return UserError(
-            f"In {self._source} '{key}' is {held}; of checkpoints of DeepFloyd IF's kind this "
+            f"In {self._source} '{key}' is {value}; of checkpoints of DeepFloyd IF's kind this "
             f"project reads {wanted}{'; ' if mend else ''}{mend}."
         )

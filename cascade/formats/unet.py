@@ -1,4 +1,4 @@
-"""diffusers' `unet/config.json` and our `UNetConfig`, for networks of DeepFloyd IF's kind.
+"""Conversion of diffusers' `unet/config.json` from and to `UNetConfig`, for IF's kind of network.
 
 Both describe the same network; what one cannot say is refused by name, never dropped.
 """

@@ -1,4 +1,4 @@
-"""Weights on disk: found whole, in shards or as a variant; read and written tensor by tensor.
+"""Weights on disk: whole, in shards or as a variant; read and written tensor by tensor.
 
 On a CPU safetensors maps a file into memory, so a tensor that is read costs no memory of its own
 before it is changed. The writer takes one tensor at a time, so a file may be larger than memory.
@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from cascade.errors import UserError
-from cascade.files import read_index, replacing
+from cascade.files import copy_file, read_index, replacing
 from cascade.tensors import FLOATS, Header, headers, opened, require_finite, weight_shapes
+from cascade.text.encoder import meta_model
+from cascade.text.files import EncoderFiles
 
 STEM = "diffusion_pytorch_model"
 _NAMES = {dtype: name for name, dtype in FLOATS.items()}
@@ -42,14 +44,14 @@ class Weights:
         Raises:
             UserError: a file is missing or damaged, or does not hold what it should.
         """
-        held = {path: headers(path) for path in dict.fromkeys(files.values())}
-        handles = {path: opened(path, device) for path in held}
+        read = {path: headers(path) for path in dict.fromkeys(files.values())}
+        handles = {path: opened(path, device) for path in read}
         self._files = {name: (path, handles[path]) for name, path in files.items()}
         self.headers: dict[str, Header] = {}
         for name, path in files.items():
-            if name not in held[path]:
+            if name not in read[path]:
                 raise UserError(f"{path} does not hold '{name}'; copy the checkpoint again.")
-            self.headers[name] = held[path][name]
+            self.headers[name] = read[path][name]
 
     def __getitem__(self, name: str) -> Tensor:
         """Read one tensor; on a CPU it stays in its file.
@@ -111,10 +113,10 @@ def write_weights(
 
     Args:
         path: the file.
-        headers: what it will hold.
-        read: gives each tensor, once; it may be freed when the next is asked for.
+        headers: of its tensors.
+        read: returns each tensor, once; it may be freed when the next is asked for.
         metadata: strings for the file's header.
-        on_tensor: told how many tensors are written, of how many.
+        on_tensor: called with the number of tensors written, and of all.
 
     Raises:
         UserError: the disk is full, or the place may not be written.
@@ -149,7 +151,7 @@ def require_output(folder: Path, files: Iterable[Weights]) -> None:
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UserError(f"{folder} is not an empty folder; choose another output folder.")
     needed = sum(header.size for weights in files for header in weights.headers.values())
-    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise UserError(
@@ -158,10 +160,34 @@ def require_output(folder: Path, files: Iterable[Weights]) -> None:
         )
 
 
+def encoder_weights(source: EncoderFiles) -> Weights:
+    """Open the weights of a text encoder under the names in its files.
+
+    Raises:
+        UserError: a file is damaged, or they do not fit each other.
+    """
+    meta_model(source)
+    return Weights(dict(source.weights.values()))
+
+
+def write_encoder(source: EncoderFiles, folder: Path, vocabulary: Path) -> None:
+    """Write a text encoder's configuration, its weights in one file, and its vocabulary.
+
+    Raises:
+        UserError: a file is damaged.
+    """
+    copy_file(source.folder / "config.json", folder / "config.json")
+    copy_file(source.vocabulary, vocabulary)
+    weights = encoder_weights(source)
+    # transformers refuses files that do not say what they were saved from.
+    metadata = {"format": "pt"}
+    write_weights(folder / "model.safetensors", weights.headers, weights.__getitem__, metadata)
+
+
 def _preamble(
     order: list[str], headers: Mapping[str, Header], metadata: Mapping[str, str]
 ) -> bytes:
-    """The header's length and the header: types, shapes and places, padded to eight bytes."""
+    """Return the header's length and the header, padded to eight bytes."""
     fields: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     begin = 0
     for name in order:

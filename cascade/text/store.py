@@ -28,7 +28,7 @@ from torch import Tensor
 
 from cascade.config.stage import Cleaning, TextConfig
 from cascade.errors import UserError
-from cascade.files import write_bytes
+from cascade.files import write_json
 from cascade.tensors import opened
 from cascade.text.cleaning import clean
 from cascade.text.encoder import TextEmbedding
@@ -285,8 +285,7 @@ def read_note(folder: Path) -> tuple[Conventions, str]:
 
 def write_note(folder: Path, conventions: Conventions, encoder: str) -> None:
     """Write a store's `store.json`, the first of its files."""
-    note = {"conventions": asdict(conventions), "encoder": encoder}
-    write_bytes((json.dumps(note, indent=2) + "\n").encode(), folder / NOTE)
+    write_json({"conventions": asdict(conventions), "encoder": encoder}, folder / NOTE)
 
 
 @lru_cache(maxsize=_OPEN)

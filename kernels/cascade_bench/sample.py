@@ -18,8 +18,8 @@ from cascade.config.stage import SamplerConfig, StageConfig
 from cascade.diffusion.noise import Noise, derive_seed
 from cascade.errors import UserError
 from cascade.files import write_bytes
-from cascade.formats.encoder import write_encoder
 from cascade.formats.export import export_cascade
+from cascade.formats.weights import write_encoder
 from cascade.pipeline import Cascade
 from cascade.results import Result
 from cascade.sampling import sample_stage

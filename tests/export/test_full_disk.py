@@ -10,7 +10,7 @@ import pytest
 
 from cascade.errors import UserError
 from cascade.files import copy_file
-from cascade.formats.encoder import write_encoder
+from cascade.formats.weights import write_encoder
 from cascade.pipeline import Cascade
 from cascade.text.files import EncoderFiles
 from cascade.text.prompts import PromptTable

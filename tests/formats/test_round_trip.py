@@ -186,7 +186,7 @@ def test_an_import_that_fails_leaves_no_cascade(
         ("unet.attention", ("joint", "none"), "at the middle"),
         ("text.max_length", 128, "IF's pipelines fix it"),
         ("text.null", "zeros", "IF's pipelines fix it"),
-        ("low_res.noise_at", "low", "enlarged picture"),
+        ("low_res.noise_at", "low", "upsampled picture"),
         ("low_res.align_corners", False, "corners"),
         ("diffusion.schedule", "cosine", "discrete"),
     ],

@@ -13,7 +13,7 @@ from typing import Final
 from cascade.config.base import Frozen
 from cascade.errors import UserError
 from cascade.files import copy_file, read_json, scratch, write_bytes
-from cascade.formats.encoder import write_encoder
+from cascade.formats.weights import write_encoder
 from cascade.pipeline import Cascade
 from cascade.stage import Stage
 from cascade.text.encoder import TextEncoder

@@ -18,7 +18,7 @@ from typing import Final
 from cascade.config.folders import MANIFEST, CascadeManifest
 from cascade.errors import UserError
 from cascade.files import copy_file, new_folder, write_bytes
-from cascade.formats.encoder import write_encoder
+from cascade.formats.weights import write_encoder
 from cascade.text.files import EncoderFiles, find_vocabulary
 from cascade_export.bundle.bundle import Bundle
 from cascade_export.engines import engine_class
