@@ -83,6 +83,34 @@ def test_lint_finds_what_it_is_for(architecture: str) -> None:
         assert [x for x in found[kernel] if x.startswith(defect)], (kernel, found[kernel])
 
 
+def test_digits_are_compiled_as_they_are_launched(monkeypatch: pytest.MonkeyPatch) -> None:
+    forward = pytest.importorskip("cascade_kernels.sampler_step.forward")
+    from cascade_bench.kernels.variants import variants
+
+    names, launched, described = ("predict", "digit", "pick"), set(), set()
+    switches = {"BITS", "SHIFT", "BINS", "FIRST", "LAST"}
+
+    def record(kernel: str, constants: dict[str, Any], into: set[Any]) -> None:
+        into.add((kernel, frozenset(x for x in constants.items() if x[0] in switches)))
+
+    class Recorder:
+        def __init__(self, kernel: str) -> None:
+            self.kernel = kernel
+
+        def __getitem__(self, grid: Any) -> Any:
+            return lambda *_, **constants: record(self.kernel, constants, launched)
+
+    for variant in variants(shipped_table("sm_90")):
+        kernel = variant.name.partition("/")[0].removeprefix("sampler_step_")
+        if kernel in names:
+            record(kernel, dict(variant.constants), described)
+    for name in names:
+        monkeypatch.setattr(forward, f"sampler_step_{name}", Recorder(name))
+    image = torch.zeros(1, 3, 8, 8)
+    forward._scales(image, image, image, (), (0, 0.0, 1.0), False)
+    assert described == launched
+
+
 def test_interpreted_kernels_cannot_be_compiled() -> None:
     if torch.cuda.is_available():
         pytest.skip("kernels are not interpreted here")
