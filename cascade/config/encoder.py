@@ -20,7 +20,7 @@ def encoder_mode(value: object) -> EncoderModeName:
     """Check the name of a mode.
 
     Raises:
-        UserError: there is no such mode; float16 is told why.
+        UserError: there is no such mode; for float16 it says why.
     """
     if isinstance(value, str) and value in _MODES:
         return cast(EncoderModeName, value)

@@ -2,7 +2,7 @@
 
 Shapes: `B` rows, `C H W` pixels of the high resolution, `C h w` of the low, in [-1, 1].
 
-A *position* is a place in the endless stream of training samples. Everything random about a row
+A *position* is an index into the endless stream of training samples. Everything random about a row
 (which sample, its flip, its dropped caption, its timestep and noise) is a function of the run's
 seed and the position, so a run can stop and go on anywhere, on any number of processes.
 """
@@ -21,7 +21,7 @@ from cascade.config.stage import StageConfig
 from cascade.data.images import resize, to_tensor
 from cascade.diffusion.noise import to_device
 
-Place = tuple[int, int]
+Offset = tuple[int, int]
 """Top and left of a crop, in low-resolution pixels."""
 
 
@@ -152,23 +152,23 @@ def _turns(start: int, part: RankSlice) -> Iterator[range]:
 
 
 def make_pair(
-    stage: StageConfig, picture: Image.Image, place: Place
+    stage: StageConfig, picture: Image.Image, offset: Offset
 ) -> tuple[Tensor, Tensor | None]:
     """Return a picture and its low-resolution twin, cropped as the stage trains.
 
     The twin is made from the whole picture with the checkpoint's own resize kernel and cropped at
-    the same place (Imagen section 2.5), so that a crop has the low-resolution pixels that the
+    the same offset (Imagen section 2.5), so that a crop has the low-resolution pixels that the
     whole picture has there.
 
     Returns:
         C H W in [-1, 1], and C h w or None for a base stage.
     """
-    return crop_pair(stage, *whole_pair(stage, picture), place)
+    return crop_pair(stage, *whole_pair(stage, picture), offset)
 
 
-def draw_place(stage: StageConfig, rng: np.random.Generator) -> Place:
+def draw_offset(stage: StageConfig, rng: np.random.Generator) -> Offset:
     """Draw where a crop begins."""
-    top, left = (int(offset) for offset in rng.integers(0, crop_places(stage), size=2))
+    top, left = (int(offset) for offset in rng.integers(0, crop_offsets(stage), size=2))
     return top, left
 
 
@@ -183,8 +183,8 @@ def crop_sides(stage: StageConfig) -> tuple[int, int]:
     return high, high * stage.low_res.size // stage.size
 
 
-def crop_places(stage: StageConfig) -> int:
-    """Return the number of places where a stage's crop may begin, along one side."""
+def crop_offsets(stage: StageConfig) -> int:
+    """Return the number of offsets that a stage's crop may have along one side."""
     whole = stage.size if stage.low_res is None else stage.low_res.size
     return whole - crop_sides(stage)[1] + 1
 
@@ -197,19 +197,20 @@ def whole_pair(stage: StageConfig, picture: Image.Image) -> tuple[Tensor, Tensor
 
 
 def crop_pair(
-    stage: StageConfig, high: Tensor, low: Tensor | None, place: Place
+    stage: StageConfig, high: Tensor, low: Tensor | None, offset: Offset
 ) -> tuple[Tensor, Tensor | None]:
     """Cut the same crop out of both."""
     if low is None:
         return high, None
-    (top, left), side = place, crop_sides(stage)[1]
-    return crop_high(stage, high, place), low[:, top : top + side, left : left + side]
+    (top, left), side = offset, crop_sides(stage)[1]
+    return crop_high(stage, high, offset), low[:, top : top + side, left : left + side]
 
 
-def crop_high(stage: StageConfig, high: Tensor, place: Place) -> Tensor:
+def crop_high(stage: StageConfig, high: Tensor, offset: Offset) -> Tensor:
     """Cut the crop out of pixels of the high resolution, C H W."""
     if stage.low_res is None:
         return high
     side, _ = crop_sides(stage)
-    top, left = (offset * (stage.size // stage.low_res.size) for offset in place)
+    scale = stage.size // stage.low_res.size
+    top, left = (scale * start for start in offset)
     return high[:, top : top + side, left : left + side]

@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from cascade.config.stage import StageConfig
-from cascade.data.batch import Batch, crop_pair, crop_places, whole_pair
+from cascade.data.batch import Batch, crop_offsets, crop_pair, whole_pair
 from cascade.diffusion.noise import derive_seed
 from cascade.diffusion.philox import philox4x32, round_keys
 from cascade.errors import UserError
@@ -124,8 +124,8 @@ class CaptionedSamples:
         """Return the rows at these positions; see `cascade.data.batch`."""
         chosen = self.decide(positions)
         pairs = [
-            self._pair(*place)
-            for place in zip(chosen.index, chosen.mirrored, chosen.top, chosen.left, strict=True)
+            self._pair(*row)
+            for row in zip(chosen.index, chosen.mirrored, chosen.top, chosen.left, strict=True)
         ]
         low = [low for _, low in pairs if low is not None]
         return Batch(
@@ -140,12 +140,12 @@ class CaptionedSamples:
 
     def decide(self, positions: Sequence[int]) -> Decisions:
         """Make the random choices of the rows at these positions, all at once."""
-        places = np.asarray(positions, dtype=np.int64)
-        index = self._pictures(places)
-        mirror, caption, drop, top, left, low, high, _ = _words(self.seed, places)
+        at = np.asarray(positions, dtype=np.int64)
+        index = self._pictures(at)
+        mirror, caption, drop, top, left, low, high, _ = _words(self.seed, at)
         choices = _below(caption, self._caption_counts[index])
         dropped = drop < self.caption_dropout * 2**32
-        offsets = crop_places(self.stage)
+        offsets = crop_offsets(self.stage)
         prompts = tuple(
             None if nothing else self.data.captions[picture][choice]
             for picture, choice, nothing in zip(index, choices, dropped, strict=True)
@@ -165,14 +165,14 @@ class CaptionedSamples:
     def _caption_counts(self) -> np.ndarray:
         return np.array([len(captions) for captions in self.data.captions])
 
-    def _pictures(self, places: np.ndarray) -> np.ndarray:
+    def _pictures(self, positions: np.ndarray) -> np.ndarray:
         count = len(self.data.images)
-        epochs = places // count
-        index = np.empty_like(places)
+        epochs = positions // count
+        index = np.empty_like(positions)
         for epoch in np.unique(epochs):
             order = permutation(count, derive_seed(self.seed, "epoch", int(epoch)))
             of_epoch = epochs == epoch
-            index[of_epoch] = order[places[of_epoch] % count]
+            index[of_epoch] = order[positions[of_epoch] % count]
         return index
 
     def _pair(
@@ -212,17 +212,17 @@ def permutation(count: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).permutation(count)
 
 
-def _words(seed: int, places: np.ndarray) -> np.ndarray:
+def _words(seed: int, positions: np.ndarray) -> np.ndarray:
     """Return eight random 32-bit words of every position, 8 x B int64.
 
     Philox and not a generator of NumPy's per row, of which a thousand take tens of milliseconds.
     """
-    place, zero = torch.from_numpy(places), torch.zeros((), dtype=torch.int64)
+    position, zero = torch.from_numpy(positions), torch.zeros((), dtype=torch.int64)
     keys = round_keys(torch.tensor(derive_seed(seed, "row")))
     words = [
         word
         for block in range(2)
-        for word in philox4x32((place & 0xFFFFFFFF, place >> 32, zero + block, zero), keys)
+        for word in philox4x32((position & 0xFFFFFFFF, position >> 32, zero + block, zero), keys)
     ]
     return torch.stack(words).numpy()
 

@@ -107,8 +107,8 @@ def _instead(folder: Path, found: SortedFiles) -> str:
     if within:
         return f" itself, but its folder '{within[0]}' does; give that one"
     rest = (*found.others, *found.dangling)
-    held = f" (it holds {_named(rest)})" if rest else ""
-    return f"{held}; add .jpg, .png or .webp files"
+    instead = f" (it holds {_named(rest)})" if rest else ""
+    return f"{instead}; add .jpg, .png or .webp files"
 
 
 def _is_foreign(path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""A dataset held on the training device: a batch is gathered there, and nothing is waited for.
+"""A dataset on the training device, where a batch is gathered without waiting.
 
 Shapes: `B` rows, `N` pictures of the dataset, `C S S` pixels of one; `h w` low-resolution pixels.
 """
@@ -39,11 +39,11 @@ class ResidentSamples:
         # A divisor of its own: by a plain number a GPU multiplies with the reciprocal, which is
         # another last bit than the CPU's.
         self._half = torch.full((), 127.5, device=device)
-        for places in _chunks(len(data.images)):
-            self._high[places] = torch.from_numpy(np.array(data.images[places])).to(device)
+        for part in _chunks(len(data.images)):
+            self._high[part] = torch.from_numpy(np.array(data.images[part])).to(device)
             if self._low is not None and stage.low_res is not None:
-                twins = _twins(data, places, stage.low_res.size, stage.resize)
-                self._low[places] = torch.from_numpy(twins).to(device)
+                twins = _twins(data, part, stage.low_res.size, stage.resize)
+                self._low[part] = torch.from_numpy(twins).to(device)
 
     def rows(self, positions: Sequence[int]) -> Batch:
         """Return the rows at these positions; see `cascade.data.batch`."""
@@ -98,11 +98,11 @@ def _chunks(count: int) -> Iterator[slice]:
     return (slice(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK))
 
 
-def _twins(data: CaptionedArray, places: slice, size: int, kernel: ResizeKernel) -> np.ndarray:
+def _twins(data: CaptionedArray, part: slice, size: int, kernel: ResizeKernel) -> np.ndarray:
     """Make pictures small; Pillow lets the threads run side by side."""
 
     def small(index: int) -> np.ndarray:
         return np.asarray(resize(data.picture(index), size, kernel)).transpose(2, 0, 1)
 
     with ThreadPoolExecutor() as pool:
-        return np.stack(list(pool.map(small, range(places.start, places.stop))))
+        return np.stack(list(pool.map(small, range(part.start, part.stop))))

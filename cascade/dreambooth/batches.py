@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from cascade.config.stage import StageConfig
-from cascade.data.batch import Batch, Place, concatenate, crop_high, draw_place, make_pair
+from cascade.data.batch import Batch, Offset, concatenate, crop_high, draw_offset, make_pair
 from cascade.data.captioned import permutation
 from cascade.data.images import Box, centred_square, resize
 from cascade.diffusion.noise import derive_seed
@@ -140,16 +140,16 @@ class DreamBoothSamples:
         box = centred_square(image) if concept.center_crop else _random_square(image, rng)
         mirrored = concept.flip and rng.random() < 0.5
         picture = resize(image.crop(box), self.stage.size, self.stage.resize)
-        place = draw_place(self.stage, rng)
+        offset = draw_offset(self.stage, rng)
         weights: Tensor | None = None
         if concept.pixels is not None:
             mask = resize(concept.pixels.masks[number].crop(box), self.stage.size, "box")
             if self._rng(concept, "unmasked", position).random() < concept.pixels.unmasked:
                 mask = Image.new("L", mask.size, 255)
-            weights = self._weights(_mirrored(mask, mirrored), concept.pixels.least, place)
+            weights = self._weights(_mirrored(mask, mirrored), concept.pixels.least, offset)
         dropped = self._rng(concept, "caption", position).random() < concept.caption_dropout
         prompt = None if dropped else concept.prompts[number % len(concept.prompts)]
-        return _Row(*make_pair(self.stage, _mirrored(picture, mirrored), place), weights, prompt)
+        return _Row(*make_pair(self.stage, _mirrored(picture, mirrored), offset), weights, prompt)
 
     def _scene_row(self, concept: Concept, scenes: InScenes, number: int, position: int) -> _Row:
         """Paste the subject of a photo into a scene; the caption names both."""
@@ -157,21 +157,21 @@ class DreamBoothSamples:
         scene = self._shuffled(concept, "scenes", len(scenes.scenes), position)
         picture, mask = scenes.compose(number, scene, rng)
         mirrored = concept.flip and rng.random() < 0.5
-        place = draw_place(self.stage, rng)
+        offset = draw_offset(self.stage, rng)
         weights: Tensor | None = None
         if concept.pixels is not None:
-            weights = self._weights(_mirrored(mask, mirrored), scenes.config.scene_weight, place)
+            weights = self._weights(_mirrored(mask, mirrored), scenes.config.scene_weight, offset)
         prompt = scenes.prompts[scene % len(scenes.prompts)]
-        return _Row(*make_pair(self.stage, _mirrored(picture, mirrored), place), weights, prompt)
+        return _Row(*make_pair(self.stage, _mirrored(picture, mirrored), offset), weights, prompt)
 
-    def _weights(self, mask: Image.Image, least: float, place: Place) -> Tensor:
+    def _weights(self, mask: Image.Image, least: float, offset: Offset) -> Tensor:
         """Weights of the pixels that a row shows."""
-        return crop_high(self.stage, pixel_weights(mask, least), place)
+        return crop_high(self.stage, pixel_weights(mask, least), offset)
 
     def _shuffled(self, concept: Concept, name: str, count: int, position: int) -> int:
         """Return which image stands at a position; each does once before any does again."""
-        epoch, place = divmod(position, count)
-        return int(permutation(count, derive_seed(self.seed, concept.term, name, epoch))[place])
+        epoch, index = divmod(position, count)
+        return int(permutation(count, derive_seed(self.seed, concept.term, name, epoch))[index])
 
     def _rng(self, concept: Concept, purpose: str, position: int) -> np.random.Generator:
         return np.random.default_rng(derive_seed(self.seed, concept.term, purpose, position))

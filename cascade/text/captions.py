@@ -27,20 +27,20 @@ def read_captions(path: Path) -> Iterator[str]:
             f"There are no captions at {file}; give a text file, a .jsonl file, or a folder with "
             "captions.jsonl."
         )
-    found = False
+    empty = True
     with file.open(encoding="utf-8-sig") as lines:
         try:
             for number, line in enumerate(lines, start=1):
                 if not line.strip():
                     continue
-                found = True
+                empty = False
                 if file.suffix == ".jsonl":
                     yield from parse_captions(file, number, line)
                 else:
                     yield line.strip()
         except UnicodeDecodeError:
             raise UserError(f"{file} is not UTF-8 text; save it as UTF-8.") from None
-    if not found:
+    if empty:
         raise UserError(f"{file} holds no captions; write one per line.")
 
 

@@ -173,10 +173,10 @@ def find_vocabulary(folder: Path) -> Path:
     """
     if not folder.is_dir():
         raise UserError(f"There is no text encoder folder {folder}; check the path.")
-    places = [folder, folder / "tokenizer", folder.parent / "tokenizer"]
-    for place in places:
-        if (place / "spiece.model").is_file():
-            return place / "spiece.model"
+    folders = [folder, folder / "tokenizer", folder.parent / "tokenizer"]
+    for where in folders:
+        if (where / "spiece.model").is_file():
+            return where / "spiece.model"
     raise UserError(
         f"There is no spiece.model in {folder} or in a folder 'tokenizer' next to it; fetch the "
         "encoder's tokenizer too."

@@ -97,11 +97,11 @@ class Index:
 
     Attributes:
         keys: N of 16 bytes, ascending.
-        places: N 3; number of the shard, first row in it, number of rows.
+        spans: N 3; number of the shard, first row in it, number of rows.
     """
 
     keys: np.ndarray
-    places: np.ndarray
+    spans: np.ndarray
 
     @classmethod
     def read(cls, shards: Sequence[Path]) -> Self:
@@ -111,16 +111,16 @@ class Index:
             UserError: a shard is damaged.
         """
         keys = [np.zeros(0, _KEY)]
-        places = [np.zeros((0, 3), np.int64)]
+        spans = [np.zeros((0, 3), np.int64)]
         for number, path in enumerate(shards):
             shard = _shard(path)
             keys.append(np.ascontiguousarray(shard.get_tensor("keys").numpy()).view(_KEY)[:, 0])
             lengths = shard.get_tensor("lengths").numpy().astype(np.int64)
             starts = np.cumsum(lengths) - lengths
-            places.append(np.stack([np.full_like(lengths, number), starts, lengths], axis=1))
+            spans.append(np.stack([np.full_like(lengths, number), starts, lengths], axis=1))
         key = np.concatenate(keys)
         order = np.argsort(key, kind="stable")
-        return cls(key[order], np.concatenate(places)[order])
+        return cls(key[order], np.concatenate(spans)[order])
 
     def find(self, key: bytes) -> tuple[int, int, int] | None:
         """Return the shard, the first row and the number of rows of a key, or None."""
@@ -128,13 +128,13 @@ class Index:
         at = int(np.searchsorted(self.keys, wanted))
         if at == len(self.keys) or self.keys[at] != wanted:
             return None
-        shard, start, length = self.places[at].tolist()
+        shard, start, length = self.spans[at].tolist()
         return shard, start, length
 
 
 @dataclass(frozen=True)
 class EmbeddingStore:
-    """An opened store. It stands in for the encoder that made it, for the captions it holds.
+    """An opened store, which stands in for the encoder that made it.
 
     Attributes:
         folder: where it is.
@@ -233,10 +233,10 @@ class EmbeddingStore:
         Raises:
             UserError: it is not there, or its shard is damaged.
         """
-        place = self.index.find(self.conventions.key(caption))
-        if place is None:
+        span = self.index.find(self.conventions.key(caption))
+        if span is None:
             raise self._missing([caption])
-        shard, start, length = place
+        shard, start, length = span
         rows: Tensor = _shard(self.shards[shard]).get_slice("rows")[start : start + length]
         return rows.float()
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from cascade.config.stage import LowResConfig, StageConfig
 from cascade.config.unet import UNetConfig
-from cascade.data.batch import draw_place, make_pair
+from cascade.data.batch import draw_offset, make_pair
 from cascade.data.captioned import CaptionedArray, CaptionedSamples, permutation
 from cascade.data.images import resize, to_tensor
 from cascade.errors import UserError
@@ -143,7 +143,7 @@ def test_a_crop_has_the_low_resolution_pixels_of_its_place(crop: int) -> None:
     whole, small = to_tensor(picture), to_tensor(resize(picture, 4, "lanczos"))
     places = set()
     for seed in range(60):
-        high, low = make_pair(stage, picture, draw_place(stage, np.random.default_rng(seed)))
+        high, low = make_pair(stage, picture, draw_offset(stage, np.random.default_rng(seed)))
         assert low is not None
         side = crop // 4
         assert high.shape == (3, crop, crop)
