@@ -10,6 +10,7 @@ seed and the position, so a run can stop and go on anywhere, on any number of pr
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -149,6 +150,12 @@ def _turns(start: int, part: RankSlice) -> Iterator[range]:
         for turn in range(part.accumulation):
             yield part.positions(start, turn)
         start += part.batch_size
+
+
+@lru_cache(maxsize=4)
+def permutation(count: int, seed: int) -> np.ndarray:
+    """Return a permutation of 0..count-1, a function of the seed."""
+    return np.random.default_rng(seed).permutation(count)
 
 
 def make_pair(

@@ -13,7 +13,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Final
 
@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from cascade.config.stage import StageConfig
-from cascade.data.batch import Batch, crop_offsets, crop_pair, whole_pair
+from cascade.data.batch import Batch, crop_offsets, crop_pair, permutation, whole_pair
 from cascade.diffusion.noise import derive_seed
 from cascade.diffusion.philox import philox4x32, round_keys
 from cascade.errors import UserError
@@ -204,12 +204,6 @@ def _read_captions(path: Path) -> tuple[tuple[str, ...], ...]:
     # Not `splitlines`, which also breaks at separators that may stand inside a JSON string.
     lines = read_text(path).removesuffix("\n").split("\n")
     return tuple(parse_captions(path, number, line) for number, line in enumerate(lines, start=1))
-
-
-@lru_cache(maxsize=4)
-def permutation(count: int, seed: int) -> np.ndarray:
-    """Return a permutation of 0..count-1, a function of the seed."""
-    return np.random.default_rng(seed).permutation(count)
 
 
 def _words(seed: int, positions: np.ndarray) -> np.ndarray:

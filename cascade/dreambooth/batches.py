@@ -12,8 +12,15 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from cascade.config.stage import StageConfig
-from cascade.data.batch import Batch, Offset, concatenate, crop_high, draw_offset, make_pair
-from cascade.data.captioned import permutation
+from cascade.data.batch import (
+    Batch,
+    Offset,
+    concatenate,
+    crop_high,
+    draw_offset,
+    make_pair,
+    permutation,
+)
 from cascade.data.images import Box, centred_square, resize
 from cascade.diffusion.noise import derive_seed
 from cascade.dreambooth.compose import InScenes

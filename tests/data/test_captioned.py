@@ -12,8 +12,8 @@ from PIL import Image
 
 from cascade.config.stage import LowResConfig, StageConfig
 from cascade.config.unet import UNetConfig
-from cascade.data.batch import draw_offset, make_pair
-from cascade.data.captioned import CaptionedArray, CaptionedSamples, permutation
+from cascade.data.batch import draw_offset, make_pair, permutation
+from cascade.data.captioned import CaptionedArray, CaptionedSamples
 from cascade.data.images import resize, to_tensor
 from cascade.errors import UserError
 
