@@ -1,1 +1,1 @@
-"""From a cascade to engines: ONNX graphs, TensorRT plans, and the proof that they draw the same."""
+"""From a cascade to engines: ONNX graphs, TensorRT plans, and the proof that they match."""

@@ -1,4 +1,4 @@
-"""What an export, its check and its server are asked for; imports no torch."""
+"""Settings of an export, its check and its server; imports no torch."""
 
 import re
 from pathlib import Path
@@ -63,7 +63,7 @@ class Gate(Frozen):
 
 
 class ExportOptions(Frozen):
-    """How a cascade is exported."""
+    """Options of an export."""
 
     engine: EngineName = Field("onnxruntime", description="what runs it")
     precision: Precision = Field("fp32", description="of weights and arithmetic")
@@ -88,7 +88,7 @@ class ExportOptions(Frozen):
 
     @property
     def numerics(self) -> Numerics:
-        """What the graphs compute in."""
+        """Return what the graphs compute in."""
         return Numerics(precision=self.precision, quantization=self.quantization)
 
     @model_validator(mode="after")
@@ -140,7 +140,7 @@ class ExportConfig(ExportOptions):
 
 
 class ServerOptions(Frozen):
-    """How Triton Inference Server runs a bundle's models."""
+    """Options of a bundle's models in Triton Inference Server."""
 
     name: Name = Field("cascade", description="what clients call the model; others begin with it")
     # The server holds buffers for the largest batch.
@@ -161,7 +161,7 @@ class ServerOptions(Frozen):
 
     @property
     def max_rows(self) -> int:
-        """The largest batch of a stage: with guidance an image takes two rows."""
+        """Return the largest batch of a stage: with guidance an image takes two rows."""
         return 2 * self.pictures_at_once * self.concurrent
 
 

@@ -6,10 +6,12 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from filelock import FileLock
+from onnx import NodeProto, TensorProto, helper
 
 pytest.importorskip("onnxscript")
 
@@ -22,7 +24,7 @@ from cascade_export.bundle.bundle import Bundle
 from cascade_export.bundle.finetunes import add_subject
 from cascade_export.bundle.write import export_bundle
 from cascade_export.graph.graph import GRAPH, Graph
-from cascade_export.graph.weights import WEIGHTS
+from cascade_export.graph.weights import WEIGHTS, tensor_spans
 from cascade_export.settings import ExportOptions, Gate
 
 GATE = Gate(device="cpu")
@@ -108,6 +110,28 @@ def traced(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def my_bundle(bundle: Bundle, tmp_path: Path) -> Bundle:
     """A copy of the bundle to change."""
     return Bundle.open(shutil.copytree(bundle.folder, tmp_path / "bundle"))
+
+
+@pytest.fixture
+def thin_graph() -> Callable[..., Graph]:
+    """Write a graph of x and out whose initializers lie in a weights file in its folder."""
+
+    def write(weights: Path, nodes: list[NodeProto], kind: int, image: tuple[Any, ...]) -> Graph:
+        outside = []
+        for name, place in tensor_spans(weights).items():
+            tensor = TensorProto(name=name, dims=place.shape, data_type=kind)
+            tensor.data_location = TensorProto.EXTERNAL
+            where = {"location": weights.name, "offset": place.offset, "length": place.size}
+            for key, value in where.items():
+                tensor.external_data.add(key=key, value=str(value))
+            outside.append(tensor)
+        ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, image) for n in ("x", "out")]
+        graph = helper.make_graph(nodes, "thin", ends[:1], ends[1:], outside)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+        (weights.parent / GRAPH).write_bytes(model.SerializeToString())
+        return Graph.open(weights.parent / GRAPH)
+
+    return write
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from cascade.stage import Stage
 from cascade_export.bundle.bundle import Bundle
 from cascade_export.bundle.finetunes import add_subject
 from cascade_export.bundle.manifest import BundleManifest, Subject
-from cascade_export.bundle.requirements import require_export, require_place
+from cascade_export.bundle.requirements import require_export, require_output
 from cascade_export.bundle.write import export_bundle
 from cascade_export.engines.opening import runner
 from cascade_export.graph.graph import GRAPH
@@ -290,13 +290,13 @@ def test_engines_that_draw_other_pictures_do_not_pass(tuned_cascade: Path, tmp_p
 
 def test_where_a_bundle_can_be_written(bundle: Bundle, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="whole bundle already"):
-        require_place(bundle.folder)
+        require_output(bundle.folder)
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="is a file"):
-        require_place(tmp_path / "notes.txt")
+        require_output(tmp_path / "notes.txt")
     with pytest.raises(UserError, match=r"holds notes\.txt"):
-        require_place(tmp_path)
-    require_place(tmp_path / "new")
+        require_output(tmp_path)
+    require_output(tmp_path / "new")
 
 
 def test_fine_tunes_that_do_not_fit(my_bundle: Bundle, tuned_cascade: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from cascade.stage import Stage
 from cascade.text.encoder import TextEncoder
 from cascade_export.graph.graph import GRAPH, Graph, TensorSpec
 from cascade_export.graph.trace import export_stage, export_text_encoder
-from cascade_export.graph.weights import WEIGHTS, places
+from cascade_export.graph.weights import WEIGHTS, tensor_spans
 
 BASE = UNetConfig(
     channels=(16, 32),
@@ -145,7 +145,7 @@ def test_every_parameter_is_read_by_a_layer_and_not_cut_to_pieces(exported: Expo
 def test_equal_parameters_stay_apart(exported: Exported) -> None:
     # All gains of fresh norms are ones: what merges equal tensors would leave a single one.
     gains = [n for n in exported.graph.parameters if n.endswith(("norm1.weight", "norm2.weight"))]
-    found = places(exported.graph.weights)
+    found = tensor_spans(exported.graph.weights)
     assert len({found[name].offset for name in gains}) == len(gains) > 4
 
 

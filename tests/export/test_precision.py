@@ -12,7 +12,7 @@ from cascade.errors import UserError
 from cascade.model.layers import FilmGroupNorm
 from cascade.model.unet import UNet
 from cascade_export.graph.numerics import Precision
-from cascade_export.graph.precision import DEFAULT_ISLANDS, cast, cast_encoder, in_island
+from cascade_export.graph.precision import DEFAULT_ISLANDS, cast, in_island
 
 CONFIG = UNetConfig(
     channels=(16, 32),
@@ -139,24 +139,3 @@ def test_an_unknown_island_is_refused(network: UNet) -> None:
 def test_only_a_unet_is_cast() -> None:
     with pytest.raises(TypeError, match="no UNet"):
         cast(nn.Linear(2, 2), "fp16")
-
-
-def test_t5_in_fp16_survives_feed_forward_outputs_beyond_its_range() -> None:
-    from transformers import T5Config, T5EncoderModel
-
-    torch.manual_seed(0)
-    config = T5Config(
-        vocab_size=32, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2,
-        feed_forward_proj="gated-gelu",
-    )  # fmt: skip
-    encoder = T5EncoderModel(config).encoder.eval()
-    with torch.no_grad():
-        for name, parameter in encoder.named_parameters():
-            if name.endswith("wo.weight"):
-                parameter *= 1e6
-    ids = torch.arange(12).view(2, 6)
-    mask = torch.ones_like(ids)
-    wanted = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
-    found = cast_encoder(encoder, "fp16")(input_ids=ids, attention_mask=mask).last_hidden_state
-    assert found.dtype == torch.float32
-    assert (found - wanted).norm() / wanted.norm() < 20 * EPSILON["fp16"]

@@ -11,7 +11,7 @@ from torch import Tensor
 from cascade.errors import UserError
 from cascade.tensors import Header
 from cascade_export.graph.graph import Graph
-from cascade_export.graph.weights import check_weights, digest, places, write_weights
+from cascade_export.graph.weights import check_weights, digest, tensor_spans, write_weights
 
 
 class FakeGraph(Graph):
@@ -56,7 +56,7 @@ def test_every_file_of_a_graph_has_the_same_layout(
     one, other = tmp_path / "one.safetensors", tmp_path / "other.safetensors"
     write_weights(state, one, graph)
     write_weights({name: -value for name, value in reversed(state.items())}, other, graph)
-    assert places(one) == places(other)
+    assert tensor_spans(one) == tensor_spans(other)
     assert digest(one) != digest(other)
 
 
@@ -65,7 +65,7 @@ def test_a_place_is_where_the_bytes_lie(
 ) -> None:
     path = tmp_path / "tuned.safetensors"
     write_weights(state, path, graph)
-    for name, place in places(path).items():
+    for name, place in tensor_spans(path).items():
         raw = path.read_bytes()[place.offset : place.offset + place.size]
         found = torch.frombuffer(bytearray(raw), dtype=place.dtype).view(place.shape)
         assert torch.equal(found, state[name].to(place.dtype))
@@ -119,4 +119,4 @@ def test_a_type_that_no_graph_has_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "wide.safetensors"
     save_file({"conv.bias": torch.zeros(2, dtype=torch.float64)}, path)
     with pytest.raises(UserError, match="type F64"):
-        places(path)
+        tensor_spans(path)

@@ -52,13 +52,13 @@ class Bundle:
     manifest: BundleManifest
 
     @classmethod
-    def open(cls, place: Path | str) -> "Bundle":
+    def open(cls, path: Path | str) -> "Bundle":
         """Open a bundle and prove its files against their hashes.
 
         Raises:
             UserError: it is none, not whole, altered, or of a later version of this project.
         """
-        folder = _folder(place)
+        folder = _folder(path)
         bundle = cls(folder, read_manifest(folder))
         for name, entry in bundle.manifest.stages.items():
             check_file(bundle.stage_folder(name) / "config.json", entry.config)
@@ -75,20 +75,20 @@ class Bundle:
 
     @property
     def text_folder(self) -> Path:
-        """Where the text encoder is; one too large to copy is outside of the bundle."""
+        """Return the text encoder's folder; one too large to copy is outside of the bundle."""
         return self.folder / self.manifest.cascade.text_encoder
 
     @property
     def plans(self) -> Path:
-        """Where the plans of TensorRT's engines are."""
+        """Return the folder of TensorRT's plans."""
         return self.folder / "engines"
 
     def stage_folder(self, name: str) -> Path:
-        """Where a stage's graph, weights and settings are."""
+        """Return the folder of a stage's graph, weights and settings."""
         return self.folder / "stages" / name
 
     def subjects(self) -> list[str]:
-        """Names of the fine-tunes that the bundle serves beside its own weights."""
+        """List the fine-tunes that the bundle serves beside its own weights."""
         return sorted(path.parent.name for path in self.folder.glob(f"subjects/*/{ABOUT}"))
 
     def subject(self, name: str) -> Subject:
@@ -99,9 +99,9 @@ class Bundle:
         """
         known = self.subjects()
         if name not in known:
-            held = f"it has {', '.join(known)}" if known else "it has none"
+            others = f"it has {', '.join(known)}" if known else "it has none"
             raise UserError(
-                f"{self.folder} has no subject {name!r}, {held}; add one: cascade export "
+                f"{self.folder} has no subject {name!r}, {others}; add one: cascade export "
                 f"--cascade TUNED --into {self.folder} --subject NAME."
             )
         path = self.folder / "subjects" / name / ABOUT
@@ -119,11 +119,7 @@ class Bundle:
         return subject
 
     def files(self, subject: Subject | None = None) -> list[StageFiles]:
-        """What the engines are opened from, base first.
-
-        Raises:
-            UserError: a file is missing or damaged, or they do not fit each other.
-        """
+        """Return what the engines are opened from, base first."""
         files = [self._stage_files(name, subject) for name in self.manifest.stages]
         configs = [part.config for part in files]
         check_chain(configs, configs[0].unet.text_width, self.folder)
@@ -175,22 +171,18 @@ class Bundle:
         """
         kind = engine or self.manifest.engine
         engine_class(kind)
-        place = usable_device(device)
+        where = usable_device(device)
         if max_memory is not None:
             max_memory = whole(max_memory, "max_memory", 1, 2**63 - 1)
         files = self.files(subject)
-        engines = open_engines(kind, files, place, options, max_memory)
+        engines = open_engines(kind, files, where, options, max_memory)
         return [
             Stage(part.config, each, f"{kind} {part.origin}")
             for part, each in zip(files, engines, strict=True)
         ]
 
     def check_weights(self, weights: Weights) -> None:
-        """Prove a weights file against its size and hash, and that it holds numbers.
-
-        Raises:
-            UserError: it is missing or altered, or a number is NaN or infinite.
-        """
+        """Prove a weights file against its size and hash, and that it holds numbers."""
         check_file(self.folder / weights.file, weights.sha256, weights.size)
         require_numbers(self.folder / weights.file)
 
@@ -240,10 +232,10 @@ class Bundle:
         return load_text(text, mode, device)
 
 
-def _folder(place: object) -> Path:
-    if not isinstance(place, (str, Path)) or not str(place):
-        raise UserError(f"A bundle is a folder, not {place!r}; give its path.")
-    return Path(place)
+def _folder(path: object) -> Path:
+    if not isinstance(path, (str, Path)) or not str(path):
+        raise UserError(f"A bundle is a folder, not {path!r}; give its path.")
+    return Path(path)
 
 
 def _check_config(name: str, config: StageConfig, source: Path) -> None:

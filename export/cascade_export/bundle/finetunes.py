@@ -8,9 +8,10 @@ from cascade.config.folders import read_stage_config
 from cascade.errors import UserError
 from cascade.files import new_folder
 from cascade.pipeline import Cascade
+from cascade.sampling import OnStep
 from cascade.stage import Stage
 from cascade_export.bundle.bundle import Bundle
-from cascade_export.bundle.gate import OnPart, compare, proof_of
+from cascade_export.bundle.gate import compare, proof_of
 from cascade_export.bundle.manifest import (
     ABOUT,
     Proof,
@@ -28,7 +29,7 @@ from cascade_export.settings import Gate
 
 
 def add_subject(
-    bundle: Bundle, cascade: Cascade, name: str, gate: Gate, on_part: OnPart | None = None
+    bundle: Bundle, cascade: Cascade, name: str, gate: Gate, on_step: OnStep | None = None
 ) -> Subject:
     """Add a fine-tune of the exported cascade to a bundle.
 
@@ -40,7 +41,7 @@ def add_subject(
 
     Raises:
         UserError: the name is taken or unusable, the cascade is of another architecture or reads
-            another text encoder, or the engines do not draw what it draws.
+            another text encoder, or the engines do not sample what it samples.
     """
     check_subject_name(bundle, name)
     folder = subject_folder(bundle, name)
@@ -48,7 +49,7 @@ def add_subject(
     with new_folder(folder):
         stages = {
             stage.config.name: SubjectStage(
-                config=stage.config, weights=_write(bundle, stage, folder, on_part)
+                config=stage.config, weights=_write(bundle, stage, folder, on_step)
             )
             for stage in cascade.stages
         }
@@ -65,7 +66,7 @@ def add_subject(
     engine = engine_class(bundle.manifest.engine)
     for files in bundle.files(subject) if engine.runs_plans else ():
         engine.prepare(files)
-    report = compare(cascade, bundle, subject, gate, folder / "report", on_part)
+    report = compare(cascade, bundle, subject, gate, folder / "report", on_step)
     report.require()
     proven = subject.model_copy(update={"proof": proof_of(report)})
     write_sealed(proven, folder / ABOUT)
@@ -73,18 +74,18 @@ def add_subject(
 
 
 def subject_folder(bundle: Bundle, name: str) -> Path:
-    """Where a subject's weights and report are."""
+    """Return the folder of a subject's weights and report."""
     return bundle.folder / "subjects" / name
 
 
-def _write(bundle: Bundle, stage: Stage, folder: Path, on_part: OnPart | None) -> Weights:
+def _write(bundle: Bundle, stage: Stage, folder: Path, on_step: OnStep | None) -> Weights:
     """Write a stage's weights for the bundle's graph, if they are not the bundle's own."""
     name = stage.config.name
     graph = Graph.open(bundle.stage_folder(name) / GRAPH)
     path = folder / f"{name}.safetensors"
     sha256 = write_weights(stage.network.state_dict(), path, graph)
-    if on_part is not None:
-        on_part(f"write {name}", 1, 1)
+    if on_step is not None:
+        on_step(f"write {name}", 1, 1)
     own = bundle.manifest.stages[name].weights
     if sha256 == own.sha256:
         path.unlink()
@@ -93,11 +94,7 @@ def _write(bundle: Bundle, stage: Stage, folder: Path, on_part: OnPart | None) -
 
 
 def check_subject_name(bundle: Bundle, name: object) -> None:
-    """Refuse a name that is no component of a path, or is taken.
-
-    Raises:
-        UserError: with the reason.
-    """
+    """Refuse a name that is no component of a path, or is taken."""
     if not isinstance(name, str) or not re.fullmatch(NAME, name) or len(name) > 100:
         raise UserError(
             f"{name!r} is no name for a subject; use at most 100 letters, digits, '-' and '_'."
@@ -111,10 +108,10 @@ def check_subject_name(bundle: Bundle, name: object) -> None:
 
 def _check_fits(bundle: Bundle, cascade: Cascade) -> None:
     manifest = bundle.manifest
-    held, given = list(manifest.stages), [stage.config.name for stage in cascade.stages]
-    if held != given:
+    own, others = list(manifest.stages), [stage.config.name for stage in cascade.stages]
+    if own != others:
         raise UserError(
-            f"{bundle.folder} has the stages {', '.join(held)} and the cascade {', '.join(given)}; "
+            f"{bundle.folder} has the stages {', '.join(own)} and the cascade {', '.join(others)}; "
             "a bundle takes fine-tunes of the cascade that it was made from."
         )
     for stage in cascade.stages:

@@ -1,11 +1,12 @@
-"""The gate of an export: which engines run it, what they draw, and where the report goes."""
+"""The parity gate of an export: which engines run it, and where the report goes."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from cascade.config.stage import SamplerConfig
 from cascade.environment import usable_device
 from cascade.pipeline import Cascade
+from cascade.sampling import OnStep
 from cascade_export.bundle.bundle import Bundle
 from cascade_export.bundle.manifest import Proof, Subject
 from cascade_export.engines import engine_class
@@ -17,16 +18,9 @@ from cascade_export.parity.findings import ParityReport
 from cascade_export.parity.report import write_report
 from cascade_export.settings import Gate
 
-OnPart = Callable[[str, int, int], None]
-"""Called with (what is done, parts of it done, of how many)."""
-
 
 def gate_device(gate: Gate, engine: type[Engine]) -> str:
-    """Return where the gate runs an engine.
-
-    Raises:
-        UserError: there is no such device.
-    """
+    """Return where the gate runs an engine."""
     return engine.default_device() if gate.device is None else usable_device(gate.device)
 
 
@@ -36,16 +30,13 @@ def compare(
     subject: Subject | None,
     gate: Gate,
     folder: Path,
-    on_part: OnPart | None = None,
+    on_step: OnStep | None = None,
 ) -> ParityReport:
     """Compare a bundle's engines with the cascade they come from, and write the report.
 
     Args:
         cascade: eager, in float32.
         subject: whose weights the engines serve; the bundle's own by default.
-
-    Raises:
-        UserError: an engine cannot be opened.
     """
     manifest = bundle.manifest
     kind = runner(manifest.engine, manifest.precision)
@@ -57,21 +48,21 @@ def compare(
         manifest.numerics,
         engine=manifest.engine,
         executed=kind == manifest.engine,
-        # A plan has one size of picture, and a largest batch.
+        # A plan has one size of image, and a largest batch.
         dynamic=not engine_class(kind).runs_plans,
         islands={name: entry.islands for name, entry in manifest.stages.items()},
         graphs={name: bundle.stage_folder(name) / GRAPH for name in manifest.stages},
         prompts=gate.prompts,
         samplers=_samplers(gate, cascade),
         batch_size=gate.batch_size,
-        on_step=None if on_part is None else lambda name, *done: on_part(f"prove {name}", *done),
+        on_step=None if on_step is None else lambda name, *done: on_step(f"prove {name}", *done),
     )
     write_report(report, folder, gate.command)
     return report
 
 
 def proof_of(report: ParityReport) -> Proof:
-    """What a manifest says of a report."""
+    """Summarize a report for a manifest."""
     findings = report.findings
     pictures = {one.stage: one.engine for one in findings.trajectories}
     return Proof(executed=findings.executed, pictures=pictures)

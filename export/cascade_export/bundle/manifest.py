@@ -1,4 +1,4 @@
-"""What a bundle's files say of it: `bundle.json`, and `about.json` of each of its subjects."""
+"""`bundle.json`, which describes a bundle, and `about.json` of each of its subjects."""
 
 import hashlib
 import json
@@ -80,11 +80,11 @@ class TextEntry(Frozen):
 
 
 class Proof(Frozen):
-    """What the parity gate found; the whole report lies in the bundle.
+    """The outcome of the parity gate; the whole report lies in the bundle.
 
     Attributes:
         executed: False where another runtime ran the graphs in the engines' place.
-        pictures: by stage, how far the engines' pictures are from eager's.
+        pictures: by stage, how far the engines' images are from eager's.
     """
 
     executed: bool
@@ -113,7 +113,7 @@ class BundleManifest(Frozen):
 
     @property
     def numerics(self) -> Numerics:
-        """What the graphs compute in."""
+        """Return what the graphs compute in."""
         return Numerics(precision=self.precision, quantization=self.quantisation)
 
     @model_validator(mode="after")
@@ -147,11 +147,7 @@ _Record = TypeVar("_Record", BundleManifest, Subject)
 
 
 def read_manifest(folder: Path) -> BundleManifest:
-    """Read a bundle's manifest.
-
-    Raises:
-        UserError: there is none, it is damaged, or of another version of this project.
-    """
+    """Read a bundle's manifest."""
     path = folder / BUNDLE
     if not path.is_file():
         raise UserError(_no_bundle(folder))
@@ -171,51 +167,39 @@ def read_manifest(folder: Path) -> BundleManifest:
 
 
 def read_subject(path: Path) -> Subject:
-    """Read a subject's `about.json`.
-
-    Raises:
-        UserError: it is missing or damaged.
-    """
+    """Read a subject's `about.json`."""
     return _unsealed(Subject, read_json(path, _AGAIN), path)
 
 
 def write_sealed(record: BundleManifest | Subject, path: Path) -> None:
-    """Write a record with the hash of its values, which proves them when it is read.
-
-    Raises:
-        UserError: it cannot be written.
-    """
+    """Write a record with the hash of its values, which proves them when it is read."""
     values = record.model_dump(mode="json")
     text = json.dumps(values | {_SEAL: _seal(values)}, indent=2, ensure_ascii=False)
     write_bytes((text + "\n").encode(), path)
 
 
 def check_file(path: Path, sha256: str, size: int | None = None) -> None:
-    """Prove a file of a bundle.
-
-    Raises:
-        UserError: it is missing, truncated or altered.
-    """
+    """Prove a file of a bundle."""
     if not path.is_file():
         raise UserError(f"{path} is missing; {_AGAIN}.")
-    held = path.stat().st_size
-    if size is not None and held != size:
-        raise UserError(f"{path} has {held} bytes instead of {size}; {_AGAIN}.")
+    actual = path.stat().st_size
+    if size is not None and actual != size:
+        raise UserError(f"{path} has {actual} bytes instead of {size}; {_AGAIN}.")
     if digest(path) != sha256:
         raise UserError(f"{path} is not the file that the bundle was made with; {_AGAIN}.")
 
 
 def describe_weights(folder: Path, path: Path, sha256: str) -> Weights:
-    """What a bundle's manifest says of a weights file in its folder."""
+    """Describe a weights file for the bundle's manifest."""
     file = path.relative_to(folder).as_posix()
     return Weights(file=file, sha256=sha256, size=path.stat().st_size)
 
 
 def _unsealed(kind: type[_Record], values: Mapping[str, Any], path: Path) -> _Record:
     """Parse a record first, so that a wrong value is named, and prove it then."""
-    held = {key: value for key, value in values.items() if key != _SEAL}
-    record = kind.parse(held, str(path))
-    if values.get(_SEAL) != _seal(held):
+    fields = {key: value for key, value in values.items() if key != _SEAL}
+    record = kind.parse(fields, str(path))
+    if values.get(_SEAL) != _seal(fields):
         raise UserError(f"{path} is not as it was written; {_AGAIN}.")
     return record
 

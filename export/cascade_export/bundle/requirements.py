@@ -1,4 +1,4 @@
-"""What an export needs of this machine and of its output folder, checked before any long work."""
+"""Checks of the machine and of the output folder, made before any long work."""
 
 import importlib.util
 from importlib.metadata import version
@@ -35,11 +35,7 @@ def require_export(options: ExportOptions) -> tuple[int, ...]:
 
 
 def require_exporters() -> None:
-    """Check that the packages which write graphs are installed.
-
-    Raises:
-        UserError: one is missing.
-    """
+    """Check that the packages which write graphs are installed."""
     for module in ("onnx", "onnx_ir", "onnxscript", "onnxruntime"):
         if importlib.util.find_spec(module) is None:
             raise UserError(
@@ -48,12 +44,8 @@ def require_exporters() -> None:
             )
 
 
-def require_place(output: Path) -> None:
-    """Check that a bundle can be written: to a new folder, or on from an earlier export.
-
-    Raises:
-        UserError: something else lies there.
-    """
+def require_output(output: Path) -> None:
+    """Check that a bundle can be written: to a new folder, or on from an earlier export."""
     if (output / "bundle.json").exists():
         raise UserError(
             f"{output} is a whole bundle already; choose another output folder, or add a "

@@ -5,8 +5,8 @@ interrupted export has written is taken as it is; `bundle.json` comes last, so a
 whole and has passed the gate.
 """
 
-from collections.abc import Mapping, Sequence
-from functools import cached_property, partial
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Final
 
@@ -15,12 +15,13 @@ from cascade.errors import UserError
 from cascade.files import copy_file, read_json, scratch, write_bytes
 from cascade.formats.weights import write_encoder
 from cascade.pipeline import Cascade
+from cascade.sampling import OnStep
 from cascade.stage import Stage
 from cascade.text.encoder import TextEncoder
 from cascade.text.prompts import PromptEncoder
 from cascade.text.store import EmbeddingStore
 from cascade_export.bundle.bundle import Bundle
-from cascade_export.bundle.gate import OnPart, compare, proof_of
+from cascade_export.bundle.gate import compare, proof_of
 from cascade_export.bundle.manifest import (
     BUNDLE,
     BundleManifest,
@@ -29,7 +30,7 @@ from cascade_export.bundle.manifest import (
     describe_weights,
     write_sealed,
 )
-from cascade_export.bundle.requirements import exporter_versions, require_export, require_place
+from cascade_export.bundle.requirements import exporter_versions, require_export, require_output
 from cascade_export.engines import engine_class
 from cascade_export.graph.graph import GRAPH, Graph
 from cascade_export.graph.numerics import Precision
@@ -45,6 +46,9 @@ _VOCABULARY: Final = "spiece.model"
 _MODEL: Final = "model.safetensors"
 _MOST_RETRIES = 8
 
+_Calls = Callable[[], Mapping[str, Sequence[Inputs]]]
+"""Samples the network calls of a calibration, by stage, the first time it is called."""
+
 
 class _Record(Frozen):
     """What an exported stage was made from, and the hashes of what was written."""
@@ -59,33 +63,33 @@ class _Record(Frozen):
 
 
 def export_bundle(
-    cascade: Cascade, output: Path, options: ExportOptions, on_part: OnPart | None = None
+    cascade: Cascade, output: Path, options: ExportOptions, on_step: OnStep | None = None
 ) -> Bundle:
-    """Write a cascade as a bundle whose engines have been proven to draw the same pictures.
+    """Write a cascade as a bundle whose engines are proven to sample the same images.
 
     Args:
         cascade: in float32 on the CPU.
         output: a new folder, or that of an export that was cut short.
 
     Raises:
-        UserError: it cannot be exported so here, the output is taken, or the engines do not draw
-            what the cascade draws; the report of that lies in the folder.
+        UserError: it cannot be exported so here, the output is taken, or the engines do not sample
+            what the cascade samples; the report of that lies in the folder.
     """
     targets = require_export(options)
-    require_place(output)
+    require_output(output)
     for stage in cascade.stages:
         check_cast(stage.network, options.precision)
-    text, place = _write_text(cascade, output, options)
+    text, path = _write_text(cascade, output, options)
     islands: dict[str, tuple[str, ...]] = {}
-    calls = _Calls(cascade, options.calibration_prompts)
+    calls = cache(lambda: calibration_inputs(cascade, options.calibration_prompts))
     for _ in range(_MOST_RETRIES):
         stages = {
             stage.config.name: _write_stage(
-                stage, output, options, islands.get(stage.config.name, ()), calls, on_part
+                stage, output, options, islands.get(stage.config.name, ()), calls, on_step
             )
             for stage in cascade.stages
         }
-        moved = {"stages": tuple(stages), "text_encoder": place}
+        moved = {"stages": tuple(stages), "text_encoder": path}
         draft = BundleManifest(
             cascade=cascade.manifest.model_copy(update=moved),
             engine=options.engine,
@@ -96,8 +100,8 @@ def export_bundle(
             stages=stages,
             versions=exporter_versions(),
         )
-        bundle = _with_plans(Bundle(output, draft), options.max_batch, on_part)
-        report = compare(cascade, bundle, None, options.gate, output / "report", on_part)
+        bundle = _with_plans(Bundle(output, draft), options.max_batch, on_step)
+        report = compare(cascade, bundle, None, options.gate, output / "report", on_step)
         diverged = {each.stage: each.island for each in report.findings.departures}
         if report.passed or not (options.retry and diverged):
             break
@@ -109,26 +113,26 @@ def export_bundle(
     return Bundle(output, sealed)
 
 
-def _with_plans(bundle: Bundle, max_batch: int, on_part: OnPart | None) -> Bundle:
+def _with_plans(bundle: Bundle, max_batch: int, on_step: OnStep | None) -> Bundle:
     """Build the plans of a draft's stages, if its engine runs plans."""
     manifest, stages = bundle.manifest, {}
     engine = engine_class(manifest.engine)
     if not engine.runs_plans:
         return bundle
-    told = on_part or (lambda what, done, total: None)
+    report = on_step or (lambda what, done, total: None)
     for files in bundle.files():
         name = files.config.name
-        told(f"build {name}", 0, 1)
+        report(f"build {name}", 0, 1)
         plan = engine.build_plan(
             files, manifest.numerics, manifest.targets, max_batch, bundle.plans
         )
         stages[name] = manifest.stages[name].model_copy(update={"plan": plan})
-        told(f"build {name}", 1, 1)
+        report(f"build {name}", 1, 1)
     return Bundle(bundle.folder, manifest.model_copy(update={"stages": stages}))
 
 
 def text_identity(encoder: PromptEncoder) -> tuple[str, str]:
-    """Digests of a text encoder's weights and vocabulary, or of those a store was made with.
+    """Return digests of a text encoder's weights and vocabulary, or of those a store was made with.
 
     Raises:
         TypeError: it is neither an encoder with its files nor a store.
@@ -140,39 +144,23 @@ def text_identity(encoder: PromptEncoder) -> tuple[str, str]:
     raise TypeError(f"{type(encoder).__name__} is no text encoder with files")
 
 
-class _Calls:
-    """The network calls that a quantisation is calibrated with, drawn when first asked for."""
-
-    def __init__(self, cascade: Cascade, prompts: Sequence[str]) -> None:
-        self._cascade = cascade
-        self._prompts = prompts
-
-    def of(self, stage: str) -> Sequence[Inputs]:
-        """Return a stage's calls."""
-        return self._all[stage]
-
-    @cached_property
-    def _all(self) -> Mapping[str, Sequence[Inputs]]:
-        return calibration_inputs(self._cascade, self._prompts)
-
-
 def _write_stage(
     stage: Stage,
     output: Path,
     options: ExportOptions,
     islands: tuple[str, ...],
     calls: _Calls,
-    on_part: OnPart | None,
+    on_step: OnStep | None,
 ) -> StageEntry:
     """Write a stage's graph, weights and settings, unless they are there."""
     name = stage.config.name
     folder = output / "stages" / name
-    told = on_part or (lambda what, done, total: None)
-    told(f"export {name}", 0, 1)
+    report = on_step or (lambda what, done, total: None)
+    report(f"export {name}", 0, 1)
     wanted = {
         "source": stage.fingerprint(),
         "precision": options.precision,
-        "quantised": _quantised(options),
+        "quantised": _quantization(options),
         "islands": islands,
         "versions": exporter_versions(),
     }
@@ -186,14 +174,14 @@ def _write_stage(
     # Written in any case: the record does not tell whether what lies there is whole.
     settings = stage.config.model_dump_json(indent=2) + "\n"
     write_bytes(settings.encode(), folder / _CONFIG)
-    told(f"export {name}", 1, 1)
+    report(f"export {name}", 1, 1)
     weights = describe_weights(output, folder / WEIGHTS, record.weights)
     config = digest(folder / _CONFIG)
     return StageEntry(config=config, graph=record.graph, weights=weights, islands=islands)
 
 
-def _quantised(options: ExportOptions) -> tuple[str, ...]:
-    """What a quantised graph follows from, beside the rest; nothing for a plain one."""
+def _quantization(options: ExportOptions) -> tuple[str, ...]:
+    """Return what a quantized graph depends on beside the rest; nothing for a plain one."""
     if options.quantization == "none":
         return ()
     return (options.quantization, *options.calibration_prompts)
@@ -207,11 +195,11 @@ def _write_graph(
         return export_stage(stage, folder, options.precision, kept)
     with scratch() as plain:
         graph = export_stage(stage, plain, options.precision, kept)
-        return quantize(graph, calls.of(stage.config.name), folder, options.quantization)
+        return quantize(graph, calls()[stage.config.name], folder, options.quantization)
 
 
 def _read_record(folder: Path) -> _Record | None:
-    """What an earlier export has written here, if that is all there and unaltered."""
+    """Read what an earlier export has written, if all of it is there and unaltered."""
     path = folder / _RECORD
     if not path.is_file():
         return None
@@ -222,21 +210,21 @@ def _read_record(folder: Path) -> _Record | None:
 
 
 def _write_text(cascade: Cascade, output: Path, options: ExportOptions) -> tuple[TextEntry, str]:
-    """Write the text encoder; returns its entry, and its place for the cascade's manifest."""
+    """Write the text encoder; return its entry, and its path for the cascade's manifest."""
     model, tokenizer = text_identity(cascade.encoder)
     made = partial(TextEntry, form=options.text_encoder, model=model, tokenizer=tokenizer)
-    folder, place = output / "text", cascade.manifest.text_encoder
+    folder, path = output / "text", cascade.manifest.text_encoder
     if not isinstance(cascade.encoder, TextEncoder):
         if options.text_encoder == "graph":
             raise UserError(
                 "A store of embeddings is no text encoder to make a graph of; leave --embeddings "
                 "or --text-encoder graph out."
             )
-        return made(), place
+        return made(), path
     files = cascade.encoder.files
-    if options.text_encoder == "torch" and Path(place).is_absolute():
+    if options.text_encoder == "torch" and Path(path).is_absolute():
         # One too large to copy, for a bundle as for a cascade.
-        return made(files=_digests(files.folder, _CONFIG)), place
+        return made(files=_digests(files.folder, _CONFIG)), path
     if options.text_encoder == "graph":
         export_text_encoder(cascade.encoder, folder)
         copy_file(files.folder / _CONFIG, folder / _CONFIG)

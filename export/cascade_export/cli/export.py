@@ -75,11 +75,11 @@ def export(
 
 def _make(config: ExportConfig, output: Path) -> None:
     from cascade.progress import progress_bar, stage_steps
-    from cascade_export.bundle.requirements import require_export, require_place
+    from cascade_export.bundle.requirements import require_export, require_output
     from cascade_export.bundle.write import export_bundle
 
     require_export(config)
-    require_place(output)
+    require_output(output)
     require_writable(output)
     cascade = _load(config)
     with progress_bar() as bar:

@@ -37,10 +37,6 @@ EngineName = Annotated[str, AfterValidator(engine_name)]
 
 
 def engine_class(name: str) -> "type[Engine]":
-    """Import an engine's class, which states what the engine can do.
-
-    Raises:
-        UserError: there is no such engine.
-    """
+    """Import an engine's class, which states what the engine can do."""
     found: type[Engine] = resolve_name(ENGINES[engine_name(name)])
     return found

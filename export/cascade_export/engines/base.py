@@ -1,13 +1,11 @@
-"""What an engine is: something that takes a network's place, and states what it can do.
+"""The interface of engines: each takes a network's place, and states what it can do.
 
 Shapes: `B` rows, `L` text tokens, `D` width of the text encoder, `H W` pixels.
 """
 
-import hashlib
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Final, get_args
 
@@ -18,7 +16,7 @@ from torch.nn import functional as F
 from cascade.config.engine import EngineOptions
 from cascade.config.stage import StageConfig
 from cascade.errors import UserError
-from cascade_export.graph.graph import Graph
+from cascade_export.graph.graph import Graph, feeds
 from cascade_export.graph.numerics import Numerics, Precision, Quantization
 from cascade_export.graph.weights import check_weights, digest, require_numbers
 
@@ -27,7 +25,7 @@ EVERY_PRECISION: Final[tuple[Precision, ...]] = get_args(Precision)
 
 @dataclass(frozen=True)
 class EngineInfo:
-    """What answers, down to the bytes of its weights.
+    """What answers, down to the bytes of its weights: equal ones give the same answers.
 
     Attributes:
         weights: sha256 of the weights file that serves now.
@@ -44,12 +42,6 @@ class EngineInfo:
     weights: str
     batch_invariant: bool
     max_batch: int | None = None
-
-    @property
-    def key(self) -> str:
-        """A name for all of it: engines of one key give the same answers."""
-        text = json.dumps(asdict(self), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -72,15 +64,11 @@ class StageFiles:
 
     @property
     def origin(self) -> str:
-        """What its answers depend on, by hashes."""
+        """Return what its answers depend on, by hashes."""
         return f"{self.precision} {self.graph.sha256} {self.weights_sha256}"
 
     def with_weights(self, weights: Path) -> "StageFiles":
-        """Return the same stage with the weights of another fine-tune.
-
-        Raises:
-            UserError: they do not fit the graph, or are no numbers.
-        """
+        """Return the same stage with the weights of another fine-tune."""
         check_weights(weights, self.graph)
         require_numbers(weights)
         return replace(self, weights=weights, weights_sha256=digest(weights))
@@ -113,21 +101,17 @@ class Engine(ABC):
 
     @classmethod
     def runs_here(cls) -> bool:
-        """Say whether this machine can run it, its package apart."""
+        """Return whether this machine can run it, its package apart."""
         return True
 
     @classmethod
     def default_device(cls) -> str:
-        """Where it runs unless one is told: on the GPU if there is one that it can use."""
+        """Return the default device: the GPU if there is one that it can use."""
         return "cuda" if "cuda" in cls.precisions and torch.cuda.is_available() else "cpu"
 
     @classmethod
     def targets(cls, asked: Sequence[int], numerics: Numerics) -> tuple[int, ...]:
-        """Return the compute capabilities to build plans for; none where there are no plans.
-
-        Raises:
-            UserError: a target is asked for that it cannot build for.
-        """
+        """Return the compute capabilities to build plans for; none where there are no plans."""
         if asked:
             raise UserError(
                 f"The {cls.kind} engine builds no plans; leave --target out, or take --engine "
@@ -137,11 +121,7 @@ class Engine(ABC):
 
     @classmethod
     def require(cls, device: torch.device, numerics: Numerics) -> None:
-        """Make sure that its package is there and computes so on a device.
-
-        Raises:
-            UserError: it is not, or does not.
-        """
+        """Check that its package is installed and computes so on a device."""
         if device.type not in cls.precisions:
             places = " or ".join(cls.precisions)
             raise UserError(f"The {cls.kind} engine does not run on '{device}'; give {places}.")
@@ -160,11 +140,7 @@ class Engine(ABC):
 
     @classmethod
     def check_options(cls, options: EngineOptions) -> None:
-        """Refuse options that it has no use for.
-
-        Raises:
-            UserError: there is one.
-        """
+        """Refuse options that it has no use for."""
         for name, field in EngineOptions.model_fields.items():
             if name not in cls.options and getattr(options, name) != field.default:
                 raise UserError(
@@ -181,20 +157,12 @@ class Engine(ABC):
         max_batch: int,
         folder: Path,
     ) -> str | None:
-        """Build a stage's plan into a folder of plans, for pictures at a time; return its name.
-
-        Raises:
-            UserError: it cannot be built.
-        """
+        """Build a stage's plan into a folder of plans, for images at a time; return its name."""
         return None
 
     @classmethod
     def prepare(cls, files: StageFiles) -> None:
-        """Build what whoever is first to draw from a fine-tune would wait for.
-
-        Raises:
-            UserError: the weights do not fit, or it cannot be built.
-        """
+        """Build what the first sampling of a fine-tune would wait for."""
         return
 
     @classmethod
@@ -211,7 +179,7 @@ class Engine(ABC):
     @property
     @abstractmethod
     def info(self) -> EngineInfo:
-        """What answers now."""
+        """Describe what answers now."""
 
     def __call__(
         self,
@@ -229,17 +197,14 @@ class Engine(ABC):
         """
         if self._pads():
             text, text_mask = fixed_length(text, text_mask, self._files.config.text.max_length)
-        feeds = {"x": x, "t": t, "text": text, "text_mask": text_mask}
-        if low_res is not None and aug is not None:
-            feeds |= {"low_res": low_res, "aug": aug}
-        return self._answer(feeds)
+        return self._answer(feeds(x, t, text, text_mask, low_res, aug))
 
     def _pads(self) -> bool:
-        """Say whether texts are padded to the longest that the stage reads."""
+        """Return whether texts are padded to the longest that the stage reads."""
         return True
 
     @abstractmethod
-    def _answer(self, feeds: Mapping[str, Tensor]) -> Tensor:
+    def _answer(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Answer a call, its arguments by the names of the graph's inputs."""
 
     @abstractmethod
@@ -260,7 +225,7 @@ def fixed_length(text: Tensor, text_mask: Tensor, length: int) -> tuple[Tensor, 
     """Pad texts, B L D, with masked tokens to a length; longer ones stay as they are.
 
     Samplers pad a batch to its longest prompt. Sums over another number of tokens round
-    differently, so a picture's last bits would depend on the prompts beside it.
+    differently, so an image's last bits would depend on the prompts beside it.
     """
     missing = length - text.shape[1]
     if missing <= 0:

@@ -12,13 +12,13 @@ class Offloadable(Protocol):
 
     @property
     def weight_bytes(self) -> int:
-        """What its weights take."""
+        """Return the bytes of its weights."""
 
     def load(self) -> None:
-        """Bring the weights to where the engine runs."""
+        """Load the weights."""
 
     def unload(self) -> None:
-        """Free what they take."""
+        """Free the weights."""
 
 
 class Budget:
@@ -40,11 +40,7 @@ class Budget:
         self._loaded: list[Offloadable] = []  # the longest unused first
 
     def check(self, one: Offloadable) -> None:
-        """Refuse what does not fit even alone.
-
-        Raises:
-            UserError: its weights are larger than the budget.
-        """
+        """Refuse what does not fit even alone."""
         if one.weight_bytes > self._most:
             raise UserError(
                 f"One stage's weights take {one.weight_bytes / 1e6:.0f} MB and the limit is "

@@ -1,9 +1,7 @@
 """ONNX Runtime: the engine that comes with the project; on a CPU, or on a GPU where its build can.
 
 Weights reach a session as external initializers. `SessionOptions.add_initializer` would be the
-shorter way, but after it the optimiser mixes old weights with new ones without a word.
-
-Shapes: `B` rows, `L` text tokens, `D` width of the text encoder, `H W` pixels.
+shorter way, but after it the optimizer mixes old weights with new ones without a word.
 """
 
 import importlib.util
@@ -72,20 +70,16 @@ class OnnxRuntimeEngine(WeightsEngine["InferenceSession"]):
     def _load(self, files: StageFiles) -> "InferenceSession":
         return open_session(files.graph.path, files.weights, self.device, self._options)
 
-    def _run(self, loaded: "InferenceSession", feeds: Mapping[str, Tensor]) -> Tensor:
-        x = feeds["x"]
+    def _run(self, loaded: "InferenceSession", inputs: Mapping[str, Tensor]) -> Tensor:
+        x = inputs["x"]
         channels = IMAGE_CHANNELS * (1 + self._files.config.unet.learned_variance)
         out = torch.empty((len(x), channels, *x.shape[2:]), device=self.device)
-        run(loaded, feeds, out)
+        run(loaded, inputs, out)
         return out
 
 
 def require_package() -> None:
-    """Make sure that ONNX Runtime is installed.
-
-    Raises:
-        UserError: it is not.
-    """
+    """Check that ONNX Runtime is installed."""
     if importlib.util.find_spec("onnxruntime") is None:
         raise UserError(
             "The onnxruntime engine needs the package onnxruntime; install it: "
@@ -96,11 +90,7 @@ def require_package() -> None:
 def open_session(
     graph: Path, weights: Path, device: torch.device, options: EngineOptions
 ) -> "InferenceSession":
-    """Open a thin graph with the weights of a safetensors file that fits it.
-
-    Raises:
-        UserError: ONNX Runtime cannot read the graph, or cannot run it on the device.
-    """
+    """Open a thin graph with the weights of a safetensors file that fits it."""
     import onnxruntime
 
     settings = onnxruntime.SessionOptions()
@@ -132,20 +122,20 @@ def open_session(
     return session
 
 
-def run(session: "InferenceSession", feeds: Mapping[str, Tensor], out: Tensor) -> None:
+def run(session: "InferenceSession", inputs: Mapping[str, Tensor], out: Tensor) -> None:
     """Run a session from tensors into a tensor, all on its device, without a copy.
 
     Args:
-        feeds: every input by name; floating ones become float32.
+        inputs: every input by name; floating ones become float32.
         out: gets the only output; its memory is written in place.
     """
     device, index = out.device.type, out.device.index or 0
     binding = session.io_binding()
-    held = []  # the binding knows addresses only
-    for name, value in feeds.items():
+    alive = []  # the binding knows addresses only
+    for name, value in inputs.items():
         dtype = torch.float32 if value.is_floating_point() else value.dtype
         tensor = value.to(out.device, dtype).contiguous()
-        held.append(tensor)
+        alive.append(tensor)
         binding.bind_input(
             name, device, index, _NUMPY[dtype], tuple(tensor.shape), tensor.data_ptr()
         )
@@ -164,7 +154,7 @@ def run(session: "InferenceSession", feeds: Mapping[str, Tensor], out: Tensor) -
 
 
 def has_cuda() -> bool:
-    """Whether the installed ONNX Runtime is one for GPUs."""
+    """Return whether the installed ONNX Runtime can use a GPU."""
     if importlib.util.find_spec("onnxruntime") is None:
         return False
     import onnxruntime
@@ -186,7 +176,7 @@ def _ort_value(onnxruntime: Any, tensor: Tensor) -> Any:
 
 
 def _refusals() -> tuple[type[Exception], ...]:
-    """What ONNX Runtime raises for a graph that it cannot open."""
+    """Return what ONNX Runtime raises for a graph that it cannot open."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
     return (

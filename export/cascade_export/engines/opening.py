@@ -47,5 +47,5 @@ def stand_in(precision: Precision) -> str:
 
 
 def runner(kind: str, precision: Precision) -> str:
-    """Return who can run an engine's graphs here: itself, or one that takes its place."""
+    """Return what can run an engine's graphs on this machine: itself, or a stand-in."""
     return kind if engine_class(kind).runs_here() else stand_in(precision)

@@ -57,8 +57,8 @@ class OpenVinoEngine(WeightsEngine[_Compiled]):
         found: str = openvino.get_version()
         return found
 
-    def _run(self, loaded: _Compiled, feeds: Mapping[str, Tensor]) -> Tensor:
-        arrays = {name: value.contiguous().numpy() for name, value in feeds.items()}
+    def _run(self, loaded: _Compiled, inputs: Mapping[str, Tensor]) -> Tensor:
+        arrays = {name: value.contiguous().numpy() for name, value in inputs.items()}
         try:
             request = loaded.idle.pop()
         except IndexError:  # every request is at work in another thread, or there is none yet
@@ -88,7 +88,7 @@ class OpenVinoEngine(WeightsEngine[_Compiled]):
 
 
 def _replace_weights(model: "Model", tensors: Mapping[str, Tensor]) -> None:
-    """Put a fine-tune's weights in the place of the graph's own: constants of the same names.
+    """Replace the graph's weights, constants of the same names, by a fine-tune's.
 
     Raises:
         RuntimeError: OpenVINO has renamed a constant, so its weights would be left behind.

@@ -25,9 +25,6 @@ class GraphTextEncoder(TextEncoder):
 
     Args:
         folder: `graph.onnx`, `weights.safetensors`, `config.json` and `spiece.model`.
-
-    Raises:
-        UserError: ONNX Runtime is missing, or a file is.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -38,7 +35,7 @@ class GraphTextEncoder(TextEncoder):
 
     @property
     def device(self) -> torch.device:
-        """Where the session runs."""
+        """Return the device of the session."""
         return _CPU
 
 

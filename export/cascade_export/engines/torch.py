@@ -28,8 +28,8 @@ class TorchEngine(WeightsEngine[Network]):
         return self._options.compiled  # one length of text, one compilation
 
     @torch.inference_mode()
-    def _run(self, loaded: Network, feeds: Mapping[str, Tensor]) -> Tensor:
-        return loaded(**feeds)
+    def _run(self, loaded: Network, inputs: Mapping[str, Tensor]) -> Tensor:
+        return loaded(**inputs)
 
     def _load(self, files: StageFiles) -> Network:
         kept = (*DEFAULT_ISLANDS, *files.islands)

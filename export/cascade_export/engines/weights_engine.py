@@ -1,4 +1,4 @@
-"""What engines share that load a weights file whole: swapping, closing, leaving memory."""
+"""The base of engines that load a weights file whole: swapping, closing, leaving memory."""
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -59,22 +59,22 @@ class WeightsEngine(Engine, Generic[Loaded]):
         """Open the stage."""
 
     @abstractmethod
-    def _run(self, loaded: Loaded, feeds: Mapping[str, Tensor]) -> Tensor:
+    def _run(self, loaded: Loaded, inputs: Mapping[str, Tensor]) -> Tensor:
         """Call what `_load` has opened."""
 
     @property
     @abstractmethod
     def version(self) -> str:
-        """Of the package that runs it."""
+        """Return the version of the package that runs it."""
 
     @property
     def batch_invariant(self) -> bool:
-        """See `EngineInfo`."""
+        """Return `EngineInfo.batch_invariant`."""
         return False
 
     @property
     def weight_bytes(self) -> int:
-        """What the weights take."""
+        """Return the bytes of the weights."""
         return self._files.weights.stat().st_size
 
     @property
@@ -90,8 +90,8 @@ class WeightsEngine(Engine, Generic[Loaded]):
             batch_invariant=self.batch_invariant,
         )
 
-    def _answer(self, feeds: Mapping[str, Tensor]) -> Tensor:
-        return self._run(self._current(), feeds)
+    def _answer(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        return self._run(self._current(), inputs)
 
     def swap(self, weights: Path) -> None:
         files = self._files.with_weights(weights)

@@ -12,6 +12,7 @@ from typing import Final
 import onnx
 import torch
 from google.protobuf.message import DecodeError
+from torch import Tensor
 
 from cascade.config.stage import StageConfig
 from cascade.config.unet import UNetConfig
@@ -71,18 +72,20 @@ class Graph:
         path = Path(path)
         graph = _load(path).graph
         inputs, outputs = (tuple(map(_spec, part)) for part in (graph.input, graph.output))
-        if not outputs or any(_place(tensor) not in ("", WEIGHTS) for tensor in graph.initializer):
+        if not outputs or any(
+            _location(tensor) not in ("", WEIGHTS) for tensor in graph.initializer
+        ):
             raise UserError(f"{path} is no graph of this project's; export the cascade again.")
         return cls(path, digest(path), inputs, outputs)
 
     @property
     def weights(self) -> Path:
-        """The file that the graph's initializers point into."""
+        """Return the file that the graph's initializers point into."""
         return self.path.with_name(WEIGHTS)
 
     @cached_property
     def parameters(self) -> Mapping[str, Header]:
-        """Type and shape of every parameter, by name."""
+        """Return type and shape of every parameter, by name."""
         return {
             tensor.name: Header(_FLOATS[tensor.data_type], tuple(tensor.dims))
             for tensor in _load(self.path).graph.initializer
@@ -90,17 +93,13 @@ class Graph:
         }
 
     def check(self, config: StageConfig, precision: Precision) -> None:
-        """Make sure that this is the graph of a stage's network.
-
-        Raises:
-            UserError: it is of another network or another precision.
-        """
+        """Check that this is the graph of a stage's network."""
         network = meta_network(config).state_dict()
-        held = {name: header.shape for name, header in self.parameters.items()}
+        actual = {name: header.shape for name, header in self.parameters.items()}
         wanted = {name: tuple(value.shape) for name, value in network.items()}
         dims = {spec.name: spec.dims for spec in self.inputs}
         types = {header.dtype for header in self.parameters.values()} - {torch.float32}
-        if held != wanted or dims != stage_dims(config.unet):
+        if actual != wanted or dims != stage_dims(config.unet):
             raise UserError(
                 f"{self.path} is not the graph of stage '{config.name}' as its settings are; "
                 "export the cascade again."
@@ -121,6 +120,19 @@ def stage_dims(config: UNetConfig) -> dict[str, Dims]:
     return dims | ({"low_res": image, "aug": ("batch",)} if config.low_res else {})
 
 
+def feeds(
+    x: Tensor,
+    t: Tensor,
+    text: Tensor,
+    text_mask: Tensor,
+    low_res: Tensor | None = None,
+    aug: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """Return a network call's arguments by the names of the graph's inputs."""
+    call = {"x": x, "t": t, "text": text, "text_mask": text_mask}
+    return call if low_res is None or aug is None else call | {"low_res": low_res, "aug": aug}
+
+
 def _load(path: Path) -> onnx.ModelProto:
     if not path.is_file():
         raise UserError(f"{path} is missing; export the cascade again.")
@@ -130,8 +142,8 @@ def _load(path: Path) -> onnx.ModelProto:
         raise UserError(f"{path} is damaged; export the cascade again.") from None
 
 
-def _place(tensor: onnx.TensorProto) -> str:
-    """The file in which a tensor lies; empty if that is the graph itself."""
+def _location(tensor: onnx.TensorProto) -> str:
+    """Return the file that holds a tensor; empty if that is the graph itself."""
     return next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
 
 

@@ -1,4 +1,4 @@
-"""What a graph computes in; imports no torch."""
+"""Types of numbers that graphs compute in; imports no torch."""
 
 from typing import Literal, TypeAlias
 

@@ -1,4 +1,4 @@
-"""How a graph says attention and up-sampling, and what it puts in place of our own kernels.
+"""ONNX forms of attention and up-sampling, and decompositions of our own kernels.
 
 Every engine gets the plainest form that is exact in every precision: the softmax is always in fp32.
 
@@ -45,7 +45,7 @@ def attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Any:
-    """Attention as two matrix products around a softmax in fp32.
+    """Compute attention as two matrix products around a softmax in fp32.
 
     Args:
         q: B H N d.

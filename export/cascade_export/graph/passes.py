@@ -1,6 +1,6 @@
-"""What is done to an exported ONNX graph: cleaning that leaves every parameter alone.
+"""Cleaning of an exported ONNX graph that leaves every parameter alone.
 
-The exporter's own optimiser transposes weights, folds them and merges equal ones (all scales of
+The exporter's own optimizer transposes weights, folds them and merges equal ones (all scales of
 fresh norms are ones), after which a fine-tune's tensors have no place to go. The passes here fold
 only what no parameter feeds, so that each parameter remains one initializer under its own name.
 """
@@ -13,14 +13,14 @@ import onnx_ir.passes.common as common
 from numpy.typing import NDArray
 from onnxscript.optimizer import _constant_folding as folding
 
-from cascade_export.graph.weights import Place
+from cascade_export.graph.weights import TensorSpan
 
 _END = 2**63 - 1  # how a slice says "to the last"
 _CONSTANT_ELEMENTS = 1 << 18  # what folding may write into the graph: frequencies, shapes, masks
 
 
 def clean(model: ir.Model, parameters: Collection[str]) -> None:
-    """Fold constants, merge equal expressions and drop what nobody reads, in place.
+    """Fold constants, merge equal expressions and drop what nobody reads, in span.
 
     Args:
         parameters: the initializers that must survive, whatever is computed from them alone.
@@ -28,7 +28,7 @@ def clean(model: ir.Model, parameters: Collection[str]) -> None:
     names = frozenset(parameters)
 
     def may_fold(node: ir.Node) -> bool | None:
-        """None leaves the decision to the pass."""
+        """Return False for what a parameter feeds; None leaves the decision to the pass."""
         fed = any(value is not None and value.name in names for value in node.inputs)
         return False if fed else None
 
@@ -83,7 +83,7 @@ def name_interface(
 ) -> None:
     """Name the inputs' and outputs' dimensions, and forget the shapes of everything between them.
 
-    The exporter's intermediate shapes are those of its example in part; ONNX Runtime's quantiser
+    The exporter's intermediate shapes are those of its example in part; ONNX Runtime's quantizer
     trusts them and fails.
 
     Raises:
@@ -103,7 +103,7 @@ def name_interface(
         value.shape = ir.Shape(({**inputs, **outputs})[value.name or ""])
 
 
-def point_outside(model: ir.Model, tensors: Mapping[str, Place], location: str) -> None:
+def point_outside(model: ir.Model, tensors: Mapping[str, TensorSpan], location: str) -> None:
     """Let the parameters' initializers point into a file beside the graph.
 
     Args:
@@ -115,18 +115,18 @@ def point_outside(model: ir.Model, tensors: Mapping[str, Place], location: str) 
     lost = tensors.keys() - model.graph.initializers.keys()
     if lost:
         raise ValueError(f"the graph has lost {len(lost)} parameters, {min(lost)} among them")
-    for name, place in tensors.items():
+    for name, span in tensors.items():
         model.graph.initializers[name].const_value = ir.ExternalTensor(
             location,
-            place.offset,
-            place.size,
-            ir.tensor_adapters.from_torch_dtype(place.dtype),
-            shape=ir.Shape(place.shape),
+            span.offset,
+            span.size,
+            ir.tensor_adapters.from_torch_dtype(span.dtype),
+            shape=ir.Shape(span.shape),
             name=name,
         )
 
 
-def serialise(model: ir.Model) -> bytes:
+def serialize(model: ir.Model) -> bytes:
     """Return the model as an ONNX file's content: the same bytes for the same model."""
     content: bytes = ir.serde.serialize_model(model).SerializeToString(deterministic=True)
     return content

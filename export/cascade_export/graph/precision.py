@@ -1,4 +1,4 @@
-"""Networks in fp16 or bf16, with islands of fp32 where half precision would lose the picture.
+"""Networks in fp16 or bf16, with islands of fp32 where half precision would lose the image.
 
 Every layer computes in the type of its own weights and casts what it is given; the weights of
 islands stay in fp32. Norms have fp32 statistics and every softmax is in fp32, whatever the islands.
@@ -34,10 +34,6 @@ DEFAULT_ISLANDS: Final = ("time_embedding", "aug_embedding", "*norm*", "conv_out
 """Patterns of the U-Net's module names: conditioning on the noise level, norms, last convolution.
 A pattern takes the whole module, its parts included; "decoder.3" is one unit of the decoder."""
 
-ENCODER_ISLANDS: Final = ("embed_tokens", "*layer_norm", "*.wo", "*.relative_attention_bias")
-"""Of the text encoder: with these its residual stream is fp32. T5's feed-forward outputs exceed
-65504, the largest number of fp16."""
-
 
 def cast(
     network: nn.Module, precision: Precision, islands: Collection[str] = DEFAULT_ISLANDS
@@ -54,7 +50,6 @@ def cast(
 
     Raises:
         TypeError: the network is no `UNet`.
-        UserError: an island names no module, or a weight is no number in the precision.
     """
     if not isinstance(network, UNet):
         raise TypeError(f"{type(network).__name__} is no UNet")
@@ -74,35 +69,26 @@ def cast(
 
 
 def check_cast(network: nn.Module, precision: Precision) -> None:
-    """Make sure that `cast` can be made of a U-Net, one weight at a time.
-
-    Raises:
-        UserError: a weight is no number in the precision.
-    """
+    """Check that `cast` takes a U-Net, one weight at a time."""
     for _ in _narrowed(network, DTYPES[precision], DEFAULT_ISLANDS):
         pass
 
 
-def cast_encoder(encoder: nn.Module, precision: Precision) -> nn.Module:
-    """Return a copy of a text encoder (transformers' `T5Stack`) in `precision`, float32 out."""
-    return _copy(encoder, DTYPES[precision], ENCODER_ISLANDS)
-
-
 def _image_path(network: UNet) -> list[nn.Module]:
-    """The modules that the image passes one after the other, up to the last norm."""
+    """Return the modules that the image passes one after the other, up to the last norm."""
     paths = (network.encoder, network.middle, network.decoder)
     return [network.conv_in, *(module for path in paths for module in path.children())]
 
 
 def in_island(name: str, islands: Collection[str]) -> bool:
-    """Whether a module's name, or that of one it is part of, matches a pattern."""
+    """Return whether a module's name, or that of a module around it, matches a pattern."""
     parts = name.split(".")
     names = [".".join(parts[: end + 1]) for end in range(len(parts))]
     return any(fnmatchcase(name, pattern) for name in names for pattern in islands)
 
 
 def _copy(network: _Module, dtype: torch.dtype, islands: Collection[str]) -> _Module:
-    """The network with its weights cast, every layer casting what it is given to their type."""
+    """Copy a network with its weights cast, every layer casting its inputs to their type."""
     memo = {
         id(parameter): nn.Parameter(value, requires_grad=False)
         for parameter, value in _narrowed(network, dtype, islands)
@@ -111,7 +97,7 @@ def _copy(network: _Module, dtype: torch.dtype, islands: Collection[str]) -> _Mo
     copied.eval()
     if dtype != torch.float32:
         for module in copied.modules():
-            # Our norm computes in fp32 and returns the type that it is given.
+            # Our norm computes in fp32 and returns the type of its input.
             if not isinstance(module, FilmGroupNorm) and not any(module.children()):
                 module.register_forward_pre_hook(_to_own_weights)
     return copied
@@ -120,18 +106,14 @@ def _copy(network: _Module, dtype: torch.dtype, islands: Collection[str]) -> _Mo
 def _narrowed(
     network: nn.Module, dtype: torch.dtype, islands: Collection[str]
 ) -> Iterator[tuple[nn.Parameter, Tensor]]:
-    """Each weight, and what it becomes outside of the islands."""
+    """Yield each weight, and what it becomes outside of the islands."""
     for name, parameter in network.named_parameters():
         wide = in_island(name.rpartition(".")[0], islands)
         yield parameter, narrowed(name, parameter.detach(), torch.float32 if wide else dtype)
 
 
 def narrowed(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return a weight in another type; one on the meta device has no values to look at.
-
-    Raises:
-        UserError: it is no number, or too large for the type.
-    """
+    """Return a weight in another type; one on the meta device has no values to check."""
     cast_value = value.to(dtype)
     if value.is_meta or bool(torch.isfinite(cast_value).all()):
         return cast_value
@@ -143,7 +125,7 @@ def narrowed(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _whole_islands(network: nn.Module, islands: Collection[str]) -> list[nn.Module]:
-    """The modules to hand fp32 to: the largest ones that lie in an island, layers apart."""
+    """Return the largest modules inside of islands, layers apart: their inputs become fp32."""
     # Lists of modules are never called, their elements are.
     called = {
         name: module
@@ -188,7 +170,7 @@ def _output(module: nn.Module, inputs: tuple[Any, ...], out: Tensor, dtype: torc
 
 
 def _cast_floats(values: _Tree, dtype: torch.dtype) -> _Tree:
-    """Tensors of floats, however deep in tuples and dictionaries, in another type."""
+    """Cast the tensors of floats, however deep in tuples and dictionaries."""
     cast_values: _Tree = tree_map(
         lambda value: (
             value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value

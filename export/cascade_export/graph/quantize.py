@@ -1,7 +1,7 @@
 """Convolutions in int8 or fp8: pairs of QuantizeLinear and DequantizeLinear around each of them.
 
-The weights stay floats under their own names, quantised inside the graph (engines fold that when
-they load), so a quantised graph reads the weights file of the plain one and takes fine-tunes as it
+The weights stay floats under their own names, quantized inside the graph (engines fold that when
+they load), so a quantized graph reads the weights file of the plain one and takes fine-tunes as it
 does; its scales are those of the weights and prompts that it was calibrated with.
 
 Weights in int8 use half of their range, -64 to 64: on CPUs without VNNI, ONNX Runtime and OpenVINO
@@ -37,7 +37,7 @@ from cascade.files import copy_file, scratch, write_bytes
 from cascade.pipeline import Cascade
 from cascade.progress import silence
 from cascade_export.graph import passes
-from cascade_export.graph.graph import GRAPH, Graph
+from cascade_export.graph.graph import GRAPH, Graph, feeds
 from cascade_export.graph.numerics import Quantization
 from cascade_export.graph.weights import WEIGHTS, check_weights, require_numbers
 
@@ -51,10 +51,10 @@ _FP8_MAX: Final = 448  # of E4M3 without infinities
 def calibration_inputs(
     cascade: Cascade, prompts: Sequence[str], calls: int = 16
 ) -> dict[str, list[Inputs]]:
-    """Draw one picture per prompt with every stage and keep what the networks were given.
+    """Sample one image per prompt with every stage and keep the networks' inputs.
 
     Args:
-        prompts: drawn with the seeds 0, 1, 2, ... and each stage's own sampler.
+        prompts: sampled with the seeds 0, 1, 2, ... and each stage's own sampler.
         calls: kept of each stage, spread evenly over the trajectory.
 
     Returns:
@@ -66,17 +66,17 @@ def calibration_inputs(
         for stage, recorder in zip(cascade.stages, recorders, strict=True)
     ]
     Cascade(cascade.manifest, cascade.encoder, stages).sample(prompts)
-    found = {}
+    inputs = {}
     for stage, recorder in zip(stages, recorders, strict=True):
         step = max(1, len(recorder.calls) // calls)
-        found[stage.config.name] = recorder.calls[::step][:calls]
-    return found
+        inputs[stage.config.name] = recorder.calls[::step][:calls]
+    return inputs
 
 
 def quantize(
     graph: Graph, inputs: Sequence[Inputs], folder: Path, kind: Quantization = "int8"
 ) -> Graph:
-    """Write a quantised graph, and a copy of the plain one's weights.
+    """Write a quantized graph, and a copy of the plain one's weights.
 
     Activations have one symmetric scale per tensor, weights one per output channel.
 
@@ -97,15 +97,15 @@ def quantize(
         raise UserError("A bf16 graph cannot be calibrated here; quantise an fp32 or fp16 one.")
     require_numbers(graph.weights)
     with scratch() as aside:
-        quantised = aside / GRAPH
-        _calibrate(graph, inputs, quantised, half_range=kind == "int8")
-        model = onnx.load(quantised)
+        quantized = aside / GRAPH
+        _calibrate(graph, inputs, quantized, half_range=kind == "int8")
+        model = onnx.load(quantized)
     if kind == "fp8":
         _to_fp8(model)
     copy_file(graph.weights, folder / WEIGHTS)
     tidy = ir.serde.deserialize_model(model)
     passes.point_outside(tidy, check_weights(folder / WEIGHTS, graph), WEIGHTS)
-    write_bytes(passes.serialise(tidy), folder / GRAPH)
+    write_bytes(passes.serialize(tidy), folder / GRAPH)
     return Graph.open(folder / GRAPH)
 
 
@@ -113,8 +113,8 @@ def _calibrate(graph: Graph, inputs: Sequence[Inputs], path: Path, *, half_range
     """Write the graph with its int8 pairs and all of its weights inside or beside it."""
     proto = onnx.load(graph.path, load_external_data=False).graph
     skipped = [n.name for n in proto.node if set(FLOAT_CONVOLUTIONS) & set(n.input)]
-    # The quantiser advises to optimise the graph first, which would lose its names.
-    with silence(""), _told(graph.path):
+    # The quantizer advises to optimize the graph first, which would lose its names.
+    with silence(""), _full_disk_reported(graph.path):
         quantize_static(
             graph.path,
             path,
@@ -138,8 +138,8 @@ def _calibrate(graph: Graph, inputs: Sequence[Inputs], path: Path, *, half_range
 
 
 @contextmanager
-def _told(graph: Path) -> Iterator[None]:
-    """Tell a full disk where ONNX Runtime does not: it writes past Python and reads half a file."""
+def _full_disk_reported(graph: Path) -> Iterator[None]:
+    """Raise OSError on a full disk, where ONNX Runtime writes past Python and reads half a file."""
     inferred = graph.with_name(f"{graph.stem}-inferred{graph.suffix}")
     try:
         yield
@@ -172,21 +172,11 @@ class _Recorder(nn.Module):
         self.network = network
         self.calls: list[Inputs] = []
 
-    def forward(
-        self,
-        x: Tensor,
-        t: Tensor,
-        text: Tensor,
-        text_mask: Tensor,
-        low_res: Tensor | None = None,
-        aug: Tensor | None = None,
-    ) -> Tensor:
+    def forward(self, *positional: Any, **named: Any) -> Tensor:
         """Call the network; shapes as in `cascade.diffusion.denoiser.Network`."""
-        given = {
-            "x": x, "t": t, "text": text, "text_mask": text_mask, "low_res": low_res, "aug": aug
-        }  # fmt: skip
-        self.calls.append({name: value.cpu() for name, value in given.items() if value is not None})
-        out: Tensor = self.network(x, t, text, text_mask, low_res, aug)
+        call = feeds(*positional, **named)
+        self.calls.append({name: value.cpu() for name, value in call.items()})
+        out: Tensor = self.network(**call)
         return out
 
 
@@ -197,6 +187,6 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]
         self._rest = iter(inputs)
 
     def get_next(self) -> dict[str, Any] | None:
-        """The next call's arguments; None after the last."""
+        """Return the next call's arguments; None after the last."""
         call = next(self._rest, None)
         return None if call is None else {name: value.numpy() for name, value in call.items()}

@@ -31,8 +31,8 @@ from cascade.text.encoder import TextEncoder, load_model
 from cascade_export.graph import operators, passes
 from cascade_export.graph.graph import GRAPH, Dims, Graph, stage_dims
 from cascade_export.graph.numerics import Precision
-from cascade_export.graph.precision import DEFAULT_ISLANDS, cast, cast_encoder
-from cascade_export.graph.weights import WEIGHTS, places, write_state
+from cascade_export.graph.precision import DEFAULT_ISLANDS, cast
+from cascade_export.graph.weights import WEIGHTS, tensor_spans, write_state
 
 OPSETS: Final[dict[Precision, int]] = {"fp32": 21, "fp16": 21, "bf16": 22}
 
@@ -72,7 +72,7 @@ def export_stage(
     )
 
 
-def export_text_encoder(encoder: TextEncoder, folder: Path, precision: Precision = "fp32") -> Graph:
+def export_text_encoder(encoder: TextEncoder, folder: Path) -> Graph:
     """Write a text encoder as `graph.onnx` and `weights.safetensors`.
 
     Its inputs are `ids`, B L int64, and `mask`, B L int64, 1 at real tokens; its output is
@@ -82,8 +82,7 @@ def export_text_encoder(encoder: TextEncoder, folder: Path, precision: Precision
         encoder: held in any mode; the weights are read from its files again.
     """
     require_writable(folder)
-    held, _ = load_model(encoder.files, "float32", torch.device("cpu"))
-    network = cast_encoder(held, precision)
+    network, _ = load_model(encoder.files, "float32", torch.device("cpu"))
     ids = torch.ones(2, 5, dtype=torch.int64)
     dims: Dims = ("batch", "length")
     return _write(
@@ -92,13 +91,13 @@ def export_text_encoder(encoder: TextEncoder, folder: Path, precision: Precision
         {"ids": dims, "mask": dims},
         {"embedding": ("batch", "length", encoder.width)},
         1,
-        OPSETS[precision],
+        OPSETS["fp32"],
         folder,
     )
 
 
 def _example(config: UNetConfig, device: torch.device) -> dict[str, Tensor]:
-    """A call's arguments, of shapes that the tracer does not take for constants, as of 1."""
+    """Return a call's arguments, of shapes that the tracer does not take for constants, as 1."""
     with device:
         return example_inputs(config, 2, (4 * config.factor, 6 * config.factor), 5)
 
@@ -119,8 +118,8 @@ def _write(
     passes.name_interface(model, inputs, outputs)
     headers = {name: Header(value.dtype, tuple(value.shape)) for name, value in state.items()}
     write_state(state, headers, folder / WEIGHTS)
-    passes.point_outside(model, places(folder / WEIGHTS), WEIGHTS)
-    write_bytes(passes.serialise(model), folder / GRAPH)
+    passes.point_outside(model, tensor_spans(folder / WEIGHTS), WEIGHTS)
+    write_bytes(passes.serialize(model), folder / GRAPH)
     onnx.checker.check_model(str(folder / GRAPH), full_check=True)
     return Graph.open(folder / GRAPH)
 
@@ -133,7 +132,7 @@ def _translate(
     factor: int,
     opset: int,
 ) -> ir.Model:
-    """The network as an ONNX model that shares its weights' memory, not yet tidied."""
+    """Translate the network to an ONNX model that shares its weights' memory, not yet tidied."""
     sizes: dict[int | str, Any] = {"batch": Dim("batch"), "length": Dim("length")}
     sizes |= {side: factor * Dim(f"{side}s") for side in ("height", "width")}
     shapes = {

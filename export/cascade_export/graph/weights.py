@@ -29,15 +29,15 @@ DTYPES = {
 }
 
 
-class Parametrised(Protocol):
+class Parametrized(Protocol):
     """A graph, as far as its weights are concerned."""
 
     @property
     def parameters(self) -> Mapping[str, Header]:
-        """Types and shapes of what it reads from a weights file, by name."""
+        """Return types and shapes of what it reads from a weights file, by name."""
 
 
-class Place(NamedTuple):
+class TensorSpan(NamedTuple):
     """Where a tensor lies in a safetensors file."""
 
     dtype: torch.dtype
@@ -49,17 +49,13 @@ class Place(NamedTuple):
     """Bytes."""
 
 
-def places(path: Path) -> dict[str, Place]:
-    """Read where the tensors of a safetensors file lie; reads its header alone.
-
-    Raises:
-        UserError: the file is missing, damaged, or holds something else than floats.
-    """
+def tensor_spans(path: Path) -> dict[str, TensorSpan]:
+    """Read where the tensors of a safetensors file lie; reads its header alone."""
     weight_shapes(path)  # whole: safetensors checks the header against the file's size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
-    found = {}
+    spans = {}
     for name, entry in header.items():
         if name == "__metadata__":
             continue
@@ -69,17 +65,14 @@ def places(path: Path) -> dict[str, Place]:
             )
         begin, end = entry["data_offsets"]
         dtype, shape = DTYPES[entry["dtype"]], tuple(entry["shape"])
-        found[name] = Place(dtype, shape, 8 + length + begin, end - begin)
-    return found
+        spans[name] = TensorSpan(dtype, shape, 8 + length + begin, end - begin)
+    return spans
 
 
 def write_state(state: Mapping[str, Tensor], headers: Mapping[str, Header], path: Path) -> str:
-    """Write tensors, each cast to the type that `headers` says; returns the file's sha256.
+    """Write tensors, each cast to the type that `headers` says; return the file's sha256.
 
-    One tensor is held in its new type at a time, so a file may be larger than memory.
-
-    Raises:
-        UserError: a tensor is no number in its type, or the disk is full.
+    One tensor is actual in its new type at a time, so a file may be larger than memory.
     """
     write_safetensors(
         path, headers, lambda name: narrowed(name, state[name], headers[name].dtype), {}
@@ -87,14 +80,11 @@ def write_state(state: Mapping[str, Tensor], headers: Mapping[str, Header], path
     return digest(path)
 
 
-def write_weights(state: Mapping[str, Tensor], path: Path, graph: Parametrised) -> str:
+def write_weights(state: Mapping[str, Tensor], path: Path, graph: Parametrized) -> str:
     """Write a network's weights for a graph, cast to the graph's types.
 
     Returns:
         The file's sha256.
-
-    Raises:
-        UserError: a tensor is missing, unknown to the graph, or of another shape.
     """
     headers = graph.parameters
     _check(
@@ -105,35 +95,26 @@ def write_weights(state: Mapping[str, Tensor], path: Path, graph: Parametrised) 
     return write_state(state, headers, path)
 
 
-def check_weights(path: Path, graph: Parametrised) -> dict[str, Place]:
-    """Make sure that a weights file fits a graph, and say where its tensors lie.
-
-    Raises:
-        UserError: the file is missing or damaged, or a tensor is missing, unknown to the graph, or
-            of another shape or type.
-    """
-    found = places(path)
+def check_weights(path: Path, graph: Parametrized) -> dict[str, TensorSpan]:
+    """Check that a weights file fits a graph, and return where its tensors lie."""
+    spans = tensor_spans(path)
     headers = graph.parameters
     _check(
-        {name: place.shape for name, place in found.items()},
+        {name: place.shape for name, place in spans.items()},
         {name: header.shape for name, header in headers.items()},
         str(path),
     )
     for name, header in headers.items():
-        if found[name].dtype != header.dtype:
+        if spans[name].dtype != header.dtype:
             raise UserError(
-                f"'{name}' in {path} is {_short(found[name].dtype)} but the graph's is "
+                f"'{name}' in {path} is {_short(spans[name].dtype)} but the graph's is "
                 f"{_short(header.dtype)}; export the fine-tune into this bundle again."
             )
-    return found
+    return spans
 
 
 def require_numbers(path: Path) -> None:
-    """Read a weights file once, a tensor at a time.
-
-    Raises:
-        UserError: it is damaged, or a number in it is NaN or infinite.
-    """
+    """Check that a weights file holds numbers, a tensor at a time."""
     Weights(dict.fromkeys(weight_shapes(path), path)).check()
 
 
@@ -144,11 +125,11 @@ def digest(path: Path) -> str:
 
 
 def _check(
-    held: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]], whose: str
+    actual: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]], whose: str
 ) -> None:
     for word, names in (
-        ("lacks", wanted.keys() - held.keys()),
-        ("has the unknown", held.keys() - wanted.keys()),
+        ("lacks", wanted.keys() - actual.keys()),
+        ("has the unknown", actual.keys() - wanted.keys()),
     ):
         if names:
             raise UserError(
@@ -156,9 +137,9 @@ def _check(
                 "of a fine-tune of the exported cascade."
             )
     for name, shape in wanted.items():
-        if held[name] != shape:
+        if actual[name] != shape:
             raise UserError(
-                f"{whose} has '{name}' of shape {held[name]} where the graph's is {shape}; take "
+                f"{whose} has '{name}' of shape {actual[name]} where the graph's is {shape}; take "
                 "the weights of a fine-tune of the exported cascade."
             )
 

@@ -1,1 +1,1 @@
-"""The proof that an engine draws what eager draws."""
+"""The proof that an engine samples what eager samples."""

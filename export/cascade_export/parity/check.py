@@ -1,33 +1,35 @@
-"""The gate: an engine must answer and draw as eager does, or the export does not finish.
+"""The gate: an engine must answer and sample as eager does, or the export does not finish.
 
 Three networks are compared at every stage: eager in fp32 (the reference), the engine, and the
 baseline, which is eager in fp64 for an engine in fp32 and eager cast to the engine's precision
-otherwise. Tensors are compared call by call; then each draws the same prompts from the same seeds
-through all stages, every stage enlarging what the same network's stage before it has drawn. How
-far the engine may depart follows from the baseline (`.limits`).
+otherwise. Tensors are compared call by call; then each samples the same prompts from the same seeds
+through all stages, every stage on what the same network's stage before it has sampled. How far
+the engine may deviate follows from the baseline (`.limits`).
 
-Shapes: `B` pictures, `C H W` pixels in [-1, 1].
+Shapes: `B` images, `C H W` pixels in [-1, 1].
 """
 
 import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
 from cascade.config.stage import SamplerConfig
 from cascade.environment import environment
 from cascade.pipeline import Cascade
+from cascade.sampling import OnStep
+from cascade_export.graph.graph import feeds
 from cascade_export.graph.numerics import Numerics, Precision
 from cascade_export.graph.precision import DEFAULT_ISLANDS, cast
 from cascade_export.graph.probe import Case, tensor_cases
 from cascade_export.parity.compare import (
-    Draw,
-    Drawn,
-    OnStep,
+    Networks,
+    Samples,
+    Sampling,
     TensorResult,
     TrajectoryResult,
-    Trio,
     compare_pictures,
     compare_tensors,
 )
@@ -46,7 +48,6 @@ def check(
     islands: Mapping[str, Sequence[str]] | None = None,
     graphs: Mapping[str, Path] | None = None,
     prompts: Sequence[str],
-    seeds: Sequence[int] | None = None,
     samplers: Mapping[str, SamplerConfig] | None = None,
     batch_size: int = 2,
     on_step: OnStep | None = None,
@@ -58,36 +59,34 @@ def check(
         dynamic: whether they take any batch and side.
         graphs: by stage, the `graph.onnx` in which to look for the first layer that diverges, where
             a stage's tensors fail.
-        seeds: one for each prompt; 0, 1, 2, ... by default.
-        batch_size: pictures drawn at once. The reference's predictions of a whole batch are held
+        batch_size: images sampled at once. The reference's predictions of a whole batch are held
             for all steps.
     """
-    numbers = tuple(range(len(prompts)) if seeds is None else seeds)
-    draw = Draw(tuple(prompts), numbers, batch_size, samplers or {})
+    sampling = Sampling(tuple(prompts), batch_size, samplers or {})
     tensors: list[TensorResult] = []
     trajectories: list[TrajectoryResult] = []
     divergences: list[Divergence] = []
     pictures: dict[str, Pair] = {}
-    drawn: Drawn | None = None
+    samples: Samples | None = None
     for eager in cascade.stages:
         name = eager.config.name
         measure = baseline(eager.network, numerics.precision, (islands or {}).get(name, ()))
-        trio = Trio(eager, eager.with_network(measure), bundled.stage(name))
-        table = cascade.prompts(draw.prompts, name)
-        cases = list(tensor_cases(eager.config, table, draw.prompts, dynamic=dynamic))
-        results = compare_tensors(trio, cases, numerics)
+        networks = Networks(eager, eager.with_network(measure), bundled.stage(name))
+        table = cascade.prompts(sampling.prompts, name)
+        cases = list(tensor_cases(eager.config, table, sampling.prompts, dynamic=dynamic))
+        results = compare_tensors(networks, cases, numerics)
         tensors += results
-        divergences += _divergence(trio, cases, results, numerics, (graphs or {}).get(name))
-        result, drawn = compare_pictures(trio, table, draw, drawn, numerics, on_step)
+        divergences += _divergence(networks, cases, results, numerics, (graphs or {}).get(name))
+        result, samples = compare_pictures(networks, table, sampling, samples, numerics, on_step)
         trajectories.append(result)
-        pictures[name] = Pair(drawn.eager, drawn.engine)
+        pictures[name] = Pair(samples.eager, samples.engine)
     findings = Findings(
         engine=engine,
         precision=numerics.precision,
         quantisation=numerics.quantization,
         executed=executed,
-        prompts=draw.prompts,
-        seeds=numbers,
+        prompts=sampling.prompts,
+        seeds=tuple(sampling.seeds),
         environment=environment(),
         tensors=tuple(tensors),
         trajectories=tuple(trajectories),
@@ -97,21 +96,23 @@ def check(
 
 
 def _divergence(
-    trio: Trio,
+    networks: Networks,
     cases: Sequence[Case],
     results: Sequence[TensorResult],
     numerics: Numerics,
     graph: Path | None,
 ) -> list[Divergence]:
-    """Look for the layer at fault, where the worst case fails.
+    """Find the layer at fault, where the worst case fails.
 
-    Not for bf16, which ONNX Runtime has not on a CPU, nor in quantised graphs, where all diverge.
+    Not for bf16, which ONNX Runtime has not on a CPU, nor in quantized graphs, where all diverge.
     """
     worst = max(range(len(cases)), key=lambda index: results[index].excess)
     searched = numerics.precision != "bf16" and numerics.quantization == "none"
     if graph is None or not searched or results[worst].passed:
         return []
-    found = first_divergence(trio.eager, trio.baseline.network, graph, cases[worst], numerics)
+    found = first_divergence(
+        networks.eager, networks.baseline.network, graph, cases[worst], numerics
+    )
     return [] if found is None else [found]
 
 
@@ -122,22 +123,15 @@ class _Double(nn.Module):
         super().__init__()
         self.network = copy.deepcopy(network).double()
 
-    def forward(
-        self,
-        x: Tensor,
-        t: Tensor,
-        text: Tensor,
-        text_mask: Tensor,
-        low_res: Tensor | None = None,
-        aug: Tensor | None = None,
-    ) -> Tensor:
-        low_res = None if low_res is None else low_res.double()
-        out: Tensor = self.network(x.double(), t, text.double(), text_mask, low_res, aug)
+    def forward(self, *positional: Any, **named: Any) -> Tensor:
+        call = feeds(*positional, **named)
+        wide = {name: call[name].double() for name in ("x", "text", "low_res") if name in call}
+        out: Tensor = self.network(**(call | wide))
         return out.float()
 
 
 def baseline(network: nn.Module, precision: Precision, islands: Sequence[str] = ()) -> nn.Module:
-    """Eager in an engine's precision; for fp32 in fp64, beside which fp32 itself is measured."""
+    """Return eager in an engine's precision; for fp32 in fp64, beside which fp32 is measured."""
     if precision == "fp32":
         return _Double(network).eval()
     return cast(network, precision, (*DEFAULT_ISLANDS, *islands))

@@ -1,4 +1,4 @@
-"""Where an engine leaves the network it came from: the first layer whose output departs.
+"""The first layer whose output in an engine's graph diverges from the network's.
 
 Every parameter keeps its name in the graph, so a layer's output is found without any notes of the
 exporter's: it is what the last node computes that reads one of the layer's parameters beside its
@@ -32,11 +32,11 @@ _LAYERS: Final = (nn.Conv2d, nn.Linear, nn.LayerNorm)
 
 
 class Divergence(Figures):
-    """The first layer of a stage that departs by more than its share.
+    """The first layer of a stage that diverges by more than its share.
 
     Attributes:
         before: the layer before it, in the order of the graph, which is still right; empty where
-            the first of all departs.
+            the first of all diverges.
     """
 
     stage: str
@@ -48,7 +48,7 @@ class Divergence(Figures):
 
     @property
     def sentence(self) -> str:
-        """What happened, in words."""
+        """Describe it in a sentence."""
         behind = f", behind {self.before}" if self.before else ""
         return (
             f"stage '{self.stage}' first departs at {self.layer} (node {self.node}{behind}): "
@@ -57,14 +57,14 @@ class Divergence(Figures):
 
     @property
     def island(self) -> str:
-        """The module to leave in fp32: the block around the layer, with what leads to it."""
+        """Return the module to leave in fp32: the block around the layer, with what leads to it."""
         return self.layer.rpartition(".")[0] or self.layer
 
 
 def first_divergence(
     stage: Stage, baseline: nn.Module, graph: Path, case: Case, numerics: Numerics
 ) -> Divergence | None:
-    """Look for the first layer whose output in the graph departs from the module's.
+    """Find the first layer whose output in the graph diverges from the module's.
 
     Args:
         graph: the exported `graph.onnx`, its weights beside it; ONNX Runtime must be able to run
@@ -79,16 +79,16 @@ def first_divergence(
     before = ""
     for layer, (node, output) in graph_outputs(graph, layers, case).items():
         if layer not in exact or output.shape != exact[layer].shape:
-            continue  # split in two by the network (`ResBlock.skip`): the next layer tells
+            continue  # split in two by the network (`ResBlock.skip`): the next layer says
         limit = tensor_limit(tensor_deviation(rounded[layer], exact[layer]), numerics)
-        found = tensor_deviation(output, exact[layer]).relative
-        if not found <= limit:  # NaN too
+        deviation = tensor_deviation(output, exact[layer]).relative
+        if not deviation <= limit:  # NaN too
             return Divergence(
                 stage=stage.config.name,
                 layer=layer,
                 node=node,
                 before=before,
-                engine=found,
+                engine=deviation,
                 limit=limit,
             )
         before = layer
@@ -96,7 +96,7 @@ def first_divergence(
 
 
 def layer_outputs(network: nn.Module, layers: Iterable[str], case: Case) -> dict[str, Tensor]:
-    """Return what each of a module's layers gives, on the CPU; a layer not called is left out.
+    """Return the output of each of a module's layers, on the CPU; a layer not called is left out.
 
     A wrapper around the network, whose own name comes before the layers' names, is seen through.
     """
@@ -138,7 +138,7 @@ def graph_outputs(graph: Path, layers: Iterable[str], case: Case) -> dict[str, t
         )
         names = [value for _, value in values.values()]
         wanted = {one.name for one in session.get_inputs()}
-        feeds = {name: array for name, array in _feeds(case).items() if name in wanted}
+        feeds = {name: one.numpy() for name, one in case.inputs.items() if name in wanted}
         answers = session.run(names, feeds)
     finally:
         probe.unlink(missing_ok=True)
@@ -154,7 +154,7 @@ def layer_values(graph: "onnx.GraphProto", layers: set[str]) -> Mapping[str, tup
     made_of: dict[str, frozenset[str]] = {}
     for tensor in graph.initializer:
         made_of[tensor.name] = frozenset({tensor.name.rpartition(".")[0]}) & layers
-    found: dict[str, tuple[str, str]] = {}
+    outputs: dict[str, tuple[str, str]] = {}
     for node in graph.node:
         inputs = [name for name in node.input if name]
         parameters = frozenset[str]().union(*(made_of.get(name, ()) for name in inputs))
@@ -163,18 +163,6 @@ def layer_values(graph: "onnx.GraphProto", layers: set[str]) -> Mapping[str, tup
                 made_of[output] = parameters
             continue
         for layer in parameters:
-            found.pop(layer, None)  # the last node counts, in its own place
-            found[layer] = (node.name or node.op_type, node.output[0])
-    return found
-
-
-def _feeds(case: Case) -> dict[str, Any]:
-    feeds: dict[str, Any] = {
-        "x": case.x.numpy(),
-        "t": case.t.numpy(),
-        "text": case.text.embedding.numpy(),
-        "text_mask": case.text.mask.numpy(),
-    }
-    if case.low_res is not None and case.aug is not None:
-        feeds |= {"low_res": case.low_res.numpy(), "aug": case.aug.numpy()}
-    return feeds
+            outputs.pop(layer, None)  # the last node counts, in its own place
+            outputs[layer] = (node.name or node.op_type, node.output[0])
+    return outputs

@@ -1,4 +1,4 @@
-"""What a comparison of an engine with eager has found."""
+"""The result of a comparison of an engine with eager."""
 
 import math
 from collections.abc import Mapping
@@ -37,14 +37,14 @@ class Findings(Figures):
 
     @property
     def passed(self) -> bool:
-        """Whether every comparison passed."""
+        """Return whether every comparison passed."""
         tensors = all(result.passed for result in self.tensors)
         return tensors and all(result.passed for result in self.trajectories)
 
 
 @dataclass(frozen=True)
 class Pair:
-    """The same pictures by eager in fp32 and by the engine, B C H W each."""
+    """The same images by eager in fp32 and by the engine, B C H W each."""
 
     eager: Tensor
     engine: Tensor
@@ -52,39 +52,35 @@ class Pair:
 
 @dataclass(frozen=True)
 class ParityReport:
-    """What was found, and by stage the pictures in which to see it."""
+    """The findings, and by stage the images in which to see them."""
 
     findings: Findings
     pictures: Mapping[str, Pair]
 
     @property
     def passed(self) -> bool:
-        """Whether the engine may take the network's place."""
+        """Return whether the engine may take the network's place."""
         return self.findings.passed
 
     def failures(self) -> list[str]:
-        """Tell each comparison that failed in a few words."""
+        """Describe each comparison that failed."""
         tensors = [
-            f"stage '{one.stage}', {one.case}: {_tensor_told(one)}"
+            f"stage '{one.stage}', {one.case}: {_tensor_words(one)}"
             for one in self.findings.tensors
             if not one.passed
         ]
-        drawn = [
-            f"pictures of stage '{one.stage}': {_pictures_told(one)}"
+        images = [
+            f"pictures of stage '{one.stage}': {_image_words(one)}"
             for one in self.findings.trajectories
             if not one.passed
         ]
         layers = [divergence.sentence for divergence in self.findings.departures]
-        return tensors + drawn + layers
+        return tensors + images + layers
 
     def require(self) -> None:
-        """Refuse an engine that departs too far.
-
-        Raises:
-            UserError: it does.
-        """
+        """Refuse an engine that diverges too far."""
         if not self.passed:
-            told = "; ".join(self.failures())
+            failed = "; ".join(self.failures())
             advice = (
                 "export in fp32, or with --retry"
                 if self.findings.quantisation == "none"
@@ -92,17 +88,17 @@ class ParityReport:
             )
             raise UserError(
                 f"The {self.findings.engine} engine does not match eager in "
-                f"{self.findings.precision} ({told}); {advice}."
+                f"{self.findings.precision} ({failed}); {advice}."
             )
 
 
-def _tensor_told(one: TensorResult) -> str:
+def _tensor_words(one: TensorResult) -> str:
     if not math.isfinite(one.engine.relative):
         return _NO_NUMBERS
     return f"{one.engine.relative:.2g} relative deviation, {one.limit:.2g} allowed"
 
 
-def _pictures_told(one: TrajectoryResult) -> str:
+def _image_words(one: TrajectoryResult) -> str:
     if not math.isfinite(one.engine.rms):
         return _NO_NUMBERS
     return (

@@ -1,18 +1,18 @@
-"""How far apart two answers or two pictures are, and how far an engine's may be from eager's.
+"""Deviations of answers and images, and the limits of an engine's deviation from eager.
 
-An engine rounds as eager does in the same precision, only in another order. So it may depart from
+An engine rounds as eager does in the same precision, only in another order. So it may deviate from
 eager in fp32 at most `FACTOR` times as far as eager in its own precision does:
 
     |engine - eager| <= |engine - exact| + |exact - eager| <= 2 |exact - eager|
 
-for an engine that is as exact as eager. Pictures are few and their stages carry roundings on, like
-random walks of which each draws one: one walk ends twice as far as another by chance alone, so
+for an engine that is as exact as eager. Images are few and their stages carry roundings on, like
+random walks of which each samples one: one walk ends twice as far as another by chance alone, so
 that an engine's may, and `PICTURES_FACTOR` is 3. For fp32 the baseline is eager in fp64; for fp16
 and bf16 it is the network cast to that precision, beside which fp32 counts as exact. Where the
-baseline happens to be short, a floor stands in for it. Quantised graphs have no eager twin:
-theirs are limits that only a broken quantisation exceeds, and the report tells what they cost.
+baseline happens to be short, a floor stands in for it. Quantized graphs have no eager twin:
+theirs are limits that only a broken quantization exceeds, and the report says what they cost.
 
-Shapes: `B` pictures, `C H W` pixels in [-1, 1]; a grey level is 2 / 255.
+Shapes: `B` images, `C H W` pixels in [-1, 1]; a grey level is 2 / 255.
 """
 
 import math
@@ -28,11 +28,11 @@ from cascade_export.graph.probe import Figures, TensorDeviation, rms
 
 FACTOR: Final = 2.0
 PICTURES_FACTOR: Final = 3.0
-GREY_LEVELS: Final = 127.5  # per unit of a picture in [-1, 1]
+GREY_LEVELS: Final = 127.5  # per unit of an image in [-1, 1]
 
 
 class PictureDeviation(Figures):
-    """How far pictures are from the reference's.
+    """Deviation of images from the reference's.
 
     Attributes:
         rms: root mean square of the difference before rounding, grey levels.
@@ -46,15 +46,15 @@ class PictureDeviation(Figures):
 
     @property
     def psnr(self) -> float:
-        """Peak signal-to-noise ratio before rounding, dB; infinite for equal ones, NaN for none."""
+        """Return the peak signal-to-noise ratio before rounding, dB; infinite for equal images."""
         return math.inf if self.rms == 0 else 20 * math.log10(255 / self.rms)
 
 
 class Floor(Frozen):
-    """What an engine may always depart by.
+    """A deviation that is always allowed.
 
     Attributes:
-        rms: of pictures, grey levels. A value changes when its difference crosses a rounding
+        rms: of images, grey levels. A value changes when its difference crosses a rounding
             boundary, with a probability of its size in grey levels: this is the floor of the
             share of differing values too.
     """
@@ -72,17 +72,17 @@ FLOORS: Final[Mapping[Precision, Floor]] = {
     "bf16": Floor(relative=2**-7, rms=0.4, greatest=2),
 }
 # int8 costs mini's answers 2 to 3 %, and 15 % where the input is white noise at the highest level,
-# which no calibration resembles; its pictures end at 35 and 37 dB. Below 30 the loss is plain.
-_QUANTISED: Final = Floor(relative=0.25, rms=255 / 10**1.5, greatest=255)
+# which no calibration resembles; its images end at 35 and 37 dB. Below 30 the loss is plain.
+_QUANTIZED: Final = Floor(relative=0.25, rms=255 / 10**1.5, greatest=255)
 
 
 def floor_of(numerics: Numerics) -> Floor:
-    """What an engine may always depart by: of its precision, or 25 % and 30 dB if quantised."""
-    return FLOORS[numerics.precision] if numerics.quantization == "none" else _QUANTISED
+    """Return an engine's floor: its precision's, or 25 % and 30 dB if quantized."""
+    return FLOORS[numerics.precision] if numerics.quantization == "none" else _QUANTIZED
 
 
 def picture_deviation(pictures: Tensor, reference: Tensor) -> PictureDeviation:
-    """Compare pictures B C H W in [-1, 1] before and after rounding to 8 bits."""
+    """Compare images B C H W in [-1, 1] before and after rounding to 8 bits."""
     difference = (pictures.double().cpu() - reference.double().cpu()) * GREY_LEVELS
     levels = (to_levels(pictures) - to_levels(reference)).abs()
     return PictureDeviation(
@@ -93,14 +93,14 @@ def picture_deviation(pictures: Tensor, reference: Tensor) -> PictureDeviation:
 
 
 def tensor_limit(eager: TensorDeviation, numerics: Numerics) -> float:
-    """The relative deviation that an engine may have where eager in its precision has this one."""
+    """Return an engine's largest relative deviation where eager in its precision has this one."""
     return max(FACTOR * eager.relative, floor_of(numerics).relative)
 
 
 def picture_limit(
     eager: PictureDeviation, numerics: Numerics, values: int | None = None
 ) -> PictureDeviation:
-    """The deviation that an engine's pictures may have where eager's in its precision have this.
+    """Return the largest deviation of an engine's images where eager's in its precision have this.
 
     Of few `values` four may differ: where one is expected to, more than four do by chance once in
     270 times (Poisson).
@@ -115,7 +115,7 @@ def picture_limit(
 
 
 def within(engine: PictureDeviation, limit: PictureDeviation) -> bool:
-    """Whether pictures stay inside a limit in every respect; NaN never does."""
+    """Return whether images keep a limit in every respect; NaN never does."""
     return (
         engine.rms <= limit.rms
         and engine.differing <= limit.differing
@@ -124,9 +124,9 @@ def within(engine: PictureDeviation, limit: PictureDeviation) -> bool:
 
 
 def to_levels(pictures: Tensor) -> Tensor:
-    """Round pictures in [-1, 1] to grey levels 0..255, as `cascade.data.images.to_pil` does.
+    """Round images in [-1, 1] to grey levels 0..255, as `cascade.data.images.to_pil` does.
 
-    NaN, which a picture has no level for, becomes one that differs from every other.
+    NaN, which an image has no level for, becomes one that differs from every other.
     """
     levels = pictures.detach().float().cpu().clamp(-1, 1).add(1).mul(GREY_LEVELS).round()
     return levels.nan_to_num(nan=-1.0).to(torch.int16)

@@ -1,6 +1,6 @@
-"""The parity report as files: JSON to read by machine, a page and pictures to look at.
+"""The parity report as files: JSON to read by machine, a page and images to look at.
 
-Shapes: `B` pictures, `C H W` pixels in [-1, 1].
+Shapes: `B` images, `C H W` pixels in [-1, 1].
 """
 
 import json
@@ -26,7 +26,7 @@ _SHOWN_STEPS = 6
 
 
 def write_report(report: ParityReport, folder: Path, command: str) -> Path:
-    """Write `parity.json`, `parity.html` and a sheet of pictures per stage.
+    """Write `parity.json`, `parity.html` and a sheet of images per stage.
 
     Returns:
         The page's path.
@@ -56,7 +56,7 @@ def write_report(report: ParityReport, folder: Path, command: str) -> Path:
 
 
 def sheet(pair: Pair, prompts: tuple[str, ...]) -> tuple[Image.Image, str]:
-    """Lay eager's picture, the engine's and their difference side by side, a row per prompt.
+    """Lay eager's image, the engine's and their difference side by side, a row per prompt.
 
     Returns:
         The sheet, and a sentence that says by how much the difference is amplified.
@@ -64,12 +64,12 @@ def sheet(pair: Pair, prompts: tuple[str, ...]) -> tuple[Image.Image, str]:
     difference = pair.engine - pair.eager
     largest = float(difference.abs().nan_to_num(nan=math.inf).max())
     if largest == 0:
-        amplification, told = 1, "The pictures are equal to the last bit."
+        amplification, caption = 1, "The pictures are equal to the last bit."
     else:
-        # A power of two which leaves the largest difference inside the picture's range.
+        # A power of two which leaves the largest difference inside the image's range.
         exponent = math.floor(-math.log2(largest)) if math.isfinite(largest) else 0
         amplification = 2 ** min(max(exponent, 0), int(math.log2(_MOST_AMPLIFICATION)))
-        told = f"The difference is amplified {amplification} times; grey is none."
+        caption = f"The difference is amplified {amplification} times; grey is none."
     rows = [
         [
             eager,
@@ -85,12 +85,12 @@ def sheet(pair: Pair, prompts: tuple[str, ...]) -> tuple[Image.Image, str]:
         cell=max(128, pair.eager.shape[-1]),
     )
     left_out = len(rows) - _MOST_ROWS
-    return picture, told + (f" {left_out} more rows are left out." if left_out > 0 else "")
+    return picture, caption + (f" {left_out} more rows are left out." if left_out > 0 else "")
 
 
 _PICTURES = """Eager is the network in fp32. The limit is three times what eager departs by in the
 engine's own precision (for fp32: what eager in fp64 departs by), or a floor below
-which nothing can be seen; deviations are told before and after rounding to 8 bits."""
+which nothing can be seen; deviations are given before and after rounding to 8 bits."""
 _STEPS = """By how many grey levels the prediction of the clean picture departs after a step, as
 root mean square; a stage begins with the pictures that the same engine's stage before it drew."""
 _TENSORS = """One call of each network on the same inputs: the root mean square of the difference
@@ -116,8 +116,8 @@ def _summary(report: ParityReport) -> str:
 def _pictures(findings: Findings) -> Table:
     rows: list[list[str | float | int | None]] = []
     for one in findings.trajectories:
-        told = ((findings.engine, one.engine), ("eager", one.eager), ("limit", one.limit))
-        for who, deviation in told:
+        rows_of = ((findings.engine, one.engine), ("eager", one.eager), ("limit", one.limit))
+        for who, deviation in rows_of:
             psnr = deviation.psnr if math.isfinite(deviation.psnr) else None
             rows.append(
                 [

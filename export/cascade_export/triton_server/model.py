@@ -4,7 +4,7 @@ The samplers are this package's own; a stage's network is a call of another mode
 server (its business logic scripting), which merges the calls of concurrent requests into batches.
 The module `triton_python_backend_utils` exists inside the server only.
 
-Shapes: `N` pictures of a request, `B` rows, `L` text tokens, `D` width of the text encoder.
+Shapes: `N` images of a request, `B` rows, `L` text tokens, `D` width of the text encoder.
 """
 
 import json
@@ -28,6 +28,7 @@ from cascade.text.encoder import TextEncoder
 from cascade.text.files import EncoderFiles, find_vocabulary
 from cascade.text.prompts import PromptEncoder, load_text, open_text
 from cascade_export.engines.base import fixed_length
+from cascade_export.graph.graph import feeds
 from cascade_export.parity.limits import to_levels
 from cascade_export.triton_server.repository import PICTURES_AT_ONCE, TEXT_MODEL
 
@@ -51,7 +52,7 @@ class Remote:
         self._output = output
 
     def __call__(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Call it with tensors by name, batch first; the answer lies on the CPU.
+        """Call it with tensors by name, batch first; return the answer on the CPU.
 
         Raises:
             RemoteError: it refused or failed.
@@ -97,15 +98,11 @@ class RemoteNetwork:
     ) -> Tensor:
         """Predict as the network does."""
         text, text_mask = fixed_length(text, text_mask, self._max_length)
-        inputs = {
-            "x": x.float(),
-            "t": t.float()[:, None],
-            "text": text.float(),
-            "text_mask": text_mask,
-        }
-        if low_res is not None and aug is not None:
-            inputs |= {"low_res": low_res.float(), "aug": aug.float()[:, None]}
-        return self._remote(inputs)
+        call = feeds(x, t, text, text_mask, low_res, aug)
+        rows = {name: call[name][:, None] for name in ("t", "aug") if name in call}
+        return self._remote(
+            {n: v.float() if v.is_floating_point() else v for n, v in (call | rows).items()}
+        )
 
 
 class RemoteTextEncoder(TextEncoder):
@@ -118,7 +115,7 @@ class RemoteTextEncoder(TextEncoder):
 
     @property
     def device(self) -> torch.device:
-        """Where its inputs are made."""
+        """Return the device of its inputs."""
         return _CPU
 
 
@@ -138,25 +135,21 @@ class CascadeModel:
     """What the server calls; its `model.py` names it `TritonPythonModel`."""
 
     def initialize(self, args: Mapping[str, str]) -> None:
-        """Open the cascade's settings and text encoder; the other models need not be ready yet.
-
-        Raises:
-            UserError: a file is missing or damaged.
-        """
+        """Open the cascade's settings and text encoder; the other models need not be ready yet."""
         self._triton: Any = import_module("triton_python_backend_utils")
         config = json.loads(args["model_config"])
-        told = {key: value["string_value"] for key, value in config["parameters"].items()}
+        parameters = {key: value["string_value"] for key, value in config["parameters"].items()}
         folder = Path(args["model_repository"]) / args["model_version"]
         manifest = read_manifest(folder)
-        self._batch_size = int(told[PICTURES_AT_ONCE])
+        self._batch_size = int(parameters[PICTURES_AT_ONCE])
         self._cascade = Cascade(
             manifest,
-            self._encoder(folder, manifest, told.get(TEXT_MODEL)),
+            self._encoder(folder, manifest, parameters.get(TEXT_MODEL)),
             [self._stage(folder / name, args["model_name"]) for name in manifest.stages],
         )
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """Answer every request with its pictures, or with what was wrong."""
+        """Answer every request with its images, or with what was wrong."""
         return [self._answer(request) for request in requests]
 
     def _answer(self, request: Any) -> Any:
@@ -168,7 +161,7 @@ class CascadeModel:
         return triton.InferenceResponse(output_tensors=[triton.Tensor("pictures", pictures)])
 
     def _draw(self, request: Any) -> np.ndarray:
-        """The pictures of a request, N H W 3 uint8."""
+        """Sample the images of a request, N H W 3 uint8."""
         prompts = [value.decode("utf-8") for value in self._values(request, "prompt") or []]
         seeds = [int(value) for value in self._values(request, "seed") or []]
         changes: dict[str, Any] = {"batch_size": self._batch_size}
@@ -177,11 +170,11 @@ class CascadeModel:
             changes["steps"] = int(steps[0])
         if guidance is not None:
             changes["guidance"] = float(guidance[0])
-        drawn = self._cascade.sample(prompts, seeds, **changes)
-        return to_levels(drawn.tensor).to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+        samples = self._cascade.sample(prompts, seeds, **changes)
+        return to_levels(samples.tensor).to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
 
     def _values(self, request: Any, name: str) -> list[Any] | None:
-        """A request's input as a flat list; None where it was left out."""
+        """Return a request's input as a flat list; None where it was left out."""
         tensor = self._triton.get_input_tensor_by_name(request, name)
         return None if tensor is None else list(tensor.as_numpy().reshape(-1))
 

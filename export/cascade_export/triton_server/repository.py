@@ -72,8 +72,8 @@ def write_repository(
     manifest = bundle.manifest.cascade if chosen is None else chosen.cascade
     models = [output / name for name in (*names, options.name)]
     with ExitStack() as undo:  # the server would load half of a model
-        for place in models if output.exists() else [output]:
-            undo.enter_context(new_folder(place))
+        for folder in models if output.exists() else [output]:
+            undo.enter_context(new_folder(folder))
         for name, part, plan in zip(names, files, plans, strict=False):
             _write_stage(output / name, part, plan, options)
         if as_graph:
@@ -83,7 +83,7 @@ def write_repository(
 
 
 def plans_left_out(bundle: Bundle) -> bool:
-    """Say whether a bundle has plans that the server cannot load."""
+    """Return whether a bundle has plans that the server cannot load."""
     engine = engine_class(bundle.manifest.engine)
     return engine.runs_plans and not engine.server_takes_plans
 
@@ -106,10 +106,10 @@ def model_config(
 def batched_tensor(spec: TensorSpec) -> str:
     """Describe a graph's input or output whose first dimension is the batch."""
     dims = [-1 if isinstance(dim, str) else dim for dim in spec.dims[1:]]
-    told = f'name: "{spec.name}" data_type: {_TYPES[spec.dtype]}'
+    spec_text = f'name: "{spec.name}" data_type: {_TYPES[spec.dtype]}'
     if not dims:  # one number a row: the server has no tensors without dimensions, but reshapes
-        return f"{told} dims: [ 1 ] reshape {{ shape: [ ] }}"
-    return f"{told} dims: [ {', '.join(map(str, dims))} ]"
+        return f"{spec_text} dims: [ 1 ] reshape {{ shape: [ ] }}"
+    return f"{spec_text} dims: [ {', '.join(map(str, dims))} ]"
 
 
 def _write_stage(folder: Path, part: StageFiles, plan: Path | None, options: ServerOptions) -> None:
@@ -161,7 +161,7 @@ def _write_cascade(
     files: Sequence[StageFiles],
     options: ServerOptions,
 ) -> None:
-    """The Python model: a cascade's folder without weights, beside the code that runs it."""
+    """Write the Python model: a cascade's folder without weights, beside the code that runs it."""
     version = folder / _VERSION
     entry, source = bundle.manifest.text, bundle.text_folder
     if entry.form == "graph":
@@ -200,11 +200,7 @@ def _write_cascade(
 
 
 def _plan(bundle: Bundle, part: StageFiles, options: ServerOptions) -> Path | None:
-    """A stage's plan where the server can load it.
-
-    Raises:
-        UserError: it takes fewer rows than a batch has.
-    """
+    """Return a stage's plan where the server can load it."""
     if part.plan is None or not engine_class(bundle.manifest.engine).server_takes_plans:
         return None
     stored = PlanCache(bundle.plans).named(part.plan.name)
@@ -228,7 +224,7 @@ def _require_text(bundle: Bundle) -> None:
 
 
 def _copy_graph(graph: Path, weights: Path, version: Path) -> None:
-    """The folder form of an ONNX model: the graph and what it points to, side by side."""
+    """Write the folder form of an ONNX model: the graph and what it points to, side by side."""
     copy_file(graph, version / "model.onnx" / "model.onnx")
     copy_file(weights, version / "model.onnx" / WEIGHTS)
 

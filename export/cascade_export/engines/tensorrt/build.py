@@ -18,7 +18,7 @@ from typing import Any
 from safetensors import safe_open
 from torch import Tensor
 
-from cascade.config.base import MOST_AT_ONCE, MOST_SIDE
+from cascade.config.base import MOST_AT_ONCE
 from cascade.config.stage import StageConfig
 from cascade.errors import UserError
 from cascade.request import whole
@@ -44,24 +44,10 @@ _TOTAL = re.compile(r"(Total|Max) .*Memory: ")
 _EXPORTERS = ("torch", "onnx", "onnx-ir", "onnxscript")
 
 
-def stage_profile(config: StageConfig, max_batch: int, side: int | None = None) -> Profile:
-    """Return the sizes a stage's plan takes.
-
-    Args:
-        max_batch: most pictures at a time; with guidance each is two rows.
-        side: of the pictures; the stage's own by default.
-
-    Raises:
-        UserError: the batch is empty, or the side is no multiple of the network's factor.
-    """
+def stage_profile(config: StageConfig, max_batch: int) -> Profile:
+    """Return the sizes a stage's plan takes, for `max_batch` images at a time: twice the rows."""
     max_batch = whole(max_batch, "the batch of a plan", 1, MOST_AT_ONCE)
-    side = config.size if side is None else whole(side, "the side of pictures", 1, MOST_SIDE)
-    if side % config.unet.factor:
-        raise UserError(
-            f"Stage '{config.name}' draws no pictures {side} wide; take a multiple of "
-            f"{config.unet.factor}."
-        )
-    length = config.text.max_length
+    side, length = config.size, config.text.max_length
     return {
         "batch": (1, 2, 2 * max_batch),
         "length": (length, length, length),
@@ -71,11 +57,7 @@ def stage_profile(config: StageConfig, max_batch: int, side: int | None = None) 
 
 
 def shapes(spec: TensorSpec, profile: Profile) -> tuple[Shape, Shape, Shape]:
-    """Return an input's smallest, usual and largest shape.
-
-    Raises:
-        UserError: a dimension of the input is not in the profile.
-    """
+    """Return an input's smallest, usual and largest shape."""
     missing = [dim for dim in spec.dims if isinstance(dim, str) and dim not in profile]
     if missing:
         raise UserError(f"The profile has no size for {missing[0]!r} of {spec.name}; give one.")
@@ -94,14 +76,11 @@ def plan_fingerprint(
     numerics: Numerics,
     profile: Profile,
 ) -> Fingerprint:
-    """Return what a plan is built from; it asks the builder's package for its version.
+    """Return everything a plan depends on, the version of the builder's package included.
 
     Args:
         weights_sha256: of the file the plan is to hold. Plans of TensorRT are sent theirs before
             they run, and serve every fine-tune.
-
-    Raises:
-        UserError: the builder's package is not installed.
     """
     refittable = not FLAVORS[kind].ahead_of_time
     return Fingerprint(
@@ -122,11 +101,7 @@ def plan_fingerprint(
 def obtain_plan(
     cache: PlanCache, graph: Graph, weights: Path, fingerprint: Fingerprint
 ) -> StoredPlan:
-    """Return a plan from the cache, built now if it is not there.
-
-    Raises:
-        UserError: as `build_plan` and `PlanCache.obtain`.
-    """
+    """Return a plan from the cache, built now if it is not there."""
     check_weights(weights, graph)
     return cache.obtain(fingerprint, lambda: build_plan(graph, weights, fingerprint))
 
@@ -135,8 +110,6 @@ def build_plan(graph: Graph, weights: Path, fingerprint: Fingerprint) -> BuiltPl
     """Build a plan; seconds with TensorRT for RTX, minutes with TensorRT.
 
     Raises:
-        UserError: the weights do not fit, the graph has an operation that the builder does not
-            know, or it cannot be built for a target.
         ValueError: the fingerprint is not that of what would be built.
     """
     check_weights(weights, graph)
@@ -160,8 +133,8 @@ def build_plan(graph: Graph, weights: Path, fingerprint: Fingerprint) -> BuiltPl
     data = bytes(plan)
     facts = BuildFacts(
         layers=count_layers(network),
-        memory=planned_memory(log.told),
-        log=tuple(log.told),
+        memory=planned_memory(log.messages),
+        log=tuple(log.messages),
         seconds=round(time.monotonic() - start, 1),
     )
     return BuiltPlan(data, facts)
@@ -173,9 +146,6 @@ def builder_config(
     """Return an `IBuilderConfig` with a fingerprint's flags, targets and profile.
 
     TF32 is always off: fp32 islands are to be exact.
-
-    Raises:
-        UserError: the installed version does not know a target, or the profile lacks a size.
     """
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)
@@ -200,40 +170,37 @@ def initializers(reader: Any, graph: Graph, weights: Path) -> Iterator[None]:
     """Load a graph and its weights into an `OnnxParser` or an `OnnxParserRefitter`.
 
     The reader looks at the tensors' memory until it has parsed or refitted, inside this context.
-
-    Raises:
-        UserError: the reader does not take the graph or one of the tensors.
     """
     if not reader.load_model_proto(graph.path.read_bytes(), str(graph.path)):
         raise UserError(f"{graph.path} is not read ({_errors(reader)}); export again.")
-    held: dict[str, Tensor] = {}
+    alive: dict[str, Tensor] = {}
     with safe_open(weights, framework="pt") as file:
         for name in file.keys():  # noqa: SIM118 -- the file is no mapping
-            held[name] = file.get_tensor(name)
-            if not reader.load_initializer(name, held[name].data_ptr(), held[name].nbytes):
+            alive[name] = file.get_tensor(name)
+            if not reader.load_initializer(name, alive[name].data_ptr(), alive[name].nbytes):
                 raise UserError(f"{weights}: the graph takes no tensor {name!r}; export again.")
     yield
 
 
 def logger(trt: ModuleType) -> Any:
-    """Return an `ILogger` that keeps what it is told instead of printing it."""
+    """Return an `ILogger` that keeps messages instead of printing them."""
 
     class Log(trt.ILogger):  # type: ignore[misc, name-defined]  # a module chosen at run time
-        """Attributes: told, the warnings and the totals of memory; errors, not yet asked for."""
+        """Attributes: messages, the warnings and totals of memory; errors, not yet reported."""
 
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
-            self.told: list[str] = []
+            self.messages: list[str] = []
             self.errors: list[str] = []
 
         def log(self, severity: Any, message: str) -> None:
             if severity <= trt.ILogger.WARNING or _TOTAL.match(message):
-                self.told.append(message)
+                self.messages.append(message)
             if severity <= trt.ILogger.ERROR:
                 self.errors.append(message)
 
         def reason(self) -> str:
-            """The first error since this was last asked: those after it follow from it."""
+            """Return the first error since the last call: those after it follow from it."""
             first = self.errors[0].strip().rstrip(".") if self.errors else "no reason given"
             self.errors.clear()
             return first
@@ -246,10 +213,10 @@ def _not_parsed(parser: Any, kind: Kind) -> str:
 
 
 def _errors(reader: Any) -> str:
-    """The first of a parser's errors, with its operation where it names one."""
+    """Return a parser's first error, with its operation where it names one."""
     if not reader.num_errors:
         return "no reason given"
     error = reader.get_error(0)
-    told = f"{str(error.code()).rpartition('.')[2]}, {error.desc().strip().rstrip('.')}"
+    reason = f"{str(error.code()).rpartition('.')[2]}, {error.desc().strip().rstrip('.')}"
     operation = error.node_operator()
-    return f"{operation} at {error.node_name()}: {told}" if operation else told
+    return f"{operation} at {error.node_name()}: {reason}" if operation else reason

@@ -3,8 +3,6 @@
 One code path: `targets` imports the package of a kind. A fine-tune reaches a plan of TensorRT by
 refitting all of its weights, and one of TensorRT for RTX by a cached rebuild from memory, which
 takes seconds. Written against both interfaces and not executed on a GPU yet.
-
-Shapes: `B` rows, `L` text tokens, `D` width of the text encoder, `H W` pixels.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -53,9 +51,6 @@ class TensorRTEngine(Engine):
         check: called with the new engine's network and its weights file before a swap takes
             effect; what it raises refuses the swap. A refitted plan can be wrong without an error
             (TensorRT 11.3 documents dropped biases), so a comparison belongs here.
-
-    Raises:
-        UserError: the plan is missing, damaged, of another graph, or cannot run here.
     """
 
     kind: ClassVar[Kind] = "tensorrt"
@@ -112,7 +107,7 @@ class TensorRTEngine(Engine):
         options: EngineOptions,
         max_memory: int | None = None,
     ) -> Sequence[Self]:
-        shared = TensorRTDevice(cls.kind, device, max_memory=max_memory)
+        shared = TensorRTDevice(cls.kind, device, max_memory)
         return [cls(files, shared, partial(_beside_the_graph, files)) for files in stages]
 
     def __init__(
@@ -131,13 +126,11 @@ class TensorRTEngine(Engine):
     def info(self) -> EngineInfo:
         return self._current().info
 
-    def _answer(self, feeds: Mapping[str, Tensor]) -> Tensor:
-        inputs = {
-            name: value.to(self.device, torch.bool if name == "text_mask" else torch.float32)
-            for name, value in feeds.items()
-        }
+    def _answer(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        types = {name: torch.bool if name == "text_mask" else torch.float32 for name in inputs}
+        call = {n: v.to(self.device, types[n]).contiguous() for n, v in inputs.items()}
         with self._shared.turn:  # a swap waits, and the weights stay those of the call's beginning
-            return self._current().session.run({n: v.contiguous() for n, v in inputs.items()})
+            return self._current().session.run(call)
 
     def swap(self, weights: Path) -> None:
         # For a moment both are in memory.
@@ -204,11 +197,7 @@ def _beside_the_graph(files: StageFiles, engine: Engine, weights: Path) -> None:
 
 
 def plan_of(files: StageFiles, version: str, target: int | None) -> StoredPlan:
-    """Return the plan for a stage's weights.
-
-    Raises:
-        UserError: the stage has no plan, it was built from another graph, or it cannot run here.
-    """
+    """Return the plan for a stage's weights."""
     stored = _plan_beside(files)
     stored.check_runs(version, target)
     if stored.manifest.fingerprint.graph != files.graph.sha256:
@@ -223,7 +212,7 @@ def _plan_beside(files: StageFiles) -> StoredPlan:
 
 
 def _with_its_weights(files: StageFiles, stored: StoredPlan) -> StoredPlan:
-    """A plan that holds other weights tells how the one for these is built, if it is not there."""
+    """Return the plan itself if it takes these weights, else the same plan built with them."""
     made = stored.manifest.fingerprint
     if made.weights in (None, files.weights_sha256):
         return stored
@@ -232,11 +221,7 @@ def _with_its_weights(files: StageFiles, stored: StoredPlan) -> StoredPlan:
 
 
 def refit(shared: TensorRTDevice, engine: Any, graph: Graph, weights: Path) -> None:
-    """Send an engine every one of its weights; a part of them would leave others' values in it.
-
-    Raises:
-        UserError: the weights do not fit, or the engine wants weights that the file has not.
-    """
+    """Send an engine every one of its weights; a part of them would leave others' values in it."""
     refitter = shared.trt.Refitter(engine, shared.log)
     reader = shared.trt.OnnxParserRefitter(refitter, shared.log)
     with initializers(reader, graph, weights):

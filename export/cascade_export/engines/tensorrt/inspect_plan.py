@@ -1,4 +1,4 @@
-"""What a build tells about its plan without a GPU: types of numbers and planned memory.
+"""Figures of a plan that need no GPU: types of numbers and planned memory.
 
 None of it says that the plan runs or is right; it catches what can be caught before a GPU is
 rented, such as a layer in another type than was meant or gigabytes of activations.
@@ -19,7 +19,7 @@ _MEMORY = {
 
 
 class LayerCount(Frozen):
-    """How many layers of one type compute in one type of number."""
+    """The number of layers of one type that compute in one type of number."""
 
     layer: str
     dtype: str
@@ -27,7 +27,7 @@ class LayerCount(Frozen):
 
 
 class PlannedMemory(Frozen):
-    """What the builder says a plan takes on the GPU at its largest shapes, bytes; None: untold."""
+    """What a plan takes on the GPU at its largest shapes, bytes; None where the log has it not."""
 
     weights: int | None = None
     activations: int | None = None
@@ -47,10 +47,9 @@ def count_layers(network: Any) -> tuple[LayerCount, ...]:
 def planned_memory(log: Iterable[str]) -> PlannedMemory:
     """Read the builder's log; of a line that it wrote several times the largest counts."""
     text = "\n".join(log)
-    told = {name: [int(n) for n in line.findall(text)] for name, line in _MEMORY.items()}
-    return PlannedMemory(**{name: max(numbers, default=None) for name, numbers in told.items()})
+    sizes = {name: [int(n) for n in line.findall(text)] for name, line in _MEMORY.items()}
+    return PlannedMemory(**{name: max(numbers, default=None) for name, numbers in sizes.items()})
 
 
 def _name(value: Any) -> str:
-    """The last part of an enumeration's name."""
     return str(value).rpartition(".")[2]

@@ -1,4 +1,4 @@
-"""What the TensorRT engines of one GPU share: a stream and buffers.
+"""The stream and the buffers that the TensorRT engines of one GPU share.
 
 A cascade's stages run one after another, so one set of buffers as large as the largest stage's
 serves all. Nothing here has been executed on a GPU yet.
@@ -27,8 +27,8 @@ class Workspace:
     def reserve(self, sizes: Mapping[str, int]) -> None:
         """Make each named buffer at least so many bytes large."""
         for name, size in sizes.items():
-            held = self._buffers.get(name)
-            if held is None or held.numel() < size:
+            buffer = self._buffers.get(name)
+            if buffer is None or buffer.numel() < size:
                 self._buffers[name] = torch.empty(size, dtype=torch.uint8, device=self.device)
                 self.generation += 1
 
@@ -52,7 +52,7 @@ class Lane:
 
     @property
     def handle(self) -> int:
-        """The stream's address, as TensorRT takes it."""
+        """Return the stream's address, as TensorRT takes it."""
         return self._stream.cuda_stream
 
     @contextmanager

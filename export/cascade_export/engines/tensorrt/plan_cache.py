@@ -1,7 +1,7 @@
 """Built plans, kept under the hash of everything they follow from.
 
     FOLDER/<key>/plan             what the builder wrote
-    FOLDER/<key>/manifest.json    what it follows from, its hash, and what the build told
+    FOLDER/<key>/manifest.json    what it follows from, its hash, and what the build said
     FOLDER/.<key>.lock            empty; held by whoever builds it
 
 The key is never a hash of the plan: two builds of the same input differ in their bytes. A plan that
@@ -32,7 +32,7 @@ _PLAN, _MANIFEST = "plan", "manifest.json"
 
 
 class Fingerprint(Frozen):
-    """Everything that a plan follows from; another value of any field is another plan.
+    """Everything that a plan depends on; another value of any field is another plan.
 
     Attributes:
         weights: sha256 of the weights; None where they are sent to the plan before it runs.
@@ -61,18 +61,18 @@ class Fingerprint(Frozen):
 
 
 class BuildFacts(Frozen):
-    """What a build told about its plan."""
+    """Figures and messages of a build."""
 
     layers: tuple[LayerCount, ...]
     memory: PlannedMemory
     log: tuple[str, ...]
     seconds: float
 
-    model_config = ConfigDict(frozen=True, extra="ignore")  # earlier builds told more
+    model_config = ConfigDict(frozen=True, extra="ignore")  # earlier builds said more
 
 
 class Manifest(Frozen):
-    """What stands beside a plan."""
+    """`manifest.json` beside a plan."""
 
     fingerprint: Fingerprint
     plan_sha256: str
@@ -99,15 +99,11 @@ class StoredPlan:
 
     @property
     def key(self) -> str:
-        """The name of its folder."""
+        """Return the name of its folder."""
         return self.folder.name
 
     def read(self) -> bytes:
-        """Return the plan, proven to be the one that was written.
-
-        Raises:
-            UserError: it is missing, truncated or altered.
-        """
+        """Return the plan, proven to be the one that was written."""
         path = self.folder / _PLAN
         if not path.is_file():
             raise UserError(f"{self.folder} has no plan; {_AGAIN}.")
@@ -124,9 +120,6 @@ class StoredPlan:
 
         Args:
             target: this GPU's compute capability; None where there is no GPU.
-
-        Raises:
-            UserError: another version built it, or it was built for other GPUs.
         """
         made = self.manifest.fingerprint
         if made.version != version:
@@ -154,9 +147,6 @@ class PlanCache:
 
         Processes that ask for the same plan wait for the first of them; a process that is killed
         while it builds leaves nothing that is taken for a plan.
-
-        Raises:
-            UserError: a plan is there and cannot be trusted.
         """
         if not (self.folder / fingerprint.key).exists():
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -166,11 +156,7 @@ class PlanCache:
         return self.named(fingerprint.key)
 
     def named(self, key: str) -> StoredPlan:
-        """Return a plan by its key.
-
-        Raises:
-            UserError: there is none, its manifest is damaged, or it is another plan's.
-        """
+        """Return a plan by its key."""
         folder = self.folder / key
         if not folder.is_dir():
             raise UserError(f"There is no plan {folder}; export again.")

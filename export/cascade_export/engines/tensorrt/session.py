@@ -25,30 +25,18 @@ _ALIGNMENT = 256  # bytes, of the memory for activations
 
 
 class TensorRTDevice:
-    """What the engines of one GPU share; they take turns.
+    """The module, stream, buffers and budget that the engines of one GPU share, in turns.
 
     Args:
         max_memory: bytes for weights; stages that wait leave the GPU where all do not fit.
-        cuda_graphs: replay a recorded call instead of queueing it anew.
-
-    Raises:
-        UserError: there is no CUDA device, or the package is not installed.
     """
 
-    def __init__(
-        self,
-        kind: Kind,
-        device: torch.device,
-        *,
-        max_memory: int | None = None,
-        cuda_graphs: bool = True,
-    ) -> None:
+    def __init__(self, kind: Kind, device: torch.device, max_memory: int | None = None) -> None:
         self.trt = load_module(kind)
         if device.type != "cuda" or gpu_target() is None:
             raise UserError(f"{kind} plans run on an NVIDIA GPU and {device} is none; use another.")
         self.kind: Kind = kind
         self.device = device
-        self.cuda_graphs = cuda_graphs
         self.log = logger(self.trt)
         self.runtime = self.trt.Runtime(self.log)
         self.lane = Lane(device)
@@ -70,11 +58,8 @@ class Session:
     """A plan with the weights it serves.
 
     Args:
-        plan: serialised; kept in host memory, from which its weights come back.
+        plan: serialized; kept in host memory, from which its weights come back.
         prepare: called with the engine whenever it was opened anew, such as to refit it.
-
-    Raises:
-        UserError: the plan is refused by the runtime, with its reason.
     """
 
     def __init__(
@@ -99,20 +84,15 @@ class Session:
         shared.budget.check(self)
 
     def ready(self) -> None:
-        """Have the weights on the GPU, in the place of others' where the budget says so.
-
-        Raises:
-            UserError: the runtime refuses the plan or the weights, or they are too large.
-        """
+        """Load the weights to the GPU; others leave where the budget needs it."""
         shared = self._shared
         with shared.turn, shared.lane.turn():  # the lane makes its GPU the current one
             shared.budget.use(self)
 
     def load(self) -> None:
-        """Bring the weights to the GPU.
+        """Load the weights to the GPU.
 
         Raises:
-            UserError: the runtime refuses the plan.
             RuntimeError: it could not load them.
         """
         if self._engine is None:
@@ -134,9 +114,6 @@ class Session:
 
         Args:
             inputs: contiguous tensors on the GPU, of the graph's types, by name.
-
-        Raises:
-            UserError: a shape lies outside of what the plan was built for.
         """
         with self._shared.turn:
             self.ready()
@@ -147,10 +124,7 @@ class Session:
             dtype = torch_type(self._shared.trt, self._engine.get_tensor_dtype(OUTPUT))
             out = torch.empty(shape, dtype=dtype, device=self._shared.device)
             with self._shared.lane.turn():
-                if self._shared.cuda_graphs:
-                    self._replay(inputs, out)
-                else:
-                    self._queue(inputs, out)
+                self._replay(inputs, out)
             return out
 
     def close(self) -> None:
@@ -161,7 +135,7 @@ class Session:
             self._context = self._engine = None
 
     def _open(self) -> None:
-        """Deserialise the plan and give its context its part of the shared buffers."""
+        """Deserialize the plan and give its context its part of the shared buffers."""
         shared = self._shared
         if self._deferred:
             shared.runtime.defer_weights_loading = True
@@ -176,7 +150,7 @@ class Session:
         self._engine, self._context = engine, context  # last: it is whole
 
     def _replay(self, inputs: Mapping[str, Tensor], out: Tensor) -> None:
-        """Run through the recorded call for these shapes, recorded now if it is not there."""
+        """Replay the call for these shapes, recorded the first time."""
         workspace = self._shared.workspace
         if self._generation != workspace.generation:
             self._captured.clear()
@@ -212,15 +186,11 @@ class Session:
 
 
 def check_validity(trt: Any, runtime: Any, plan: bytes) -> None:
-    """Ask TensorRT for RTX, from the plan's first bytes, whether it can run here.
-
-    Raises:
-        UserError: it cannot; the diagnostics are named.
-    """
-    validity, told = runtime.get_engine_validity(plan[: runtime.engine_header_size])
+    """Ask TensorRT for RTX, from the plan's first bytes, whether it can run here."""
+    validity, bits = runtime.get_engine_validity(plan[: runtime.engine_header_size])
     if validity == trt.EngineValidity.INVALID:
         known = trt.EngineInvalidityDiagnostics.__members__.items()
-        reasons = [name for name, bit in known if int(told) & int(bit)]
+        reasons = [name for name, bit in known if int(bits) & int(bit)]
         raise UserError(
             f"The plan cannot run here ({', '.join(reasons) or 'no reason given'}); export it for "
             "this GPU and version."
@@ -235,10 +205,9 @@ def execution_context(shared: TensorRTDevice, engine: Any) -> Any:
         return engine.create_execution_context(strategy)
     config = engine.create_runtime_config()
     config.set_execution_context_allocation_strategy(strategy)
-    if shared.cuda_graphs:
-        # A lazily compiled kernel would come after its fallback was recorded.
-        strategies = trt.DynamicShapesKernelSpecializationStrategy
-        config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
+    # A lazily compiled kernel would come after its fallback was recorded.
+    strategies = trt.DynamicShapesKernelSpecializationStrategy
+    config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
     return engine.create_execution_context(config)
 
 
@@ -255,7 +224,7 @@ def torch_type(trt: Any, dtype: Any) -> torch.dtype:
 
 
 def _buffers(trt: Any, engine: Any, context: Any) -> dict[str, int]:
-    """Bytes of every buffer at a plan's largest shapes."""
+    """Return the bytes of every buffer at a plan's largest shapes."""
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
     sizes = {_ACTIVATIONS: max(engine.device_memory_size_v2, _ALIGNMENT)}
     for name in names:

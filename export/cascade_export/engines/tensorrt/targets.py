@@ -48,10 +48,6 @@ def resolve_targets(kind: Kind, asked: Sequence[int], numerics: Numerics) -> tup
 
     Args:
         asked: none is the kind's default.
-
-    Raises:
-        UserError: a target is unknown to the kind or cannot compute in a type, or there is no GPU
-            to tune a TensorRT plan on.
     """
     targets = _of_rtx(asked) if FLAVORS[kind].ahead_of_time else _of_this_gpu(asked)
     for wanted in (numerics.precision, numerics.quantization):
@@ -73,11 +69,7 @@ def gpu_target(device: torch.device | None = None) -> int | None:
 
 
 def load_module(kind: Kind) -> ModuleType:
-    """Import the package of a kind: both have the same interface where this project uses it.
-
-    Raises:
-        UserError: it is not installed, cannot be loaded here, or is too old.
-    """
+    """Import the package of a kind: both have the same interface where this project uses it."""
     name, oldest, _ = FLAVORS[kind]
     try:
         module = importlib.import_module(name)
