@@ -94,7 +94,7 @@ def quantize(
     if not inputs:
         raise UserError("Quantisation has no inputs to calibrate with; give at least one prompt.")
     if any(header.dtype == torch.bfloat16 for header in graph.parameters.values()):
-        raise UserError("A bf16 graph cannot be calibrated here; quantise an fp32 or fp16 one.")
+        raise UserError("A bf16 graph cannot be calibrated here; quantize an fp32 or fp16 one.")
     require_numbers(graph.weights)
     with scratch() as aside:
         quantized = aside / GRAPH

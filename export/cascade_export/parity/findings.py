@@ -84,7 +84,7 @@ class ParityReport:
             advice = (
                 "export in fp32, or with --retry"
                 if self.findings.quantisation == "none"
-                else "export without --quantise, a fine-tune perhaps as a bundle of its own"
+                else "export without --quantize, a fine-tune perhaps as a bundle of its own"
             )
             raise UserError(
                 f"The {self.findings.engine} engine does not match eager in "
