@@ -97,6 +97,11 @@ class TextEncoder:
         return self.files.width
 
     @property
+    def device(self) -> torch.device:
+        """Return the device of the model's inputs; a subclass without weights says its own."""
+        return self._model.get_parameter("embed_tokens.weight").device
+
+    @property
     def digest(self) -> str:
         """Digest of the weights and the vocabulary, and how the weights are held."""
         return f"{self.files.model_digest} {self.files.tokenizer_digest} {self.mode}"
@@ -125,7 +130,7 @@ class TextEncoder:
             for prompt in prompts
         ]
         length = max(map(len, rows)) if text.masked else text.max_length
-        device = self._model.get_parameter("embed_tokens.weight").device
+        device = self.device
         ids = torch.tensor([row + [PAD] * (length - len(row)) for row in rows], device=device)
         lengths = torch.tensor([len(row) for row in rows], device=device)
         mask = torch.arange(length, device=device) < lengths[:, None]
