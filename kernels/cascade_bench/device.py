@@ -68,7 +68,7 @@ def _median(run: Callable[[], object], device: torch.device) -> float:
 
 
 def _query(fields: str) -> str:
-    """What `nvidia-smi` says of the current device."""
+    """Query `nvidia-smi` about the current device."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return _UNKNOWN

@@ -88,7 +88,7 @@ def peaks_of(result: Result) -> Peaks | None:
 
 
 def _held(empty: Result, stem: Path) -> Result | None:
-    """The record that is there already.
+    """Read the record that is there already.
 
     Raises:
         UserError: it is of other code, versions or settings.

@@ -107,12 +107,12 @@ class PictureProblem(Problem):
 
 
 def eager(asked: Asked) -> Draw:
-    """Our cascade as it is."""
+    """Sample with our cascade as it is."""
     return _ours(Cascade.load(asked.folder, asked.config.device), asked.config.steps)
 
 
 def compiled(asked: Asked) -> Draw:
-    """The same, its networks compiled."""
+    """Sample with our cascade, its networks compiled."""
     cascade = Cascade.load(asked.folder, asked.config.device)
     for stage in cascade.stages:
         stage.network.compile(dynamic=False)
@@ -120,7 +120,7 @@ def compiled(asked: Asked) -> Draw:
 
 
 def engine(asked: Asked) -> Draw:
-    """The engine of a bundle of the cascade."""
+    """Sample with the engine of a bundle of the cascade."""
     if asked.bundle is None:
         raise UserError("The provider 'engine' draws with a bundle of the cascade; give --bundle.")
     kind, options = engine_of("engine")
@@ -216,11 +216,11 @@ def _ours(cascade: Cascade, steps: int) -> Draw:
 
 
 def _sampler(config: StageConfig, steps: int) -> SamplerConfig:
-    """The checkpoint's sampler with fewer steps; diffusers is told of their spacing."""
+    """Return the checkpoint's sampler with fewer steps; diffusers gets their spacing."""
     return config.sampler.model_copy(update={"steps": steps, "timesteps": None})
 
 
 def _draws(config: StageConfig, number: int) -> list[Tensor]:
-    """What a stage of ours draws, in its order."""
+    """Return the noise that a stage of ours draws, in its order."""
     noise = Noise([derive_seed(SEED, config.name)])
     return [noise.normal(3, config.size, config.size) for _ in range(number)]

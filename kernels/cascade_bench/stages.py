@@ -62,7 +62,7 @@ def _case(
     part, manifest = bundle.files()[place], bundle.manifest
 
     def engine(config: StageConfig, weights: Weights) -> Made:
-        """The bundle's own."""
+        """Return the bundle's own."""
         network = bundle.stages(device=str(device))[place].denoiser.network
         return Made(network, proven=manifest.quantisation != "none")
 

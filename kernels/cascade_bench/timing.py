@@ -52,7 +52,7 @@ class GraphStopwatch:
         self._runs = _capture((run,), copies)
 
     def cold(self) -> float:
-        """The difference of two replays, one after the other."""
+        """Return the difference of two replays, one after the other."""
         with_run = _event_time(self._flushed_runs.replay)
         return (with_run - _event_time(self._flushes.replay)) / self._copies
 
@@ -173,7 +173,7 @@ def measure(
 
 
 def _flush(device: torch.device) -> Run:
-    """A call that overwrites the L2 cache twice over, and at least 64 MB."""
+    """Return a call that overwrites the L2 cache twice over, and at least 64 MB."""
     size = max(2 * torch.cuda.get_device_properties(device).L2_cache_size, 64 * 2**20)
     buffer = torch.empty(size, dtype=torch.int8, device=device)
     return buffer.zero_

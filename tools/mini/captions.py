@@ -107,12 +107,12 @@ def captions(
 
 
 def places(scene: str) -> tuple[str, ...]:
-    """What is said of a place behind the thing that is there, the usual wording first."""
+    """Return the wordings of a place behind the thing that is there, the usual one first."""
     return _PHRASES.get(scene) or (f"on {with_article(scene)}",)
 
 
 def scenery(scene: str) -> tuple[str, ...]:
-    """What an empty place is called."""
+    """Return the name of an empty place."""
     alone = _ALONE.get(scene) or with_article(scene)
     return (alone, f"a picture of {alone}")
 

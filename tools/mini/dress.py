@@ -101,7 +101,7 @@ def _over(image: Image.Image, worn: Image.Image, left: int, top: int) -> Image.I
 
 
 def _scarf(across: int, rng: np.random.Generator) -> Image.Image:
-    """A band around the neck with a hanging end, RGBA."""
+    """Draw a band around the neck with a hanging end, RGBA."""
     wide, band = max(8, round(across * 0.82)) * _FINE, max(3, round(across * 0.17)) * _FINE
     colour = _SCARVES[rng.integers(len(_SCARVES))]
     dark = tuple(int(0.75 * channel) for channel in colour)

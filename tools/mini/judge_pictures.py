@@ -82,7 +82,7 @@ class Labelled:
         return type(self)(self.images.to(device), self.labels.to(device), self.vocabulary)
 
     def attributes(self) -> dict[AttributeName, Attribute]:
-        """What a judge of these pictures tells, with the world's words for it."""
+        """Return a judge's attributes and the world's words for them."""
         return {
             name: Attribute(
                 words={value: _words(name, value) for value in values},
@@ -100,7 +100,7 @@ class Labelled:
         return targets
 
     def stated(self) -> list[Stated]:
-        """What is true of every picture, as a prompt would state it."""
+        """Return what is true of every picture, as a prompt would state it."""
         return [
             {
                 name: values[label]

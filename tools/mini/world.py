@@ -82,7 +82,7 @@ class World:
             yield prompt(labels), labels
 
     def vocabulary(self) -> dict[str, tuple[str, ...]]:
-        """The values of every attribute, in a fixed order."""
+        """Return the values of every attribute, in a fixed order."""
         return {
             "concept": tuple(concept.name for concept in self.concepts),
             "style": tuple(sorted({s.style for c in self.concepts for s in c.sprites})),

@@ -72,7 +72,7 @@ class Sources(NamedTuple):
 
 
 def cases() -> tuple[Case, ...]:
-    """The papers' networks, the largest published ones and our own small base; each also ragged.
+    """List the papers' networks, the largest published and our own small base; each also ragged.
 
     "lucidrains" are the widths of that implementation of Imagen: eight heads at every level and up
     to 256 tokens. Batches are those of training on one GPU; 1024-pixel pictures are sampled, one

@@ -54,7 +54,7 @@ class Case:
 
 
 def cases() -> tuple[Case, ...]:
-    """The pictures of every stage; at 1024 pixels one, a batch, and the other samplers."""
+    """List the images of every stage; at 1024 pixels one, a batch, and the other samplers."""
     return (
         Case("ddim 64", 8, 64),
         Case("ddim 256", 8, 256),

@@ -219,7 +219,7 @@ def _covers(outer: Mapping[str, int], inner: Mapping[str, int]) -> bool:
 
 
 def _time(problem: KernelProblem, gate: Gate, mode: Mode) -> float | None:
-    """The kernel's time under the present table; None if it is wrong or cannot run."""
+    """Time the kernel under the present table; None if it is wrong or cannot run."""
     try:
         function = problem.providers[OURS]()
         if not gate.excess(function) <= 1:
