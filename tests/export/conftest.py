@@ -2,9 +2,7 @@
 
 import os
 import shutil
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,6 @@ from onnx import NodeProto, TensorProto, helper
 
 pytest.importorskip("onnxscript")
 
-from cascade.cli.app import main
 from cascade.config.folders import CascadeManifest
 from cascade.config.stage import AugmentationLevel, SubjectConfig
 from cascade.pipeline import Cascade
@@ -62,6 +59,12 @@ def tuned_cascade(tiny_cascade: Path, tmp_path_factory: pytest.TempPathFactory) 
     )
     (folder / "cascade.json").write_text(manifest.model_dump_json(), encoding="utf-8")
     return folder
+
+
+@pytest.fixture(scope="session")
+def eager(tiny_cascade: Path) -> Cascade:
+    """The tiny cascade in PyTorch; read it only."""
+    return Cascade.load(tiny_cascade)
 
 
 @pytest.fixture(scope="session")
@@ -132,32 +135,3 @@ def thin_graph() -> Callable[..., Graph]:
         return Graph.open(weights.parent / GRAPH)
 
     return write
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """Exit status and what was printed."""
-
-    status: int
-    out: str
-    err: str
-
-
-Command = Callable[..., Outcome]
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Run `cascade` with arguments; anything but an exit is an uncaught error and fails."""
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setenv("NO_COLOR", "1")
-
-    def run(*arguments: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["cascade", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            main()
-        printed = capsys.readouterr()
-        return Outcome(int(end.value.code or 0), printed.out, printed.err)
-
-    return run

@@ -38,12 +38,6 @@ def kind(request: pytest.FixtureRequest) -> str:
     return chosen
 
 
-@pytest.fixture(scope="session")
-def eager(tiny_cascade: object) -> Cascade:
-    """The cascade in PyTorch."""
-    return Cascade.load(str(tiny_cascade))
-
-
 def inputs(stage: Stage, rows: int, length: int, seed: int = 0) -> dict[str, Tensor]:
     """A call's arguments; the rows' texts have different lengths."""
     config, generator = stage.config, torch.Generator().manual_seed(seed)

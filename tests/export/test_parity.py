@@ -37,12 +37,6 @@ from cascade_export.parity.report import write_report
 PROMPTS = ("a photo of a dog", "")
 
 
-@pytest.fixture(scope="session")
-def eager(tiny_cascade: Path) -> Cascade:
-    """The tiny cascade in fp32."""
-    return Cascade.load(tiny_cascade)
-
-
 def checked(
     eager: Cascade, replace: Callable[[nn.Module], Network], precision: Precision = "fp32"
 ) -> ParityReport:
