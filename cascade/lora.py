@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from cascade.config.stage import StageConfig
 from cascade.errors import UserError
 from cascade.formats.lora import read_lora
 from cascade.model.adapters import adapt
@@ -12,7 +13,7 @@ from cascade.stage import Stage, meta_network
 from cascade.tensors import require_finite
 
 
-def parse_lora(values: Sequence[str], cascade: Cascade) -> dict[str, list[Path]]:
+def lora_files(values: Sequence[str], stages: Sequence[StageConfig]) -> dict[str, list[Path]]:
     """Sort LoRA files by the stage that they belong to.
 
     Args:
@@ -21,7 +22,7 @@ def parse_lora(values: Sequence[str], cascade: Cascade) -> dict[str, list[Path]]
     Raises:
         UserError: a file is not there.
     """
-    names = [stage.config.name for stage in cascade.stages]
+    names = [stage.name for stage in stages]
     found: dict[str, list[Path]] = {}
     for value in values:
         stage, separator, file = value.partition("=")
@@ -52,6 +53,8 @@ def with_lora(
     """
     if not math.isfinite(scale):
         raise UserError(f"The scale of a LoRA cannot be {scale}; 1 adds it as it was trained.")
+    if not files:
+        return cascade
     stages = [
         _merged(stage, files.get(stage.config.name, ()), scale, unet_only)
         for stage in cascade.stages

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from cascade.cli import values
-from cascade.cli.text import CopyTextEncoder
+from cascade.cli.shared import CopyTextEncoder
 from cascade.config.stage import RecipeName
 from cascade.errors import UserError
 

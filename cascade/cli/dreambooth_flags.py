@@ -7,7 +7,7 @@ import typer
 
 from cascade.cli import values
 from cascade.cli.options import Flag
-from cascade.cli.text import TEXT_FLAGS
+from cascade.cli.shared import TEXT_FLAGS
 from cascade.config.dreambooth import Recipe
 from cascade.config.recipes import RECIPES
 

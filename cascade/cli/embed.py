@@ -5,7 +5,7 @@ from pathlib import Path
 from cascade.cli import values
 from cascade.cli.console import Quiet
 from cascade.cli.options import Flag, Given, takes
-from cascade.cli.text import ENCODER_MODE
+from cascade.cli.shared import ENCODER_MODE
 from cascade.config.embed import EmbedConfig
 from cascade.config.folders import cascade_folder, read_manifest, read_stage_config
 from cascade.config.stage import TextConfig

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from cascade.cli import values
-from cascade.cli.text import CopyTextEncoder
+from cascade.cli.shared import CopyTextEncoder
 
 
 def import_cascade(

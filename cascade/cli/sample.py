@@ -1,10 +1,9 @@
 """`cascade sample`: pictures from prompts."""
 
 from cascade.cli import values
-from cascade.cli.bundle import BUNDLE_FLAGS, refuse_without_bundle
 from cascade.cli.console import Quiet, resumable
 from cascade.cli.options import Flag, Given, takes
-from cascade.cli.text import TEXT_FLAGS
+from cascade.cli.shared import BUNDLE_FLAGS, LORA_FLAGS, TEXT_FLAGS, refuse_without_bundle
 from cascade.config.sample import SampleConfig
 from cascade.errors import UserError
 from cascade.files import require_writable
@@ -29,6 +28,7 @@ FLAGS = (
     Flag("batch_size", ("batch_size",)),
     Flag("device", ("device",)),
     Flag("kernels", ("kernels",)),
+    *LORA_FLAGS,
     *TEXT_FLAGS,
     *BUNDLE_FLAGS,
 )
@@ -57,6 +57,7 @@ def sample(
 
     from cascade.environment import usable_device
     from cascade.gallery import sample_to_folder
+    from cascade.lora import lora_files, with_lora
     from cascade.pipeline import Cascade, Opened
 
     device = None if config.device is None else usable_device(config.device)
@@ -64,7 +65,10 @@ def sample(
         opened = Opened.at(config.cascade or "mini", embeddings=config.embeddings)
         stages = scales(opened.configs, config.size or opened.configs[-1].size)
         request = Request.of(stages, prompts, numbers, config)
-        loaded = opened.load(device, config.encoder_mode).upscaled_to(stages[-1].size)
+        files = lora_files(config.lora, opened.configs)
+        loaded = opened.load(device, config.encoder_mode)
+        loaded = with_lora(loaded, files, config.lora_scale, config.lora_unet_only)
+        loaded = loaded.upscaled_to(stages[-1].size)
     else:
         loaded = Cascade.load(
             config.bundle,
@@ -98,6 +102,11 @@ def _refuse_with_bundle(config: SampleConfig) -> None:
         raise UserError(
             "A bundle's engines keep the precision they were exported in; leave --precision or "
             "--bundle out."
+        )
+    if config.lora:
+        raise UserError(
+            "A bundle's engines keep their weights; give --lora to 'cascade export', or leave it "
+            "or --bundle out."
         )
     if config.size is not None:
         raise UserError("A bundle's engines are built for one size; leave --size or --bundle out.")

@@ -76,7 +76,29 @@ class SampleOptions(Frozen):
         return self
 
 
-class SampleConfig(SampleOptions):
+class LoraOptions(Frozen):
+    """LoRA files that are merged into a cascade."""
+
+    lora: tuple[str, ...] = Field(
+        default=(),
+        description="a LoRA file to merge first: FILE for the base, or STAGE=FILE; may be repeated",
+    )
+    lora_scale: Annotated[float, Field(strict=True, ge=-1000, le=1000)] = Field(
+        default=1.0, description="factor on all LoRA files"
+    )
+    lora_unet_only: Annotated[bool, Field(strict=True)] = Field(
+        default=False, description="leave out what LoRA files change of the text encoder"
+    )
+
+    @model_validator(mode="after")
+    def _with_a_file(self) -> Self:
+        alone = {"lora_scale", "lora_unet_only"} & self.model_fields_set
+        if alone and not self.lora:
+            raise ValueError(f"{min(alone)} belongs to lora; give both or neither")
+        return self
+
+
+class SampleConfig(SampleOptions, LoraOptions):
     """`cascade sample`: what to draw, with what, and where the files go."""
 
     prompts: tuple[Annotated[str, Field(min_length=1)], ...] = Field(

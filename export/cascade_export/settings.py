@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from cascade.config.base import AtOnce, Frozen, Name
 from cascade.config.encoder import Embeddings, EncoderMode
+from cascade.config.sample import LoraOptions
 from cascade.config.stage import Steps
 from cascade.errors import UserError
 from cascade.text.cleaning import clean
@@ -100,7 +101,7 @@ class ExportOptions(Frozen):
         return self
 
 
-class ExportConfig(ExportOptions):
+class ExportConfig(ExportOptions, LoraOptions):
     """`cascade export`: which cascade, how, and into which bundle."""
 
     cascade: str = Field("mini", description="a cascade folder, or 'mini'")
@@ -109,16 +110,6 @@ class ExportConfig(ExportOptions):
         None, description="add the cascade, a fine-tune, to this bundle instead"
     )
     subject: Name | None = Field(None, description="with --into: what to call the fine-tune")
-    lora: tuple[str, ...] = Field(
-        (),
-        description="a LoRA file to merge first: FILE for the base, or STAGE=FILE; may be repeated",
-    )
-    lora_scale: Annotated[float, Field(strict=True, ge=-1000, le=1000)] = Field(
-        1.0, description="factor on all LoRA files"
-    )
-    lora_unet_only: Annotated[bool, Field(strict=True)] = Field(
-        False, description="leave out what LoRA files change of the text encoder"
-    )
     embeddings: Embeddings = None
     encoder_mode: EncoderMode = "auto"
 
@@ -133,9 +124,6 @@ class ExportConfig(ExportOptions):
             raise ValueError(
                 f"{min(fixed)} is what {self.into} was exported with; leave it out with --into"
             )
-        alone = {"lora_scale", "lora_unet_only"} & self.model_fields_set
-        if alone and not self.lora:
-            raise ValueError(f"{min(alone)} belongs to lora; give both or neither")
         return self
 
 

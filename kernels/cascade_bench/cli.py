@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from cascade.cli import values
-from cascade.cli.bundle import BundleArgument, BundleOption
 from cascade.cli.options import Flag, Given, takes
+from cascade.cli.shared import BundleArgument, BundleOption
 from cascade_bench.settings import (
     BenchConfig,
     SampleBenchConfig,

@@ -275,6 +275,8 @@ def test_sampling(refused: Refusal, tiny_cascade: Path, tmp_path: Path) -> None:
         (("--guidance", "inf"), "--guidance (guidance): must be a finite"),
         (("--negative-prompt", "a cat", "--guidance", 1), "a negative prompt does nothing"),
         (("--last-stage", "sr64"), "no stage 'sr64'"),
+        (("--lora", "sr64=x"), "There is no LoRA file sr64=x; give FILE for stage 'base16'"),
+        (("--lora-scale", 2), "lora_scale belongs to lora"),
         (("--device", "meta"), "There is no device 'meta'"),
         (("--output", "/dev/null/pictures"), "Nothing can be written into /dev/null/pictures"),
     ],

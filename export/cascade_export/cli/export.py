@@ -10,7 +10,7 @@ import typer
 
 from cascade.cli import values
 from cascade.cli.options import Flag, Given, put, takes
-from cascade.cli.text import TEXT_FLAGS
+from cascade.cli.shared import LORA_FLAGS, TEXT_FLAGS
 from cascade.files import require_writable
 from cascade_export.engines import ENGINES, engine_name
 from cascade_export.graph.numerics import Quantization
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 _NUMERICS = "Engine"
 _CHECK = "Check"
-_LORA = "LoRA"
 _FOUR = "four of its own"
 
 FLAGS = (
@@ -41,9 +40,7 @@ FLAGS = (
     Flag("steps", ("gate.steps",), _CHECK),
     Flag("device", ("gate.device",), _CHECK),
     Flag("retry", ("retry",), _CHECK, names=("--retry",)),
-    Flag("lora", ("lora",), _LORA, metavar="FILE"),
-    Flag("lora_scale", ("lora_scale",), _LORA),
-    Flag("lora_unet_only", ("lora_unet_only",), _LORA, names=("--lora-unet-only",)),
+    *LORA_FLAGS,
     *TEXT_FLAGS,
 )
 
@@ -105,13 +102,13 @@ def _add(config: ExportConfig, into: Path, name: str) -> None:
 
 def _load(config: ExportConfig) -> "Cascade":
     """Load the cascade where graphs are traced, on the CPU in float32."""
-    from cascade.lora import parse_lora, with_lora
+    from cascade.lora import lora_files, with_lora
     from cascade.pipeline import Cascade
 
     plain = Cascade.load(
         config.cascade, embeddings=config.embeddings, encoder_mode=config.encoder_mode
     )
-    files = parse_lora(config.lora, plain)
+    files = lora_files(config.lora, plain.configs)
     return with_lora(plain, files, config.lora_scale, config.lora_unet_only)
 
 

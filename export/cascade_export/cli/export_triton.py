@@ -3,8 +3,8 @@
 import typer
 
 from cascade.cli import values
-from cascade.cli.bundle import BundleArgument
 from cascade.cli.options import Flag, Given, takes
+from cascade.cli.shared import BundleArgument
 from cascade.files import require_writable
 from cascade_export.settings import ServerConfig
 
