@@ -35,7 +35,7 @@ def warn(sentence: str) -> None:
     _LOG.warning("%s", sentence, stacklevel=2)
 
 
-def told() -> bool:
+def is_heard() -> bool:
     """Return whether anybody reads what is being done: the command line does, unless quiet."""
     return _LOG.isEnabledFor(logging.INFO)
 
@@ -46,7 +46,7 @@ def progress_bar(console: Console | None = None, shown: bool = True) -> Progress
     In a log file it is a line now and then; where nobody hears what is being done, it is nothing.
     """
     console = console or get_console()
-    shown = shown and told()
+    shown = shown and is_heard()
     bar = Progress if console.is_terminal or console.is_jupyter else _Lines
     return bar(
         TextColumn("{task.description}"),

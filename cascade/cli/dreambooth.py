@@ -8,7 +8,7 @@ import typer
 
 from cascade.cli.console import DryRun, Quiet, resumable
 from cascade.cli.dreambooth_flags import FLAGS, PRIOR, TRAINING
-from cascade.cli.options import Given, takes
+from cascade.cli.options import Options, with_options
 from cascade.cli.recipe import part_of, recipe_from_flags
 from cascade.config.dreambooth import DreamBoothConfig
 from cascade.config.folders import cascade_folder, read_manifest, read_stage_config, stages_named
@@ -17,9 +17,9 @@ from cascade.config.stage import RecipeName
 from cascade.launch import Launch
 
 
-@takes(DreamBoothConfig, FLAGS)
+@with_options(DreamBoothConfig, FLAGS)
 def dreambooth(
-    given: Given[DreamBoothConfig],
+    options: Options[DreamBoothConfig],
     recipe: Annotated[
         RecipeName | None,
         typer.Option(help="Numbers to start from; the cascade's own if left out."),
@@ -61,7 +61,7 @@ def dreambooth(
         "use_8bit_adam": use_8bit_adam,
     }
     chosen = {name: value for name, value in switches.items() if value is not None}
-    config = settings_from(given, recipe, chosen)
+    config = settings_from(options, recipe, chosen)
 
     from cascade.dreambooth.personalise import foretell, personalise
 
@@ -73,7 +73,7 @@ def dreambooth(
 
 
 def settings_from(
-    given: Given[DreamBoothConfig], recipe: RecipeName | None, switches: Mapping[str, Any]
+    options: Options[DreamBoothConfig], recipe: RecipeName | None, switches: Mapping[str, Any]
 ) -> DreamBoothConfig:
     """Return the settings: a recipe, over it the file's, over them the flags, then `--set`.
 
@@ -82,18 +82,18 @@ def settings_from(
     Raises:
         UserError: a setting is unknown, missing or wrong, or a flag has no effect.
     """
-    file = given.read_file()
+    file = options.read_file()
     changes = file.pop("recipe", {})
-    found = given.layered(file)
+    found = options.layered(file)
     # Everything but the recipe is checked first, beside one that will do: it says whose recipe.
-    others = tuple(one for one in given.overrides if not one.strip().startswith("recipe."))
-    plain = replace(given, overrides=others).parse(found | {"recipe": RECIPES["mini"]})
+    others = tuple(one for one in options.overrides if not one.strip().startswith("recipe."))
+    plain = replace(options, overrides=others).parse(found | {"recipe": RECIPES["mini"]})
     folder = cascade_folder(plain.cascade)
     stages = (read_stage_config(folder / name) for name in read_manifest(folder).stages)
     tuned = [part_of(one) for one in stages_named(stages, plain.stages)]
     if recipe is not None:
         changes = {**(changes if isinstance(changes, Mapping) else {}), "preset": recipe}
-    start = recipe_of(folder, changes, given.source)
-    flags = {**given.values, **switches}
+    start = recipe_of(folder, changes, options.source)
+    flags = {**options.values, **switches}
     changed = recipe_from_flags(start, flags, Launch.read().world_size, tuned)
-    return given.parse(found | {"recipe": changed.model_dump()})
+    return options.parse(found | {"recipe": changed.model_dump()})

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from cascade.cli import values
 from cascade.cli.console import Quiet
-from cascade.cli.options import Flag, Given, takes
+from cascade.cli.options import Flag, Options, with_options
 from cascade.cli.shared import ENCODER_MODE
 from cascade.config.embed import EmbedConfig
 from cascade.config.folders import cascade_folder, read_manifest, read_stage_config
@@ -30,15 +30,15 @@ FLAGS = (
 )
 
 
-@takes(EmbedConfig, FLAGS)
-def embed(given: Given[EmbedConfig], quiet: Quiet = False) -> None:
+@with_options(EmbedConfig, FLAGS)
+def embed(options: Options[EmbedConfig], quiet: Quiet = False) -> None:
     """Embed captions into a store that training, DreamBooth and sampling read.
 
     Captions that are there already are skipped, so the same command goes on after an interruption.
     With layerwise, a large --batch-size makes up for reading the encoder once per batch. On several
     GPUs: torchrun --nproc-per-node N -m cascade embed ...
     """
-    config = given.settings()
+    config = options.settings()
     encoder, text = _encoder_and_conventions(config)
 
     from itertools import chain

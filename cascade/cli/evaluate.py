@@ -7,7 +7,7 @@ import typer
 
 from cascade.cli import values
 from cascade.cli.console import Quiet, resumable
-from cascade.cli.options import Flag, Given, takes
+from cascade.cli.options import Flag, Options, with_options
 from cascade.config.dreambooth import MaskConfig
 from cascade.config.evaluate import StageScoreConfig, SubjectScoreConfig
 
@@ -19,9 +19,11 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; the GPU if the
 
 
 @evaluate.command()
-@takes(SubjectScoreConfig, [*DRAWING, *(Flag(name, (name,)) for name in ("images", "elsewhere"))])
+@with_options(
+    SubjectScoreConfig, [*DRAWING, *(Flag(name, (name,)) for name in ("images", "elsewhere"))]
+)
 def subject(
-    given: Given[SubjectScoreConfig],
+    options: Options[SubjectScoreConfig],
     cascades: Annotated[
         list[str],
         typer.Argument(parser=values.cascade, metavar="CASCADE...", help="Tuned on the subject."),
@@ -59,7 +61,7 @@ def subject(
 
     Every cascade and the one before draw the same prompts with the same seeds.
     """
-    config = given.settings()
+    config = options.settings()
     from cascade.data.images import read_image, read_photos
     from cascade.dreambooth.masks import read_masks
     from cascade.evaluate.scoring import score_subject
@@ -80,9 +82,9 @@ def subject(
 
 
 @evaluate.command()
-@takes(StageScoreConfig, [*DRAWING, *(Flag(name, (name,)) for name in OF_STAGE)])
+@with_options(StageScoreConfig, [*DRAWING, *(Flag(name, (name,)) for name in OF_STAGE)])
 def stage(
-    given: Given[StageScoreConfig],
+    options: Options[StageScoreConfig],
     cascade: Annotated[
         str, typer.Argument(parser=values.cascade, metavar="CASCADE", help="Or 'mini'.")
     ],
@@ -119,7 +121,7 @@ def stage(
 
     What is drawn is kept: the same command goes on where it was stopped.
     """
-    config = given.settings()
+    config = options.settings()
     from cascade.evaluate.scoring import score_stage
     from cascade.evaluate.true import TruePictures
 

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from cascade.cli import values
-from cascade.cli.options import Flag, Given, takes
+from cascade.cli.options import Flag, Options, with_options
 from cascade.config.folders import cascade_folder
 from cascade.config.memory import MemoryConfig
 from cascade.errors import UserError
@@ -17,9 +17,9 @@ FLAGS = tuple(
 )
 
 
-@takes(MemoryConfig, FLAGS)
+@with_options(MemoryConfig, FLAGS)
 def info(
-    given: Given[MemoryConfig],
+    options: Options[MemoryConfig],
     folder: Annotated[
         str | None,
         typer.Argument(
@@ -47,7 +47,7 @@ def info(
     if not path.endswith(".toml"):
         cascade_folder(path)  # before torch is imported
 
-    _show(path, as_json, given.settings() if memory else None)
+    _show(path, as_json, options.settings() if memory else None)
 
 
 def _show(path: str, as_json: bool, plan: MemoryConfig | None) -> None:

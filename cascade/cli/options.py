@@ -1,7 +1,7 @@
 """Command-line options made from settings: name, type, range, help and default are the field's own.
 
-A command is a function whose first parameter is `Given`; `takes` gives it an option for each of its
-flags, and `--config FILE` and `--set A.B=C`, by which every setting can be given.
+A command is a function whose first parameter is `Options`; `with_options` gives it an option for
+each of its flags, and `--config FILE` and `--set A.B=C`, by which every setting can be given.
 """
 
 import functools
@@ -79,7 +79,7 @@ class Flag:
 
 
 @dataclass(frozen=True)
-class Given(Generic[M]):
+class Options(Generic[M]):
     """The options that a command was given.
 
     Attributes:
@@ -115,7 +115,7 @@ class Given(Generic[M]):
         found = deepcopy(dict(start))
         for name, value in self.values.items():
             for path in self.flags[name].paths:
-                put(found, path, value)
+                set_at(found, path, value)
         return found
 
     def overridden(self, found: Mapping[str, Any]) -> dict[str, Any]:
@@ -147,8 +147,8 @@ class Given(Generic[M]):
         return self.parse(self.layered(self.read_file()))
 
 
-def takes(model: type[M], flags: Iterable[Flag]) -> Callable[[Run], Run]:
-    """Make a command of a function of `Given`: its parameters after the first stay options too."""
+def with_options(model: type[M], flags: Iterable[Flag]) -> Callable[[Run], Run]:
+    """Make a command of a function of `Options`: its further parameters stay options too."""
     by_name = {flag.name: flag for flag in flags}
 
     def decorate(run: Run) -> Run:
@@ -161,7 +161,7 @@ def takes(model: type[M], flags: Iterable[Flag]) -> Callable[[Run], Run]:
             file, overrides = given.pop("config"), given.pop("override")
             flagged = {name: given.pop(name) for name in by_name}
             chosen = {name: value for name, value in flagged.items() if value is not None}
-            run(Given(model, by_name, chosen, file, tuple(overrides or ())), **given)
+            run(Options(model, by_name, chosen, file, tuple(overrides or ())), **given)
 
         parameters = [*made, *(one.replace(kind=one.KEYWORD_ONLY) for one in own), *extra]
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -182,7 +182,7 @@ def field_at(model: type[Frozen], path: str) -> FieldInfo:
     return field_at(inner, rest)
 
 
-def put(found: dict[str, Any], path: str, value: object) -> None:
+def set_at(found: dict[str, Any], path: str, value: object) -> None:
     """Set a nested value, where there is a place for it: a part that is None is off."""
     first, _, rest = path.partition(".")
     if not rest:
@@ -192,10 +192,10 @@ def put(found: dict[str, Any], path: str, value: object) -> None:
     if isinstance(inner, tuple | list) and rest.isdecimal():  # of the decays of AdamW
         found[first] = (*inner[: int(rest)], value, *inner[int(rest) + 1 :])
     elif isinstance(inner, dict):  # what else a file may have there is refused when it is parsed
-        put(inner, rest, value)
+        set_at(inner, rest, value)
 
 
-def told(model: type[Frozen], flag: Flag) -> str:
+def help_of(model: type[Frozen], flag: Flag) -> str:
     """Return a flag's help: the field's description and range."""
     found = field_at(model, flag.paths[0])
     words = flag.help or f"{found.description or ''}{flag.note}"
@@ -216,7 +216,7 @@ def _parameter(model: type[Frozen], flag: Flag) -> inspect.Parameter:
         names = (f"{flag.spelt}/--no-{flag.spelt[2:]}",)
     option = typer.Option(
         *names,
-        help=told(model, flag),
+        help=help_of(model, flag),
         rich_help_panel=flag.panel,
         parser=flag.parser,
         metavar=flag.metavar or ("TEXT" if kind == list[str] else None),  # Typer says "list[str]"

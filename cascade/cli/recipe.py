@@ -6,7 +6,7 @@ from typing import Any, Final
 import typer
 
 from cascade.cli.dreambooth_flags import BASE, FLAGS, SUPER_RESOLUTION, as_flags
-from cascade.cli.options import put
+from cascade.cli.options import set_at
 from cascade.config.dreambooth import MaskConfig, PriorConfig, Recipe
 from cascade.config.stage import StageConfig
 from cascade.errors import UserError
@@ -53,7 +53,7 @@ def recipe_from_flags(
     _switch(values, flags)
     for flag, paths in PATHS.items():
         for path in paths if flag in flags else ():
-            put(values, path, flags[flag])
+            set_at(values, path, flags[flag])
     for run in (values["base"], values["super_resolution"]):
         _set_derived(run, flags)
         if "lr_warmup_steps" not in flags:

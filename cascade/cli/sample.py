@@ -2,7 +2,7 @@
 
 from cascade.cli import values
 from cascade.cli.console import Quiet, resumable
-from cascade.cli.options import Flag, Given, takes
+from cascade.cli.options import Flag, Options, with_options
 from cascade.cli.shared import BUNDLE_FLAGS, LORA_FLAGS, TEXT_FLAGS, refuse_without_bundle
 from cascade.config.sample import SampleConfig
 from cascade.errors import UserError
@@ -34,9 +34,9 @@ FLAGS = (
 )
 
 
-@takes(SampleConfig, FLAGS)
+@with_options(SampleConfig, FLAGS)
 def sample(
-    given: Given[SampleConfig],
+    options: Options[SampleConfig],
     quiet: Quiet = False,
 ) -> None:
     """Draw pictures: a PNG per picture and stage, and a grid.
@@ -45,7 +45,7 @@ def sample(
     about one value in ten thousand, by one grey level. Each batch is written when it is drawn,
     and the same command goes on where it was stopped.
     """
-    config = given.settings()
+    config = options.settings()
     require_writable(config.output)
     seeds = range(config.seed, config.seed + config.num_images)
     prompts = [text for text in config.prompts for _ in seeds]

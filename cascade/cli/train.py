@@ -10,7 +10,7 @@ import typer
 
 from cascade.cli import values
 from cascade.cli.console import DryRun, Quiet, resumable
-from cascade.cli.options import Given, takes
+from cascade.cli.options import Options, with_options
 from cascade.config.train import PretrainConfig
 from cascade.launch import Launch
 from cascade.progress import say, spell
@@ -19,9 +19,9 @@ TIME_IS_UP = 3
 """The exit status of a run that `--minutes` ended."""
 
 
-@takes(PretrainConfig, ())
+@with_options(PretrainConfig, ())
 def train(
-    given: Given[PretrainConfig],
+    options: Options[PretrainConfig],
     path: Annotated[
         Path | None,
         typer.Argument(
@@ -45,7 +45,7 @@ def train(
     torchrun --nproc-per-node N -m cascade train CONFIG.
     """
     # Before torch is imported: a mistake in the settings is answered at once.
-    settings = replace(given, file=values.either(path, given.file, "config")).settings()
+    settings = replace(options, file=values.either(path, options.file, "config")).settings()
 
     from cascade.training.interrupt import TimeIsUp
     from cascade.training.pretrain import foretell, pretrain

@@ -35,7 +35,7 @@ from cascade.dreambooth.plan import (
 from cascade.dreambooth.samples import SAMPLES, draw_samples
 from cascade.files import file_digest, write_bytes
 from cascade.pipeline import print_licence
-from cascade.progress import say, told
+from cascade.progress import is_heard, say
 from cascade.sampling import Tables, prompt_tables
 from cascade.stage import Stage
 from cascade.text.encoder import TextEncoder
@@ -122,7 +122,7 @@ def _unfinished(plan: Plan) -> list[str]:
 
 def _tell(plan: Plan, unfinished: list[str], processes: Processes) -> None:
     report_subject(plan)
-    if unfinished and told():  # else nobody sees what the probe costs
+    if unfinished and is_heard():  # else nobody sees what the probe costs
         tell(
             forecast(plan, unfinished, Probe(processes.device), processes.world_size),
             processes.device,

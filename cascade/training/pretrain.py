@@ -16,7 +16,7 @@ from cascade.data.images import resize, to_tensors
 from cascade.data.resident import ResidentSamples
 from cascade.errors import UserError
 from cascade.files import file_digest
-from cascade.progress import told
+from cascade.progress import is_heard
 from cascade.stage import Stage
 from cascade.text.encoder import TextEncoder
 from cascade.text.files import EncoderFiles
@@ -167,7 +167,7 @@ def _require_memory(plan: _Plan, processes: Processes) -> None:
 def _tell(plan: _Plan, processes: Processes) -> None:
     """Tell what is going to be done, and about how long it will take."""
     config, pictures = plan.config, len(plan.samples.data.images)
-    if not told():  # nobody would see what the probe costs
+    if not is_heard():  # nobody would see what the probe costs
         return
     steps = checkpoint_steps(config.output / CHECKPOINTS)
     done, run = steps[-1] if steps else 0, config.train

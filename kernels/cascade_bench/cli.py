@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from cascade.cli import values
-from cascade.cli.options import Flag, Given, takes
+from cascade.cli.options import Flag, Options, with_options
 from cascade.cli.shared import BundleArgument, BundleOption
 from cascade_bench.settings import (
     BenchConfig,
@@ -30,9 +30,9 @@ def _flags(*names: str) -> list[Flag]:
     return [Flag(name, (name,)) for name in names]
 
 
-@takes(BenchConfig, _flags("rounds", "repeats", "budget", "dry_run"))
+@with_options(BenchConfig, _flags("rounds", "repeats", "budget", "dry_run"))
 def kernels(
-    given: Given[BenchConfig],
+    options: Options[BenchConfig],
     op: Annotated[
         list[str] | None, typer.Option("--op", help="An operation; may be repeated. All if none.")
     ] = None,
@@ -51,7 +51,7 @@ def kernels(
     ] = False,
 ) -> None:
     """Time the kernels beside their alternatives on this machine's GPU."""
-    config = given.settings()
+    config = options.settings()
     config = config.model_copy(update={"device": "cpu" if config.dry_run else "cuda"})
     if config.dry_run:
         os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it when it is imported
@@ -67,18 +67,18 @@ def kernels(
 _TRAIN = ("against", "width", "side", "batch", "precision", "rounds", "repeats", "budget", "device")
 
 
-@takes(TrainBenchConfig, [Flag("network", ("networks",)), *_flags(*_TRAIN)])
-def train(given: Given[TrainBenchConfig], output: Output = OUTPUT) -> None:
+@with_options(TrainBenchConfig, [Flag("network", ("networks",)), *_flags(*_TRAIN)])
+def train(options: Options[TrainBenchConfig], output: Output = OUTPUT) -> None:
     """Time a call of a network and a whole training step, with their memory."""
-    config = given.settings()
+    config = options.settings()
     from cascade_bench.train import bench_train
 
     _tell(*bench_train(config, output))
 
 
-@takes(SampleBenchConfig, _flags("against", "steps", "rounds", "device"))
+@with_options(SampleBenchConfig, _flags("against", "steps", "rounds", "device"))
 def sample(
-    given: Given[SampleBenchConfig],
+    options: Options[SampleBenchConfig],
     cascade: Annotated[
         str | None,
         typer.Argument(parser=values.cascade, metavar="CASCADE", help="IF's shape if left out."),
@@ -87,7 +87,7 @@ def sample(
     output: Output = OUTPUT,
 ) -> None:
     """Time whole pictures, by every provider with the same weights and noise."""
-    config = given.settings()
+    config = options.settings()
     from cascade.config.folders import cascade_folder
     from cascade_bench.sample import bench_sample
 
@@ -98,7 +98,7 @@ def sample(
 _STAGES = ("against", "rounds", "repeats", "budget", "steps", "device")
 
 
-@takes(
+@with_options(
     StageBenchConfig,
     [
         Flag("batch", ("batches",), kind=str, parser=values.numbers, metavar="1,2,..."),
@@ -106,14 +106,14 @@ _STAGES = ("against", "rounds", "repeats", "budget", "steps", "device")
     ],
 )
 def stages(
-    given: Given[StageBenchConfig],
+    options: Options[StageBenchConfig],
     folder: BundleArgument = None,
     bundle: BundleOption = None,
     output: Output = OUTPUT,
 ) -> None:
     """Time a bundle's engines beside PyTorch's and diffusers' networks with the same weights."""
     chosen = values.either(folder, bundle, "bundle")
-    config = given.settings()
+    config = options.settings()
     from cascade_bench.stages import bench_stages
     from cascade_export.bundle.bundle import Bundle
 

@@ -162,10 +162,10 @@ def test_sampling_that_is_stopped_keeps_its_pictures(
     monkeypatch: pytest.MonkeyPatch,
     number: signal.Signals,
 ) -> None:
-    draw = Cascade.draw
+    sample = Cascade.sample_batches
 
     def stopped(self: Cascade, *arguments: Any) -> Any:
-        yield next(draw(self, *arguments))
+        yield next(sample(self, *arguments))
         signal.raise_signal(number)
 
     common = ("sample", "--cascade", tiny_cascade, "--prompt", "a dog", "-o", tmp_path / "out")
@@ -419,7 +419,7 @@ def test_pillow_is_not_heard(monkeypatch: pytest.MonkeyPatch) -> None:
             "Corrupt EXIF data", UserWarning, "", 1, module="PIL.TiffImagePlugin"
         )
 
-    monkeypatch.setattr(program, "answer", damaged)
+    monkeypatch.setattr(program, "run_command", damaged)
     with warnings.catch_warnings(record=True) as heard:
         program.main()
     assert heard == []

@@ -8,7 +8,7 @@ import pytest
 
 from cascade.cli.dreambooth_flags import FLAGS as DREAMBOOTH
 from cascade.cli.embed import FLAGS as EMBED
-from cascade.cli.options import Flag, field_at, put, told
+from cascade.cli.options import Flag, field_at, help_of, set_at
 from cascade.cli.sample import FLAGS as SAMPLE
 from cascade.config.base import Frozen, merged
 from cascade.config.dreambooth import DreamBoothConfig
@@ -38,7 +38,7 @@ def test_every_flag_stands_for_settings_that_say_what_they_are(
     model: type[Frozen], flag: Flag
 ) -> None:
     assert all(field_at(model, path).description for path in flag.paths)
-    assert len(told(model, flag)) > len("Seed.")
+    assert len(help_of(model, flag)) > len("Seed.")
 
 
 @pytest.mark.parametrize(
@@ -53,21 +53,21 @@ def test_every_setting_of_a_command_has_one_flag_at_most(
 
 
 def test_help_tells_the_range_of_the_setting() -> None:
-    ranges = {flag.name: told(SampleConfig, flag).partition(" [")[2] for flag in SAMPLE}
+    ranges = {flag.name: help_of(SampleConfig, flag).partition(" [")[2] for flag in SAMPLE}
     assert ranges["steps"] == "1 <= x <= 1000]"
     assert ranges["noise_level"] == "0 <= x <= 1]"
     assert ranges["seed"] == ""  # nobody comes near its limits
     rate = next(flag for flag in DREAMBOOTH if flag.name == "learning_rate")
-    assert told(DreamBoothConfig, rate).endswith("[0 < x <= 10]")
+    assert help_of(DreamBoothConfig, rate).endswith("[0 < x <= 10]")
 
 
 def test_values_are_laid_over_others() -> None:
     start = {"a": {"b": 1, "c": (2, 3)}, "off": None}
     found = merged(start, {"a": {"b": 4}, "d": 5})
     assert found == {"a": {"b": 4, "c": (2, 3)}, "off": None, "d": 5}
-    put(found, "a.c.1", 6)
-    put(found, "off.x", 7)
-    put(found, "new.x", 8)
+    set_at(found, "a.c.1", 6)
+    set_at(found, "off.x", 7)
+    set_at(found, "new.x", 8)
     assert found == {"a": {"b": 4, "c": (2, 6)}, "off": None, "d": 5, "new": {"x": 8}}
     assert start == {"a": {"b": 1, "c": (2, 3)}, "off": None}
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cascade.cli import values
-from cascade.cli.options import Flag, Given, put, takes
+from cascade.cli.options import Flag, Options, set_at, with_options
 from cascade.cli.shared import LORA_FLAGS, TEXT_FLAGS
 from cascade.files import require_writable
 from cascade_export.engines import ENGINES, engine_name
@@ -45,9 +45,9 @@ FLAGS = (
 )
 
 
-@takes(ExportConfig, FLAGS)
+@with_options(ExportConfig, FLAGS)
 def export(
-    given: Given[ExportConfig],
+    options: Options[ExportConfig],
     quantise: Annotated[
         Quantization | None,
         typer.Option("--quantise", hidden=True, help="The old spelling of --quantize."),
@@ -60,10 +60,10 @@ def export(
     """
     if quantise is not None:
         typer.echo("--quantise is --quantize now; the next version takes that alone.", err=True)
-        given = replace(given, values={"quantize": quantise, **given.values})
-    found = given.layered(given.read_file())
-    put(found, "gate.command", shlex.join(["cascade", *sys.argv[1:]]))
-    config = given.parse(found)
+        options = replace(options, values={"quantize": quantise, **options.values})
+    found = options.layered(options.read_file())
+    set_at(found, "gate.command", shlex.join(["cascade", *sys.argv[1:]]))
+    config = options.parse(found)
     if config.output is not None:
         _make(config, config.output)
     elif config.into is not None and config.subject is not None:

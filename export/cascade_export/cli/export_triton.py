@@ -3,7 +3,7 @@
 import typer
 
 from cascade.cli import values
-from cascade.cli.options import Flag, Given, takes
+from cascade.cli.options import Flag, Options, with_options
 from cascade.cli.shared import BundleArgument
 from cascade.files import require_writable
 from cascade_export.settings import ServerConfig
@@ -21,14 +21,14 @@ FLAGS = (
 )
 
 
-@takes(ServerConfig, FLAGS)
-def export_triton(given: Given[ServerConfig], folder: BundleArgument = None) -> None:
+@with_options(ServerConfig, FLAGS)
+def export_triton(options: Options[ServerConfig], folder: BundleArgument = None) -> None:
     """Write a model repository: a model per stage, and one that runs the whole cascade.
 
     Stages run on TensorRT where the bundle has its plans, else on ONNX Runtime; plans of TensorRT
     for RTX cannot be loaded by that server.
     """
-    config = given.settings()
+    config = options.settings()
     chosen = values.either(folder, config.bundle, "bundle")
     require_writable(config.output)
     from cascade_export.bundle.bundle import Bundle

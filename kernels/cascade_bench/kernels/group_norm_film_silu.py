@@ -53,7 +53,7 @@ class Case:
         return f"B{self.batch} C{self.channels}{skip} {self.side}x{self.side}{film}"
 
 
-class Given(NamedTuple):
+class Options(NamedTuple):
     """The leaves by what they are; what a case has not is None."""
 
     x: Tensor
@@ -140,12 +140,12 @@ def _leaves(case: Case, dtype: torch.dtype, device: torch.device) -> tuple[Tenso
     return (image(case.channels), *skip, *affine, *(film if case.film else ()))
 
 
-def _given(case: Case, leaves: tuple[Tensor, ...]) -> Given:
+def _given(case: Case, leaves: tuple[Tensor, ...]) -> Options:
     x, *rest = leaves
     skip = rest.pop(0) if case.skip else None
     weight, bias, *film = rest
     scale, shift = film if case.film else (None, None)
-    return Given(x, skip, weight, bias, scale, shift)
+    return Options(x, skip, weight, bias, scale, shift)
 
 
 def _fused(case: Case, backend: Backend) -> Function:
