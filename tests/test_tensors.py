@@ -11,15 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cascade.config.stage import SamplerConfig, TextConfig
-from cascade.diffusion.noise import Noise
+from cascade.config.stage import TextConfig
 from cascade.errors import UserError
 from cascade.evaluate.judge import Judge
 from cascade.evaluate.judge_config import Attribute, JudgeConfig
 from cascade.evaluate.judge_network import JudgeNetwork
 from cascade.stage import Stage
 from cascade.tensors import headers, read_weights, require_finite, weight_shapes
-from cascade.text.encoder import TextEmbedding, TextEncoder
+from cascade.text.encoder import TextEncoder
 
 Load = Callable[[Path], object]
 
@@ -156,12 +155,3 @@ def test_a_text_encoder_of_absurd_settings_is_not_built(
     (folder / "config.json").write_text(json.dumps(config | {key: value}))
     with pytest.raises(UserError, match=rf"'{key}' is|lacks \d+ weights"):
         TextEncoder.load(folder)
-
-
-def test_what_is_no_picture_is_told(tiny_cascade: Path) -> None:
-    stage = Stage.load(tiny_cascade / "base16")
-    with torch.no_grad():
-        next(stage.network.parameters()).fill_(math.nan)
-    text = TextEmbedding(torch.zeros(1, 1, 128), torch.ones(1, 1, dtype=torch.bool))
-    with pytest.raises(UserError, match="Stage 'base16' drew what is no picture"):
-        stage.sample(text, text, Noise([0]), sampler=SamplerConfig(steps=1))

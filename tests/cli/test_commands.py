@@ -1,7 +1,5 @@
 """The commands from the outside: help, flags, exit status, files."""
 
-import json
-import shutil
 import signal
 import subprocess
 import sys
@@ -11,19 +9,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from PIL import Image
 
 from cascade.cli import app as program
 from cascade.cli.app import app
-from cascade.cli.dreambooth_flags import comma_separated, scenes_of
-from cascade.cli.recipe import PATHS, recipe_from_flags
 from cascade.config.dreambooth import DreamBoothConfig
 from cascade.config.recipes import RECIPES
 from cascade.environment import usable_device
 from cascade.pipeline import Cascade
-from cascade.stage import Stage
 from cascade.text.identifier import check_identifier
 from cascade.text.tokenizer import Tokenizer
 
@@ -32,7 +26,6 @@ COMMANDS = sorted(
     for made in app.registered_commands
     if made.callback is not None
 )
-CONFIG = Path(__file__).resolve().parents[2] / "configs" / "mini-base64.toml"
 Command = Callable[..., Any]
 
 
@@ -88,25 +81,6 @@ def test_info_and_identifiers(command: Command, tiny_cascade: Path) -> None:
 def pixels(path: Path) -> bytes:
     with Image.open(path) as picture:
         return picture.tobytes()
-
-
-def test_sample_from_a_console(tiny_cascade: Path, tmp_path: Path) -> None:
-    arguments = ["--cascade", tiny_cascade, "--prompt", "a dog", "--prompt", "a cat"]
-    arguments += ["--output", tmp_path / "out", "--num_images", 2, "--seed", 5]
-    done = subprocess.run(
-        [sys.executable, "-m", "cascade", "sample", *map(str, arguments)],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert str(tmp_path / "out" / "grid.png") in done.stdout
-    names = {p.relative_to(tmp_path / "out").as_posix() for p in tmp_path.rglob("*.png")}
-    expected = {
-        f"{s}/{p}-{n}.png" for s in ("base16", "sr32") for p in ("00", "01") for n in (5, 6)
-    }
-    assert names == expected | {"grid.png"}
 
 
 def test_sample_s_flags_reach_the_sampler(
@@ -180,185 +154,9 @@ def test_sampling_that_is_stopped_keeps_its_pictures(
     assert len(list(tmp_path.rglob("*.png"))) == 9
 
 
-def test_a_number_of_steps_replaces_a_checkpoint_s_list(
-    command: Command, tiny_cascade: Path, tmp_path: Path
-) -> None:
-    listed = shutil.copytree(tiny_cascade, tmp_path / "listed")
-    path = listed / "base16" / "config.json"
-    values = json.loads(path.read_text())
-    values["sampler"]["timesteps"] = [900, 500, 100]
-    path.write_text(json.dumps(values))
-    drawn = {}
-    for name, folder, steps in (
-        ("list", listed, ()),
-        ("number", listed, ("--steps", 3)),
-        ("plain", tiny_cascade, ("--steps", 3)),
-    ):
-        common = ("--cascade", folder, "--prompt", "a dog", "--num_images", 1)
-        stop = ("--last_stage", "base16", "-o", tmp_path / name)
-        assert command("sample", *common, *steps, *stop).status == 0
-        drawn[name] = pixels(tmp_path / name / "base16" / "00-0.png")
-    assert drawn["number"] == drawn["plain"] != drawn["list"]
-
-
 def test_the_default_device_is_usable() -> None:
     assert usable_device("cpu") == "cpu"
     assert usable_device(usable_device(None)) == usable_device(None)
-
-
-def test_train_writes_a_stage(command: Command, tiny_cascade: Path, tmp_path: Path) -> None:
-    images = np.random.default_rng(0).integers(0, 256, (3, 3, 16, 16), dtype=np.uint8)
-    np.save(tmp_path / "images.npy", images)
-    (tmp_path / "captions.jsonl").write_text('["a dog"]\n' * 3)
-    changes = [
-        f"data.folder={tmp_path}",
-        f"output={tmp_path / 'run'}",
-        f"text_encoder={tiny_cascade / 'text'}",
-        f"initial_weights={tiny_cascade / 'base16'}",
-        "stage.size=16",
-        "stage.unet={channels=[16,32],blocks=[1,1],attention=['none','joint'],head_channels=16,"
-        "text_width=128,context_width=32,time_width=32,pool_heads=4,norm_groups=8}",
-        "train.steps=2",
-        "train.optimizer.warmup_steps=0",
-        "train.batch_size=2",
-        "train.precision=fp32",
-        "train.validate_every=2",
-        "validation={prompts=['a dog'], images_per_prompt=2}",
-    ]
-    arguments = [part for change in changes for part in ("--set", change)]
-    done = command("train", CONFIG, *arguments)
-    assert done.status == 0
-    assert str(tmp_path / "run" / "stage") in done.out
-    stage = Stage.load(tmp_path / "run" / "stage")
-    assert stage.config.name == "base64"
-    assert stage.config.size == 16
-    assert stage.fingerprint() != Stage.load(tiny_cascade / "base16").fingerprint()
-    with Image.open(tmp_path / "run" / "samples" / "step-000002.png") as grid:
-        assert grid.size == (2 * 18 - 2, 16)
-
-
-@pytest.fixture
-def received(monkeypatch: pytest.MonkeyPatch) -> list[DreamBoothConfig]:
-    """What `cascade dreambooth` would have started."""
-    configs: list[DreamBoothConfig] = []
-
-    def personalise(config: DreamBoothConfig) -> Path:
-        configs.append(config)
-        return config.output_dir
-
-    monkeypatch.setattr("cascade.dreambooth.personalise.personalise", personalise)
-    return configs
-
-
-FLAGS: dict[str, Any] = {
-    "augmentation": "imagen",
-    "prior_loss_weight": 0.25,
-    "num_class_images": 17,
-    "prior_caption_dropout": 0.125,
-    "masks": "some/masks",
-    "unmasked_weight": 0.25,
-    "unmasked_probability": 0.5,
-    "scene_share": 0.75,
-    "class_variations": "a cartoon of a {class_noun}, a red {class_noun}",
-    "scenes": "on the beach = a beach",
-    "scene_weight": 0.125,
-    "num_scene_images": 12,
-    "sample_batch_size": 5,
-    "max_train_steps": 123,
-    "learning_rate": 3e-6,
-    "train_batch_size": 6,
-    "sr_max_train_steps": 321,
-    "sr_learning_rate": 2e-6,
-    "sr_train_batch_size": 8,
-    "gradient_accumulation_steps": 2,
-    "lr_scheduler": "cosine",
-    "lr_warmup_steps": 11,
-    "adam_beta1": 0.5,
-    "adam_beta2": 0.6,
-    "adam_weight_decay": 0.5,
-    "adam_epsilon": 1e-6,
-    "max_grad_norm": 3.0,
-    "snr_gamma": 4.0,
-    "variance": "freeze",
-    "mixed_precision": "bf16",
-    "ema_decay": 0.75,
-    "seed": 9,
-    "checkpointing_steps": 77,
-    "checkpoints_total_limit": 3,
-    "validation_steps": 55,
-}
-SWITCHES = {
-    "center_crop": ("--random_crop", False),
-    "flip": ("--flip", True),
-    "prior_preservation": ("--with_prior_preservation", True),
-    "sr_prior_preservation": ("--sr_prior_preservation", True),
-    "class_scenes": ("--class_scenes", True),
-    "sr_scenes": ("--sr_scenes", True),
-    "gradient_checkpointing": ("--gradient_checkpointing", True),
-    "scale_lr": ("--scale_lr", True),
-    "use_8bit_adam": ("--use_8bit_adam", True),
-    "keep_checkpoints": ("--keep_checkpoints", True),
-}
-
-
-@pytest.mark.parametrize("spelling", ["_", "-"])
-def test_dreambooth_s_flags_in_both_spellings(
-    command: Command,
-    received: list[DreamBoothConfig],
-    tiny_cascade: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    spelling: str,
-) -> None:
-    assert set(PATHS) <= FLAGS.keys() | SWITCHES.keys()
-    launched = {"WORLD_SIZE": 3, "RANK": 0, "LOCAL_RANK": 0, "MASTER_ADDR": "", "MASTER_PORT": 1}
-    for name, value in launched.items():
-        monkeypatch.setenv(name, str(value))
-    monkeypatch.chdir(tmp_path)
-    Path("some/photos").mkdir(parents=True)
-    given: dict[str, Any] = {
-        "instance_data_dir": "some/photos",
-        "class_noun": "dog",
-        "output_dir": "new",
-        "pretrained_model_name_or_path": tiny_cascade,
-        "identifier": "zug",
-        "instance_prompt": "one {identifier} {class_noun}",
-        "class_prompt": "one {class_noun}",
-        "sr_prompt": "this {class_noun}",
-        "class_data_dir": "some/class",
-        "stages": "base16, sr32",
-        "num_validation_images": 2,
-        **FLAGS,
-    }
-    arguments: list[object] = []
-    for name, value in given.items():
-        arguments += [f"--{name.replace('_', spelling)}", value]
-    arguments += [switch.replace("_", spelling) for switch, _ in SWITCHES.values()]
-    arguments += [f"--validation{spelling}prompt", "a zug dog", "--recipe", "paper"]
-    assert command("dreambooth", *arguments).status == 0
-    (config,) = received
-    switches = {name: value for name, (_, value) in SWITCHES.items()}
-    parsed = {
-        "class_variations": comma_separated(FLAGS["class_variations"]),
-        "scenes": scenes_of(FLAGS["scenes"]),
-    }
-    assert config == DreamBoothConfig(
-        cascade=str(tiny_cascade),
-        instance_data_dir=Path("some/photos"),
-        output_dir=Path("new"),
-        class_noun="dog",
-        identifier="zug",
-        instance_prompt="one {identifier} {class_noun}",
-        class_prompt="one {class_noun}",
-        sr_prompt="this {class_noun}",
-        class_data_dir=Path("some/class"),
-        stages=("base16", "sr32"),
-        validation_prompts=("a zug dog",),
-        validation_images=2,
-        seed=9,
-        recipe=recipe_from_flags(RECIPES["paper"], FLAGS | switches | parsed, world=3),
-    )
-    assert config.recipe.base.batch_size == 6 * 2 * 3
 
 
 def test_the_cascade_names_its_recipe(

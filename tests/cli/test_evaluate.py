@@ -87,6 +87,12 @@ def test_a_base_stands_beside_other_true_pictures(
     def stops(*_: object, **__: object) -> Tensor:
         raise KeyboardInterrupt
 
+    def brightness(shown: Shown) -> float:
+        """How bright they are."""
+        return float(shown.images.mean())
+
+    # A new metric is one function and one entry.
+    monkeypatch.setitem(METRICS, "brightness", brightness)  # type: ignore[arg-type]
     flags = ("--dataset", dataset, "--images", 5, "--guidance", 1, "--output", tmp_path / "out")
     with monkeypatch.context() as patch:
         patch.setattr(stored, "sample_stage", stops)
@@ -96,6 +102,8 @@ def test_a_base_stands_beside_other_true_pictures(
     done = command("evaluate", "stage", judged, *flags)
     assert done.status == 0
     assert "| other true pictures |" in done.out
+    assert " brightness |" in done.out
+    assert "brightness: How bright they are." in done.out
     figures = _record(tmp_path / "out", "base16")["figures"]
     assert figures["sampler"]["guidance"] == 1
     scores = figures["scores"]
@@ -103,6 +111,7 @@ def test_a_base_stands_beside_other_true_pictures(
     assert 0 < scores["other true pictures"]["FID"] < scores["base16"]["FID"]
     assert scores["base16"]["concept, %"] in (0, 20, 40, 60, 80, 100)
     assert scores["base16"]["PSNR, dB"] is None
+    assert 0 < scores["base16"]["brightness"] < 255
     with Image.open(tmp_path / "out" / "base16.jpg") as sheet:
         assert sheet.height > 128
     monkeypatch.setattr(stored, "sample_stage", None)  # a second time nothing is drawn
@@ -123,26 +132,6 @@ def test_super_resolution_stands_beside_bicubic_at_any_size(
         # The network is of random weights: anything made with care is nearer to the photo.
         assert scores["bicubic"]["PSNR, dB"] > scores["sr32"]["PSNR, dB"]
         assert scores["bicubic"]["FID"] is None
-
-
-def test_a_new_metric_is_one_function_and_one_entry(
-    command: Command,
-    tiny_cascade: Path,
-    dataset: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def brightness(shown: Shown) -> float:
-        """How bright they are."""
-        return float(shown.images.mean())
-
-    monkeypatch.setitem(METRICS, "brightness", brightness)  # type: ignore[arg-type]
-    flags = ("--dataset", dataset, "--images", 2, "--no-fid", "--output", tmp_path / "out")
-    done = command("evaluate", "stage", tiny_cascade, *flags)
-    assert "| base16 | brightness |" in done.out
-    assert "brightness: How bright they are." in done.out
-    scores = _record(tmp_path / "out", "base16")["figures"]["scores"]
-    assert 0 < scores["base16"]["brightness"] < 255
 
 
 def test_cascades_are_scored_beside_the_one_before(

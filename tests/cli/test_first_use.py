@@ -45,6 +45,7 @@ def test_a_recipe_s_number_is_told_as_the_flag_takes_it(flag: str, told: str) ->
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_s_own_number_given_as_a_flag_changes_nothing(name: Any) -> None:
     recipe = RECIPES[name]
+    assert recipe_from_flags(recipe, {}, 1) == recipe
     own = {
         "max_train_steps": recipe.base.steps,
         "train_batch_size": recipe.base.batch_size // recipe.base.gradient_accumulation_steps,

@@ -72,14 +72,6 @@ def test_values_are_laid_over_others() -> None:
     assert start == {"a": {"b": 1, "c": (2, 3)}, "off": None}
 
 
-@pytest.fixture
-def received(monkeypatch: pytest.MonkeyPatch) -> list[DreamBoothConfig]:
-    """What `cascade dreambooth` would have started."""
-    configs: list[DreamBoothConfig] = []
-    monkeypatch.setattr("cascade.dreambooth.personalise.personalise", configs.append)
-    return configs
-
-
 def test_a_file_then_flags_then_set(
     command: Command, received: list[DreamBoothConfig], tmp_path: Path, photos: Path
 ) -> None:
@@ -115,6 +107,7 @@ def test_a_file_then_flags_then_set(
     ("words", "message"),
     [
         (("sample",), "--prompt (prompts): is missing"),
+        (("dreambooth", "--output-dir", "new"), "--class-noun (class_noun): is missing"),
         (("sample", "--prompt", "a", "--set", "stepz=3"), "did you mean 'steps'?"),
         (("sample", "--prompt", "a", "--set", "steps"), "has no 'key=value' form"),
         (("sample", "--config", "bad.toml"), "bad.toml is not valid TOML"),

@@ -3,45 +3,32 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from cascade.config.base import merged
 from cascade.config.folders import MANIFEST
 from cascade.errors import UserError
 from cascade.pipeline import Cascade
 
 
-@pytest.fixture
-def cascade(tiny_cascade: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(tiny_cascade, tmp_path / "cascade"))
-
-
-def test_stages_in_the_wrong_order_are_named(cascade: Path) -> None:
-    manifest = json.loads((cascade / MANIFEST).read_text())
-    manifest["stages"].reverse()
-    (cascade / MANIFEST).write_text(json.dumps(manifest))
-    with pytest.raises(UserError, match="enlarges 16 px but it is the first"):
-        Cascade.load(cascade)
-
-
-def test_two_bases_are_refused(cascade: Path) -> None:
-    manifest = json.loads((cascade / MANIFEST).read_text())
-    base = manifest["stages"][0]
-    manifest["stages"] = [base, "again"]
-    shutil.copytree(cascade / base, cascade / "again")
-    config = json.loads((cascade / "again" / "config.json").read_text())
-    (cascade / MANIFEST).write_text(json.dumps(manifest))
-    with pytest.raises(UserError, match=f"two stages are called '{base}'"):
-        Cascade.load(cascade)
-    (cascade / "again" / "config.json").write_text(json.dumps(config | {"name": "again"}))
-    with pytest.raises(UserError, match="makes pictures from nothing but the one before"):
-        Cascade.load(cascade)
-
-
-def test_a_foreign_text_encoder_is_named(cascade: Path) -> None:
-    base = cascade / json.loads((cascade / MANIFEST).read_text())["stages"][0] / "config.json"
-    config = json.loads(base.read_text())
-    config["unet"]["text_width"] = 64
-    base.write_text(json.dumps(config))
-    with pytest.raises(UserError, match="text of width 64 but the encoder's is 128"):
-        Cascade.load(cascade)
+@pytest.mark.parametrize(
+    ("stages", "changes", "message"),
+    [
+        (["sr32", "base16"], {}, "enlarges 16 px but it is the first"),
+        (["base16", "again"], {}, "two stages are called 'base16'"),
+        (["base16", "again"], {"name": "again"}, "makes pictures from nothing but the one before"),
+        (["again"], {"unet": {"text_width": 64}}, "text of width 64 but the encoder's is 128"),
+    ],
+)
+def test_stages_that_do_not_follow_on_each_other_are_named(
+    tiny_cascade: Path, tmp_path: Path, stages: list[str], changes: dict[str, Any], message: str
+) -> None:
+    folder = Path(shutil.copytree(tiny_cascade, tmp_path / "cascade"))
+    again = Path(shutil.copytree(folder / "base16", folder / "again")) / "config.json"
+    again.write_text(json.dumps(merged(json.loads(again.read_text()), changes)))
+    manifest = json.loads((folder / MANIFEST).read_text())
+    (folder / MANIFEST).write_text(json.dumps(manifest | {"stages": stages}))
+    with pytest.raises(UserError, match=message):
+        Cascade.load(folder)

@@ -10,8 +10,6 @@ from cascade.config.stage import AugmentationLevel, SamplerConfig
 from cascade.diffusion.noise import Noise, derive_seed
 from cascade.errors import UserError
 from cascade.pipeline import Cascade
-from cascade.sampling import sample_stage
-from cascade.text.prompts import PromptTable
 
 # As in test_stage: rounding that depends on how many rows are worked on at once.
 SAME = 1e-4
@@ -40,7 +38,7 @@ def test_pictures_depend_on_prompt_and_seed_alone(cascade: Cascade) -> None:
 
 
 def test_stages_draw_unrelated_noise_from_one_seed(
-    cascade: Cascade, table: PromptTable, monkeypatch: pytest.MonkeyPatch
+    cascade: Cascade, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seeds: list[list[int]] = []
     begin = Noise.__init__
@@ -85,40 +83,6 @@ def test_progress_counts_steps_of_all_batches(cascade: Cascade) -> None:
         *(("base16", done, 6) for done in range(4, 7)),
         *(("sr32", done, 4) for done in range(3, 5)),
     ]
-
-
-@pytest.mark.parametrize(
-    ("prompts", "seeds"), [(["a", "b"], [1]), (["a", "b"], [1, 2, 3]), ("a", []), ([], None)]
-)
-def test_prompts_and_seeds_go_together(
-    cascade: Cascade, prompts: str | list[str], seeds: list[int] | None
-) -> None:
-    with pytest.raises(UserError, match="give one prompt for all, or one per seed"):
-        cascade.sample(prompts, seeds)
-
-
-def test_unknown_stages_are_named_before_anything_is_drawn(cascade: Cascade) -> None:
-    steps: list[int] = []
-
-    def on_step(name: str, done: int, total: int) -> None:
-        steps.append(done)
-
-    with pytest.raises(UserError, match="no stage 'sr64'; it has base16, sr32"):
-        cascade.sample("a", [0], last_stage="sr64", on_step=on_step)
-    with pytest.raises(UserError, match="no stage 'x'"):
-        cascade.sample("a", [0], samplers={"x": SamplerConfig()}, on_step=on_step)
-    with pytest.raises(UserError, match="no stage 'x'"):
-        cascade.sample("a", [0], levels={"x": AugmentationLevel(value=0)}, on_step=on_step)
-    assert steps == []
-
-
-def test_prompts_need_not_be_as_long_as_each_other(cascade: Cascade, table: PromptTable) -> None:
-    base = cascade.stages[0]
-    both = ["a photo of a dog", "a red backpack"]
-    assert table.rows([both[0]]).mask.sum() != table.rows([both[1]]).mask.sum()
-    drawn = sample_stage(base, table, both, [0, 1])
-    one = sample_stage(base, table, both[1:], [1])
-    torch.testing.assert_close(drawn[1], one[0], atol=SAME, rtol=0)
 
 
 def test_folders_that_are_no_cascade(tiny_cascade: Path, tmp_path: Path) -> None:

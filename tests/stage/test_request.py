@@ -61,6 +61,14 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "steps twice": ({"steps": 3, "timesteps": ["fast27"]}, "give one of them"),
     "samplers of one stage": ({"samplers": SAMPLER}, "samplers: must be a table of settings"),
+    "a level of an unknown stage": (
+        {"levels": {"x": AugmentationLevel(value=0)}},
+        "no stage 'x'; it has base16, sr32",
+    ),
+    "an unknown argument": ({"stepz": 3}, r"'stepz' is not a setting \(did you mean 'steps'\?\)"),
+    "fewer seeds than prompts": ({"prompts": ["a", "b"], "seeds": [1]}, "or one per seed"),
+    "more seeds than prompts": ({"prompts": ["a", "b"], "seeds": [1, 2, 3]}, "or one per seed"),
+    "no seeds": ({"seeds": []}, "give one prompt for all, or one per seed"),
     "an unknown stage": ({"samplers": {"x": SAMPLER}}, "no stage 'x'; it has base16, sr32"),
     "a name as sampler": ({"samplers": {"sr32": "ddim"}}, r"samplers\['sr32'\] are 'ddim'"),
     "an unknown setting": ({"samplers": {"sr32": {"stepz": 2}}}, "did you mean 'steps'"),
@@ -111,11 +119,6 @@ def test_what_cannot_be_drawn(cascade: Cascade, case: str) -> None:
     assert begun == []
 
 
-def test_an_unknown_argument(cascade: Cascade) -> None:
-    with pytest.raises(UserError, match=r"'stepz' is not a setting \(did you mean 'steps'\?\)"):
-        cascade.sample("a dog", stepz=3)
-
-
 @pytest.mark.parametrize(
     "seeds", [np.arange(2), torch.arange(2), range(2), (0, 1), iter([0, 1]), [np.int64(0), 1]]
 )
@@ -146,6 +149,13 @@ def test_settings_are_the_checkpoints_but_for_what_is_asked(cascade: Cascade) ->
         cascade.configs, "a dog", None, SampleOptions(last_stage="base16")
     ).settings
     assert first.stage == "base16"
+    listed = base.model_copy(
+        update={"sampler": base.sampler.model_copy(update={"timesteps": (900.0, 500.0, 100.0)})}
+    )
+    (plain,) = Request.of((listed,), "a dog").settings
+    assert plain.sampler == listed.sampler
+    (counted,) = Request.of((listed,), "a dog", None, SampleOptions(steps=4)).settings
+    assert counted.sampler == base.sampler.model_copy(update={"steps": 4})
     named = Request.of(
         cascade.configs, "a", None, SampleOptions(timesteps=("fast27", "smart27"))
     ).settings
@@ -178,29 +188,26 @@ def test_guidance_leads_away_from_a_negative_prompt(cascade: Cascade) -> None:
     torch.testing.assert_close(each.tensor[1:], same.tensor, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("path", [None, [], 3, "", [""], [None], b"mini"])
-def test_what_is_no_folder(path: Any) -> None:
-    with pytest.raises(UserError, match="A cascade is a folder, not"):
-        Cascade.load(path)
-
-
-@pytest.mark.parametrize("device", ["tpu", "meta", "cuda:99", "", 1.5, 10**30])
-def test_what_is_no_device(tiny_cascade: Path, device: Any) -> None:
-    with pytest.raises(UserError, match=f"no device '{device}'"):
-        Cascade.load(tiny_cascade, device)
-
-
-@pytest.mark.parametrize("mode", ["float16", "", None, 3, [], {}, np.arange(2)])
-def test_what_is_no_mode(tiny_cascade: Path, mode: Any) -> None:
-    with pytest.raises(UserError, match="text encoder cannot be held in"):
-        Cascade.load(tiny_cascade, encoder_mode=mode)
-
-
-def test_a_store_is_given_as_text_too(tiny_cascade: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="embeddings are 3; give the folder of a store"):
-        Cascade.load(tiny_cascade, embeddings=3)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="gone"):
-        Cascade.load(tiny_cascade, embeddings=str(tmp_path / "gone"))
+@pytest.mark.parametrize(
+    ("argument", "values", "message"),
+    [
+        ("path", (None, [], 3, "", [""], [None], b"mini"), "A cascade is a folder, not"),
+        ("device", ("tpu", "meta", "cuda:99", "", 1.5, 10**30), "no device '{}'"),
+        (
+            "encoder_mode",
+            ("float16", "", None, 3, [], {}, np.arange(2)),
+            "text encoder cannot be held in",
+        ),
+        ("embeddings", (3,), "embeddings are 3; give the folder of a store"),
+        ("embeddings", ("some/gone",), "gone"),
+    ],
+)
+def test_what_cannot_be_loaded(
+    tiny_cascade: Path, argument: str, values: tuple[Any, ...], message: str
+) -> None:
+    for value in values:
+        with pytest.raises(UserError, match=message.format(value)):
+            Cascade.load(**{"path": tiny_cascade, argument: value})
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,13 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 
-from cascade.config.stage import DiffusionConfig, StageConfig
+from cascade.config.stage import DiffusionConfig, SamplerConfig, StageConfig
 from cascade.config.train import OptimizerConfig, TrainConfig
 from cascade.config.unet import UNetConfig
 from cascade.data.batch import Batch, Samples, Stream
@@ -18,6 +19,7 @@ from cascade.text.prompts import PromptTable
 from cascade.training.distributed import Processes
 from cascade.training.loop import Validate, train
 from cascade.training.objective import make_objective
+from cascade.training.report import read_log
 
 UNET = UNetConfig(
     channels=(8, 16),
@@ -58,6 +60,13 @@ class Blobs:
         )
 
 
+class Whole(NamedTuple):
+    """The stage that a run published, and its statuses."""
+
+    stage: Stage
+    log: list[dict[str, float]]
+
+
 class Killed(Exception):
     """Stands for a process that ends between two steps without a word."""
 
@@ -89,18 +98,6 @@ def samples() -> Blobs:
 
 
 @pytest.fixture(scope="session")
-def dies_at() -> type[DiesAt]:
-    """Wraps samples so that a run over them is killed at a position."""
-    return DiesAt
-
-
-@pytest.fixture(scope="session")
-def killed() -> type[Killed]:
-    """What a run that `dies_at` stopped raises."""
-    return Killed
-
-
-@pytest.fixture(scope="session")
 def table() -> PromptTable:
     """Embeddings of the rows' captions."""
     generator = torch.Generator().manual_seed(0)
@@ -124,18 +121,19 @@ def train_config() -> TrainConfig:
 
 
 @pytest.fixture(scope="session")
-def run(table: PromptTable, samples: Blobs) -> Callable[..., Stage]:
-    """Train a stage in one process; returns what is published."""
+def run(table: PromptTable, samples: Blobs, train_config: TrainConfig) -> Callable[..., Stage]:
+    """Train a stage in one process, with some settings changed; returns what is published."""
 
     def run(
         folder: Path,
-        config: TrainConfig,
         stage: StageConfig = STAGE,
         rows: Samples = samples,
         validate: Validate | None = None,
         processes: Processes = ALONE,
         deadline: float | None = None,
+        **changes: object,
     ) -> Stage:
+        config = TrainConfig.model_validate({**train_config.model_dump(), **changes})
         folder.mkdir(parents=True, exist_ok=True)
         built = Stage.build(stage, seed=0)
         objective = make_objective(built, config.objective)
@@ -143,6 +141,36 @@ def run(table: PromptTable, samples: Blobs) -> Callable[..., Stage]:
         return train(built, objective, stream, table, config, folder, processes, validate, deadline)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def whole(run: Callable[..., Stage], tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """A run of the settings as they are, which nothing disturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    return Whole(run(folder), read_log(folder / "log.jsonl"))
+
+
+@pytest.fixture(scope="session")
+def killed_at(run: Callable[..., Stage], samples: Blobs) -> Callable[..., None]:
+    """Begin a run that is killed when it asks for the row of a position."""
+
+    def killed_at(position: int, folder: Path, *arguments: object, **changes: object) -> None:
+        with pytest.raises(Killed):
+            run(folder, *arguments, rows=DiesAt(position, samples), **changes)
+
+    return killed_at
+
+
+@pytest.fixture(scope="session")
+def learned() -> StageConfig:
+    """The stage with DeepFloyd IF's parametrisation, wide enough for 8-bit moments."""
+    return STAGE.model_copy(
+        update={
+            "unet": UNET.model_copy(update={"channels": (16, 32), "learned_variance": True}),
+            "diffusion": DiffusionConfig(schedule="squared_cosine", prediction="eps"),
+            "sampler": SamplerConfig(steps=4, variance="learned", guidance=2.0),
+        }
+    )
 
 
 @pytest.fixture(scope="session")

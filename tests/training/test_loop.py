@@ -3,14 +3,15 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from cascade.config.stage import DiffusionConfig, StageConfig
-from cascade.config.train import ObjectiveConfig, OptimizerConfig, TrainConfig
+from cascade.config.stage import StageConfig
+from cascade.config.train import ObjectiveConfig, TrainConfig
 from cascade.data.batch import Batch, Samples
 from cascade.diffusion.denoiser import Conditioning
 from cascade.diffusion.noise import Noise
@@ -32,10 +33,6 @@ def _weights(stage: Stage) -> torch.Tensor:
     return nn.utils.parameters_to_vector(stage.network.parameters()).detach()
 
 
-def _changed(config: TrainConfig, **changes: object) -> TrainConfig:
-    return TrainConfig.model_validate({**config.model_dump(), **changes})
-
-
 def test_a_step_is_adamws_on_the_clipped_gradient_of_the_mean_row_loss(
     tmp_path: Path,
     run: Run,
@@ -44,8 +41,7 @@ def test_a_step_is_adamws_on_the_clipped_gradient_of_the_mean_row_loss(
     stage_config: StageConfig,
     train_config: TrainConfig,
 ) -> None:
-    config = _changed(train_config, steps=1)
-    trained = run(tmp_path, config)
+    trained = run(tmp_path, steps=1)
 
     stage = Stage.build(stage_config, seed=0)
     batch = samples.rows(range(4))
@@ -63,8 +59,9 @@ def test_a_step_is_adamws_on_the_clipped_gradient_of_the_mean_row_loss(
         losses.append((v - (alpha * eps - sigma * x0)).square().mean())
     loss = torch.stack(losses).mean()
     loss.backward()
-    norm = nn.utils.clip_grad_norm_(stage.network.parameters(), config.optimizer.max_grad_norm)
-    make_optimizer(config.optimizer, stage.network.parameters()).step()
+    optimizer = train_config.optimizer
+    norm = nn.utils.clip_grad_norm_(stage.network.parameters(), optimizer.max_grad_norm)
+    make_optimizer(optimizer, stage.network.parameters()).step()
 
     status = read_log(tmp_path / "log.jsonl")[0]
     # Single precision through a few layers; the VE form of the loss multiplies by 1/sigma.
@@ -86,43 +83,33 @@ class Grey:
         return replace(batch, images=torch.full_like(batch.images, 0.5))
 
 
-def test_training_lowers_the_loss(
-    tmp_path: Path, run: Run, samples: Samples, train_config: TrainConfig
-) -> None:
-    optimizer = OptimizerConfig(learning_rate=5e-3)
+def test_training_lowers_the_loss(tmp_path: Path, run: Run, samples: Samples) -> None:
     changes = {"steps": 60, "log_every": 20, "checkpoint_every": 60}
-    config = _changed(train_config, optimizer=optimizer.model_dump(), **changes)
-    run(tmp_path, config, rows=Grey(samples))
+    run(tmp_path, rows=Grey(samples), optimizer={"learning_rate": 5e-3}, **changes)
     losses = [line["loss"] for line in read_log(tmp_path / "log.jsonl")]
     assert losses[-1] < 0.7 * losses[0]
 
 
-def test_the_rate_in_the_log_follows_the_schedule(
-    tmp_path: Path, run: Run, train_config: TrainConfig
-) -> None:
-    optimizer = OptimizerConfig(learning_rate=1e-3, schedule="linear", warmup_steps=2)
-    run(tmp_path, _changed(train_config, steps=4, optimizer=optimizer.model_dump()))
+def test_the_rate_in_the_log_follows_the_schedule(tmp_path: Path, run: Run) -> None:
+    optimizer = {"learning_rate": 1e-3, "schedule": "linear", "warmup_steps": 2}
+    run(tmp_path, steps=4, optimizer=optimizer)
     rates = [line["learning_rate"] for line in read_log(tmp_path / "log.jsonl")]
     assert rates == pytest.approx([5e-4, 1e-3, 1e-3, 5e-4])
 
 
 def test_a_status_is_the_mean_of_the_steps_since_the_one_before(
-    tmp_path: Path, run: Run, train_config: TrainConfig
+    tmp_path: Path, run: Run, whole: Any
 ) -> None:
-    run(tmp_path / "each", train_config)
-    run(tmp_path / "threes", _changed(train_config, log_every=3))
-    each = [line["loss"] for line in read_log(tmp_path / "each" / "log.jsonl")]
-    threes = [line["loss"] for line in read_log(tmp_path / "threes" / "log.jsonl")]
+    run(tmp_path, log_every=3)
+    each = [line["loss"] for line in whole.log]
+    threes = [line["loss"] for line in read_log(tmp_path / "log.jsonl")]
     assert threes == pytest.approx([sum(each[:3]) / 3, sum(each[3:]) / 3], rel=1e-6)
 
 
 @pytest.mark.parametrize("stratified", [False, True])
-def test_accumulated_parts_are_the_whole_batch(
-    tmp_path: Path, run: Run, train_config: TrainConfig, stratified: bool
-) -> None:
-    config = _changed(train_config, stratified=stratified)
-    whole = run(tmp_path / "whole", config)
-    parts = run(tmp_path / "parts", _changed(config, gradient_accumulation_steps=4))
+def test_accumulated_parts_are_the_whole_batch(tmp_path: Path, run: Run, stratified: bool) -> None:
+    whole = run(tmp_path / "whole", stratified=stratified)
+    parts = run(tmp_path / "parts", stratified=stratified, gradient_accumulation_steps=4)
     # The same sums in another order, six steps of rate 1e-2: far below one step's 1e-2.
     torch.testing.assert_close(_weights(parts), _weights(whole), rtol=0, atol=2e-5)
     curves = [read_log(tmp_path / name / "log.jsonl") for name in ("whole", "parts")]
@@ -155,25 +142,19 @@ def test_the_gradient_of_accumulated_parts_is_the_batch_s(
 
 
 def test_gradient_checkpointing_changes_no_bit(
-    tmp_path: Path, run: Run, same: Callable[..., bool], train_config: TrainConfig
+    tmp_path: Path, run: Run, same: Callable[..., bool], whole: Any
 ) -> None:
-    plain = run(tmp_path / "plain", train_config)
-    recomputed = run(tmp_path / "again", _changed(train_config, gradient_checkpointing=True))
+    recomputed = run(tmp_path, gradient_checkpointing=True)
     assert recomputed.network.checkpointing
-    assert same(plain, recomputed)
+    assert same(whole.stage, recomputed)
 
 
-def test_bf16_trains_float32_weights_close_to_float32(
-    tmp_path: Path, run: Run, train_config: TrainConfig
-) -> None:
-    full = run(tmp_path / "full", train_config)
-    half = run(tmp_path / "half", _changed(train_config, precision="bf16"))
+def test_bf16_trains_float32_weights_close_to_float32(tmp_path: Path, run: Run, whole: Any) -> None:
+    half = run(tmp_path, precision="bf16")
     assert {value.dtype for value in half.network.state_dict().values()} == {torch.float32}
-    assert not torch.equal(_weights(half), _weights(full))  # it was used at all
-    losses = [
-        [line["loss"] for line in read_log(tmp_path / name / "log.jsonl")]
-        for name in ("full", "half")
-    ]
+    assert not torch.equal(_weights(half), _weights(whole.stage))  # it was used at all
+    logs = (whole.log, read_log(tmp_path / "log.jsonl"))
+    losses = [[line["loss"] for line in log] for log in logs]
     # bfloat16 has 8 bits: 2^-9 per operation, some thirty of them in a row.
     assert losses[1] == pytest.approx(losses[0], rel=0.05)
 
@@ -182,7 +163,6 @@ def test_bf16_trains_float32_weights_close_to_float32(
 def test_a_run_in_emulated_bf16_is_told(
     tmp_path: Path,
     run: Run,
-    train_config: TrainConfig,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     precision: str,
@@ -190,7 +170,7 @@ def test_a_run_in_emulated_bf16_is_told(
 ) -> None:
     monkeypatch.setattr("cascade.model.precision.computes_bf16", lambda device: False)
     _tell.cache_clear()
-    run(tmp_path, _changed(train_config, precision=precision, steps=1))
+    run(tmp_path, precision=precision, steps=1)
     assert ("emulates it" in caplog.text) == said
 
 
@@ -209,33 +189,21 @@ def test_a_compiled_network_ends_with_the_same_weights(
 
     compile_with = nn.Module.compile
     monkeypatch.setattr(nn.Module, "compile", lambda module: compile_with(module, backend=backend))
-    short = _changed(train_config, steps=2)
-    plain = run(tmp_path / "plain", short)
+    plain = run(tmp_path / "plain", steps=2)
     assert not traced
-    compiled = run(tmp_path / "compiled", _changed(short, compile=True, ema_decay=0.5))
+    compiled = run(tmp_path / "compiled", steps=2, compile=True, ema_decay=0.5)
     assert len(traced) == 1  # no break in the graph, no second trace in the second step
     network = Stage.build(plain.config).network
-    optimizer = make_optimizer(short.optimizer, network.parameters())
+    optimizer = make_optimizer(train_config.optimizer, network.parameters())
     load_checkpoint(tmp_path / "compiled" / "checkpoints", network, optimizer, compiled.network)
     weights = nn.utils.parameters_to_vector(network.parameters()).detach()
     # The same operations, perhaps in another order.
     torch.testing.assert_close(weights, _weights(plain), rtol=0, atol=2e-5)
 
 
-def test_a_learned_variance_adds_the_bound(
-    tmp_path: Path, run: Run, stage_config: StageConfig, train_config: TrainConfig
-) -> None:
-    learned = stage_config.model_copy(
-        update={
-            "unet": stage_config.unet.model_copy(update={"learned_variance": True}),
-            "diffusion": DiffusionConfig(schedule="squared_cosine", prediction="eps"),
-        }
-    )
-    run(tmp_path / "with", _changed(train_config, steps=1), learned)
-    without = _changed(
-        train_config, steps=1, objective=ObjectiveConfig(variance="freeze").model_dump()
-    )
-    run(tmp_path / "without", without, learned)
+def test_a_learned_variance_adds_the_bound(tmp_path: Path, run: Run, learned: StageConfig) -> None:
+    run(tmp_path / "with", learned, steps=1)
+    run(tmp_path / "without", learned, steps=1, objective={"variance": "freeze"})
     first, second = (read_log(tmp_path / name / "log.jsonl")[0] for name in ("with", "without"))
     assert first["loss/vb"] > 0
     # The rows' own term is named mse too: it holds their whole loss.
@@ -243,11 +211,9 @@ def test_a_learned_variance_adds_the_bound(
     assert "loss/vb" not in second
 
 
-def test_the_average_is_what_is_published(
-    tmp_path: Path, run: Run, train_config: TrainConfig
-) -> None:
-    plain = run(tmp_path / "plain", _changed(train_config, steps=1))
-    averaged = run(tmp_path / "ema", _changed(train_config, steps=1, ema_decay=0.9))
+def test_the_average_is_what_is_published(tmp_path: Path, run: Run) -> None:
+    plain = run(tmp_path / "plain", steps=1)
+    averaged = run(tmp_path / "ema", steps=1, ema_decay=0.9)
     start = _weights(Stage.build(plain.config, seed=0))
     # d = (1 + 0) / (10 + 0) after the first update.
     expected = 0.1 * start + 0.9 * _weights(plain)
@@ -255,7 +221,7 @@ def test_the_average_is_what_is_published(
 
 
 def test_pictures_drawn_on_the_way_change_nothing(
-    tmp_path: Path, run: Run, same: Callable[..., bool], train_config: TrainConfig
+    tmp_path: Path, run: Run, same: Callable[..., bool], whole: Any
 ) -> None:
     steps: list[int] = []
 
@@ -263,10 +229,9 @@ def test_pictures_drawn_on_the_way_change_nothing(
         steps.append(step)
         torch.rand(3)  # whoever draws from the global generator must not disturb the run
 
-    plain = run(tmp_path / "plain", train_config)
-    looked = run(tmp_path / "looked", _changed(train_config, validate_every=2), validate=validate)
+    looked = run(tmp_path, validate=validate, validate_every=2)
     assert steps == [2, 4, 6]
-    assert same(plain, looked)
+    assert same(whole.stage, looked)
 
 
 @dataclass(frozen=True)
@@ -292,23 +257,20 @@ def test_a_gradient_that_is_no_number_ends_the_run_and_leaves_the_good_state(
     samples: Samples,
     same: Callable[..., bool],
     train_config: TrainConfig,
+    whole: Any,
     every: dict[str, int],
 ) -> None:
-    config = _changed(train_config, **every)
-    whole = run(tmp_path / "whole", config)
     with pytest.raises(UserError, match=r"not finite at step .* lower the learning rate"):
-        run(tmp_path / "bad", config, rows=TurnsBad(10, samples))  # in the third step
-    kept = Stage.build(whole.config, seed=7)
-    optimizer = make_optimizer(config.optimizer, kept.network.parameters())
-    assert load_checkpoint(tmp_path / "bad" / "checkpoints", kept.network, optimizer, None) == 2
+        run(tmp_path, rows=TurnsBad(10, samples), **every)  # in the third step
+    kept = Stage.build(whole.stage.config, seed=7)
+    optimizer = make_optimizer(train_config.optimizer, kept.network.parameters())
+    assert load_checkpoint(tmp_path / "checkpoints", kept.network, optimizer, None) == 2
     assert bool(_weights(kept).isfinite().all())
-    assert same(run(tmp_path / "bad", config), whole)
+    assert same(run(tmp_path, **every), whole.stage)
 
 
-def test_a_batch_that_does_not_divide_is_refused_before_any_work(
-    tmp_path: Path, run: Run, train_config: TrainConfig
-) -> None:
-    config = _changed(train_config, batch_size=6, gradient_accumulation_steps=2)
+def test_a_batch_that_does_not_divide_is_refused_before_any_work(tmp_path: Path, run: Run) -> None:
+    processes = Processes(1, 4, torch.device("cpu"))
     with pytest.raises(UserError, match="batch of 6 does not divide into 4 processes"):
-        run(tmp_path, config, processes=Processes(1, 4, torch.device("cpu")))
+        run(tmp_path, processes=processes, batch_size=6, gradient_accumulation_steps=2)
     assert list(tmp_path.iterdir()) == []

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cascade.config.stage import StageConfig
-from cascade.config.train import ObjectiveConfig, TrainConfig
+from cascade.config.train import ObjectiveConfig
 from cascade.data.batch import Samples
 from cascade.diffusion.denoiser import Conditioning
 from cascade.diffusion.noise import Noise
@@ -27,10 +27,8 @@ def test_noise_of_the_device_is_philox_of_the_rows_seeds(
     samples: Samples,
     table: PromptTable,
     stage_config: StageConfig,
-    train_config: TrainConfig,
 ) -> None:
-    config = train_config.model_copy(update={"steps": 1, "noise": "device"})
-    run(tmp_path, config)
+    run(tmp_path, steps=1, noise="device")
     stage = Stage.build(stage_config, seed=0)
     batch, text = samples.rows(range(4)), table.rows(samples.rows(range(4)).prompts)
     objective = make_objective(stage, ObjectiveConfig())

@@ -2,15 +2,14 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from cascade.config.folders import read_stage_config
-from cascade.config.stage import DiffusionConfig, SamplerConfig, StageConfig
-from cascade.config.train import ObjectiveConfig, TrainConfig
+from cascade.config.stage import StageConfig
+from cascade.config.train import ObjectiveConfig
 from cascade.data.batch import Samples
 from cascade.diffusion.denoiser import Conditioning
 from cascade.diffusion.noise import Noise
@@ -24,27 +23,13 @@ from cascade.training.report import read_log
 Run = Callable[..., Stage]
 
 
-@pytest.fixture(scope="module")
-def learned(stage_config: StageConfig) -> StageConfig:
-    """The 8-pixel stage with DeepFloyd IF's parametrisation, wide enough for 8-bit moments."""
-    unet = stage_config.unet.model_copy(update={"channels": (16, 32), "learned_variance": True})
-    return stage_config.model_copy(
-        update={
-            "unet": unet,
-            "diffusion": DiffusionConfig(schedule="squared_cosine", prediction="eps"),
-            "sampler": SamplerConfig(steps=4, variance="learned", guidance=2.0),
-        }
-    )
-
-
 def _last(stage: Stage) -> list[Tensor]:
     return [p.detach().clone() for p in stage.network.get_submodule("conv_out").parameters()]
 
 
-def _config(base: TrainConfig, variance: str, optimizer: str, **changes: Any) -> TrainConfig:
+def _settings(variance: str, optimizer: str) -> dict[str, object]:
     numbers = {"name": optimizer, "learning_rate": 1e-2, "weight_decay": 0.5}
-    values = {"objective": {"variance": variance}, "optimizer": numbers, **changes}
-    return TrainConfig.model_validate({**base.model_dump(), **values})
+    return {"objective": {"variance": variance}, "optimizer": numbers}
 
 
 def _awake(config: StageConfig) -> Stage:
@@ -80,17 +65,14 @@ def test_frozen_the_variance_s_rows_keep_every_bit(
     run: Run,
     learned: StageConfig,
     awake: Stage,
-    train_config: TrainConfig,
     optimizer: str,
     precision: str,
 ) -> None:
     if optimizer == "adamw8bit":
         pytest.importorskip("torchao")
     before = _last(awake)
-    config = _config(
-        train_config, "freeze", optimizer, precision=precision, ema_decay=0.9, checkpoint_every=6
-    )
-    after = _last(run(tmp_path, config, learned))
+    changes = {"precision": precision, "ema_decay": 0.9, "checkpoint_every": 6}
+    after = _last(run(tmp_path, learned, **_settings("freeze", optimizer), **changes))
     for ours, theirs in zip(after, before, strict=True):
         assert torch.equal(ours[3:], theirs[3:])
         assert not torch.isclose(ours[:3], theirs[:3]).any()
@@ -104,11 +86,10 @@ def test_trained_the_variance_s_rows_move_and_lower_the_bound(
     awake: Stage,
     samples: Samples,
     table: PromptTable,
-    train_config: TrainConfig,
 ) -> None:
-    config = _config(train_config, "train", "adamw", steps=60, log_every=20, checkpoint_every=60)
     before, first = _last(awake), _bound(awake, samples, table)
-    trained = run(tmp_path, config, learned)
+    changes = {"steps": 60, "log_every": 20, "checkpoint_every": 60}
+    trained = run(tmp_path, learned, **_settings("train", "adamw"), **changes)
     after = _last(trained)
     assert not any(torch.equal(new[3:], old[3:]) for new, old in zip(after, before, strict=True))
     assert _bound(trained, samples, table) < first
