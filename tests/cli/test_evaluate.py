@@ -118,6 +118,8 @@ def test_a_base_stands_beside_other_true_pictures(
     again = command("evaluate", "stage", judged, *flags)
     assert again.status == 0
     assert _record(tmp_path / "out", "base16")["figures"] == figures
+    assert command("evaluate", "stage", judged, *flags, "--no-fid").status == 0
+    assert _record(tmp_path / "out", "base16")["figures"]["scores"]["base16"]["FID"] is None
 
 
 def test_super_resolution_stands_beside_bicubic_at_any_size(
