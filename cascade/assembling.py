@@ -37,10 +37,6 @@ def assemble(
         copy_text_encoder: else the manifest names it by its absolute path.
         name: the cascade's; its folder's if left out.
         licence: of the weights; what the stages state if left out.
-
-    Raises:
-        UserError: a stage or the text encoder is damaged, they do not go together, or the folder
-            holds anything.
     """
     configs = [_config(folder) for folder in stages]
     encoder = None if text_encoder is None else EncoderFiles.open(text_encoder)

@@ -29,11 +29,7 @@ _FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_b
 
 
 def usable_device(name: torch.device | str | None) -> str:
-    """Return the device of this name; None is the GPU where there is one.
-
-    Raises:
-        UserError: there is no such device.
-    """
+    """Return the device of this name; None is the GPU where there is one."""
     if name is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:

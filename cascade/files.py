@@ -21,9 +21,6 @@ def read_text(path: Path, mend: str = "save it as UTF-8") -> str:
 
     Args:
         mend: what to do about a file that cannot be read, for the error's sentence.
-
-    Raises:
-        UserError: the file is missing, may not be read, or is not UTF-8.
     """
     try:
         return path.read_text(encoding="utf-8-sig")
@@ -36,11 +33,7 @@ def read_text(path: Path, mend: str = "save it as UTF-8") -> str:
 
 
 def read_json(path: Path, mend: str = "copy the checkpoint again") -> dict[str, object]:
-    """Read a file that holds one JSON object.
-
-    Raises:
-        UserError: as `read_text`, or it holds anything else.
-    """
+    """Read a file that holds one JSON object."""
     try:
         value = json.loads(read_text(path, mend))
     except (ValueError, RecursionError) as error:  # a number of 5000 digits is a ValueError too
@@ -51,11 +44,7 @@ def read_json(path: Path, mend: str = "copy the checkpoint again") -> dict[str, 
 
 
 def read_index(path: Path, mend: str = "copy the checkpoint again") -> dict[str, Path]:
-    """Read an index of shards: in which file of its folder each tensor lies.
-
-    Raises:
-        UserError: as `read_json`, it is no index, or it names a file of another folder.
-    """
+    """Read an index of shards: in which file of its folder each tensor lies."""
     placed = read_json(path, mend).get("weight_map")
     if not isinstance(placed, dict):
         raise UserError(f"{path} has no 'weight_map'; {mend}.")
@@ -78,9 +67,6 @@ def replacing(path: Path) -> Iterator[Path]:
     """Write a file atomically: to the neighbour that is given, then renamed into place.
 
     Runs that make the same file at the same time do not disturb each other.
-
-    Raises:
-        UserError: the disk is full, or the place may not be written.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -118,11 +104,7 @@ def copy_file(source: Path, target: Path) -> None:
 
 @contextmanager
 def scratch() -> Iterator[Path]:
-    """Give a temporary folder.
-
-    Raises:
-        UserError: its disk is full, or may not be written.
-    """
+    """Give a temporary folder."""
     try:
         with tempfile.TemporaryDirectory() as folder:
             yield Path(folder)
@@ -155,11 +137,7 @@ def remove_partials(folder: Path) -> None:
 
 
 def require_writable(folder: Path) -> None:
-    """Make sure that files can be written into a folder, made if need be; leave nothing behind.
-
-    Raises:
-        UserError: the folder cannot be made, is a file, or may not be written.
-    """
+    """Make sure that files can be written into a folder, made if need be; leave nothing behind."""
     made = [place for place in (folder, *folder.parents) if not os.path.lexists(place)]
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -56,9 +56,6 @@ def sample_to_folder(cascade: Cascade, request: Request, folder: Path, columns: 
 
     Args:
         folder: gets `STAGE/NUMBER-SEED.png`, and a grid of the last stage's.
-
-    Raises:
-        UserError: the folder cannot be written, or another call has just written into it.
     """
     require_writable(folder)
     album = _Album(cascade, request, folder)
@@ -103,11 +100,7 @@ class _Album:
         return all(path.is_file() for path in self.paths(row))
 
     def write(self, row: int, pictures: Sequence[Image.Image]) -> None:
-        """Write a picture of every stage; what is there stays.
-
-        Raises:
-            UserError: another call has just written a picture of the same name.
-        """
+        """Write a picture of every stage; what is there stays."""
         text = self._text(row)
         if text not in self._begun:
             self._begun.add(text)

@@ -19,11 +19,7 @@ class Launch:
 
     @classmethod
     def read(cls) -> Self:
-        """Read the environment; a process that was started alone is the only one.
-
-        Raises:
-            UserError: variables are left over from elsewhere, or are no numbers.
-        """
+        """Read the environment; a process that was started alone is the only one."""
         if "WORLD_SIZE" not in os.environ:
             return cls()
         world = _number("WORLD_SIZE")

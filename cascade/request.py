@@ -58,12 +58,7 @@ class Request:
         options: SampleOptions | None = None,
         num_images: int | None = None,
     ) -> "Request":
-        """Check what is asked of the stages of a cascade, base first; see `Cascade.sample`.
-
-        Raises:
-            UserError: numbers of prompts and seeds differ, a value is of another kind or out of
-                range, or a stage is unknown or cannot do what it should.
-        """
+        """Check what is asked of the stages of a cascade, base first; see `Cascade.sample`."""
         options = options or SampleOptions()
         texts, numbers = _pairs(prompts, seeds, num_images)
         settings = _settings(stages, options)
@@ -79,11 +74,7 @@ class Request:
 
 
 def whole(value: object, what: str, least: int, most: int) -> int:
-    """Return a whole number of Python's, NumPy's or PyTorch's.
-
-    Raises:
-        UserError: it is none, or out of range.
-    """
+    """Return a whole number of Python's, NumPy's or PyTorch's."""
     number = _index(value, what)
     if not least <= number <= most:
         raise UserError(f"{what} is {number}; give a whole number from {least} to {most}.")
@@ -222,11 +213,7 @@ def _level(
 
 
 def scales(stages: Sequence[StageConfig], size: int) -> list[StageConfig]:
-    """Return the stages, the last one applied again up to `size` pixels; see `Cascade.upscaled_to`.
-
-    Raises:
-        UserError: the last stage cannot be used again, or does not arrive at `size`.
-    """
+    """Return the stages, the last applied again up to `size` pixels; see `Cascade.upscaled_to`."""
     chain = list(stages)
     size = whole(size, "the size", 1, MOST_SIDE)
     while chain[-1].size < size:

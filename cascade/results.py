@@ -73,11 +73,7 @@ class Result(Frozen):
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read a record.
-
-        Raises:
-            UserError: it is missing, damaged or of another format.
-        """
+        """Read a record."""
         try:
             return cls.model_validate_json(path.read_bytes())
         except ValidationError as error:
@@ -114,9 +110,6 @@ def means(results: Sequence[Result]) -> list[Table]:
     """Return the mean of every score over results of one kind, ± its standard deviation.
 
     What is not known in some results is the mean over the others.
-
-    Raises:
-        UserError: they are of different kinds, or hold no scores.
     """
     if len({result.kind for result in results}) != 1:
         raise UserError("These records are of different kinds; give those of one command.")

@@ -65,9 +65,6 @@ def opened(path: Path, device: str = "cpu", mend: str = "copy the checkpoint aga
 
     Args:
         mend: what to do about a damaged file, for the error's sentence.
-
-    Raises:
-        UserError: it is missing, damaged or of another format.
     """
     if not path.is_file():
         raise UserError(f"{path} is missing; the folder is not a whole checkpoint, {mend}.")
@@ -78,21 +75,13 @@ def opened(path: Path, device: str = "cpu", mend: str = "copy the checkpoint aga
 
 
 def weight_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of a safetensors file's tensors by name; reads its header alone.
-
-    Raises:
-        UserError: as `opened`.
-    """
+    """Return the shapes of a safetensors file's tensors by name; reads its header alone."""
     with opened(path) as file:
         return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
 
 
 def headers(path: Path) -> dict[str, Header]:
-    """Types and shapes of the weights in a safetensors file by name; reads its header alone.
-
-    Raises:
-        UserError: as `opened`, or a tensor is not of floats.
-    """
+    """Types and shapes of the weights in a safetensors file by name; reads its header alone."""
     with opened(path) as file:
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
     return {
@@ -102,11 +91,7 @@ def headers(path: Path) -> dict[str, Header]:
 
 
 def float_type(kind: str, name: str, path: Path) -> torch.dtype:
-    """Return the dtype of a tensor by the format's name.
-
-    Raises:
-        UserError: it is none of floats.
-    """
+    """Return the dtype of a tensor by the format's name."""
     if kind not in FLOATS:
         raise UserError(
             f"'{name}' in {path} is of type {kind}, and weights are floats ({', '.join(FLOATS)}); "
@@ -119,9 +104,6 @@ def read_weights(path: Path, device: torch.device | str = "cpu") -> dict[str, Te
     """Read the weights of a safetensors file in float32.
 
     On a CPU tensors of a float32 file stay memory-mapped.
-
-    Raises:
-        UserError: as `headers`, or a number is NaN or infinite.
     """
     names = headers(path)
     with opened(path, str(device)) as file:
@@ -131,11 +113,7 @@ def read_weights(path: Path, device: torch.device | str = "cpu") -> dict[str, Te
 
 
 def check_tensors(path: Path, network: torch.nn.Module) -> None:
-    """Compare a file's tensors with a network's, by name and shape.
-
-    Raises:
-        UserError: the file is missing, truncated, holds other tensors, or is not of floats.
-    """
+    """Compare a file's tensors with a network's, by name and shape."""
     held = {name: header.shape for name, header in headers(path).items()}
     wanted = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     names = sorted(held.keys() | wanted.keys())
@@ -148,11 +126,7 @@ def check_tensors(path: Path, network: torch.nn.Module) -> None:
 
 
 def require_finite(tensors: Mapping[str, Tensor], where: str) -> None:
-    """Refuse weights that are no numbers.
-
-    Raises:
-        UserError: a number is NaN or infinite.
-    """
+    """Refuse weights that are no numbers."""
     for name, value in tensors.items():
         if not bool(torch.isfinite(value).all()):
             raise UserError(

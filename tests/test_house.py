@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 PACKAGES = ("cascade", "kernels", "export", "tools", "examples", "docs")
-LONGEST_FILE, LONGEST_FUNCTION = 300, 60
+LONGEST_FILE, LONGEST_FUNCTION, MOST_PARAMETERS = 300, 60, 10
 # A training loop is one page.
 LONG = {("cascade/training/loop.py", "train")}
+# An operation's inputs: seven tensors, and how they are used.
+MANY = {("kernels/cascade_kernels/group_norm_film_silu/op.py", "group_norm_film_silu")}
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +23,13 @@ def trees(repository: Path) -> dict[str, ast.Module]:
         for package in PACKAGES
         for path in sorted((repository / package).rglob("*.py"))
     }
+
+
+def _functions(trees: dict[str, ast.Module]) -> Iterator[tuple[str, ast.FunctionDef]]:
+    for path, tree in trees.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef):
+                yield path, node
 
 
 def _word_sets(tree: ast.Module) -> Iterator[frozenset[object]]:
@@ -53,9 +62,17 @@ def test_files_and_functions_are_small(trees: dict[str, ast.Module], repository:
     }
     functions = {
         (path, node.name): length
-        for path, tree in trees.items()
-        for node in ast.walk(tree)
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-        and (length := (node.end_lineno or 0) - node.lineno + 1) > LONGEST_FUNCTION
+        for path, node in _functions(trees)
+        if (length := (node.end_lineno or 0) - node.lineno + 1) > LONGEST_FUNCTION
     }
     assert (files, functions.keys() - LONG) == ({}, set())
+
+
+def test_functions_take_few_parameters(trees: dict[str, ast.Module]) -> None:
+    counts = {
+        (path, node.name): count
+        for path, node in _functions(trees)
+        if not any("jit" in ast.unparse(decorator) for decorator in node.decorator_list)
+        and (count := len([*node.args.args, *node.args.kwonlyargs])) > MOST_PARAMETERS
+    }
+    assert counts.keys() - MANY == set()

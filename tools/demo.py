@@ -86,11 +86,7 @@ def kinds(cascade: str) -> dict[str, list[str]]:
 
 
 def photos_of(subject: str, class_noun: str | None, folder: Path) -> Path:
-    """Return a folder of photos: the given one, or views of a photo that scikit-image ships.
-
-    Raises:
-        UserError: folder and class go one without the other.
-    """
+    """Return a folder of photos: the given one, or views of a photo that scikit-image ships."""
     if class_noun is not None and subject in SHIPPED:
         raise UserError(
             f"--class says what a folder's photos show; give the folder with --subject, as "

@@ -81,11 +81,7 @@ class KnowsDiffusers(TyperCommand):
     """A command that answers diffusers' flags, all at once, beside taking its own."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Take out diffusers' flags, say what stands in their place, and parse the others.
-
-        Raises:
-            UserError: some would change what is trained, or there are flags that nobody knows.
-        """
+        """Take out diffusers' flags, say what stands in their place, and parse the others."""
         own = {name for option in self.params for name in (*option.opts, *option.secondary_opts)}
         kept, told = sorted_out(args, {_spelling(name) for name in own} | {"--help"})
         rest = super().parse_args(ctx, kept)
@@ -100,11 +96,7 @@ class KnowsDiffusers(TyperCommand):
 def sorted_out(
     args: Sequence[str], own: Collection[str]
 ) -> tuple[list[str], list[tuple[str, Elsewhere]]]:
-    """Arguments of the command's own, and which of the others mean something to diffusers.
-
-    Raises:
-        UserError: several flags mean nothing to either; of a single one Typer tells what is near.
-    """
+    """Arguments of the command's own, and which of the others mean something to diffusers."""
     kept: list[str] = []
     told: list[tuple[str, Elsewhere]] = []
     words = iter(args)

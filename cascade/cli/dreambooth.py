@@ -78,9 +78,6 @@ def settings_from(
     """Return the settings: a recipe, over it the file's, over them the flags, then `--set`.
 
     A file's `[recipe]` has what differs from its `preset`; the cascade's own if it names none.
-
-    Raises:
-        UserError: a setting is unknown, missing or wrong, or a flag has no effect.
     """
     file = options.read_file()
     changes = file.pop("recipe", {})

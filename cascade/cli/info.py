@@ -51,11 +51,7 @@ def info(
 
 
 def _show(path: str, as_json: bool, plan: MemoryConfig | None) -> None:
-    """Print a cascade's table, or what the plan takes of it.
-
-    Raises:
-        UserError: the cascade is not whole.
-    """
+    """Print a cascade's table, or what the plan takes of it."""
     from rich.console import Console
 
     from cascade.info.folder import describe

@@ -103,11 +103,7 @@ class Options(Generic[M]):
         return flags if self.file is None else f"{self.file} and {flags}"
 
     def read_file(self) -> dict[str, Any]:
-        """Read the settings' file; empty where there is none.
-
-        Raises:
-            UserError: it is missing, or is no TOML.
-        """
+        """Read the settings' file; empty where there is none."""
         return {} if self.file is None else read_toml(self.file)
 
     def layered(self, start: Mapping[str, Any]) -> dict[str, Any]:
@@ -119,31 +115,19 @@ class Options(Generic[M]):
         return found
 
     def overridden(self, found: Mapping[str, Any]) -> dict[str, Any]:
-        """Nested values with what `--set` says.
-
-        Raises:
-            UserError: as `apply_override`.
-        """
+        """Nested values with what `--set` says."""
         changed = deepcopy(dict(found))
         for override in self.overrides:
             apply_override(changed, override)
         return changed
 
     def parse(self, found: Mapping[str, Any]) -> M:
-        """Apply `--set` and check the values.
-
-        Raises:
-            UserError: a setting is unknown, missing or wrong.
-        """
+        """Apply `--set` and check the values."""
         spelt = {path: flag.spelt for flag in self.flags.values() for path in flag.paths}
         return self.model.parse(self.overridden(found), self.source, spelt)
 
     def settings(self) -> M:
-        """Return the settings: the file's, over them the flags, then `--set`.
-
-        Raises:
-            UserError: the file is no TOML, or as `parse`.
-        """
+        """Return the settings: the file's, over them the flags, then `--set`."""
         return self.parse(self.layered(self.read_file()))
 
 

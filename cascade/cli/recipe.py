@@ -45,9 +45,6 @@ def recipe_from_flags(
 
     Args:
         world: number of processes; diffusers' batch size is one process's and one pass's.
-
-    Raises:
-        UserError: the values do not go together, or a flag has no effect.
     """
     values = as_flags(start)
     _switch(values, flags)

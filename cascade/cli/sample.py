@@ -91,11 +91,7 @@ def sample(
 
 
 def _refuse_with_bundle(config: SampleConfig) -> None:
-    """Refuse flags of what a bundle has decided.
-
-    Raises:
-        UserError: one is given.
-    """
+    """Refuse flags of what a bundle has decided."""
     if config.cascade is not None:
         raise UserError("A bundle holds its own cascade; leave --cascade or --bundle out.")
     if config.precision is not None:

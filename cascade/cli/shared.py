@@ -62,11 +62,7 @@ BundleOption = Annotated[
 
 
 def refuse_without_bundle(options: BundleOptions) -> None:
-    """Refuse flags that only a bundle has a use for.
-
-    Raises:
-        UserError: one is given.
-    """
+    """Refuse flags that only a bundle has a use for."""
     for flag in _ENGINE_FLAGS:
         name = flag.paths[0].removeprefix("engines.")
         if getattr(options, name) != BundleOptions.model_fields[name].default:

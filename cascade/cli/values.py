@@ -69,11 +69,7 @@ def cascade(text: str) -> str:
 
 
 def either(argument: _T | None, option: _T | None, what: str) -> _T:
-    """Return what a command was given as its argument or by a flag.
-
-    Raises:
-        UserError: none or two are given.
-    """
+    """Return what a command was given as its argument or by a flag."""
     given = [value for value in (argument, option) if value is not None]
     if len(given) != 1:
         raise UserError(f"Give one {what}, as {what.upper()} or as --{what}.")

@@ -43,11 +43,7 @@ class CaptionedArray:
 
     @classmethod
     def open(cls, folder: Path) -> "CaptionedArray":
-        """Open a dataset folder without reading the pictures into memory.
-
-        Raises:
-            UserError: a file is missing or damaged, or pictures and captions differ in number.
-        """
+        """Open a dataset folder without reading the pictures into memory."""
         for name in ("images.npy", "captions.jsonl"):
             if not (folder / name).is_file():
                 raise UserError(

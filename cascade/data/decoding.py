@@ -55,9 +55,6 @@ def read_upright(path: Path, least_side: int | None = None) -> Image.Image:
         least_side: a shorter side that is enough, pixels. A JPEG is then decoded at a half, a
             quarter or an eighth of its size where that is no less: of a large photo neither the
             memory nor the time is spent. None decodes every pixel.
-
-    Raises:
-        UserError: the file is missing, corrupt or too large, or its numbers have no known range.
     """
     try:
         with path.open("rb") as stream:

@@ -60,11 +60,7 @@ class SortedFiles:
 
 
 def find_pictures(folder: Path) -> SortedFiles:
-    """Sort a folder's files as `sort_files`; it must hold pictures.
-
-    Raises:
-        UserError: there is no such folder, or no picture in it.
-    """
+    """Sort a folder's files as `sort_files`; it must hold pictures."""
     if not folder.is_dir():
         raise UserError(f"There is no folder {folder}; give a folder of 3 to 5 photos.")
     found = sort_files(folder)

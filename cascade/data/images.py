@@ -56,9 +56,6 @@ def read_photos(folder: Path, least_side: int = 1, enough: int | None = None) ->
         least_side: the shorter side that each must have, pixels.
         enough: the shorter side to make larger ones as small as, one after another; None leaves
             them as they are.
-
-    Raises:
-        UserError: no such folder, no pictures in it, a corrupt picture, or one too small.
     """
     found = find_pictures(folder)
     read = [_read(path, enough) for path in found.pictures]
@@ -77,11 +74,7 @@ def _read(path: Path, enough: int | None) -> tuple[tuple[int, int], Image.Image]
 
 
 def require_sides(paths: Sequence[Path], sizes: Sequence[tuple[int, int]], least_side: int) -> None:
-    """Refuse pictures whose shorter side is below a stage's.
-
-    Raises:
-        UserError: names them with their sizes.
-    """
+    """Refuse pictures whose shorter side is below a stage's."""
     small = [
         f"{path.name} ({width}x{height})"
         for path, (width, height) in zip(paths, sizes, strict=True)
@@ -100,29 +93,18 @@ def read_image(path: Path, least_side: int | None = None) -> Image.Image:
     Args:
         path: the file.
         least_side: a shorter side that is enough; see `read_upright`.
-
-    Raises:
-        UserError: the file is missing or corrupt.
     """
     return _on_ground(read_upright(path, least_side), "white")
 
 
 def read_alpha(path: Path) -> Image.Image | None:
-    """Decode a picture's alpha channel upright, in grey; None where it has none.
-
-    Raises:
-        UserError: the file is missing or corrupt.
-    """
+    """Decode a picture's alpha channel upright, in grey; None where it has none."""
     upright = read_upright(path)
     return upright.getchannel("A") if upright.mode == "RGBA" else None
 
 
 def read_mask(path: Path) -> Image.Image:
-    """Decode a mask file upright and in grey; what is transparent in it is black.
-
-    Raises:
-        UserError: the file is missing or corrupt.
-    """
+    """Decode a mask file upright and in grey; what is transparent in it is black."""
     return _on_ground(read_upright(path), "black").convert("L")
 
 

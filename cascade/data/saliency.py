@@ -23,11 +23,7 @@ class U2NetP:
     """U2-Net-p in ONNX Runtime, one picture at a time; a second each on one core."""
 
     def __init__(self) -> None:
-        """Load the network.
-
-        Raises:
-            UserError: ONNX Runtime or the weights are not installed.
-        """
+        """Load the network."""
         path = _weights()
         import onnxruntime
 

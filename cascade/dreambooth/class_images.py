@@ -156,9 +156,6 @@ def own_class_images(folder: Path | None, photos: Sequence[Path], least_side: in
 
     Args:
         least_side: the shorter side that each must have, pixels.
-
-    Raises:
-        UserError: one is corrupt, too small, or a photo of the subject.
     """
     if folder is None or not folder.is_dir():
         return SortedFiles()
@@ -176,11 +173,7 @@ def own_class_images(folder: Path | None, photos: Sequence[Path], least_side: in
 
 
 def read_squares(paths: Sequence[Path], stage: StageConfig) -> tuple[Image.Image, ...]:
-    """Decode pictures one after another, each cut to its centred square of the stage's size.
-
-    Raises:
-        UserError: a picture is corrupt or missing.
-    """
+    """Decode pictures one after another, each cut to its centred square of the stage's size."""
     return tuple(
         resize(square(read_image(path, _SIDES * stage.size)), stage.size, stage.resize)
         for path in paths
@@ -188,11 +181,7 @@ def read_squares(paths: Sequence[Path], stage: StageConfig) -> tuple[Image.Image
 
 
 def read_pictures(paths: Sequence[Path]) -> tuple[Image.Image, ...]:
-    """Decode the pictures of a set; a damaged one is named so that it can be removed.
-
-    Raises:
-        UserError: a picture is corrupt or missing.
-    """
+    """Decode the pictures of a set; a damaged one is named so that it can be removed."""
     return tuple(read_image(path) for path in paths)
 
 

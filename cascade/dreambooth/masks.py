@@ -35,12 +35,7 @@ class Mask:
 
 
 def read_masks(photos: Photos, source: MaskSource | Path) -> tuple[Mask, ...]:
-    """Read a mask for each photo, or find it.
-
-    Raises:
-        UserError: a mask is missing, cannot be read, is of another shape than its photo, or marks
-            nothing or everything; or one is to be found and what finds it is not installed.
-    """
+    """Read a mask for each photo, or find it."""
     network: U2NetP | None = None
     masks = []
     for path, photo, size in zip(photos.paths, photos.images, photos.sizes, strict=True):

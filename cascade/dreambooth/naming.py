@@ -25,9 +25,6 @@ def settle_names(
 
     Args:
         tokenizer: the cascade's, which the identifier must survive.
-
-    Raises:
-        UserError: they cannot work, or the identifier names another subject already.
     """
     noun, cleaning = _noun(config.class_noun), conventions[0].cleaning
     taken = {subject.identifier: subject.class_noun for subject in known}
@@ -64,11 +61,7 @@ def _noun(given: str) -> str:
 
 
 def fill(template: str, subject: SubjectConfig) -> str:
-    """Put the subject's names into a prompt, in place of {identifier} and {class_noun} alone.
-
-    Raises:
-        UserError: there is another placeholder in it.
-    """
+    """Put the subject's names into a prompt, in place of {identifier} and {class_noun} alone."""
     values = {"{identifier}": subject.identifier, "{class_noun}": subject.class_noun}
     parts = re.split("|".join(map(re.escape, values)), template)
     if any(brace in part for part in parts for brace in "{}"):
@@ -82,11 +75,7 @@ def fill(template: str, subject: SubjectConfig) -> str:
 def require_named(
     prompt: str, subject: SubjectConfig, conventions: TextConfig, tokenizer: Tokenizer
 ) -> None:
-    """Refuse an instance prompt that does not name the subject.
-
-    Raises:
-        UserError: its tokens do not stand in the prompt.
-    """
+    """Refuse an instance prompt that does not name the subject."""
     identifier, cleaning = subject.identifier, conventions.cleaning
     if names(tokenizer, cleaning, identifier, prompt):
         return
@@ -105,11 +94,7 @@ def require_kept(
     conventions: Iterable[TextConfig],
     tokenizer: Tokenizer,
 ) -> None:
-    """Refuse prompts of which the encoder does not see the identifier or the class noun.
-
-    Raises:
-        UserError: one is behind the token limit, or in no vocabulary.
-    """
+    """Refuse prompts of which the encoder does not see the identifier or the class noun."""
     for text in conventions:
         called = clean(f"{subject.identifier} {subject.class_noun}", text.cleaning).split()
         for prompt in prompts:

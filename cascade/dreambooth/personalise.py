@@ -61,9 +61,6 @@ def personalise(config: DreamBoothConfig) -> Path:
 
     Returns:
         The folder of the new cascade, `config.output_dir`.
-
-    Raises:
-        UserError: the input cannot work, or the output folder holds another run.
     """
     start = time.monotonic()
     plan, output = make_plan(config), config.output_dir
@@ -90,11 +87,7 @@ def personalise(config: DreamBoothConfig) -> Path:
 
 
 def foretell(config: DreamBoothConfig) -> None:
-    """Tell what `personalise` would do, and do nothing.
-
-    Raises:
-        UserError: as `personalise`.
-    """
+    """Tell what `personalise` would do, and do nothing."""
     plan = make_plan(config)
     with process_group() as processes:
         if processes.is_main:

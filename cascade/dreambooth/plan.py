@@ -62,11 +62,7 @@ class Plan:
 
 
 def make_plan(config: DreamBoothConfig) -> Plan:
-    """Check the settings, the cascade and the photos.
-
-    Raises:
-        UserError: something is missing or cannot work.
-    """
+    """Check the settings, the cascade and the photos."""
     source = cascade_folder(config.cascade)
     manifest = read_manifest(source)
     stages = {name: read_stage_config(source / name) for name in manifest.stages}

@@ -56,12 +56,7 @@ def read_subject(
     known: Sequence[SubjectConfig],
     tokenizer: Tokenizer,
 ) -> Subject:
-    """Read the photos and settle what the subject is called.
-
-    Raises:
-        UserError: there are no usable photos or masks, or the identifier or the prompts cannot
-            work.
-    """
+    """Read the photos and settle what the subject is called."""
     conventions = list(dict.fromkeys(stage.text for stage in stages))
     called = settle_names(config, conventions, known, tokenizer)
     instance_prompt = fill(config.instance_prompt, called)

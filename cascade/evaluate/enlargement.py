@@ -64,9 +64,6 @@ def fidelity(pictures: Tensor, photos: Tensor, extractor: FeatureExtractor, tile
 
     Features are compared by squares of `tile` pixels: the extractors shrink what they are given to
     one size, so that whole pictures of different sides would be judged at different distances.
-
-    Raises:
-        UserError: scikit-image is not installed.
     """
     return Fidelity(
         psnr=psnr(pictures, photos),
@@ -82,9 +79,6 @@ def ssim(images: Tensor, reference: Tensor) -> float:
 
     With the Gaussian window and the constants of Wang et al. (2004, "Image quality assessment: from
     error visibility to structural similarity", section III-C), the mean over the colours.
-
-    Raises:
-        UserError: scikit-image is not installed.
     """
     try:
         from skimage.metrics import structural_similarity

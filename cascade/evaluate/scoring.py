@@ -49,9 +49,6 @@ def score_subject(
     """Score cascades that were tuned on a subject, beside the one before.
 
     `output` gets `subject.json`, `.md`, `.html` and the sheets as JPEG.
-
-    Raises:
-        UserError: a cascade cannot be loaded, knows no subject, or a package is missing.
     """
     where = usable_device(device)
     paths = {BEFORE: before} | _labelled(cascades)
@@ -96,11 +93,7 @@ def _write_subject(
 
 
 def _labelled(cascades: Sequence[str]) -> dict[str, str]:
-    """Label cascades by their folders' names.
-
-    Raises:
-        UserError: two have one name.
-    """
+    """Label cascades by their folders' names."""
     names = [Path(path).resolve().name for path in cascades]
     same = [name for name in names if names.count(name) > 1 or name == BEFORE]
     if same:
@@ -136,9 +129,6 @@ def score_stage(
     """Score one stage of a cascade, the first if none is named.
 
     `output` gets `STAGE.json`, `.md`, `.jpg`, and what is drawn meanwhile.
-
-    Raises:
-        UserError: there is no such stage, or the true pictures do not fit it.
     """
     where = usable_device(device)
     opened = Opened.at(cascade)

@@ -36,11 +36,7 @@ class TruePictures:
         return CaptionedArray.open(self.dataset)
 
     def check(self, stage: StageConfig, config: StageScoreConfig) -> None:
-        """Refuse pictures that do not fit a stage, before anything is loaded.
-
-        Raises:
-            UserError: a base has no dataset, or the dataset is of another size than what is drawn.
-        """
+        """Refuse pictures that do not fit a stage, before anything is loaded."""
         side = stage.size if stage.low_res is None else config.side or stage.size
         if stage.low_res is None or self.dataset is not None:
             found = self.data().images.shape[-1]

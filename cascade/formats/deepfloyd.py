@@ -69,9 +69,6 @@ def read_pipelines(paths: Sequence[Path | str], text_encoder: Path | None = None
     Args:
         paths: folders of the stages, in any order.
         text_encoder: the encoder's folder; None is that of one of the stages.
-
-    Raises:
-        UserError: a folder is no pipeline or not of IF's kind, or together they are no cascade.
     """
     folders = [Path(path) for path in paths]
     if not folders:
@@ -98,9 +95,6 @@ def read_stage(folder: Path, below: int | None = None) -> PipelineStage:
     Args:
         folder: of the pipeline.
         below: side of a super-resolution stage's input, pixels; a quarter of its own by default.
-
-    Raises:
-        UserError: it is no pipeline, or not of IF's kind.
     """
     network = _network(folder)
     unet = unet_from_diffusers(network)
@@ -129,9 +123,6 @@ def load_stage(
 
     On a CPU tensors of float32 files stay memory-mapped; the attention's alone are joined into
     matrices of their own.
-
-    Raises:
-        UserError: the weights are missing, damaged or another network's.
     """
     weights = open_weights(source, variant, str(device))
     network = meta_network(source.config)
@@ -144,11 +135,7 @@ def load_stage(
 
 
 def open_weights(source: PipelineStage, variant: str | None, device: str = "cpu") -> Weights:
-    """Open a pipeline folder's U-Net; reads the files' headers alone.
-
-    Raises:
-        UserError: files are missing or damaged, or hold other tensors than the network's.
-    """
+    """Open a pipeline folder's U-Net; reads the files' headers alone."""
     folder = source.folder / "unet"
     weights = Weights(find_weights(folder, variant), device)
     shapes = {name: header.shape for name, header in weights.headers.items()}
@@ -174,11 +161,7 @@ def their_shapes(config: UNetConfig) -> dict[str, tuple[int, ...]]:
 
 
 def one_dtype(entry: Entry, weights: Weights) -> torch.dtype:
-    """Return the type of the tensors that make up one of ours.
-
-    Raises:
-        UserError: they differ.
-    """
+    """Return the type of the tensors that make up one of ours."""
     dtypes = {weights.headers[name].dtype for name in entry.theirs}
     if len(dtypes) > 1:
         raise UserError(

@@ -67,10 +67,6 @@ def export_cascade(
 
     Returns:
         The stages' folders, base first; the output is removed if they do not come about.
-
-    Raises:
-        UserError: a stage is of a kind that diffusers has not or not whole, a weight is no number,
-            or the output is not empty or cannot be written.
     """
     stages = {source / name: read_stage_config(source / name) for name in manifest.stages}
     opened: dict[Path, Weights] = {}
@@ -94,11 +90,7 @@ def export_cascade(
 
 
 def check_expressible(config: StageConfig) -> None:
-    """Check that diffusers has a network and a pipeline that sample this stage's pictures.
-
-    Raises:
-        UserError: it has not.
-    """
+    """Check that diffusers has a network and a pipeline that sample this stage's pictures."""
     values = config.model_dump()
     for path, (wanted, reason) in _REQUIRED.items():
         group, _, key = path.partition(".")

@@ -42,10 +42,6 @@ def import_cascade(
 
     Returns:
         The folder, with its manifest written last; it is removed if that does not come about.
-
-    Raises:
-        UserError: the output is not empty or its disk too small, the weights are not whole, or
-            the text encoder is another's.
     """
     opened = [(stage, open_weights(stage, variant)) for stage in source.stages]
     copied = [weights for _, weights in opened]

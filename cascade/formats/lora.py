@@ -47,10 +47,6 @@ def read_lora(
         config: of the network, so that diffusers' names are understood too.
         scale: factor on all of them, beside their own alpha/r.
         unet_only: leave out what the file changes of the text encoder, which is frozen here.
-
-    Raises:
-        UserError: the file is missing or damaged, holds a tensor that belongs to no layer here,
-            half a pair, or a shape that does not fit.
     """
     targets, adapters = _targets(network, config), []
     for module, (down, up, factor) in _pairs(path, unet_only).items():

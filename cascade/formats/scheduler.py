@@ -42,11 +42,7 @@ _READ = {
 
 
 def schedule_from_diffusers(file: Settings) -> str:
-    """Read the noise schedule of a `scheduler_config.json`.
-
-    Raises:
-        UserError: it is none of ours, or the file holds something unknown.
-    """
+    """Read the noise schedule of a `scheduler_config.json`."""
     # Pipelines are saved with the sampler they were last given; the weights are as before.
     file.one_of("_class_name", "DDPMScheduler", "DDPMScheduler", mend=_ORIGINAL)
     file.only(_READ | _DEFAULTS.keys())
@@ -67,9 +63,6 @@ def sampling_from_diffusers(
 
     Returns:
         The values of a `DiffusionConfig` and of a `SamplerConfig`.
-
-    Raises:
-        UserError: ours cannot do what the file says.
     """
     schedule = schedule_from_diffusers(file)
     prediction = file.one_of("prediction_type", "epsilon", *_PREDICTIONS)

@@ -22,11 +22,7 @@ class Settings:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read a file.
-
-        Raises:
-            UserError: it is missing or damaged.
-        """
+        """Read a file."""
         return cls(read_json(path), str(path))
 
     def get(self, key: str, default: Any = None) -> Any:
@@ -34,32 +30,20 @@ class Settings:
         return self.values.get(key, default)
 
     def need(self, key: str, kind: type) -> Any:
-        """Return the value of a key that must be there.
-
-        Raises:
-            UserError: it is absent, or of another type.
-        """
+        """Return the value of a key that must be there."""
         if not isinstance(self.values.get(key), kind):
             raise self.refusal(key, f"a value of type {kind.__name__}")
         return self.values[key]
 
     def listed(self, key: str, kind: type) -> list[Any]:
-        """Return the value of a key that must hold a list of one type, of at least one value.
-
-        Raises:
-            UserError: it holds something else.
-        """
+        """Return the value of a key that must hold a list of one type, of at least one value."""
         values = self.need(key, list)
         if not values or any(type(value) is not kind for value in values):
             raise self.refusal(key, f"a list of values of type {kind.__name__}")
         return list(values)
 
     def factor(self, key: str) -> float:
-        """Return the value of a key that must hold a positive number; diffusers' 1 if absent.
-
-        Raises:
-            UserError: it holds something else.
-        """
+        """Return the value of a key that must hold a positive number; diffusers' 1 if absent."""
         value = self.values.get(key, 1.0)
         if type(value) not in (int, float) or not 0 < value < math.inf:
             raise self.refusal(key, "a positive number")
@@ -73,9 +57,6 @@ class Settings:
             default: what diffusers takes in its absence.
             allowed: values that have a counterpart.
             mend: what to do about another, for the error's sentence.
-
-        Raises:
-            UserError: it is another.
         """
         value = self.values.get(key, default)
         if value not in allowed:
@@ -83,11 +64,7 @@ class Settings:
         return value
 
     def only(self, known: Collection[str]) -> None:
-        """Check that there is no key but these.
-
-        Raises:
-            UserError: there is one, and its value would be ignored.
-        """
+        """Check that there is no key but these."""
         for key in self.values:
             if key not in known and not key.startswith("_"):
                 raise self.refusal(key, "no such key")

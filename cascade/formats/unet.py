@@ -77,9 +77,6 @@ def unet_from_diffusers(file: Settings) -> dict[str, Any]:
 
     Returns:
         The values of a `UNetConfig`.
-
-    Raises:
-        UserError: a key is unknown, missing, or has a value that our network does not compute.
     """
     _check_kind(file)
     channels = file.listed("block_out_channels", int)

@@ -40,9 +40,6 @@ class Weights:
         Args:
             files: tensor name to file.
             device: where tensors are read to.
-
-        Raises:
-            UserError: a file is missing or damaged, or does not hold what it should.
         """
         read = {path: headers(path) for path in dict.fromkeys(files.values())}
         handles = {path: opened(path, device) for path in read}
@@ -54,22 +51,14 @@ class Weights:
             self.headers[name] = read[path][name]
 
     def __getitem__(self, name: str) -> Tensor:
-        """Read one tensor; on a CPU it stays in its file.
-
-        Raises:
-            UserError: it holds what is no number.
-        """
+        """Read one tensor; on a CPU it stays in its file."""
         path, file = self._files[name]
         tensor: Tensor = file.get_tensor(name)
         require_finite({name: tensor}, str(path))
         return tensor
 
     def check(self) -> None:
-        """Read every tensor, one after the other.
-
-        Raises:
-            UserError: one holds what is no number.
-        """
+        """Read every tensor, one after the other."""
         for name in self.headers:
             self.__getitem__(name)
 
@@ -83,9 +72,6 @@ def find_weights(folder: Path, variant: str | None = None) -> dict[str, Path]:
 
     Returns:
         Tensor name to file.
-
-    Raises:
-        UserError: there are none of this kind, or several variants to choose from.
     """
     if variant is None and not _index_or_file(folder, None):
         variant = _only_variant(folder)
@@ -144,9 +130,6 @@ def require_output(folder: Path, files: Iterable[Weights]) -> None:
     Args:
         folder: need not exist yet.
         files: what is to be copied.
-
-    Raises:
-        UserError: the folder is not empty, or its disk too small.
     """
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UserError(f"{folder} is not an empty folder; choose another output folder.")
@@ -161,21 +144,13 @@ def require_output(folder: Path, files: Iterable[Weights]) -> None:
 
 
 def encoder_weights(source: EncoderFiles) -> Weights:
-    """Open the weights of a text encoder under the names in its files.
-
-    Raises:
-        UserError: a file is damaged, or they do not fit each other.
-    """
+    """Open the weights of a text encoder under the names in its files."""
     meta_model(source)
     return Weights(dict(source.weights.values()))
 
 
 def write_encoder(source: EncoderFiles, folder: Path, vocabulary: Path) -> None:
-    """Write a text encoder's configuration, its weights in one file, and its vocabulary.
-
-    Raises:
-        UserError: a file is damaged.
-    """
+    """Write a text encoder's configuration, its weights in one file, and its vocabulary."""
     copy_file(source.folder / "config.json", folder / "config.json")
     copy_file(source.vocabulary, vocabulary)
     weights = encoder_weights(source)

@@ -78,11 +78,7 @@ class Description:
 
 
 def describe(path: str) -> Description:
-    """Read what a cascade's folder says, and compare it with its files; weights are not read.
-
-    Raises:
-        UserError: no such cascade, or its manifest cannot be read.
-    """
+    """Read what a cascade's folder says, and compare it with its files; weights are not read."""
     folder = cascade_folder(path)
     manifest = read_manifest(folder)
     faults: list[str] = []
@@ -142,11 +138,7 @@ def _size(folder: Path) -> int:
 
 
 def count_parameters(folder: Path) -> int:
-    """Count the values of a stage's weights, by the file's header.
-
-    Raises:
-        UserError: the file is missing or damaged.
-    """
+    """Count the values of a stage's weights, by the file's header."""
     return sum(math.prod(shape) for shape in weight_shapes(folder / "model.safetensors").values())
 
 

@@ -37,9 +37,6 @@ def describe_memory(path: str, plan: MemoryConfig) -> RenderableType:
     Args:
         path: a cascade's folder or name, a diffusers pipeline, or a stage's or a run's TOML file;
             weights are not read and need not be there.
-
-    Raises:
-        UserError: there is no such cascade or file, or the size does not fit a stage.
     """
     stages, encoder = _read(path)
     for config in stages:

@@ -17,9 +17,6 @@ def read_captions(path: Path) -> Iterator[str]:
         path: a text file with a caption per line; a `.jsonl` file whose lines are captions, lists
             of them, or objects with one of the fields caption, captions, text; or a folder with
             such a file named `captions.jsonl`.
-
-    Raises:
-        UserError: there is no such file, it is empty, or a line of it holds no caption.
     """
     file = path / "captions.jsonl" if path.is_dir() else path
     if not file.is_file():
@@ -45,11 +42,7 @@ def read_captions(path: Path) -> Iterator[str]:
 
 
 def parse_captions(file: Path, number: int, line: str) -> tuple[str, ...]:
-    """Parse a line of a `.jsonl` file: one caption, or equally good ones of a picture.
-
-    Raises:
-        UserError: it holds none.
-    """
+    """Parse a line of a `.jsonl` file: one caption, or equally good ones of a picture."""
     try:
         value = json.loads(line)
     except (ValueError, RecursionError):

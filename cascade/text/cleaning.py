@@ -101,9 +101,6 @@ def clean(text: str, cleaning: Cleaning) -> str:
         cleaning: `none` trims and collapses white space, `lower` lower-cases as well, `deepfloyd`
             applies IF's rules, which delete whole words, DreamBooth identifiers such as `xyz123`
             among them; `identifier.py` guards against that.
-
-    Raises:
-        UserError: the prompt came in bytes that are no text.
     """
     try:
         text.encode()

@@ -41,11 +41,7 @@ class Share:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read a share as people write it, `1/4` to `4/4`.
-
-        Raises:
-            UserError: it is not written so.
-        """
+        """Read a share as people write it, `1/4` to `4/4`."""
         part, _, parts = text.partition("/")
         if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
             raise UserError(f"'{text}' is no share; write I/N with I from 1 to N, such as 1/4.")
@@ -103,10 +99,6 @@ def fill(
         batch_size: captions embedded at once.
         share: of the captions that this process takes.
         shard_bytes: size at which a shard is written.
-
-    Raises:
-        UserError: as `TextEncoder.load`; the folder holds a store with other conventions, or
-            something else, or its disk is too small.
     """
     texts = list(captions)
     files = EncoderFiles.open(encoder)

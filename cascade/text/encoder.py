@@ -77,12 +77,7 @@ class TextEncoder:
         mode: EncoderMode = "auto",
         device: torch.device | str = "cpu",
     ) -> Self:
-        """Load an encoder from its folder (`EncoderFiles.open`), or from files opened already.
-
-        Raises:
-            UserError: a file is missing or damaged, weights and vocabulary do not fit, or `mode`
-                is float16 or needs a package that is not installed.
-        """
+        """Load an encoder from its folder (`EncoderFiles.open`), or from files opened already."""
         files = source if isinstance(source, EncoderFiles) else EncoderFiles.open(source)
         return cls(files, *load_model(files, mode, torch.device(device)))
 
@@ -161,11 +156,7 @@ def choose_mode(files: EncoderFiles, device: torch.device) -> LoadedMode:
 def load_model(
     files: EncoderFiles, mode: EncoderMode, device: torch.device
 ) -> tuple[nn.Module, LoadedMode]:
-    """Load transformers' encoder, frozen; also return the mode that `auto` stands for.
-
-    Raises:
-        UserError: as `TextEncoder.load`.
-    """
+    """Load transformers' encoder, frozen; also return the mode that `auto` stands for."""
     mode = encoder_mode(mode)
     model = meta_model(files)
     loaded = choose_mode(files, device) if mode == "auto" else mode
@@ -188,11 +179,7 @@ def load_model(
 
 
 def meta_model(files: EncoderFiles) -> nn.Module:
-    """Build the encoder on the meta device, and check that its files fit it and each other.
-
-    Raises:
-        UserError: weights are missing, of other shapes, or fewer than the vocabulary's pieces.
-    """
+    """Build the encoder on the meta device, and check that its files fit it and each other."""
     with silence():
         from transformers import T5EncoderModel
     with torch.device("meta"):

@@ -70,20 +70,13 @@ class EncoderFiles:
 
         The vocabulary may lie in `tokenizer/`, inside the folder or beside it, as in published
         pipelines.
-
-        Raises:
-            UserError: a file is missing or damaged.
         """
         vocabulary = find_vocabulary(folder)
         return cls(folder, _read_config(folder), vocabulary, _find_weights(folder))
 
     @cached_property
     def config(self) -> "T5Config":
-        """The T5's configuration.
-
-        Raises:
-            UserError: a value is none of a T5's.
-        """
+        """The T5's configuration."""
         with silence():
             from transformers import T5Config
         try:
@@ -126,11 +119,7 @@ class EncoderFiles:
         return hashlib.sha256(self.vocabulary.read_bytes()).hexdigest()
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Read the shape of every weight from the files' headers.
-
-        Raises:
-            UserError: a file is damaged, or a weight is not of floats.
-        """
+        """Read the shape of every weight from the files' headers."""
         shapes: dict[str, tuple[int, ...]] = {}
         for path, names in self._by_file(self.weights).items():
             with opened(path, mend=_MEND) as file:
@@ -166,11 +155,7 @@ class EncoderFiles:
 
 
 def find_vocabulary(folder: Path) -> Path:
-    """Find an encoder's `spiece.model`: in its folder, in `tokenizer/` inside it, or beside it.
-
-    Raises:
-        UserError: there is none.
-    """
+    """Find an encoder's `spiece.model`: in its folder, in `tokenizer/` inside it, or beside it."""
     if not folder.is_dir():
         raise UserError(f"There is no text encoder folder {folder}; check the path.")
     folders = [folder, folder / "tokenizer", folder.parent / "tokenizer"]

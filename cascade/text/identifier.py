@@ -49,9 +49,6 @@ def find_identifiers(
         lowest: first id to draw from; `rare_range` when omitted.
         highest: last id to draw from; `rare_range` when omitted.
         taken: identifiers that name other subjects already.
-
-    Raises:
-        UserError: the range leaves the vocabulary or holds fewer than `count` identifiers.
     """
     first, last = rare_range(tokenizer)
     first, last = first if lowest is None else lowest, last if highest is None else highest
@@ -79,9 +76,6 @@ def check_identifier(
     """Check that `identifier` reaches the encoder unharmed in "a {identifier} {class_noun}".
 
     One to three known tokens are fine; see `is_common` for ordinary words.
-
-    Raises:
-        UserError: says what happens to the identifier.
     """
     hint = "take one that 'cascade identifiers' finds"
     if not identifier.strip():

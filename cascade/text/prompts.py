@@ -169,10 +169,6 @@ def open_text(encoder: Path | None, embeddings: Path | None) -> EncoderFiles | E
         encoder: folder of the encoder. Where there is a store it need not exist; if it does, the
             store must have been made with it.
         embeddings: folder of a store, which is used instead of the encoder.
-
-    Raises:
-        UserError: neither is there, files are missing or damaged, or the two do not belong
-            together.
     """
     if embeddings is None:
         if encoder is None:

@@ -105,11 +105,7 @@ class Index:
 
     @classmethod
     def read(cls, shards: Sequence[Path]) -> Self:
-        """Read the keys of all shards, none of their embeddings.
-
-        Raises:
-            UserError: a shard is damaged.
-        """
+        """Read the keys of all shards, none of their embeddings."""
         keys = [np.zeros(0, _KEY)]
         spans = [np.zeros((0, 3), np.int64)]
         for number, path in enumerate(shards):
@@ -152,11 +148,7 @@ class EmbeddingStore:
 
     @classmethod
     def open(cls, folder: Path) -> Self:
-        """Open a store: read its shards' keys, none of their embeddings.
-
-        Raises:
-            UserError: there is none, or a file of it is damaged.
-        """
+        """Open a store: read its shards' keys, none of their embeddings."""
         conventions, encoder = read_note(folder)
         shards = tuple(sorted(folder.glob("[!.]*.safetensors")))
         return cls(folder, conventions, encoder, shards, Index.read(shards))
@@ -185,11 +177,7 @@ class EmbeddingStore:
         return self.index.find(self.conventions.key(caption)) is not None
 
     def check_encoder(self, files: EncoderFiles) -> None:
-        """Check that an encoder is the one that made the store.
-
-        Raises:
-            UserError: it is another one.
-        """
+        """Check that an encoder is the one that made the store."""
         same = {
             "vocabulary": files.tokenizer_digest == self.conventions.tokenizer,
             "weights": files.model_digest == self.conventions.model,
@@ -203,11 +191,7 @@ class EmbeddingStore:
                 )
 
     def check_text(self, text: TextConfig) -> None:
-        """Check that a stage reads text by the store's conventions.
-
-        Raises:
-            UserError: it does not.
-        """
+        """Check that a stage reads text by the store's conventions."""
         for name, value in text.model_dump(exclude={"null"}).items():
             stored = getattr(self.conventions, name)
             if stored != value:
@@ -218,21 +202,13 @@ class EmbeddingStore:
                 )
 
     def require(self, captions: Iterable[str]) -> None:
-        """Check that every caption is stored.
-
-        Raises:
-            UserError: one is not.
-        """
+        """Check that every caption is stored."""
         missing = [caption for caption in dict.fromkeys(captions) if caption not in self]
         if missing:
             raise self._missing(missing)
 
     def row(self, caption: str) -> Tensor:
-        """Return one caption's embedding, L D in float32.
-
-        Raises:
-            UserError: it is not there, or its shard is damaged.
-        """
+        """Return one caption's embedding, L D in float32."""
         span = self.index.find(self.conventions.key(caption))
         if span is None:
             raise self._missing([caption])
@@ -241,11 +217,7 @@ class EmbeddingStore:
         return rows.float()
 
     def embed(self, prompts: Sequence[str], text: TextConfig) -> TextEmbedding:
-        """Return what the encoder would, B L D in float32; see `TextEncoder.embed`.
-
-        Raises:
-            UserError: a prompt is not there, or the conventions are not the store's.
-        """
+        """Return what the encoder would, B L D in float32; see `TextEncoder.embed`."""
         self.check_text(text)
         self.require(prompts)
         return TextEmbedding.padded([self.row(prompt) for prompt in prompts])
@@ -266,11 +238,7 @@ class EmbeddingStore:
 
 
 def read_note(folder: Path) -> tuple[Conventions, str]:
-    """Read a store's `store.json`: its conventions, and where its encoder was.
-
-    Raises:
-        UserError: it is missing or damaged.
-    """
+    """Read a store's `store.json`: its conventions, and where its encoder was."""
     path = folder / NOTE
     if not path.is_file():
         raise UserError(f"{folder} is no store of embeddings; make one with 'cascade embed'.")

@@ -37,11 +37,7 @@ class Tokenizer:
     """
 
     def __init__(self, path: Path) -> None:
-        """Read a SentencePiece model, T5's `spiece.model`.
-
-        Raises:
-            UserError: there is no such file, it is damaged, or its special ids are not T5's.
-        """
+        """Read a SentencePiece model, T5's `spiece.model`."""
         if not path.is_file():
             raise UserError(f"There is no vocabulary {path}; copy spiece.model of the T5 there.")
         try:

@@ -90,9 +90,6 @@ def load_checkpoint(
     """Load the newest checkpoint that is whole; return its step, 0 if there is none at all.
 
     One that cannot be read is named, and the one before it is taken. Nothing in it is executed.
-
-    Raises:
-        UserError: there are checkpoints and none can be read.
     """
     steps = checkpoint_steps(folder)
     for step in reversed(steps):

@@ -28,11 +28,7 @@ def make_objective(stage: Stage, config: ObjectiveConfig) -> Objective:
 
 
 def check_variance(stage: StageConfig, objective: ObjectiveConfig) -> None:
-    """Refuse a setting of the learned variance where there is none.
-
-    Raises:
-        UserError: the stage's variance is not learned.
-    """
+    """Refuse a setting of the learned variance where there is none."""
     if objective.variance is not None and not stage.unet.learned_variance:
         raise UserError(
             f"Stage '{stage.name}' has no learned variance to {objective.variance}; "

@@ -17,11 +17,7 @@ from cascade.progress import silence
 
 
 def check_optimizer(config: OptimizerConfig) -> None:
-    """Make sure that the optimizer's package is installed.
-
-    Raises:
-        UserError: it is not.
-    """
+    """Make sure that the optimizer's package is installed."""
     if config.name == "adamw8bit" and find_spec("torchao") is None:
         raise UserError(
             "The optimizer 'adamw8bit' needs the package torchao; install it with "
@@ -41,9 +37,6 @@ def make_optimizer(
     Args:
         undecayed: those among them that get no weight decay.
         compiled: whether the arithmetic of 8-bit AdamW is compiled.
-
-    Raises:
-        UserError: the optimizer's package is not installed.
     """
     still = {id(parameter) for parameter in undecayed}
     trained = [parameter for parameter in parameters if parameter.requires_grad]

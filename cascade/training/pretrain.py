@@ -115,11 +115,7 @@ class _Plan:
 
 
 def _plan(config: PretrainConfig) -> _Plan:
-    """Check the settings, the data and the weights.
-
-    Raises:
-        UserError: something is missing or cannot work.
-    """
+    """Check the settings, the data and the weights."""
     check_variance(config.stage, config.train.objective)
     check_optimizer(config.train.optimizer)
     samples = CaptionedSamples(
@@ -141,11 +137,7 @@ def _plan(config: PretrainConfig) -> _Plan:
 
 
 def foretell(config: PretrainConfig) -> None:
-    """Tell what `pretrain` would do, and do nothing.
-
-    Raises:
-        UserError: as `pretrain`.
-    """
+    """Tell what `pretrain` would do, and do nothing."""
     plan = _plan(config)
     with process_group() as processes:
         _require_memory(plan, processes)
@@ -233,11 +225,7 @@ def _embedded(
     data: CaptionedArray,
     processes: Processes,
 ) -> tuple[PromptSource, ValidationGrid | None]:
-    """Embed everything the encoder is needed for; it is freed on return if captions are cached.
-
-    Raises:
-        UserError: the encoder's weights would be read from disk for every caption.
-    """
+    """Embed everything the encoder is needed for; it is freed on return if captions are cached."""
     encoder = load_text(opened, config.encoder_mode, processes.device)
     if config.data.resident:
         prompts: PromptSource = resident_prompts(config, opened, encoder, data, processes.device)

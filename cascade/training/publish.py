@@ -30,12 +30,7 @@ def can_grow(run: TrainConfig, folder: Path, run_dir: Path) -> bool:
 
 
 def publish(stage: Stage, folder: Path, run_dir: Path, processes: Processes) -> None:
-    """Write a trained stage; every process calls it, the first writes.
-
-    Raises:
-        UserError: its weights are absurd: the last step, whose gradient was still finite, may have
-            made them so.
-    """
+    """Write a trained stage; every process calls it, the first writes."""
     weights = processes.full_state_dict(stage.network)
     answers = _answers(stage)
     if not processes.is_main:

@@ -23,9 +23,6 @@ def require_memory(
     """Refuse data that does not fit the free memory of a GPU, or the whole one of a machine.
 
     The network, its gradients and its activations come on top of it.
-
-    Raises:
-        UserError: it does not fit.
     """
     captions = chain.from_iterable(samples.data.captions)
     # Captions are reckoned at their full length, and the null text is one more.

@@ -16,9 +16,6 @@ def require_room(runs: Iterable[tuple[StageConfig, TrainConfig]]) -> None:
     """Refuse to train what surely does not fit: weights, gradients and moments exceed all memory.
 
     Activations come on top of it (`cascade info --memory`).
-
-    Raises:
-        UserError: a stage does not fit.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     memory = device_memory(device)

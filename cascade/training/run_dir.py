@@ -46,11 +46,7 @@ class RunClaim:
 
 @contextmanager
 def acquire_run_dir(claim: RunClaim, processes: Processes) -> Iterator[None]:
-    """Hold an output folder for a run, a new one or the one that it holds already.
-
-    Raises:
-        UserError: another process is at work in it, or it holds another run or anything else.
-    """
+    """Hold an output folder for a run, a new one or the one that it holds already."""
     if processes.is_main:
         _refuse_foreign(claim.output)
     with _locked(claim.output) if processes.is_main else nullcontext():
@@ -63,11 +59,7 @@ def acquire_run_dir(claim: RunClaim, processes: Processes) -> Iterator[None]:
 
 
 def require_free(claim: RunClaim) -> None:
-    """Make sure that a run could hold its output folder; leave nothing behind.
-
-    Raises:
-        UserError: as `acquire_run_dir`.
-    """
+    """Make sure that a run could hold its output folder; leave nothing behind."""
     _refuse_foreign(claim.output)
     if claim.output.is_dir():
         with _locked(claim.output):
@@ -185,9 +177,6 @@ def require_disk(
 
     Args:
         besides: bytes of what else will lie there, such as a copy of the text encoder.
-
-    Raises:
-        UserError: the folder cannot be written, or there is less room than that.
     """
     require_writable(folder)
     needed = besides + sum(

@@ -42,11 +42,7 @@ def peak_memory() -> float | None:
 
 
 def main(folder: str, provider: str, device: str, steps: str) -> None:
-    """Draw it.
-
-    Raises:
-        UserError: the bundle is damaged, or the provider cannot run here.
-    """
+    """Draw it."""
     kind, options = engine_of(provider)
     # Not `Bundle.open`: proving the files' hashes is no part of what a server does at its start.
     bundle = Bundle(Path(folder), read_manifest(Path(folder)))

@@ -35,10 +35,6 @@ def bench(
 
     Returns:
         The record, and whether everything wanted is in it.
-
-    Raises:
-        UserError: the record is of other code or settings, or a case lost the device; the record
-            then says so, and the next run goes on behind it.
     """
     device = torch.device(usable_device(config.device))
     trial = "a dry run" if config.dry_run else trial
@@ -88,11 +84,7 @@ def peaks_of(result: Result) -> Peaks | None:
 
 
 def _held(empty: Result, stem: Path) -> Result | None:
-    """Read the record that is there already.
-
-    Raises:
-        UserError: it is of other code, versions or settings.
-    """
+    """Read the record that is there already."""
     path = empty.path(stem)
     if not path.is_file():
         return None

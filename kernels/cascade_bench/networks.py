@@ -183,11 +183,7 @@ def narrowed(config: StageConfig, width: int | None, size: int | None) -> StageC
 
 
 def known(names: str, providers: Mapping[str, object]) -> list[str]:
-    """Read a list of providers, such as `eager,diffusers`.
-
-    Raises:
-        UserError: one is unknown, or there is none.
-    """
+    """Read a list of providers, such as `eager,diffusers`."""
     chosen = [name.strip() for name in names.split(",") if name.strip()]
     if not chosen or any(name not in providers for name in chosen):
         raise UserError(f"--against {names} is no list of {', '.join(providers)}; mend it.")

@@ -61,11 +61,7 @@ Draw: TypeAlias = Callable[[], Mapping[str, Tensor]]
 def bench_sample(
     folder: Path | None, bundle: Path | None, config: SampleBenchConfig, output: Path
 ) -> tuple[Result, bool]:
-    """Time whole pictures; the record is `sample` in `output`.
-
-    Raises:
-        UserError: a provider is unknown, or cannot draw this cascade.
-    """
+    """Time whole pictures; the record is `sample` in `output`."""
     names = known(config.against, PROVIDERS)
     if folder is None:
         folder = output / "if-shaped"

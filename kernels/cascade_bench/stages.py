@@ -31,11 +31,7 @@ AGAINST: Final = {name: PROVIDERS[name] for name in ("eager", "compiled", "diffu
 def bench_stages(
     bundle: Bundle, config: StageBenchConfig, output: Path
 ) -> tuple[Result, bool, list[Table]]:
-    """Time a bundle's stages into `stages` of a folder; return a table of first pictures as well.
-
-    Raises:
-        UserError: a provider is unknown or cannot run here.
-    """
+    """Time a bundle's stages into `stages` of a folder; return a table of cold starts as well."""
     names = known(config.against, AGAINST)
     device = torch.device(usable_device(config.device))
     cases = [
@@ -78,11 +74,7 @@ def _case(
 
 
 def first_picture(folder: Path, name: str, config: StageBenchConfig) -> dict[str, float | None]:
-    """Time a process that draws one picture; tell its seconds and its most memory, MiB.
-
-    Raises:
-        UserError: it failed.
-    """
+    """Time a process that draws one picture; tell its seconds and its most memory, MiB."""
     command = [sys.executable, "-m", "cascade_bench.cold_start", str(folder), name]
     command += [config.device, str(config.steps or 0)]
     start = time.monotonic()

@@ -20,11 +20,7 @@ from cascade_bench.settings import TrainBenchConfig
 
 
 def bench_train(config: TrainBenchConfig, output: Path) -> tuple[Result, bool]:
-    """Time every network; the record is `train` in `output`.
-
-    Raises:
-        UserError: a network or a provider is unknown.
-    """
+    """Time every network; the record is `train` in `output`."""
     names = known(config.against, PROVIDERS)
     cases = [_case(network, names, config) for network in config.networks]
     return bench("bench train", cases, output / "train", config, packages=("triton", "diffusers"))

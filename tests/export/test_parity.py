@@ -21,6 +21,7 @@ from cascade_export.graph.numerics import Numerics, Precision
 from cascade_export.graph.precision import cast
 from cascade_export.graph.probe import TensorDeviation, tensor_cases, tensor_deviation
 from cascade_export.parity.check import baseline, check
+from cascade_export.parity.compare import Sampling
 from cascade_export.parity.divergence import first_divergence, layer_outputs
 from cascade_export.parity.findings import ParityReport
 from cascade_export.parity.limits import (
@@ -43,7 +44,9 @@ def checked(
     """The report of engines that are made of the networks."""
     stages = [stage.with_network(replace(stage.network)) for stage in eager.stages]
     engines = Cascade(eager.manifest, eager.encoder, stages)
-    return check(eager, engines, Numerics(precision=precision), engine="stand-in", prompts=PROMPTS)
+    return check(
+        eager, engines, Numerics(precision=precision), Sampling(PROMPTS), engine="stand-in"
+    )
 
 
 def scaled(factor: float) -> Callable[[nn.Module], Network]:
@@ -113,7 +116,7 @@ def test_an_engine_that_answers_nan_fails(eager: Cascade, tmp_path: Path, answer
 
 def test_onnx_runtime_passes_with_the_same_pictures(eager: Cascade, bundle: Bundle) -> None:
     report = check(
-        eager, bundle.cascade(device="cpu"), Numerics(), engine="onnxruntime", prompts=PROMPTS
+        eager, bundle.cascade(device="cpu"), Numerics(), Sampling(PROMPTS), engine="onnxruntime"
     )
     assert report.passed
     for result in report.findings.trajectories:

@@ -21,11 +21,7 @@ _SOLID: Final = 0.97  # from here on a pixel is the thing's own colour
 def cut_out(
     thing: Thing, photographs: Mapping[int, Photograph], network: U2NetP
 ) -> Iterator[Sprite]:
-    """Yield the photo sprites of a thing, from the photographs by their rows.
-
-    Raises:
-        UserError: the pack lacks a row of the thing, or it is under no open licence.
-    """
+    """Yield the photo sprites of a thing, from the photographs by their rows."""
     for row in thing.photos:
         if row not in photographs:
             raise UserError(

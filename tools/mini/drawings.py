@@ -27,11 +27,7 @@ class Drawings:
         }
 
     def draw(self, emoji: str, style: Style) -> Image.Image:
-        """Return an emoji in a drawn style, RGBA, as large as the package gives it.
-
-        Raises:
-            UserError: the package has no such emoji.
-        """
+        """Return an emoji in a drawn style, RGBA, as large as the package gives it."""
         code = "-".join(f"{ord(letter):x}" for letter in emoji)
         if style == "3d":
             return Image.open(self._asset(code, "3d", ".webp")).convert("RGBA")

@@ -44,11 +44,7 @@ class Labelled:
 
     @classmethod
     def open(cls, folder: Path) -> Self:
-        """Read a dataset of `prepare.py`, its pictures mapped from the file.
-
-        Raises:
-            UserError: the folder is none, or tells nothing of what its pictures show.
-        """
+        """Read a dataset of `prepare.py`, its pictures mapped from the file."""
         data = CaptionedArray.open(folder)
         vocabulary: Any = read_json(folder / "dataset.json").get("vocabulary")
         path = folder / "labels.npy"

@@ -54,9 +54,6 @@ def train(pictures: Labelled, training: Training) -> tuple[Judge, Mapping[str, o
 
     Returns:
         The judge, and what there is to tell of its training.
-
-    Raises:
-        UserError: there are too few pictures.
     """
     if len(pictures.images) < 2:
         raise UserError("There are fewer than two pictures to train on; make more.")

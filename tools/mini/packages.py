@@ -49,11 +49,7 @@ def read_packages(sources: Path = SOURCES) -> dict[str, Package]:
 
 
 def fetch(packages: Mapping[str, Package], folder: Path) -> dict[str, Path]:
-    """Fetch and unpack what `folder` lacks; return the unpacked folder of each key.
-
-    Raises:
-        UserError: npm is missing or fails, or an archive is not the one that was pinned.
-    """
+    """Fetch and unpack what `folder` lacks; return the unpacked folder of each key."""
     folder.mkdir(parents=True, exist_ok=True)
     unpacked = {}
     for key, package in packages.items():
@@ -66,11 +62,7 @@ def fetch(packages: Mapping[str, Package], folder: Path) -> dict[str, Path]:
 
 
 def check(archive: Path, package: Package) -> None:
-    """Compare an archive with its pinned checksum.
-
-    Raises:
-        UserError: it is another one.
-    """
+    """Compare an archive with its pinned checksum."""
     algorithm, _, expected = package.integrity.partition("-")
     found = base64.b64encode(hashlib.new(algorithm, archive.read_bytes()).digest()).decode()
     if found != expected:

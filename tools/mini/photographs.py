@@ -39,11 +39,7 @@ class Photograph:
 
 
 def read_photographs(folder: Path) -> Iterator[Photograph]:
-    """Yield the pack's openly licensed photos in their order.
-
-    Raises:
-        UserError: the folder holds no pack.
-    """
+    """Yield the pack's openly licensed photos in their order."""
     paths = [folder / f"{PACK}{suffix}" for suffix in (".bin", ".idx.npz", ".tsv")]
     for path in paths:
         if not path.is_file():

@@ -19,11 +19,7 @@ UNANIMITY: Final = 0.93  # length of the mean hue, a unit vector: 1 is one hue, 
 
 
 def shaped(image: Image.Image) -> Image.Image:
-    """Crop an RGBA picture to what is visible and make it small enough for a sprite.
-
-    Raises:
-        UserError: nothing is visible.
-    """
+    """Crop an RGBA picture to what is visible and make it small enough for a sprite."""
     box = image.getchannel("A").point(lambda alpha: 255 * (alpha >= VISIBLE)).getbbox()
     if box is None:
         raise UserError("A picture is wholly transparent; choose another one.")

@@ -50,11 +50,7 @@ class Concept:
 
 
 def read_sprites(folder: Path) -> tuple[Concept, ...]:
-    """Read all concepts with their sprites, sorted by name.
-
-    Raises:
-        UserError: the folder has no index.
-    """
+    """Read all concepts with their sprites, sorted by name."""
     index = _read_index(folder)
     members: dict[str, list[Sprite]] = {name: [] for name in index["concepts"]}
     for entry in index["sprites"]:
@@ -73,11 +69,7 @@ def read_sprites(folder: Path) -> tuple[Concept, ...]:
 
 
 def read_accessories(folder: Path) -> Mapping[str, Mapping[Style, Image.Image]]:
-    """Read what can be set on heads, RGBA, by name and drawn style.
-
-    Raises:
-        UserError: the folder has no index.
-    """
+    """Read what can be set on heads, RGBA, by name and drawn style."""
     return {
         name: {style: _read_image(folder / file) for style, file in files.items()}
         for name, files in _read_index(folder)["accessories"].items()

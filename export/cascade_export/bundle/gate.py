@@ -14,6 +14,7 @@ from cascade_export.engines.base import Engine
 from cascade_export.engines.opening import runner
 from cascade_export.graph.graph import GRAPH
 from cascade_export.parity.check import check
+from cascade_export.parity.compare import Sampling
 from cascade_export.parity.findings import ParityReport
 from cascade_export.parity.report import write_report
 from cascade_export.settings import Gate
@@ -46,15 +47,13 @@ def compare(
         cascade,
         Cascade(manifest.cascade, cascade.encoder, engines),
         manifest.numerics,
+        Sampling(gate.prompts, gate.batch_size, _samplers(gate, cascade)),
         engine=manifest.engine,
         executed=kind == manifest.engine,
         # A plan has one size of image, and a largest batch.
         dynamic=not engine_class(kind).runs_plans,
         islands={name: entry.islands for name, entry in manifest.stages.items()},
         graphs={name: bundle.stage_folder(name) / GRAPH for name in manifest.stages},
-        prompts=gate.prompts,
-        samplers=_samplers(gate, cascade),
-        batch_size=gate.batch_size,
         on_step=None if on_step is None else lambda name, *done: on_step(f"prove {name}", *done),
     )
     write_report(report, folder, gate.command)

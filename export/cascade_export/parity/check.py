@@ -16,7 +16,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from cascade.config.stage import SamplerConfig
 from cascade.environment import environment
 from cascade.pipeline import Cascade
 from cascade.sampling import OnStep
@@ -41,15 +40,13 @@ def check(
     cascade: Cascade,
     bundled: Cascade,
     numerics: Numerics,
+    sampling: Sampling,
     *,
     engine: str,
     executed: bool = True,
     dynamic: bool = True,
     islands: Mapping[str, Sequence[str]] | None = None,
     graphs: Mapping[str, Path] | None = None,
-    prompts: Sequence[str],
-    samplers: Mapping[str, SamplerConfig] | None = None,
-    batch_size: int = 2,
     on_step: OnStep | None = None,
 ) -> ParityReport:
     """Compare a bundle's engines with the cascade that they were exported from.
@@ -59,10 +56,7 @@ def check(
         dynamic: whether they take any batch and side.
         graphs: by stage, the `graph.onnx` in which to look for the first layer that diverges, where
             a stage's tensors fail.
-        batch_size: images sampled at once. The reference's predictions of a whole batch are held
-            for all steps.
     """
-    sampling = Sampling(tuple(prompts), batch_size, samplers or {})
     tensors: list[TensorResult] = []
     trajectories: list[TrajectoryResult] = []
     divergences: list[Divergence] = []
@@ -85,7 +79,7 @@ def check(
         precision=numerics.precision,
         quantisation=numerics.quantization,
         executed=executed,
-        prompts=sampling.prompts,
+        prompts=tuple(sampling.prompts),
         seeds=tuple(sampling.seeds),
         environment=environment(),
         tensors=tuple(tensors),

@@ -4,7 +4,7 @@ Shapes: `B` images, `C H W` pixels in [-1, 1].
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -47,11 +47,14 @@ class Samples(NamedTuple):
 
 @dataclass(frozen=True)
 class Sampling:
-    """What each network samples: prompts, how many at once, and perhaps other samplers."""
+    """What each network samples: prompts, how many at once, and perhaps other samplers.
+
+    The reference's predictions of a whole batch are held for all steps.
+    """
 
     prompts: Sequence[str]
-    batch_size: int
-    samplers: Mapping[str, SamplerConfig]
+    batch_size: int = 2
+    samplers: Mapping[str, SamplerConfig] = field(default_factory=dict)
 
     @property
     def seeds(self) -> range:

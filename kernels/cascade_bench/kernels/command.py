@@ -37,9 +37,6 @@ def bench_kernels(
         output: folder for the record.
         config: how.
         quick: the first three cases of each operation alone, which is a look and no result.
-
-    Raises:
-        UserError: a choice is unknown, or there is no such device.
     """
     todo = jobs(names, wanted, quick=quick, dry_run=config.dry_run)
     require_gpu(config)
@@ -82,11 +79,7 @@ def jobs(
     quick: bool = False,
     dry_run: bool = False,
 ) -> list[Job]:
-    """Choose operations and shapes.
-
-    Raises:
-        UserError: an operation is unknown, or no case has such a name.
-    """
+    """Choose operations and shapes."""
     known = {operation.name: operation for operation in OPERATIONS}
     unknown = [name for name in names if name not in known]
     if unknown:
@@ -117,11 +110,7 @@ def dtype_of(config: BenchConfig) -> torch.dtype:
 
 
 def require_gpu(config: BenchConfig) -> None:
-    """Refuse to time kernels where there is no GPU.
-
-    Raises:
-        UserError: there is none.
-    """
+    """Refuse to time kernels where there is no GPU."""
     if not config.dry_run and not torch.cuda.is_available():
         raise UserError(
             "The benchmark of the kernels needs a CUDA device and finds none; run it on a machine "
