@@ -118,7 +118,6 @@ class Frozen(BaseModel):
         """Build the settings from plain values.
 
         Args:
-            values: nested mappings, as a TOML or JSON file holds them.
             source: where they come from, for the error's sentence.
             flags: setting, such as "base.steps", to the command's flag that gave it.
 

@@ -197,12 +197,7 @@ class Recipe(Frozen):
         return tuple(f"{name} {scene.phrase}" for scene in self.scenes)
 
     def class_prompts(self, of_class: str, variations: Sequence[str] = ()) -> tuple[str, ...]:
-        """Return the prompts of the class images, used by turns: the class, and it in each scene.
-
-        Args:
-            of_class: names the class.
-            variations: the prior's, filled in.
-        """
+        """Return the class images' prompts, used by turns: the class, and it in each scene."""
         placed = self.in_scenes(of_class) if self.prior and self.prior.in_scenes else ()
         others = (*placed, *variations)
         return tuple(prompt for other in others for prompt in (of_class, other)) or (of_class,)

@@ -52,7 +52,6 @@ def read_photos(folder: Path, least_side: int = 1, enough: int | None = None) ->
     Masks beside photos (`NAME-masklabel.png`) are left out.
 
     Args:
-        folder: where they are.
         least_side: the shorter side that each must have, pixels.
         enough: the shorter side to make larger ones as small as, one after another; None leaves
             them as they are.
@@ -91,7 +90,6 @@ def read_image(path: Path, least_side: int | None = None) -> Image.Image:
     """Decode one picture upright and in RGB; transparency is laid on white.
 
     Args:
-        path: the file.
         least_side: a shorter side that is enough; see `read_upright`.
     """
     return _on_ground(read_upright(path, least_side), "white")

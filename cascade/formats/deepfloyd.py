@@ -67,7 +67,6 @@ def read_pipelines(paths: Sequence[Path | str], text_encoder: Path | None = None
     """Read the configurations of pipeline folders.
 
     Args:
-        paths: folders of the stages, in any order.
         text_encoder: the encoder's folder; None is that of one of the stages.
     """
     folders = [Path(path) for path in paths]
@@ -93,7 +92,6 @@ def read_stage(folder: Path, below: int | None = None) -> PipelineStage:
     """Read the configuration of one pipeline folder.
 
     Args:
-        folder: of the pipeline.
         below: side of a super-resolution stage's input, pixels; a quarter of its own by default.
     """
     network = _network(folder)

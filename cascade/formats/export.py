@@ -58,12 +58,8 @@ def export_cascade(
     `IFSuperResolutionPipeline`. There is no safety checker in them, of which diffusers warns.
 
     Args:
-        source: the cascade's folder.
-        manifest: its manifest.
-        output: a new folder; it gets one folder for each stage, and the licence with each.
         text_encoder: put the encoder into the base's folder; without, diffusers is called with
             embeddings.
-        on_tensor: called after every tensor.
 
     Returns:
         The stages' folders, base first; the output is removed if they do not come about.

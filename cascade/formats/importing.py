@@ -33,12 +33,8 @@ def import_cascade(
     """Write pipeline folders as a cascade folder; weights keep their type.
 
     Args:
-        source: from `read_pipelines`.
-        output: a new folder.
-        variant: of the files, see `find_weights`.
         copy_text_encoder: T5-XXL takes up to 19 GB, so the manifest names the published folder by
             its absolute path unless it is to be copied.
-        on_tensor: called after every tensor.
 
     Returns:
         The folder, with its manifest written last; it is removed if that does not come about.

@@ -56,11 +56,6 @@ def sampling_from_diffusers(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Read how a stage was trained and is sampled.
 
-    Args:
-        file: `scheduler/scheduler_config.json`.
-        guidance: the pipeline's default.
-        steps: the pipeline's default.
-
     Returns:
         The values of a `DiffusionConfig` and of a `SamplerConfig`.
     """
@@ -80,12 +75,7 @@ def sampling_from_diffusers(
 
 
 def scheduler_to_diffusers(diffusion: DiffusionConfig, sampler: SamplerConfig) -> dict[str, Any]:
-    """Write a stage's `scheduler/scheduler_config.json`.
-
-    Args:
-        diffusion: with a discrete schedule.
-        sampler: its guidance and number of steps have no place there.
-    """
+    """Write a stage's `scheduler/scheduler_config.json`."""
     threshold = sampler.threshold
     dynamic = ThresholdConfig(kind="dynamic", cap=1.0) if threshold.kind != "dynamic" else threshold
     return noising_to_diffusers(diffusion.schedule) | {

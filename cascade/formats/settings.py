@@ -53,9 +53,6 @@ class Settings:
         """Return a key's value, which has to be one of those that ours stands for.
 
         Args:
-            key: of the value.
-            default: what diffusers takes in its absence.
-            allowed: values that have a counterpart.
             mend: what to do about another, for the error's sentence.
         """
         value = self.values.get(key, default)

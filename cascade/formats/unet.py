@@ -107,12 +107,7 @@ def unet_from_diffusers(file: Settings) -> dict[str, Any]:
 
 
 def unet_to_diffusers(config: UNetConfig, size: int) -> dict[str, Any]:
-    """Write a network's shape as `unet/config.json`.
-
-    Args:
-        config: of IF's kind, see `cascade.formats.export.check_expressible`.
-        size: side of the pictures, pixels.
-    """
+    """Write a network's shape as `unet/config.json`."""
     levels = list(config.attention)
     blocks = list(config.blocks)
     scale = 1.0 if config.residual_scale == 1 else 1 / config.residual_scale

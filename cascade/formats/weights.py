@@ -98,11 +98,7 @@ def write_weights(
     """Write a safetensors file, one tensor after the other; a reader sees it whole or not at all.
 
     Args:
-        path: the file.
-        headers: of its tensors.
         read: returns each tensor, once; it may be freed when the next is asked for.
-        metadata: strings for the file's header.
-        on_tensor: called with the number of tensors written, and of all.
 
     Raises:
         UserError: the disk is full, or the place may not be written.
@@ -125,12 +121,7 @@ def write_weights(
 
 
 def require_output(folder: Path, files: Iterable[Weights]) -> None:
-    """Refuse to write copies of weights where something lies, or where they do not fit.
-
-    Args:
-        folder: need not exist yet.
-        files: what is to be copied.
-    """
+    """Refuse to write copies of weights where something lies, or where they do not fit."""
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UserError(f"{folder} is not an empty folder; choose another output folder.")
     needed = sum(header.size for weights in files for header in weights.headers.values())

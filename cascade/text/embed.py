@@ -90,14 +90,6 @@ def fill(
     """Add captions to a store, which is made where there is none, and report the progress.
 
     Args:
-        folder: of the store.
-        encoder: folder of the encoder.
-        captions: to be added; the empty one always is.
-        text: how they are read.
-        mode: how the encoder's weights are held.
-        device: where it runs.
-        batch_size: captions embedded at once.
-        share: of the captions that this process takes.
         shard_bytes: size at which a shard is written.
     """
     texts = list(captions)

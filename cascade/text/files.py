@@ -136,7 +136,6 @@ class EncoderFiles:
         once its pages are touched, and the map closes when the last view is gone.
 
         Args:
-            names: of the weights.
             dtype: to convert to; the file's own type by default.
         """
         tensors: dict[str, Tensor] = {}

@@ -42,10 +42,6 @@ def find_identifiers(
     """Draw `count` distinct identifiers, each a single token in the prompt "a {identifier} dog".
 
     Args:
-        tokenizer: of the checkpoint's text encoder.
-        cleaning: of the checkpoint.
-        count: how many.
-        seed: the draw is a function of it.
         lowest: first id to draw from; `rare_range` when omitted.
         highest: last id to draw from; `rare_range` when omitted.
         taken: identifiers that name other subjects already.

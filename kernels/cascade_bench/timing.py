@@ -119,11 +119,6 @@ def stopwatch(run: Run, device: torch.device, graphs: bool = True) -> Stopwatch:
     """Return the best stopwatch for a call on a device, after a few calls to warm up.
 
     A call that no CUDA graph can hold is timed with events, and its note says why.
-
-    Args:
-        run: the call.
-        device: where it runs.
-        graphs: whether its launches are left out of the time.
     """
     run()
     if device.type != "cuda":

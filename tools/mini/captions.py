@@ -85,12 +85,6 @@ def captions(
 
     Colour and accessory are always said: a plain caption must not teach the network to invent them.
     Style, place, size and side are said or not, the broader nouns used now and then.
-
-    Args:
-        labels: what it shows.
-        view: how.
-        concept: the thing's names; None where only the scene is shown.
-        rng: decides the wordings.
     """
     if concept is None:
         return scenery(labels.scene)

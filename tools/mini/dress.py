@@ -64,15 +64,7 @@ def dressed(
     accessories: Mapping[str, Mapping[Style, Image.Image]],
     rng: np.random.Generator,
 ) -> Image.Image:
-    """Put something on a thing's head; the picture grows where it reaches beyond.
-
-    Args:
-        image: RGBA, the sprite's picture, recoloured or not.
-        sprite: tells where its head is.
-        accessory: a name of `captions.ACCESSORIES`; None leaves the thing as it is.
-        accessories: RGBA by name and style.
-        rng: chooses a scarf's colour.
-    """
+    """Put something on a thing's head; the picture grows where it reaches beyond."""
     if accessory is None or sprite.head is None:
         return image
     head, (width, height) = sprite.head, image.size

@@ -97,13 +97,7 @@ def world_captions(world: World, count: int) -> Iterator[str]:
 
 
 def compositions(wording: str, world: World, count: int) -> Iterator[str]:
-    """Yield captions of DreamBooth's evaluation wording about everything that has a name.
-
-    Args:
-        wording: the text of the data set's `prompts_and_classes.txt`.
-        world: names of things.
-        count: how many.
-    """
+    """Yield captions of DreamBooth's evaluation wording about everything that has a name."""
     prompts = list(dict.fromkeys(re.findall(r"'(.*?)'\.format", wording)))
     nouns = set(re.findall(r"^\w+,([a-z ]+)$", wording, flags=re.MULTILINE)) - {"class"}
     names = nouns.union(*((concept.name, *concept.nouns) for concept in world.concepts))

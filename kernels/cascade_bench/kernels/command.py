@@ -32,10 +32,6 @@ def bench_kernels(
     """Time every operation beside its alternatives.
 
     Args:
-        names: operations; none is all.
-        wanted: parts of the cases' names; none is all.
-        output: folder for the record.
-        config: how.
         quick: the first three cases of each operation alone, which is a look and no result.
     """
     todo = jobs(names, wanted, quick=quick, dry_run=config.dry_run)

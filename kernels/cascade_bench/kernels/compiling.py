@@ -82,10 +82,6 @@ class Compiled:
 def compile_variant(variant: Variant, architecture: str) -> Compiled:
     """Compile a variant with no device.
 
-    Args:
-        variant: what to compile.
-        architecture: what for, a key of `SHARED_KIB`.
-
     Raises:
         RuntimeError: Triton is in its interpreter's mode.
         ValueError: the architecture is unknown, or the variant leaves out an argument.

@@ -68,10 +68,7 @@ def tune_group(
     """Put the row with the least geometric mean of times over a group's cases into a table.
 
     Args:
-        group: the cases and what to try on them.
         path: of the table; it is extended if it exists, else the present one is.
-        device: where to measure.
-        dtype: of the network's tensors.
         survives: what to leave out before it runs; None compiles ahead of time and looks.
 
     Raises:
