@@ -1,16 +1,12 @@
-"""Commands and folders that other packages bring: found in a checkout, and in a wheel alike."""
+"""Commands and folders that other packages bring, in a checkout that was never installed too."""
 
-import configparser
 import json
 import subprocess
 import sys
-import tomllib
-import zipfile
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
-from hatchling.builders.wheel import WheelBuilder
 
 from cascade import plugins
 from cascade.plugins import COMMANDS, OPENERS, opener, points
@@ -62,16 +58,3 @@ def test_installed_packages_bring_theirs(monkeypatch: pytest.MonkeyPatch, tmp_pa
     found = opener(tmp_path)
     assert found is not None
     assert found.load() is Path
-
-
-def test_a_wheel_says_what_the_checkout_says(repository: Path, tmp_path: Path) -> None:
-    (path,) = WheelBuilder(str(repository)).build(directory=str(tmp_path), versions=["standard"])
-    held = configparser.ConfigParser(delimiters="=")
-    held.optionxform = str  # type: ignore[assignment, method-assign]
-    with zipfile.ZipFile(path) as archive:
-        (name,) = (name for name in archive.namelist() if name.endswith("entry_points.txt"))
-        held.read_string(archive.read(name).decode())
-    told = tomllib.loads((repository / "pyproject.toml").read_text())["project"]["entry-points"]
-    assert {group: dict(held[group]) for group in told} == told
-    assert {COMMANDS, OPENERS} == told.keys()
-    assert all(callable(point.load()) for point in points(COMMANDS).values())

@@ -1,6 +1,7 @@
 """What an installed user gets: declared dependencies, light settings, a whole wheel."""
 
 import ast
+import configparser
 import os
 import re
 import subprocess
@@ -17,6 +18,8 @@ import pytest
 from hatchling.builders.wheel import WheelBuilder
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from cascade.plugins import COMMANDS, OPENERS, points
 
 KERNELS = {"forward", "backward", "backward_small", "percentile", "plan"}
 OURS = {"cascade", "cascade_kernels", "cascade_bench", "cascade_export"}
@@ -203,3 +206,17 @@ def test_wheel_holds_every_configuration(repository: Path, wheel: set[str]) -> N
     configs = {f"cascade/configs/{path.name}" for path in (repository / "configs").glob("*.toml")}
     assert configs
     assert configs <= wheel
+
+
+def test_the_wheel_registers_what_the_checkout_does(
+    wheel_file: Path, project: dict[str, Any]
+) -> None:
+    held = configparser.ConfigParser(delimiters="=")
+    held.optionxform = str  # type: ignore[assignment, method-assign]
+    with zipfile.ZipFile(wheel_file) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith("entry_points.txt"))
+        held.read_string(archive.read(name).decode())
+    written = project["entry-points"]
+    assert {group: dict(held[group]) for group in written} == written
+    assert {COMMANDS, OPENERS} == written.keys()
+    assert all(callable(point.load()) for point in points(COMMANDS).values())

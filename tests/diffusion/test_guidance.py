@@ -22,13 +22,7 @@ class TextSensitive(nn.Module):
         self.rows: list[int] = []
 
     def forward(
-        self,
-        x: Tensor,
-        t: Tensor,
-        text: Tensor,
-        text_mask: Tensor,
-        low_res: Tensor | None = None,
-        aug: Tensor | None = None,
+        self, x: Tensor, t: Tensor, text: Tensor, text_mask: Tensor, *_: Tensor | None
     ) -> Tensor:
         self.rows.append(len(x))
         mask = text_mask[..., None].float()

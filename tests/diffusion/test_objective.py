@@ -36,15 +36,8 @@ class Net(nn.Module):
         self.low_res: Tensor | None = None
         self.aug: Tensor | None = None
 
-    def forward(
-        self,
-        x: Tensor,
-        t: Tensor,
-        text: Tensor,
-        text_mask: Tensor,
-        low_res: Tensor | None = None,
-        aug: Tensor | None = None,
-    ) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, text: Tensor, mask: Tensor, *given: Tensor) -> Tensor:
+        low_res, aug = given or (None, None)
         self.low_res, self.aug = low_res, aug
         return self.conv(torch.cat([x, x if low_res is None else low_res], dim=1))
 

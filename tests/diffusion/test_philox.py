@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 
-from cascade.diffusion.noise import Noise, NoiseSource
 from cascade.diffusion.philox import PhiloxNoise, philox4x32, round_keys
 
 CPU = torch.device("cpu")
@@ -78,14 +77,6 @@ def test_images_and_places_are_independent() -> None:
     for lag in (1, 2, 3, 4, 5):
         product = (rows[:, lag:] * rows[:, :-lag]).mean()
         assert abs(product) < 5 / math.sqrt(rows.numel())
-
-
-def test_both_kinds_are_one_interface() -> None:
-    sources: list[NoiseSource] = [Noise([1, 2]), PhiloxNoise([1, 2], CPU)]
-    for source in sources:
-        assert len(source) == 2
-        assert source.normal(3, 4, 4).shape == (2, 3, 4, 4)
-        assert source.uniform().shape == (2,)
 
 
 @pytest.mark.gpu

@@ -15,7 +15,8 @@ from cascade.config.dreambooth import (
     Scene,
     SceneRowsConfig,
 )
-from cascade.config.stage import SamplerConfig
+from cascade.config.folders import read_stage_config
+from cascade.config.stage import SamplerConfig, StageConfig
 from cascade.config.train import OptimizerConfig, TrainConfig
 from cascade.dreambooth.personalise import personalise
 
@@ -100,6 +101,18 @@ def settings(tiny_cascade: Path, photos: Path) -> Settings:
         return DreamBoothConfig.model_validate({**values, **changes})
 
     return settings
+
+
+@pytest.fixture(scope="session")
+def base(tiny_cascade: Path) -> StageConfig:
+    """The base that is tuned, 16 pixels."""
+    return read_stage_config(tiny_cascade / "base16")
+
+
+@pytest.fixture(scope="session")
+def super_resolution(tiny_cascade: Path) -> StageConfig:
+    """The super-resolution stage, 16 to 32 pixels, trained on crops of 16."""
+    return read_stage_config(tiny_cascade / "sr32")
 
 
 @pytest.fixture(scope="session")

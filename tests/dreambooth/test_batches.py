@@ -1,14 +1,12 @@
 """The rows DreamBooth trains on."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
 
-from cascade.config.folders import read_stage_config
 from cascade.config.stage import StageConfig
 from cascade.data.images import resize, square, to_tensor
 from cascade.diffusion.noise import derive_seed
@@ -25,16 +23,6 @@ PHOTOS = tuple(_picture(seed) for seed in range(4))
 CLASS = tuple(_picture(seed) for seed in range(10, 17))
 INSTANCE = Concept("instance", PHOTOS, ("a zug dog",))
 PRIOR = Concept("prior", CLASS, ("a dog",), weight=0.5)
-
-
-@pytest.fixture
-def base(tiny_cascade: Path) -> StageConfig:
-    return read_stage_config(tiny_cascade / "base16")
-
-
-@pytest.fixture
-def super_resolution(tiny_cascade: Path) -> StageConfig:
-    return read_stage_config(tiny_cascade / "sr32")
 
 
 def _whole(stage: StageConfig) -> StageConfig:

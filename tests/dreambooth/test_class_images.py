@@ -132,15 +132,24 @@ def test_only_what_is_missing_is_written_again_and_with_the_same_bytes(
     assert kept == [0, 2, 3]
 
 
-def test_a_larger_set_goes_on_from_a_smaller_one(
-    tmp_path: Path, drawing: Drawing, tables: Tables, drawn: list[int]
+@pytest.mark.parametrize(("images", "missing"), [(4, [4]), (3, [2, 3, 4])])
+def test_a_larger_set_goes_on_from_the_whole_batches_of_a_smaller_one(
+    tmp_path: Path,
+    drawing: Drawing,
+    tables: Tables,
+    drawn: list[int],
+    images: int,
+    missing: list[int],
 ) -> None:
-    make_pictures(
-        replace(drawing, config=CONFIG.model_copy(update={"images": 4})), tables, tmp_path
-    )
+    """A shorter last batch rounds differently: a set would depend on what was asked for before."""
+    small = replace(drawing, config=CONFIG.model_copy(update={"images": images}))
+    make_pictures(small, tables, tmp_path / "grown")
     drawn.clear()
-    assert len(make_pictures(drawing, tables, tmp_path)) == 5
-    assert drawn == [4]
+    grown = make_pictures(drawing, tables, tmp_path / "grown")
+    assert drawn == missing
+    at_once = make_pictures(drawing, tables, tmp_path / "at once")
+    assert _bytes(grown) == _bytes(at_once)
+    assert [path.name for path in grown] == [path.name for path in at_once]
 
 
 def test_two_processes_share_the_work_and_make_the_same_files(
@@ -269,8 +278,11 @@ def test_what_a_killed_run_left_is_swept(tmp_path: Path, drawing: Drawing, table
 def test_pictures_of_ones_own_are_found_and_nothing_else_is(tmp_path: Path, photos: Path) -> None:
     own = own_class_images(photos, [], 64)
     assert [path.name for path in own.pictures] == ["0.png", "1.png", "2.png", "3.png"]
-    for nowhere in (None, tmp_path / "missing", tmp_path):
+    (tmp_path / "README.txt").write_text("class images")
+    (tmp_path / "a set").mkdir()
+    for nowhere in (None, tmp_path / "missing", tmp_path / "a set"):
         assert own_class_images(nowhere, [], 64) == SortedFiles()
+    assert own_class_images(tmp_path, [], 64).pictures == ()  # a folder of sets, with a note
 
 
 def test_pictures_of_ones_own_are_made_small_one_after_another(
@@ -308,23 +320,3 @@ def test_the_users_cache_is_the_default_place(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     paths = make_pictures(drawing, tables, None)
     assert paths[0].parent == tmp_path / "dreamcascade" / "class-images" / drawing.key()
-
-
-def test_a_last_shorter_batch_is_not_taken_for_a_part_of_a_whole_one(
-    tmp_path: Path, drawing: Drawing, tables: Tables, drawn: list[int]
-) -> None:
-    """Its pictures round differently: a set would depend on what was asked for before."""
-    small = replace(drawing, config=CONFIG.model_copy(update={"images": 3}))
-    make_pictures(small, tables, tmp_path / "grown")
-    drawn.clear()
-    grown = make_pictures(drawing, tables, tmp_path / "grown")
-    assert drawn == [2, 3, 4]
-    at_once = make_pictures(drawing, tables, tmp_path / "at once")
-    assert _bytes(grown) == _bytes(at_once)
-    assert [path.name for path in grown] == [path.name for path in at_once]
-
-
-def test_a_folder_for_drawn_sets_may_hold_notes(tmp_path: Path) -> None:
-    (tmp_path / "README.txt").write_text("class images")
-    (tmp_path / "a set").mkdir()
-    assert own_class_images(tmp_path, [], 64).pictures == ()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cascade.config.dreambooth import DreamBoothConfig, Recipe
-from cascade.config.folders import CascadeManifest
+from cascade.config.folders import CascadeManifest, read_stage_config
 from cascade.config.stage import (
     DiffusionConfig,
     LowResConfig,
@@ -21,7 +21,6 @@ from cascade.config.stage import (
     TextConfig,
     ThresholdConfig,
 )
-from cascade.config.unet import UNetConfig
 from cascade.dreambooth import personalise as module
 from cascade.dreambooth.class_images import Drawing
 from cascade.dreambooth.personalise import personalise
@@ -34,45 +33,28 @@ from cascade.training.report import read_log
 
 Settings = Callable[..., DreamBoothConfig]
 STAGES = ("base16", "sr32")
-UNET = UNetConfig(
-    channels=(16, 32),
-    blocks=(1, 1),
-    attention=("none", "joint"),
-    head_channels=16,
-    text_width=128,
-    context_width=32,
-    time_width=32,
-    pool_heads=4,
-    text_norm="group",
-    activation="gelu",
-    norm_groups=8,
-    learned_variance=True,
-)
-THRESHOLD = ThresholdConfig(kind="dynamic", percentile=0.95, cap=1.5)
-BASE = StageConfig(
-    name="base16",
-    size=16,
-    unet=UNET,
-    diffusion=DiffusionConfig(schedule="squared_cosine", prediction="eps"),
-    text=TextConfig(max_length=16, cleaning="deepfloyd", null="empty", masked=False),
-    sampler=SamplerConfig(steps=3, variance="learned", guidance=7.0, threshold=THRESHOLD),
-)
-SUPER_RESOLUTION = BASE.model_copy(
-    update={
-        "name": "sr32",
-        "size": 32,
-        "unet": UNET.model_copy(update={"low_res": True, "residual_scale": 0.7071}),
-        "low_res": LowResConfig(size=16, schedule="squared_cosine", align_corners=True),
-    }
-)
 
 
 @pytest.fixture(scope="module")
-def deepfloyd(tmp_path_factory: pytest.TempPathFactory, tiny_cascade: Path) -> Path:
+def deepfloyd(
+    tmp_path_factory: pytest.TempPathFactory, tiny_cascade: Path, base: StageConfig
+) -> Path:
     """The folder of such a cascade, 16 -> 32 pixels, of random weights; read it only."""
     folder = tmp_path_factory.mktemp("cascades") / "deepfloyd"
     shutil.copytree(tiny_cascade / "text", folder / "text")
-    for seed, config in enumerate((BASE, SUPER_RESOLUTION)):
+    threshold = ThresholdConfig(kind="dynamic", percentile=0.95, cap=1.5)
+    unet = {"text_norm": "group", "activation": "gelu", "learned_variance": True}
+    changes = {
+        "diffusion": DiffusionConfig(schedule="squared_cosine", prediction="eps"),
+        "text": TextConfig(max_length=16, cleaning="deepfloyd", null="empty", masked=False),
+        "sampler": SamplerConfig(steps=3, variance="learned", guidance=7.0, threshold=threshold),
+        "unet": base.unet.model_copy(update=unet),
+    }
+    low_res = LowResConfig(size=16, schedule="squared_cosine", align_corners=True)
+    upper = base.unet.model_copy(update=unet | {"low_res": True, "residual_scale": 0.7071})
+    larger = {"name": "sr32", "size": 32, "low_res": low_res, "unet": upper}
+    for seed, more in enumerate(({}, larger)):
+        config = base.model_copy(update=changes | more)
         stage = Stage.build(config, seed)
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
@@ -138,7 +120,7 @@ def test_both_stages_train_their_variance_on_true_pairs(
 
 
 def test_class_images_are_drawn_the_checkpoint_s_way_without_guidance(
-    tmp_path: Path, tuning: Settings, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tuning: Settings, deepfloyd: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     used: list[SamplerConfig] = []
     samplers = Drawing.samplers
@@ -149,7 +131,8 @@ def test_class_images_are_drawn_the_checkpoint_s_way_without_guidance(
 
     monkeypatch.setattr(Drawing, "samplers", noted)
     personalise(tuning(tmp_path / "mine", prior=True, stages=("base16",)))
-    assert set(used) == {BASE.sampler.model_copy(update={"guidance": 1.0})}
+    own = read_stage_config(deepfloyd / "base16").sampler
+    assert set(used) == {own.model_copy(update={"guidance": 1.0})}
 
 
 def test_frozen_the_variance_stays_and_dropped_it_is_gone(

@@ -1,7 +1,6 @@
 """The cut-out subject in scenes, and how much the pixels of a photo count."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +8,6 @@ import torch
 from PIL import Image, ImageDraw
 
 from cascade.config.dreambooth import SceneRowsConfig
-from cascade.config.folders import read_stage_config
 from cascade.config.stage import StageConfig
 from cascade.data.images import resize, to_tensor
 from cascade.dreambooth.batches import (
@@ -45,16 +43,6 @@ PIXELS = PixelWeighting(MASKS, least=0.1, unmasked=0.25)
 def _in_scenes(side: int) -> InScenes:
     cutouts = tuple(cut_out(photo, mask, side) for photo, mask in PAIRS)
     return InScenes(ROWS, cutouts, tuple(resize(s, side, "bicubic") for s in SCENES), PROMPTS)
-
-
-@pytest.fixture
-def base(tiny_cascade: Path) -> StageConfig:
-    return read_stage_config(tiny_cascade / "base16")
-
-
-@pytest.fixture
-def super_resolution(tiny_cascade: Path) -> StageConfig:
-    return read_stage_config(tiny_cascade / "sr32")
 
 
 def test_a_cut_out_is_the_subject_within_its_bounds() -> None:

@@ -1,7 +1,6 @@
 """The extractors: shapes, batching, what a missing package says, and real photos."""
 
 import importlib.util
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +13,6 @@ from cascade.errors import UserError
 from cascade.evaluate.features import EfficientNetLite0, FeatureExtractor, InceptionFID
 from cascade.evaluate.metrics import self_similarity, subject_similarity
 
-SHARED = Path(os.environ.get("DREAMCASCADE_SHARED", "../shared"))
 SUBJECTS = ("backpack_dog", "cat", "clock", "rc_car")
 
 
@@ -68,11 +66,9 @@ def test_a_missing_package_is_named_with_the_extra_that_brings_it(
 
 
 @pytest.fixture(scope="module")
-def photos() -> list[Tensor]:
+def photos(shared_data: Path) -> list[Tensor]:
     """Three real photos of each of four subjects."""
-    folder = SHARED / "data" / "subjects"
-    if not folder.is_dir():
-        pytest.skip("the shared data folder with the subjects' photos is not here")
+    folder = shared_data / "data" / "subjects"
     return [to_tensors(read_photos(folder / name).images[:3]) for name in SUBJECTS]
 
 

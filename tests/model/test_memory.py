@@ -17,6 +17,8 @@ from cascade.model.unet import UNet
 from cascade.training.optim import make_optimizer
 
 TOKENS, SIZE, ROWS = 7, 32, 2
+Inputs = Callable[..., dict[str, Tensor]]
+Allocated = Callable[[Callable[[], object]], int]
 
 
 @pytest.fixture(params=["deepfloyd", "efficient"])
@@ -26,7 +28,7 @@ def wide(request: pytest.FixtureRequest, configs: dict[str, UNetConfig]) -> UNet
 
 
 @pytest.fixture
-def allocated(tmp_path: Path) -> Callable[[Callable[[], object]], int]:
+def allocated(tmp_path: Path) -> Allocated:
     """The most a call has allocated at once, from the allocator's own log."""
 
     def measure(run: Callable[[], object]) -> int:
@@ -42,27 +44,15 @@ def allocated(tmp_path: Path) -> Callable[[Callable[[], object]], int]:
     return measure
 
 
-def given(config: UNetConfig) -> dict[str, Tensor]:
-    inputs = {
-        "x": torch.randn(ROWS, 3, SIZE, SIZE),
-        "t": torch.full((ROWS,), 500.0),
-        "text": torch.randn(ROWS, TOKENS, config.text_width),
-        "text_mask": torch.ones(ROWS, TOKENS, dtype=torch.bool),
-    }
-    if config.low_res:
-        inputs |= {"low_res": inputs["x"], "aug": inputs["t"]}
-    return inputs
-
-
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_sampling_takes_what_was_counted(
-    wide: UNetConfig, precision: str, allocated: Callable[[Callable[[], object]], int]
+    wide: UNetConfig, precision: str, inputs: Inputs, allocated: Allocated
 ) -> None:
-    network, inputs = UNet(wide).eval(), given(wide)
+    network, given = UNet(wide).eval(), inputs(wide, ROWS, SIZE, SIZE, TOKENS)
 
     def run() -> Tensor:
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-            return network(**inputs)  # type: ignore[no-any-return]
+            return network(**given)  # type: ignore[no-any-return]
 
     counted = sampling_bytes(
         wide,
@@ -82,9 +72,11 @@ def test_training_takes_what_was_counted(
     wide: UNetConfig,
     precision: str,
     checkpointing: bool,
-    allocated: Callable[[Callable[[], object]], int],
+    inputs: Inputs,
+    allocated: Allocated,
 ) -> None:
-    network, inputs = UNet(wide, checkpointing=checkpointing).train(), given(wide)
+    network = UNet(wide, checkpointing=checkpointing).train()
+    given = inputs(wide, ROWS, SIZE, SIZE, TOKENS)
 
     def drop(parameter: Tensor) -> None:
         parameter.grad = None
@@ -94,7 +86,7 @@ def test_training_takes_what_was_counted(
 
     def run() -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-            out = network(**inputs)
+            out = network(**given)
         out.float().square().mean().backward()
 
     counted = training_bytes(

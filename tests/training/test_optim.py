@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.optim import Adafactor, AdamW
 
-from cascade.config.train import OptimizerConfig
+from cascade.config.train import OptimizerConfig, TrainConfig
 from cascade.errors import UserError
 from cascade.training.optim import (
     EMA,
@@ -188,3 +188,26 @@ def test_the_average_does_not_share_the_networks_weights() -> None:
     ema = EMA(network, decay=0.9)
     ema.network.get_parameter("weight").zero_()
     torch.testing.assert_close(network.weight.detach(), before, rtol=0, atol=0)
+
+
+STEPS = 40
+
+
+def _average(decay: float) -> torch.Tensor:
+    """What is published of weights that grow by one in each step."""
+    network = nn.Linear(1, 1)
+    nn.init.zeros_(network.weight)
+    ema = EMA(network, decay)
+    for step in range(STEPS):
+        nn.init.constant_(network.weight, step + 1)
+        ema.update(network, step)
+    (average, _) = ema.network.parameters()
+    return average.detach()
+
+
+@pytest.mark.parametrize("decay", [0.5, 0.8, STEPS / (STEPS + 9), 0.82, 0.9999])
+def test_what_is_said_to_change_nothing_of_the_average_changes_nothing(decay: float) -> None:
+    note = TrainConfig(steps=STEPS, batch_size=1, ema_decay=decay).ema_note
+    reached = STEPS / (STEPS + 9)  # (1 + n) / (10 + n) at the last of n = 0 .. STEPS - 1
+    assert (note is None) == (decay <= reached)
+    assert torch.equal(_average(decay), _average(reached)) == (decay >= reached)

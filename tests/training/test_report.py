@@ -43,7 +43,4 @@ def test_a_line_cut_short_is_dropped_and_written_anew(tmp_path: Path) -> None:
 def test_other_processes_write_nothing(tmp_path: Path) -> None:
     _write(tmp_path / "log.jsonl", 0, range(1, 3), shown=False)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_no_log_is_no_statuses(tmp_path: Path) -> None:
-    assert read_log(tmp_path / "log.jsonl") == []
+    assert read_log(tmp_path / "log.jsonl") == []  # no log is no statuses

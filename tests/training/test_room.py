@@ -10,36 +10,23 @@ from cascade.stage import meta_network
 from cascade.training import room
 from cascade.training.room import require_room
 
-STAGE = StageConfig.parse(
-    {
-        "name": "tiny",
-        "size": 16,
-        "unet": {
-            "channels": [32],
-            "blocks": [1],
-            "attention": ["none"],
-            "text_width": 64,
-            "context_width": 32,
-            "time_width": 32,
-        },
-    },
-    "here",
-)
-
 
 @pytest.mark.parametrize("ema_decay", [None, 0.9])
 @pytest.mark.parametrize("name", ["adamw", "adamw8bit", "adafactor"])
 def test_weights_gradients_moments_and_average_are_counted(
-    monkeypatch: pytest.MonkeyPatch, name: str, ema_decay: float | None
+    monkeypatch: pytest.MonkeyPatch,
+    stage_config: StageConfig,
+    name: str,
+    ema_decay: float | None,
 ) -> None:
     optimizer = OptimizerConfig.model_validate({"name": name})
     run = TrainConfig(steps=1, batch_size=1, optimizer=optimizer, ema_decay=ema_decay)
-    shapes = [parameter.shape for parameter in meta_network(STAGE).parameters()]
+    shapes = [parameter.shape for parameter in meta_network(stage_config).parameters()]
     copies = 2 if ema_decay is None else 3
     needed = copies * 4 * sum(shape.numel() for shape in shapes)
     needed += optimizer_bytes(shapes, optimizer.name)
     monkeypatch.setattr(room, "device_memory", lambda device: needed)
-    require_room([(STAGE, run)])
+    require_room([(stage_config, run)])
     monkeypatch.setattr(room, "device_memory", lambda device: needed - 1)
-    with pytest.raises(UserError, match=f"'tiny' takes .* to be trained .*{name}.* in all"):
-        require_room([(STAGE, run)])
+    with pytest.raises(UserError, match=f"'base8' takes .* to be trained .*{name}.* in all"):
+        require_room([(stage_config, run)])

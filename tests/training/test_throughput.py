@@ -8,7 +8,6 @@ import torch
 
 from cascade.config.stage import LowResConfig, StageConfig
 from cascade.config.train import TrainConfig
-from cascade.config.unet import UNetConfig
 from cascade.data.batch import Samples
 from cascade.training import report
 from cascade.training.distributed import Processes
@@ -80,19 +79,9 @@ def test_no_peak_is_known_of_a_cpu_of_float32_and_of_unknown_gpus(
     assert peak_rate(cuda, bf16=True) is None
 
 
-def test_operations_of_a_network_counted_by_hand() -> None:
-    unet = UNetConfig(
-        channels=(8, 16),
-        blocks=(1, 1),
-        attention=("none", "none"),
-        resample="convolution",
-        text_width=8,
-        context_width=8,
-        time_width=8,
-        pool_heads=4,
-        norm_groups=4,
-        low_res=True,
-    )
+def test_operations_of_a_network_counted_by_hand(stage_config: StageConfig) -> None:
+    plain = {"attention": ("none", "none"), "resample": "convolution", "low_res": True}
+    unet = stage_config.unet.model_copy(update=plain)
     low_res = LowResConfig(size=8, crop=16)
     whole = StageConfig(
         name="sr", size=32, unet=unet, low_res=low_res.model_copy(update={"crop": None})
