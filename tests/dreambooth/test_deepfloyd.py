@@ -179,48 +179,39 @@ def test_super_resolution_may_be_told_less(
         personalise(tuning(tmp_path / "other", sr_prompt="a {noun}"))
 
 
-def test_the_text_encoder_is_freed_before_a_network_is_loaded(
+def test_encoder_and_network_are_freed_before_the_next_network_is_loaded(
     tmp_path: Path, tuning: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encoders: list[weakref.ref[TextEncoder]] = []
-    made, load = TextEncoder.__init__, Stage.load
-    alive: list[int] = []
+    alive: dict[type, list[weakref.ref[Any]]] = {TextEncoder: [], UNet: []}
+    encoders: list[int] = []
+    networks: list[int] = []
+    load, train = Stage.load, module.train
 
-    def counted(encoder: TextEncoder, *rest: Any, **named: Any) -> None:
-        encoders.append(weakref.ref(encoder))
-        made(encoder, *rest, **named)
+    for kind, made in ((kind, kind.__init__) for kind in alive):
 
-    def looked(*arguments: Any) -> Stage:
+        def counted(
+            one: Any, *rest: Any, kind: type = kind, made: Any = made, **named: Any
+        ) -> None:
+            alive[kind].append(weakref.ref(one))
+            made(one, *rest, **named)
+
+        monkeypatch.setattr(kind, "__init__", counted)
+
+    def loading(*arguments: Any) -> Stage:
         gc.collect()
-        alive.append(sum(reference() is not None for reference in encoders))
+        encoders.append(sum(reference() is not None for reference in alive[TextEncoder]))
         return load(*arguments)
 
-    monkeypatch.setattr(TextEncoder, "__init__", counted)
-    monkeypatch.setattr(Stage, "load", looked)
-    personalise(tuning(tmp_path / "mine", prior=True))
-    assert encoders
-    assert alive
-    assert not any(alive)
-
-
-def test_a_network_that_drew_class_images_is_freed_before_one_is_tuned(
-    tmp_path: Path, tuning: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    networks: list[weakref.ref[UNet]] = []
-    made, train = UNet.__init__, module.train
-    alive: list[int] = []
-
-    def counted(network: UNet, *rest: Any, **named: Any) -> None:
-        networks.append(weakref.ref(network))
-        made(network, *rest, **named)
-
-    def looked(*arguments: Any) -> Stage:
+    def training(*arguments: Any) -> Stage:
         gc.collect()
-        held = [reference() for reference in networks]
-        alive.append(sum(n is not None and n.conv_in.weight.device.type != "meta" for n in held))
+        held = [reference() for reference in alive[UNet]]
+        networks.append(sum(n is not None and n.conv_in.weight.device.type != "meta" for n in held))
         return train(*arguments)
 
-    monkeypatch.setattr(UNet, "__init__", counted)
-    monkeypatch.setattr(module, "train", looked)
+    monkeypatch.setattr(Stage, "load", loading)
+    monkeypatch.setattr(module, "train", training)
     personalise(tuning(tmp_path / "mine", prior=True, objective={"variance": "drop"}))
-    assert alive == [1, 1]
+    assert alive[TextEncoder]
+    assert encoders
+    assert not any(encoders)
+    assert networks == [1, 1]  # the one that is tuned

@@ -37,9 +37,27 @@ def masked_settings(settings: Settings, masked: Recipe, photos_with_masks: Path)
 
 
 @pytest.fixture(scope="session")
-def whole_masked(masked_settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of such a run that nothing disturbed; read it only."""
-    return personalise(masked_settings(tmp_path_factory.mktemp("masked") / "mine"))
+def masked_run(
+    masked_settings: Settings, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[Batch]]:
+    """The folder of such a run that nothing disturbed, to be read only, and the rows it scored."""
+    seen: list[Batch] = []
+    row_losses = loop._row_losses
+
+    def noted(denoiser: object, objective: object, batch: Batch, *rest: object) -> object:
+        seen.append(batch)
+        return row_losses(denoiser, objective, batch, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "_row_losses", noted)
+        folder = personalise(masked_settings(tmp_path_factory.mktemp("masked") / "mine"))
+    return folder, seen
+
+
+@pytest.fixture(scope="session")
+def whole_masked(masked_run: tuple[Path, list[Batch]]) -> Path:
+    """Its folder."""
+    return masked_run[0]
 
 
 def _weights(folder: Path) -> list[bytes]:
@@ -83,18 +101,8 @@ def test_the_sheet_is_there_before_the_work(
     assert str(path) in heard.text
 
 
-def test_the_rows_reach_the_loss(
-    tmp_path: Path, masked_settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[Batch] = []
-    row_losses = loop._row_losses
-
-    def noted(denoiser: object, objective: object, batch: Batch, *rest: object) -> object:
-        seen.append(batch)
-        return row_losses(denoiser, objective, batch, *rest)
-
-    monkeypatch.setattr(loop, "_row_losses", noted)
-    personalise(masked_settings(tmp_path / "mine"))
+def test_the_rows_reach_the_loss(masked_run: tuple[Path, list[Batch]]) -> None:
+    _, seen = masked_run
     assert len(seen) == 5 + 3
     ends = set()
     for batch in seen:
@@ -143,13 +151,13 @@ def test_killed_while_drawing_and_while_training_it_ends_the_same(
 
 
 def test_masks_are_part_of_what_makes_a_run(
-    tmp_path: Path, photos_with_masks: Path, masked_settings: Settings
+    tmp_path: Path, photos_with_masks: Path, whole_masked: Path, masked_settings: Settings
 ) -> None:
     own = tmp_path / "photos"
     shutil.copytree(photos_with_masks, own)
-    config = masked_settings(tmp_path / "mine", instance_data_dir=own, stages=("base16",))
-    personalise(config)
-    note = json.loads((tmp_path / "mine" / "run.json").read_text())
+    config = masked_settings(whole_masked, instance_data_dir=own)
+    personalise(config)  # the same run: nothing is left to do
+    note = json.loads((whole_masked / "run.json").read_text())
     assert note["masks"].keys() == note["photos"].keys() == {f"{i}.png" for i in range(4)}
     assert note["masks"]["0.png"].startswith("0-masklabel.png ")
     with Image.open(own / "2-masklabel.png") as mask:

@@ -258,15 +258,14 @@ def test_a_finished_run_is_not_trained_again(
 def test_a_run_without_its_last_stage_goes_on_there(
     tmp_path: Path, whole: Path, settings: Settings, trained: list[str]
 ) -> None:
-    folder = personalise(settings(tmp_path / "mine"))
-    expected = _files(folder / "sr32")
+    folder = tmp_path / "mine"
+    shutil.copytree(whole, folder)
     shutil.rmtree(folder / "sr32")
     shutil.rmtree(folder / "runs" / "sr32")
     (folder / "cascade.json").unlink()
-    trained.clear()
-    personalise(settings(tmp_path / "mine"))
+    personalise(settings(folder))
     assert trained == ["sr32"]
-    assert _files(folder / "sr32") == expected
+    assert _files(folder / "sr32") == _files(whole / "sr32")
 
 
 def test_other_settings_are_refused_and_nothing_changes(
@@ -280,13 +279,14 @@ def test_other_settings_are_refused_and_nothing_changes(
     assert _files(whole) == before
 
 
-def test_other_photos_in_the_same_folder_are_another_run(
-    tmp_path: Path, photos: Path, settings: Settings
+def test_the_same_photos_are_the_same_run_wherever_they_lie_and_others_are_not(
+    tmp_path: Path, photos: Path, whole: Path, settings: Settings, trained: list[str]
 ) -> None:
     own = tmp_path / "photos"
     shutil.copytree(photos, own)
-    config = settings(tmp_path / "mine", instance_data_dir=own, stages=("base16",))
+    config = settings(whole, instance_data_dir=own)
     personalise(config)
+    assert trained == []
     (own / "3.png").unlink()
     with pytest.raises(UserError, match="other settings"):
         personalise(config)
