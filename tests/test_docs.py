@@ -145,7 +145,6 @@ def _figures(recipe: Recipe) -> Iterator[tuple[str, str]]:
     yield "base: steps of warm-up", str(recipe.base.optimizer.warmup_steps)
     schedules = {run.optimizer.schedule for run in (recipe.base, recipe.super_resolution)}
     yield "learning-rate schedule of both", " and ".join(sorted(schedules))
-    assert recipe.prior is not None
     yield "class images", str(recipe.prior.images)
     yield "class images without their prompt", f"{recipe.prior.caption_dropout:g}"
     weight = f"{recipe.masks.unmasked_weight:g}" if recipe.masks else "off"

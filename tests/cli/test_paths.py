@@ -21,11 +21,9 @@ WRITTEN = (values.writable,)
 
 def _commands(group: typer.Typer, words: tuple[str, ...] = ()) -> Iterator[tuple[Any, ...]]:
     for made in group.registered_commands:
-        assert made.callback is not None
         name = made.name or made.callback.__name__.replace("_", "-")
         yield (*words, name), made.callback
     for inner in group.registered_groups:
-        assert inner.typer_instance is not None
         yield from _commands(inner.typer_instance, (*words, str(inner.name)))
 
 

@@ -71,7 +71,6 @@ def masked(recipe: Recipe) -> Recipe:
         sampler=SamplerConfig(steps=2, guidance=1.0),
         super_resolution=True,
     )
-    assert recipe.prior is not None
     return recipe.model_copy(
         update={
             "masks": MaskConfig(scenes=rows),

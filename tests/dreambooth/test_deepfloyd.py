@@ -110,8 +110,6 @@ def test_both_stages_train_their_variance_on_true_pairs(
     assert len(upper) == 4  # two steps of two parts
     assert len(seen) == 8
     for x, low_res, aug in upper:
-        assert low_res is not None
-        assert aug is not None
         # The photo, up-sampled and hardly noised, whatever the timestep of x.
         assert aug.tolist() == [0.0] * len(aug)
         assert low_res.abs().max() < 1.05

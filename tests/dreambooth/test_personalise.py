@@ -97,8 +97,6 @@ def test_both_terms_are_reported_for_the_base_and_one_for_super_resolution(whole
 def test_class_images_are_drawn_by_the_frozen_base_with_the_recipes_sampler(
     whole: Path, tiny_cascade: Path, recipe: Recipe
 ) -> None:
-    assert recipe.prior is not None
-    assert recipe.prior.sampler is not None
     (place,) = (path for path in (whole.parent / "class").iterdir() if path.is_dir())
     expected = Cascade.load(tiny_cascade).sample(
         "a dog",
@@ -174,7 +172,6 @@ def test_what_is_missing_of_the_number_of_class_pictures_is_drawn(
     recipe: Recipe,
     heard: pytest.LogCaptureFixture,
 ) -> None:
-    assert recipe.prior is not None
     folder = tmp_path / "class"
     folder.mkdir()
     for number in range(3):

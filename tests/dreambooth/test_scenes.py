@@ -173,8 +173,6 @@ def test_the_photos_rows_are_those_of_plain_dreambooth(super_resolution: StageCo
     same = [prompt == "a zug dog" for prompt in rows[0].prompts]
     assert 0 < sum(same) < 60
     for ours, theirs in ((rows[0].images, rows[1].images), (rows[0].low_res, rows[1].low_res)):
-        assert ours is not None
-        assert theirs is not None
         assert [torch.equal(one, other) for one, other in zip(ours, theirs, strict=True)] == same
     assert rows[1].pixel_weights is None
 
@@ -195,12 +193,10 @@ def test_rows_with_masks_are_a_function_of_seed_and_position(super_resolution: S
 def test_super_resolution_sees_true_pairs_of_the_composed_picture(
     super_resolution: StageConfig,
 ) -> None:
-    assert super_resolution.low_res is not None
     whole = super_resolution.low_res.model_copy(update={"crop": None})
     stage = super_resolution.model_copy(update={"low_res": whole})
     scenes = replace(_in_scenes(32), config=ROWS.model_copy(update={"share": 1.0}))
     batch = DreamBoothSamples(stage, (replace(PLAIN, in_scenes=scenes),), seed=0).rows(range(8))
-    assert batch.low_res is not None
     for large, small in zip(batch.images, batch.low_res, strict=True):
         pixels = large.add(1).mul(127.5).round().to(torch.uint8).permute(1, 2, 0).numpy()
         assert torch.equal(small, to_tensor(resize(Image.fromarray(pixels), 16, stage.resize)))
@@ -221,7 +217,6 @@ def test_weights_go_with_the_pixels(base: StageConfig, center_crop: bool) -> Non
     kind = replace(PLAIN, pixels=pixels, center_crop=center_crop)
     for one in (kind, presized(kind, base)):
         batch = DreamBoothSamples(base, (one,), seed=0).rows(range(40))
-        assert batch.pixel_weights is not None
         assert batch.pixel_weights.shape == (40, 1, 16, 16)
         torch.testing.assert_close(batch.pixel_weights.mean(dim=(1, 2, 3)), torch.ones(40))
         for row, weights in zip(batch.images, batch.pixel_weights, strict=True):
@@ -233,7 +228,6 @@ def test_weights_go_with_the_pixels(base: StageConfig, center_crop: bool) -> Non
 def test_a_crop_takes_its_weights_from_the_whole_picture(super_resolution: StageConfig) -> None:
     kind = replace(PLAIN, pixels=replace(PIXELS, unmasked=0.0), flip=False)
     batch = DreamBoothSamples(super_resolution, (kind,), seed=0).rows(range(60))
-    assert batch.pixel_weights is not None
     assert batch.pixel_weights.shape == (60, 1, 16, 16)
     means = batch.pixel_weights.mean(dim=(1, 2, 3))
     assert float(means.max() - means.min()) > 0.3  # more of the subject counts more
@@ -243,7 +237,6 @@ def test_a_crop_takes_its_weights_from_the_whole_picture(super_resolution: Stage
 
 def test_a_share_of_the_rows_counts_all_pixels_alike(base: StageConfig) -> None:
     batch = DreamBoothSamples(base, (replace(PLAIN, pixels=PIXELS),), seed=0).rows(range(400))
-    assert batch.pixel_weights is not None
     alike = [torch.equal(row, torch.ones_like(row)) for row in batch.pixel_weights]
     # A binomial of 400 draws at 0.25 has a deviation of 0.022; four of them.
     assert abs(sum(alike) / 400 - 0.25) < 0.09
@@ -256,7 +249,6 @@ def test_the_scene_counts_less_where_that_is_set(base: StageConfig, scene_weight
     in_scenes = replace(_in_scenes(16), config=config, scenes=black)
     kind = replace(PLAIN, pixels=PIXELS, in_scenes=in_scenes)
     batch = DreamBoothSamples(base, (kind,), seed=0).rows(range(40))
-    assert batch.pixel_weights is not None
     torch.testing.assert_close(batch.pixel_weights.mean(dim=(1, 2, 3)), torch.ones(40))
     red = torch.tensor(SUBJECT[0] / 127.5 - 1)
     for row, weights in zip(batch.images, batch.pixel_weights[:, 0], strict=True):
@@ -271,7 +263,6 @@ def test_the_scene_counts_less_where_that_is_set(base: StageConfig, scene_weight
 def test_class_images_count_all_their_pixels(base: StageConfig) -> None:
     kinds = (replace(PLAIN, pixels=PIXELS), Concept("prior", SCENES, ("a dog",)))
     batch = DreamBoothSamples(base, kinds, seed=0).rows(range(40))
-    assert batch.pixel_weights is not None
     for weights, prompt in zip(batch.pixel_weights, batch.prompts, strict=True):
         if prompt == "a dog":
             assert torch.equal(weights, torch.ones(1, 16, 16))

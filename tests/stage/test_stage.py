@@ -79,16 +79,6 @@ def test_a_picture_does_not_depend_on_its_batch(
     assert torch.equal(again, together)
 
 
-def test_super_resolution_does_not_depend_on_its_batch(
-    super_resolution: Stage, table: PromptTable
-) -> None:
-    low = small(3)
-    together = draw(super_resolution, table, [DOG, CAT, BAG], [5, 6, 7], low_res=low)
-    assert together.shape == (3, 3, 32, 32)
-    alone = draw(super_resolution, table, [CAT], [6], low_res=low[1:2])
-    torch.testing.assert_close(alone[0], together[1], atol=SAME, rtol=0)
-
-
 def test_seed_prompt_and_sampler_matter(base: Stage, table: PromptTable) -> None:
     pictures = [
         draw(base, table, [DOG], [0]),

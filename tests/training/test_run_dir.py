@@ -135,7 +135,6 @@ def test_a_process_that_was_killed_holds_nothing(tmp_path: Path) -> None:
     command = [sys.executable, "-c", HOLD, str(tmp_path / "run")]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as other:
-        assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
         with (
             pytest.raises(UserError, match=f"in use by process {other.pid} on "),

@@ -157,7 +157,6 @@ def test_frozen_and_dropped_the_rest_gets_the_same_gradient(
     torch.testing.assert_close(*losses)
     ours = dict(dropped.network.named_parameters())
     for name, parameter in frozen.network.named_parameters():
-        assert parameter.grad is not None
         gradient = parameter.grad
         if name.startswith("conv_out"):
             assert gradient[3:].eq(0).all()
