@@ -39,24 +39,19 @@ def test_every_published_configuration_is_tested() -> None:
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
-def test_parameters(name: str) -> None:
+def test_parameters_and_shapes(name: str) -> None:
     config = read(name)
     assert config.name == name
-    with torch.device("meta"):
-        assert count(UNet(config.unet)) == PARAMETERS[name]
-
-
-@pytest.mark.parametrize("name", PARAMETERS)
-def test_shapes(name: str) -> None:
-    config = read(name)
     unet = config.unet
     size = 256 if name == "imagen-sr1024" else config.size
     with torch.device("meta"):
+        network = UNet(unet)
         x = torch.empty(1, 3, size, size)
         extra = (x, torch.empty(1)) if unet.low_res else ()
         text = torch.empty(1, config.text.max_length, unet.text_width)
         mask = torch.ones(1, config.text.max_length, dtype=torch.bool)
-        out = UNet(unet)(x, torch.empty(1), text, mask, *extra)
+        out = network(x, torch.empty(1), text, mask, *extra)
+    assert count(network) == PARAMETERS[name]
     assert out.shape == (1, 6 if unet.learned_variance else 3, size, size)
 
 

@@ -52,18 +52,6 @@ def test_stages_draw_unrelated_noise_from_one_seed(
     assert seeds == [[derive_seed(s, name) for s in (1, 2)] for name in ("base16", "sr32")]
 
 
-def test_seeds_count_up_where_none_are_given(cascade: Cascade) -> None:
-    given = cascade.sample(["a dog", "a cat"], [0, 1], last_stage="base16")
-    counted = cascade.sample(["a dog", "a cat"], last_stage="base16")
-    assert torch.equal(given.tensor, counted.tensor)
-
-
-def test_the_last_stage_can_be_an_earlier_one(cascade: Cascade) -> None:
-    early = cascade.sample("a dog", [0], last_stage="base16")
-    assert list(early.stages) == ["base16"]
-    assert torch.equal(early.tensor, cascade.sample("a dog", [0]).stages["base16"])
-
-
 def test_samplers_and_levels_are_by_stage(cascade: Cascade) -> None:
     plain = cascade.sample("a dog", [0])
     fewer = cascade.sample("a dog", [0], samplers={"sr32": SamplerConfig(name="heun", steps=3)})

@@ -132,6 +132,7 @@ def test_every_prompt_has_its_number_of_images(cascade: Cascade) -> None:
     request = Request.of(cascade.configs, ["a dog", "a cat"], num_images=2)
     assert request.prompts == ("a dog", "a dog", "a cat", "a cat")
     assert request.seeds == (0, 1, 0, 1)
+    assert Request.of(cascade.configs, ["a dog", "a cat"]).seeds == (0, 1)
 
 
 def test_settings_are_the_checkpoints_but_for_what_is_asked(cascade: Cascade) -> None:

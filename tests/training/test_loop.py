@@ -73,19 +73,23 @@ def test_a_step_is_adamws_on_the_clipped_gradient_of_the_mean_row_loss(
 
 
 @dataclass(frozen=True)
-class Grey:
-    """The same rows, all of one even grey."""
+class Even:
+    """The same rows, whose pictures are of one value from a position on."""
 
     samples: Samples
+    value: float
+    position: int = 0
 
     def rows(self, positions: Sequence[int]) -> Batch:
         batch = self.samples.rows(positions)
-        return replace(batch, images=torch.full_like(batch.images, 0.5))
+        if self.position > max(positions):
+            return batch
+        return replace(batch, images=torch.full_like(batch.images, self.value))
 
 
 def test_training_lowers_the_loss(tmp_path: Path, run: Run, samples: Samples) -> None:
     changes = {"steps": 60, "log_every": 20, "checkpoint_every": 60}
-    run(tmp_path, rows=Grey(samples), optimizer={"learning_rate": 5e-3}, **changes)
+    run(tmp_path, rows=Even(samples, 0.5), optimizer={"learning_rate": 5e-3}, **changes)
     losses = [line["loss"] for line in read_log(tmp_path / "log.jsonl")]
     assert losses[-1] < 0.7 * losses[0]
 
@@ -234,20 +238,6 @@ def test_pictures_drawn_on_the_way_change_nothing(
     assert same(whole.stage, looked)
 
 
-@dataclass(frozen=True)
-class TurnsBad:
-    """Rows that are not numbers from a position on."""
-
-    position: int
-    samples: Samples
-
-    def rows(self, positions: Sequence[int]) -> Batch:
-        batch = self.samples.rows(positions)
-        if self.position > max(positions):
-            return batch
-        return replace(batch, images=torch.full_like(batch.images, torch.nan))
-
-
 @pytest.mark.parametrize(
     "every", [{"log_every": 1, "checkpoint_every": 1}, {"log_every": 50, "checkpoint_every": 2}]
 )
@@ -261,7 +251,7 @@ def test_a_gradient_that_is_no_number_ends_the_run_and_leaves_the_good_state(
     every: dict[str, int],
 ) -> None:
     with pytest.raises(UserError, match=r"not finite at step .* lower the learning rate"):
-        run(tmp_path, rows=TurnsBad(10, samples), **every)  # in the third step
+        run(tmp_path, rows=Even(samples, torch.nan, 10), **every)  # in the third step
     kept = Stage.build(whole.stage.config, seed=7)
     optimizer = make_optimizer(train_config.optimizer, kept.network.parameters())
     assert load_checkpoint(tmp_path / "checkpoints", kept.network, optimizer, None) == 2
