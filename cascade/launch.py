@@ -1,4 +1,4 @@
-"""What `torchrun` tells the processes that it starts."""
+"""The variables that `torchrun` sets for the processes that it starts."""
 
 import os
 from dataclasses import dataclass

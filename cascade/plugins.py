@@ -1,4 +1,4 @@
-"""What other packages add to the product: commands, and folders that they open, by entry points.
+"""Entry points of other packages: commands, and kinds of folders that they open.
 
     [project.entry-points."dreamcascade.commands"]    "bench stages", a command's words: a function
     [project.entry-points."dreamcascade.openers"]     a file's name: what opens a folder with it

@@ -1,4 +1,4 @@
-"""What long work tells a person: sentences in the log, and one look for every progress bar."""
+"""Progress of long work: sentences in the log, and one look for every progress bar."""
 
 import logging
 import time

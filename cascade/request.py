@@ -1,4 +1,4 @@
-"""What is asked of a cascade: prompts, seeds and settings, checked before anything is drawn.
+"""A sampling request: prompts, seeds and settings, checked before anything is sampled.
 
 Only the stages' configurations are looked at, so a mistake is told before weights are loaded.
 """

@@ -1,4 +1,4 @@
-"""What a measurement found, and where: the one format of every figure that is kept.
+"""Results of measurements: the one format of every figure that is kept.
 
 A figure counts only with the code, the machine and the command that gave it. Where one of them is
 not known, or nobody else could have the same code, the file's own name says that it is a trial.

@@ -1,4 +1,4 @@
-"""How a command meets its person: what it reports, and how it answers a mistake."""
+"""The console: what a command prints, and how it ends on a mistake."""
 
 import io
 import logging

@@ -1,4 +1,4 @@
-"""How the engines of an exported cascade run; none of it changes what a picture shows."""
+"""Settings of an exported cascade's engines; none of them changes what an image shows."""
 
 from typing import Annotated
 
@@ -8,7 +8,7 @@ from cascade.config.base import MOST_THREADS, Frozen, Name
 
 
 class EngineOptions(Frozen):
-    """How one engine runs on this machine."""
+    """Settings of one engine on this machine."""
 
     threads: Annotated[int | None, Field(strict=True, gt=0, le=MOST_THREADS)] = Field(
         None,
@@ -26,7 +26,7 @@ class EngineOptions(Frozen):
 
 
 class BundleOptions(EngineOptions):
-    """Which fine-tune of a bundle is drawn from, on which engine, and how."""
+    """A fine-tune of a bundle, the engine that runs it, and that engine's settings."""
 
     subject: Name | None = Field(None, description="one of the bundle's fine-tunes")
     engine: Name | None = Field(None, description="run its graphs on another engine than its own")

@@ -1,4 +1,4 @@
-"""How cascades and stages are scored."""
+"""Settings of the scores of cascades and stages."""
 
 from typing import Final
 

@@ -1,4 +1,4 @@
-"""What `cascade info --memory` reckons with."""
+"""Settings of `cascade info --memory`."""
 
 from pydantic import Field
 

@@ -1,4 +1,4 @@
-"""What a checkpoint is: every property that the weights were trained with and must be used with."""
+"""A checkpoint's configuration: every property that its weights were trained with."""
 
 import math
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""What the frozen cascade draws before it is tuned: class images, and scenes for the subject.
+"""Samples of the frozen cascade before it is tuned: class images, and scenes for the subject.
 
 Class images are what it draws for `a [class noun]` (DreamBooth section 3.3). Sets of pictures are
 kept on disk under a key of everything they depend on, made in batches, and a run that was cut short

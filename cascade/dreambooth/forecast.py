@@ -1,4 +1,4 @@
-"""What a personalisation is going to do, told before the long work begins, and what it has made."""
+"""Reports of a personalisation: its forecast before the long work, and its result."""
 
 from collections.abc import Iterator, Sequence
 from shlex import quote

@@ -1,4 +1,4 @@
-"""What the subject is called, and the prompts that call it so."""
+"""The subject's name, and the prompts that use it."""
 
 import re
 from collections.abc import Iterable, Sequence

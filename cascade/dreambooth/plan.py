@@ -1,4 +1,4 @@
-"""What a personalisation is going to do, checked before any long work starts."""
+"""The plan of a personalisation, checked before any long work starts."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

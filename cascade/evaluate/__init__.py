@@ -1,1 +1,1 @@
-"""How good a personalised cascade is: image features, metrics, picture grids and the report."""
+"""Scores of personalised cascades and of stages: features, metrics, grids and reports."""

@@ -1,4 +1,4 @@
-"""How well a super-resolution stage gives photos back that were made small, against bicubic.
+"""Super-resolution of photos that were made small, against bicubic.
 
 Peak signal-to-noise ratio and structural similarity reward blur, the distance of features rewards
 detail of the right kind; only together do they tell something.

@@ -1,4 +1,4 @@
-"""What a judge of pictures knows, and which of it a prompt states."""
+"""A judge's attributes, and those that a prompt states."""
 
 import re
 from collections.abc import Mapping

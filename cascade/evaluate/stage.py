@@ -1,4 +1,4 @@
-"""How good one stage is: what it draws beside true pictures, and beside a rival for the same.
+"""Scores of one stage: its images beside true ones, and beside a rival's.
 
 A base's pictures answer the captions of true ones; its rival are other true pictures, the least
 that can be asked. A super-resolution stage enlarges photos that were made small; its rival is
@@ -42,7 +42,7 @@ _ROWS, _COLUMNS, _CELL = 6, 6, 128
 
 @dataclass(frozen=True)
 class Means:
-    """What images are measured with, and where."""
+    """The networks that images are measured with, and their folder."""
 
     fid: FeatureExtractor | None  # None where FID is not wanted
     features: FeatureExtractor | None  # of single pictures; None where none are enlarged
@@ -53,7 +53,7 @@ class Means:
 
 @dataclass(frozen=True)
 class Shown:
-    """What a metric sees."""
+    """The evidence of a metric."""
 
     name: str  # whose pictures they are
     images: Bytes  # N C H W

@@ -1,4 +1,4 @@
-"""What a cascade that was tuned on a subject draws, and what its metrics see of that.
+"""Samples of a cascade that was tuned on a subject, and the evidence of its metrics.
 
 Shapes: `N` pictures, `M` photos, `C H W` pixels in [-1, 1], `D` features.
 """
@@ -52,7 +52,7 @@ class Enlarged:
 
 @dataclass(frozen=True)
 class Drawn:
-    """What one cascade drew; all cascades by the same seeds."""
+    """Samples of one cascade; all cascades by the same seeds."""
 
     instance: CascadeOutput  # of the subject's prompt
     of_class: CascadeOutput
@@ -64,7 +64,7 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Means:
-    """What pictures are measured with."""
+    """The networks that images are measured with."""
 
     extractor: FeatureExtractor
     find_mask: FindMask | None  # None where likeness is not wanted
@@ -74,7 +74,7 @@ class Means:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a metric sees: one stage's pictures by one cascade."""
+    """The evidence of a metric: one stage's images by one cascade."""
 
     stage: str
     drawn: Drawn

@@ -1,4 +1,4 @@
-"""What was found of cascades that were tuned on a subject: figures, sheets, a page."""
+"""Report on cascades that were tuned on a subject: figures, sheets, a page."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

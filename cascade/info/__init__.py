@@ -1,1 +1,1 @@
-"""What a cascade folder holds, and what its stages take of a device's memory, for people."""
+"""Descriptions of a cascade's folder, its stages' memory, and this machine."""

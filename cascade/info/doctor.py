@@ -1,4 +1,4 @@
-"""What this machine has of what the project can use, and what is amiss."""
+"""Diagnosis of this machine: what the project can use, and what is amiss."""
 
 import json
 import platform

@@ -1,4 +1,4 @@
-"""What a cascade folder holds, and whether it is whole."""
+"""The contents of a cascade's folder, and whether it is whole."""
 
 import json
 import math

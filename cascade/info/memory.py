@@ -1,4 +1,4 @@
-"""What a cascade's stages take of a device's memory."""
+"""Memory of a cascade's stages on a device."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence

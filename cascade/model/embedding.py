@@ -1,4 +1,4 @@
-"""What conditions the U-Net as one vector: timestep, augmentation level and pooled text.
+"""The U-Net's conditioning vector: timestep, augmentation level and pooled text.
 
 Shapes: `B` batch, `L` text tokens, `D` width of the text encoder, `E` the conditioning's width.
 """

@@ -1,4 +1,4 @@
-"""What a network takes of a device's memory, found by running it on tensors that hold nothing.
+"""Memory of a network on a device, found by running it on tensors that hold nothing.
 
 Under `FakeTensorMode` every operation has its shapes, types, layouts and lifetimes, but no data. A
 network of any size runs so in seconds, forward and backward; the bytes that are alive are counted

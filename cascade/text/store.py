@@ -93,7 +93,7 @@ class Conventions:
 
 @dataclass(frozen=True)
 class Index:
-    """Where every stored caption lies.
+    """Positions of the stored captions.
 
     Attributes:
         keys: N of 16 bytes, ascending.

@@ -1,4 +1,4 @@
-"""What ends a run early, noticed between steps: Ctrl-C, the scheduler's SIGTERM, the time given."""
+"""Early ends of a run, noticed between steps: Ctrl-C, SIGTERM, the time given."""
 
 import signal
 import time

@@ -1,4 +1,4 @@
-"""What a stage is trained to do: its loss, and the fate of a learned variance.
+"""A stage's training objective: its loss, and the fate of a learned variance.
 
 Shapes: the last convolution has `3 + 3` output channels, the prediction's before the variance's
 (Nichol & Dhariwal 2021, eq. 15).

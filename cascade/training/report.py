@@ -1,4 +1,4 @@
-"""What a run tells: a progress bar for people, one JSON line a status for programs."""
+"""Reports of a run: a progress bar for people, one JSON line a status for programs."""
 
 import json
 import time

@@ -1,4 +1,4 @@
-"""What `data.resident` asks for: a run's pictures and captions on its training device."""
+"""`data.resident`: a run's pictures and captions on its training device."""
 
 from itertools import chain
 

@@ -1,4 +1,4 @@
-"""Whether a network can be trained in a device's memory at all."""
+"""Check that a network can be trained in a device's memory at all."""
 
 from collections.abc import Iterable
 

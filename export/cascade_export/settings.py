@@ -49,7 +49,7 @@ def parse_targets(text: Any) -> Any:
 
 
 class Gate(Frozen):
-    """What the parity gate samples, and where its engine runs."""
+    """Settings of the parity gate: its samples, and its engine's device."""
 
     prompts: Prompts = Field(PROMPTS, description="what the check samples; may be repeated")
     steps: Steps | None = Field(

@@ -1,1 +1,1 @@
-"""How fast kernels, training, sampling and exported stages are, beside their alternatives."""
+"""Benchmarks of kernels, training, sampling and exported stages, beside their alternatives."""

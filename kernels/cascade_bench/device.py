@@ -80,6 +80,6 @@ def _query(fields: str) -> str:
 
 
 def _digest(device: torch.device) -> str:
-    """Of the launch configurations: results of other ones are no part of the same run."""
+    """Hash the launch configurations: results of other ones are no part of the same run."""
     held = repr(sorted(table(device).launches.items()))
     return hashlib.sha256(held.encode()).hexdigest()[:12]

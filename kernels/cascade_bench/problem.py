@@ -1,4 +1,4 @@
-"""What is measured: cases, the providers of each, and the gate that these must pass."""
+"""Cases of a benchmark, the providers of each, and the gate that these must pass."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""What a benchmark found, as it is kept: every sample of every provider of every case.
+"""Records of a benchmark: every sample of every provider of every case.
 
 Times are microseconds, rates bytes or operations per second.
 """
@@ -16,7 +16,7 @@ Status = Literal["ok", "wrong", "cannot"]
 
 
 class Work(Frozen):
-    """What a case must do at the least, which gives the physical floor."""
+    """The least work of a case, which gives the physical floor."""
 
     bytes: int
     flops: int

@@ -47,7 +47,7 @@ _LIMIT: Final = 2.0
 
 @dataclass(frozen=True)
 class Asked:
-    """What draws: a cascade's folder, perhaps its bundle, and how."""
+    """A cascade's folder, perhaps its bundle, and how it samples."""
 
     folder: Path
     bundle: Path | None

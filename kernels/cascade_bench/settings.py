@@ -1,4 +1,4 @@
-"""What is measured, and how; no torch."""
+"""Settings of the benchmarks; no torch."""
 
 from typing import Annotated, Literal
 
@@ -13,7 +13,7 @@ Repeats = Annotated[
 
 
 class BenchConfig(Frozen):
-    """How to measure."""
+    """Settings of a benchmark."""
 
     rounds: Rounds = 6
     repeats: Repeats = 4
@@ -27,7 +27,7 @@ class BenchConfig(Frozen):
 
 
 class TrainBenchConfig(BenchConfig):
-    """What networks are timed, and how."""
+    """Settings of `cascade bench train`."""
 
     networks: tuple[str, ...] = Field(
         default=("mini-base64",),
@@ -49,7 +49,7 @@ class TrainBenchConfig(BenchConfig):
 
 
 class SampleBenchConfig(BenchConfig):
-    """What is drawn, and how it is timed."""
+    """Settings of `cascade bench sample`."""
 
     rounds: Rounds = 3
     repeats: Repeats = 1
@@ -62,7 +62,7 @@ class SampleBenchConfig(BenchConfig):
 
 
 class StageBenchConfig(BenchConfig):
-    """What of a bundle is timed, and how."""
+    """Settings of `cascade bench stages`."""
 
     rounds: Rounds = 5
     batches: tuple[AtOnce, ...] = Field(

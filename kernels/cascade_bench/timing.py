@@ -1,4 +1,4 @@
-"""How long one call takes on the device, without what surrounds it.
+"""Time of one call on the device, without what surrounds it.
 
 A CUDA graph of K times (write over the L2 cache; run) minus one of K such writes leaves K runs from
 cold memory and no launch from the CPU ("cold"); a graph of K bare runs finds their inputs in the
@@ -57,7 +57,7 @@ class GraphStopwatch:
         return (with_run - _event_time(self._flushes.replay)) / self._copies
 
     def warm(self) -> float:
-        """One replay without flushes."""
+        """Return the time of a replay without flushes."""
         return _event_time(self._runs.replay) / self._copies
 
 
@@ -70,12 +70,12 @@ class EventStopwatch:
         self._run, self._flush, self.note = run, flush, note
 
     def cold(self) -> float:
-        """One call behind a flush."""
+        """Return the time of a call behind a flush."""
         self._flush()
         return _event_time(self._run)
 
     def warm(self) -> float:
-        """One call behind another."""
+        """Return the time of a call behind another."""
         self._run()
         return _event_time(self._run)
 
@@ -95,7 +95,7 @@ class ClockStopwatch:
         self.method: Method = "processor's clock" if alone else "wall clock"
 
     def cold(self) -> float:
-        """One call."""
+        """Return the time of a call."""
         start = self._clock()
         self._run()
         return 1e6 * (self._clock() - start)

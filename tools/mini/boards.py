@@ -1,4 +1,4 @@
-"""What a thing is laid on: a wooden table, a wooden floor, pink fabric, each drawn at random."""
+"""Grounds to lay a thing on: a wooden table, a wooden floor, pink fabric, drawn at random."""
 
 from typing import Final
 

@@ -1,4 +1,4 @@
-"""What is said of a composed picture: exact captions, and labels that a machine can check."""
+"""Captions of composed pictures, exact, and labels that a machine can check."""
 
 import re
 import zlib
@@ -33,7 +33,7 @@ _ALONE: Final = {scene.name: scene.alone for scene in SCENES}
 
 @dataclass(frozen=True)
 class Labels:
-    """What a picture shows; None is nothing of the kind.
+    """Labels of a picture; None is nothing of the kind.
 
     Attributes:
         concept: name of the thing.
@@ -55,14 +55,14 @@ ATTRIBUTES: Final = ("concept", "style", "scene", "colour", "accessory")
 
 @dataclass(frozen=True)
 class View:
-    """Where and how large a thing stands; None where there is nothing worth a word."""
+    """Position and size of a thing; None where there is nothing worth a word."""
 
     size: str | None = None  # "small" or "close-up"
     side: str | None = None  # "left" or "right"
 
 
 def scene_names() -> tuple[str, ...]:
-    """All places a thing can be in: the scenes, then the plain grounds."""
+    """List all places a thing can be in: the scenes, then the plain grounds."""
     return (*_PHRASES, *(f"{colour} background" for colour in COLOURS))
 
 

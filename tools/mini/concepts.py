@@ -13,7 +13,7 @@ CONCEPTS: Final = Path(__file__).with_name("concepts.toml")
 
 @dataclass(frozen=True)
 class Thing:
-    """What is to become one concept."""
+    """A thing that is to become one concept."""
 
     name: str
     nouns: tuple[str, ...]

@@ -69,7 +69,7 @@ def main(
 
 
 def tested(judge: Judge, pictures: Labelled) -> Mapping[str, float]:
-    """How many true pictures a judge was shown, and its share of right answers."""
+    """Return the number of true pictures a judge was shown, and its share of right answers."""
     found = judge.accuracy(to_floats(pictures.images.numpy()), pictures.stated())
     return {"pictures": len(pictures.images), **{str(name): share for name, share in found.items()}}
 

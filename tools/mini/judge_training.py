@@ -1,4 +1,4 @@
-"""How a judge learns: as many steps as fit into some minutes, the learning rate falling to zero.
+"""Training of a judge: the steps that fit into some minutes, the learning rate falling to zero.
 
 Shapes: `N` pictures, `B` of a batch, `A` attributes, `K` answers of all attributes.
 """
@@ -32,7 +32,7 @@ Step = Callable[[float], Tensor]
 
 @dataclass(frozen=True)
 class Training:
-    """How a judge is trained.
+    """Settings of a judge's training.
 
     Attributes:
         minutes: that all steps together may take.

@@ -159,7 +159,7 @@ def _photographed(job: Job, photos: tuple[Photograph, ...], images: Path) -> Ite
 
 @lru_cache(maxsize=1)
 def _world(sprites: Path) -> World:
-    """One world a process: reading the sprites takes longer than a chunk of pictures."""
+    """Open one world a process: reading the sprites takes longer than a chunk of pictures."""
     return World.open(sprites)
 
 

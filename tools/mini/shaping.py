@@ -1,4 +1,4 @@
-"""What turns a picture with transparency into a sprite: its box, its size, its edge, its hue."""
+"""Sprites from pictures with transparency: box, size, edge, hue."""
 
 from typing import Final
 

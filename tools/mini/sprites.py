@@ -21,7 +21,7 @@ INDEX: Final = "index.json"
 
 @dataclass(frozen=True)
 class Head:
-    """Where hats and glasses go, in fractions of the sprite's box from its top left."""
+    """Positions of hats and glasses, in fractions of the sprite's box from its top left."""
 
     x: float  # the head's centre
     top: float  # its upper edge, where a hat sits

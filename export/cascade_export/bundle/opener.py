@@ -1,4 +1,4 @@
-"""How the product opens a bundle: the entry point `dreamcascade.openers` of `bundle.json`."""
+"""The opener of bundles: the entry point `dreamcascade.openers` of `bundle.json`."""
 
 from pathlib import Path
 

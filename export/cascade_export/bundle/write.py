@@ -51,7 +51,7 @@ _Calls = Callable[[], Mapping[str, Sequence[Inputs]]]
 
 
 class _Record(Frozen):
-    """What an exported stage was made from, and the hashes of what was written."""
+    """The sources of an exported stage, and the hashes of what was written."""
 
     source: str
     precision: Precision

@@ -25,7 +25,7 @@ EVERY_PRECISION: Final[tuple[Precision, ...]] = get_args(Precision)
 
 @dataclass(frozen=True)
 class EngineInfo:
-    """What answers, down to the bytes of its weights: equal ones give the same answers.
+    """An engine's identity, down to the bytes of its weights: equal ones give equal predictions.
 
     Attributes:
         weights: sha256 of the weights file that serves now.
@@ -46,7 +46,7 @@ class EngineInfo:
 
 @dataclass(frozen=True)
 class StageFiles:
-    """What an engine is opened from: one stage of a bundle, with the weights of one fine-tune.
+    """The files of one stage of a bundle, with the weights of one fine-tune.
 
     Attributes:
         precision: of graph and weights.

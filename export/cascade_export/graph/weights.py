@@ -38,7 +38,7 @@ class Parametrized(Protocol):
 
 
 class TensorSpan(NamedTuple):
-    """Where a tensor lies in a safetensors file."""
+    """The position of a tensor in a safetensors file."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]

@@ -47,7 +47,7 @@ class Samples(NamedTuple):
 
 @dataclass(frozen=True)
 class Sampling:
-    """What each network samples: prompts, how many at once, and perhaps other samplers.
+    """The samples of each network: prompts, how many at once, and perhaps other samplers.
 
     The reference's predictions of a whole batch are held for all steps.
     """

@@ -132,7 +132,7 @@ class _RemoteT5(nn.Module):
 
 
 class CascadeModel:
-    """What the server calls; its `model.py` names it `TritonPythonModel`."""
+    """The model that the server calls; its `model.py` names it `TritonPythonModel`."""
 
     def initialize(self, args: Mapping[str, str]) -> None:
         """Open the cascade's settings and text encoder; the other models need not be ready yet."""

@@ -1,4 +1,4 @@
-"""What `cascade bench kernels` does: measure the operations of the network, or tune them."""
+"""`cascade bench kernels`: measure the operations of the network, or tune them."""
 
 from collections.abc import Sequence
 from functools import partial

@@ -65,7 +65,7 @@ class Options(NamedTuple):
 
 
 def cases() -> tuple[Case, ...]:
-    """Every level of the networks, under FiLM; and the first norm of an up block, over a skip.
+    """List every level of the networks, under FiLM, and an up block's first norm over a skip.
 
     Batches are those of training on one GPU; 1024-pixel pictures are sampled, one with its null
     text.

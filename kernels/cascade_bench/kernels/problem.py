@@ -114,7 +114,7 @@ class Space:
 
 @dataclass(frozen=True, eq=False)
 class Operation(Generic[ShapeT]):
-    """What the benchmark knows of an operation."""
+    """An operation as the benchmark knows it."""
 
     name: str
     cases: Callable[[], tuple[ShapeT, ...]]
@@ -125,7 +125,7 @@ class Operation(Generic[ShapeT]):
 
 
 class Gate:
-    """Whether a provider is right: at most twice the error of the plain formula in its dtype.
+    """The gate of a provider: at most twice the error of the plain formula in its dtype.
 
     The error is the relative Frobenius norm of the difference to float64, by output and gradient.
     """
@@ -157,7 +157,7 @@ class Gate:
         return max(ratios, key=lambda ratio: (ratio != ratio, ratio))
 
     def _errors(self, answers: tuple[Tensor, ...]) -> list[float]:
-        """Of each answer; those of an inference are but the first, the output."""
+        """Return the error of each answer; of an inference that is the output alone."""
         return [
             float((got.double() - exact).norm() / exact.norm())
             for got, exact in zip(answers, self._exact[: len(answers)], strict=True)

@@ -140,14 +140,14 @@ def _by_kthvalue(values: Tensor) -> Tensor:
 
 
 def _by_topk(values: Tensor) -> Tensor:
-    """Only the values above the percentile are sorted, one in two hundred."""
+    """Sort only the values above the percentile, one in two hundred."""
     low, weight = rank_of(THRESHOLD.percentile, values.shape[1])
     top = values.topk(values.shape[1] - low, dim=1).values
     return torch.lerp(top[:, -1], top[:, -2], weight)
 
 
 def _work(leaves: tuple[Tensor, ...]) -> dict[Mode, Work]:
-    """Every input read once, but for the unconditional branch's variance; two images written."""
+    """Count every input once, but for the unconditional branch's variance, and two images."""
     x, out, *more = leaves
     image = x.numel() * x.element_size()
     read = image + (out.numel() - (out.shape[1] - 3) * out[:, 0].numel() // 2) * out.element_size()

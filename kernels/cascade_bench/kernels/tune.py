@@ -211,7 +211,7 @@ def with_row(table: Table, kernel: str, row: LaunchRow) -> Table:
 
 
 def _covers(outer: Mapping[str, int], inner: Mapping[str, int]) -> bool:
-    """Whether every shape within the inner limits is within the outer ones."""
+    """Return whether every shape within the inner limits is within the outer ones."""
     return all(inner.get(name, bound + 1) <= bound for name, bound in outer.items())
 
 

@@ -27,7 +27,7 @@ class LayerCount(Frozen):
 
 
 class PlannedMemory(Frozen):
-    """What a plan takes on the GPU at its largest shapes, bytes; None where the log has it not."""
+    """Bytes that a plan takes on the GPU at its largest shapes; None where the log has none."""
 
     weights: int | None = None
     activations: int | None = None

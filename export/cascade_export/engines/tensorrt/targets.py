@@ -1,4 +1,4 @@
-"""Which GPUs a TensorRT plan can be built for, what they can compute, and the module that builds.
+"""GPUs that TensorRT plans are built for, their arithmetic, and the module that builds.
 
 TensorRT for RTX compiles ahead of time for a list of compute capabilities and needs no GPU for it;
 TensorRT tunes a plan on the GPU that it will run on. The capabilities are those of TensorRT for
