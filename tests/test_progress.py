@@ -7,7 +7,7 @@ from rich.console import Console
 
 from cascade import progress
 from cascade.cli.console import listen
-from cascade.progress import EVERY, progress_bar, say, spell, told, warn
+from cascade.progress import EVERY, progress_bar, say, spell, is_heard, warn
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_nobody_is_told_who_does_not_listen(
 ) -> None:
     _lines(clock, Console(force_terminal=False))
     say("something")
-    assert not told()
+    assert not is_heard()
     assert capsys.readouterr() == ("", "")
     listen()
     say("[v] {x}")
