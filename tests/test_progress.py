@@ -7,7 +7,7 @@ from rich.console import Console
 
 from cascade import progress
 from cascade.cli.console import listen
-from cascade.progress import EVERY, progress_bar, say, spell, is_heard, warn
+from cascade.progress import EVERY, is_heard, progress_bar, say, spell, warn
 
 
 @pytest.mark.parametrize(

@@ -26,8 +26,7 @@ from cascade.text.prompts import open_text
 from cascade.text.store import EmbeddingStore
 from cascade.training.objective import check_variance
 from cascade.training.optim import check_optimizer
-from cascade.training.room import require_room
-from cascade.training.run_dir import require_disk
+from cascade.training.resources import require_disk, require_room
 
 
 @dataclass(frozen=True)

@@ -38,11 +38,10 @@ from cascade.training.objective import check_variance, drop_variance, make_objec
 from cascade.training.optim import check_optimizer
 from cascade.training.publish import can_grow, publish, published
 from cascade.training.resident import require_memory, resident_prompts
-from cascade.training.room import require_room
+from cascade.training.resources import require_disk, require_room
 from cascade.training.run_dir import (
     RunClaim,
     acquire_run_dir,
-    require_disk,
     require_free,
     text_identity,
 )

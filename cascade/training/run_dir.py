@@ -2,9 +2,8 @@
 
 import json
 import os
-import shutil
 import socket
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +12,8 @@ from typing import Final
 from filelock import FileLock, Timeout
 
 from cascade.config.folders import RUN
-from cascade.config.stage import StageConfig
-from cascade.config.train import TrainConfig
 from cascade.errors import UserError
-from cascade.files import read_json, require_writable, write_bytes
-from cascade.stage import meta_network
+from cascade.files import read_json, write_bytes
 from cascade.text.files import EncoderFiles
 from cascade.text.store import EmbeddingStore
 from cascade.training.distributed import Processes
@@ -163,44 +159,3 @@ def text_identity(text: EncoderFiles | EmbeddingStore) -> dict[str, object]:
         held = text.conventions
         return {"model": held.model, "tokenizer": held.tokenizer}
     return {"model": text.model_digest, "tokenizer": text.tokenizer_digest}
-
-
-def require_disk(
-    folder: Path, runs: Iterable[tuple[StageConfig, TrainConfig]], besides: int = 0
-) -> None:
-    """Refuse to start runs whose results cannot be written, or would not fit on the disk.
-
-    A checkpoint holds the weights, two optimizer moments and perhaps an average, in float32 (the
-    moments of 8-bit AdamW in two bytes and a little for both); one more than is kept exists while a
-    new one is written, and the stage is published beside them. What an earlier start left in the
-    folder is part of that.
-
-    Args:
-        besides: bytes of what else will lie there, such as a copy of the text encoder.
-    """
-    require_writable(folder)
-    needed = besides + sum(
-        _weight_bytes(stage) * (_copies(run) * (run.checkpoints_kept + 1) + 1)
-        for stage, run in runs
-    )
-    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    free = shutil.disk_usage(existing).free
-    held = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    if free + held < needed:
-        raise UserError(
-            f"The run needs about {_amount(needed)} on the disk of {folder} but {_amount(free)} "
-            "are free; free some, or choose another output folder."
-        )
-
-
-def _amount(size: float) -> str:
-    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
-
-
-def _copies(run: TrainConfig) -> float:
-    """Return a checkpoint's size in units of the weights' size."""
-    return 2.51 if run.optimizer.name == "adamw8bit" else 4.0
-
-
-def _weight_bytes(stage: StageConfig) -> int:
-    return sum(parameter.numel() for parameter in meta_network(stage).parameters()) * 4

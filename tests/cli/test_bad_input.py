@@ -15,7 +15,7 @@ from PIL import Image
 from cascade.config.folders import read_stage_config
 from cascade.config.train import TrainConfig
 from cascade.errors import UserError
-from cascade.training.run_dir import require_disk
+from cascade.training.resources import require_disk
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "mini-base64.toml"
 Command = Callable[..., Any]

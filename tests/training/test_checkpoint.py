@@ -21,7 +21,7 @@ from cascade.stage import meta_network
 from cascade.training.checkpoint import load_checkpoint, remove_checkpoints, save_checkpoint
 from cascade.training.distributed import Processes
 from cascade.training.optim import EMA, make_optimizer
-from cascade.training.run_dir import require_disk
+from cascade.training.resources import require_disk
 
 ALONE = Processes(0, 1, torch.device("cpu"))
 

@@ -7,8 +7,8 @@ from cascade.config.train import OptimizerConfig, TrainConfig
 from cascade.errors import UserError
 from cascade.model.memory import optimizer_bytes
 from cascade.stage import meta_network
-from cascade.training import room
-from cascade.training.room import require_room
+from cascade.training import resources
+from cascade.training.resources import require_room
 
 
 @pytest.mark.parametrize("ema_decay", [None, 0.9])
@@ -25,8 +25,8 @@ def test_weights_gradients_moments_and_average_are_counted(
     copies = 2 if ema_decay is None else 3
     needed = copies * 4 * sum(shape.numel() for shape in shapes)
     needed += optimizer_bytes(shapes, optimizer.name)
-    monkeypatch.setattr(room, "device_memory", lambda device: needed)
+    monkeypatch.setattr(resources, "device_memory", lambda device: needed)
     require_room([(stage_config, run)])
-    monkeypatch.setattr(room, "device_memory", lambda device: needed - 1)
+    monkeypatch.setattr(resources, "device_memory", lambda device: needed - 1)
     with pytest.raises(UserError, match=f"'base8' takes .* to be trained .*{name}.* in all"):
         require_room([(stage_config, run)])
