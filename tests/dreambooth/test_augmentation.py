@@ -33,15 +33,8 @@ def test_the_augmentation_is_recorded(
         level = AugmentationLevel(value=variance, unit="variance")
         assert tuned.training_levels == (level, level)
         assert tuned.sampling_level == level
-    assert (
-        tuned.model_copy(
-            update={
-                "training_levels": source.training_levels,
-                "sampling_level": source.sampling_level,
-            }
-        )
-        == source
-    )
+    levels = {name: getattr(source, name) for name in ("training_levels", "sampling_level")}
+    assert tuned.model_copy(update=levels) == source
     assert tuned_config(plan, plan.stages["base16"]).low_res is None
 
 

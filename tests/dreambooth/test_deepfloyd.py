@@ -87,18 +87,24 @@ def _last(folder: Path, name: str) -> list[Tensor]:
     return [parameter.detach() for parameter in network.get_submodule("conv_out").parameters()]
 
 
-def test_both_stages_train_their_variance_on_true_pairs(
+def test_both_stages_train_their_variance_on_true_pairs_and_the_checkpoint_s_class_images(
     tmp_path: Path, tuning: Settings, deepfloyd: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[Tensor, Tensor | None, Tensor | None]] = []
-    forward = UNet.forward
+    used: list[SamplerConfig] = []
+    forward, samplers = UNet.forward, Drawing.samplers
 
     def noted(network: UNet, x: Tensor, t: Tensor, *rest: Any, **named: Any) -> Tensor:
         if network.training:
             seen.append((x, *rest[2:]))
         return forward(network, x, t, *rest, **named)
 
+    def sampling(drawing: Drawing) -> list[SamplerConfig]:
+        used.extend(samplers(drawing))
+        return samplers(drawing)
+
     monkeypatch.setattr(UNet, "forward", noted)
+    monkeypatch.setattr(Drawing, "samplers", sampling)
     folder = personalise(tuning(tmp_path / "mine", prior=True, gradient_accumulation_steps=2))
     for name in STAGES:
         assert all(line["loss/vb"] > 0 for line in read_log(folder / "runs" / name / "log.jsonl"))
@@ -114,23 +120,9 @@ def test_both_stages_train_their_variance_on_true_pairs(
         assert aug.tolist() == [0.0] * len(aug)
         assert low_res.abs().max() < 1.05
         assert not torch.isclose(low_res, x).all()
-    assert Cascade.load(folder).sample("a dog", [0]).images[0].size == (32, 32)
-
-
-def test_class_images_are_drawn_the_checkpoint_s_way_without_guidance(
-    tmp_path: Path, tuning: Settings, deepfloyd: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    used: list[SamplerConfig] = []
-    samplers = Drawing.samplers
-
-    def noted(drawing: Drawing) -> list[SamplerConfig]:
-        used.extend(samplers(drawing))
-        return samplers(drawing)
-
-    monkeypatch.setattr(Drawing, "samplers", noted)
-    personalise(tuning(tmp_path / "mine", prior=True, stages=("base16",)))
     own = read_stage_config(deepfloyd / "base16").sampler
     assert set(used) == {own.model_copy(update={"guidance": 1.0})}
+    assert Cascade.load(folder).sample("a dog", [0]).images[0].size == (32, 32)
 
 
 def test_frozen_the_variance_stays_and_dropped_it_is_gone(

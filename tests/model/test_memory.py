@@ -54,14 +54,7 @@ def test_sampling_takes_what_was_counted(
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             return network(**given)  # type: ignore[no-any-return]
 
-    counted = sampling_bytes(
-        wide,
-        ROWS,
-        SIZE,
-        TOKENS,
-        precision,  # type: ignore[arg-type]
-        unrolled=not convolves_bf16(),
-    )
+    counted = sampling_bytes(wide, ROWS, SIZE, TOKENS, precision, unrolled=not convolves_bf16())
     # A CPU's attention allocates tiles for itself, 0.4 MB for each thread at these sizes.
     assert counted <= allocated(run) < counted + torch.get_num_threads() * 2**19
 
@@ -89,15 +82,8 @@ def test_training_takes_what_was_counted(
             out = network(**given)
         out.float().square().mean().backward()
 
-    counted = training_bytes(
-        wide,
-        ROWS,
-        SIZE,
-        TOKENS,
-        precision,  # type: ignore[arg-type]
-        unrolled=not convolves_bf16(),
-        checkpointing=checkpointing,
-    )
+    options = {"unrolled": not convolves_bf16(), "checkpointing": checkpointing}
+    counted = training_bytes(wide, ROWS, SIZE, TOKENS, precision, **options)
     # The backward pass of one convolution or attention may hold another image inside, of the some
     # ten that a recomputed block keeps at least.
     assert counted <= allocated(run) < 1.1 * counted
@@ -114,12 +100,7 @@ def test_recomputing_takes_less(configs: dict[str, UNetConfig]) -> None:
 def test_unrolled_windows_count_in_bf16_alone(configs: dict[str, UNetConfig]) -> None:
     counted = {
         (precision, unrolled): sampling_bytes(
-            configs["base"],
-            2,
-            32,
-            7,
-            precision,  # type: ignore[arg-type]
-            unrolled=unrolled,
+            configs["base"], 2, 32, 7, precision, unrolled=unrolled
         )
         for precision in ("fp32", "bf16")
         for unrolled in (False, True)
