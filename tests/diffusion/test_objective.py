@@ -1,5 +1,6 @@
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -245,15 +246,9 @@ def test_super_resolution_shows_the_network_the_noised_small_image() -> None:
     assert torch.equal(net.low_res, low_res)
     assert torch.equal(net.aug, aug)
     assert ((aug >= 200) & (aug < 400)).all()
-    base = BaseObjective()(
-        Denoiser(net, schedule), images, Conditioning(*_text(2), low_res, aug), replay
-    )
+    cond = replace(conditioning(2, low_res), aug=aug)
+    base = BaseObjective()(Denoiser(net, schedule), images, cond, replay)
     assert torch.equal(terms["mse"], base["mse"])
-
-
-def _text(rows: int) -> tuple[Tensor, Tensor]:
-    cond = conditioning(rows)
-    return cond.text, cond.text_mask
 
 
 def test_a_fixed_level_leaves_the_other_draws_as_they_were() -> None:
