@@ -21,7 +21,7 @@ def similarity(e: Evidence) -> float:
 
 
 def of_the_way(e: Evidence) -> float | None:
-    """Return how far that came, from the untouched cascade's (0) to that of the photos (100)."""
+    """Distance of that from the untouched cascade's (0), on the way to the photos' (100)."""
     return way(similarity(e), similarity(e.before), metrics.self_similarity(e.real))
 
 
@@ -49,7 +49,7 @@ def prior_drift(e: Evidence) -> float:
 
 
 def likeness(e: Evidence) -> float | None:
-    """Return how far the subject came, cut out in new places, from the untouched cascade's."""
+    """Distance of the subject alone, cut out in new places, on the same way."""
     found, floor = e.cut_out, e.before.cut_out
     if found is None or floor is None:
         return None
@@ -70,13 +70,13 @@ def followed(attribute: AttributeName) -> Metric:
 
 
 def psnr(e: Evidence) -> float | None:
-    """Compare a photo, downscaled and upscaled again, with itself; higher is better."""
+    """Likeness of a photo, downscaled and upscaled again, to itself; higher is better."""
     found = e.drawn.enlarged.get(e.stage)
     return None if found is None else metrics.psnr(found.picture, found.pair.high)
 
 
 def enlarged_distance(e: Evidence) -> float | None:
-    """Compare the same in features, 1 - cosine; lower is better."""
+    """Distance of the same in features, 1 - cosine; lower is better."""
     found, extractor = e.drawn.enlarged.get(e.stage), e.means.extractor
     if found is None:
         return None

@@ -1,6 +1,7 @@
 """What is found of cascades that were tuned on a subject, of any number of stages."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,11 +17,13 @@ from cascade.evaluate.enlargement import Pairs
 from cascade.evaluate.judge import Judge
 from cascade.evaluate.judge_config import Attribute, JudgeConfig
 from cascade.evaluate.judge_network import JudgeNetwork
+from cascade.evaluate.stage import METRICS as STAGE_METRICS
 from cascade.evaluate.subject import BEFORE, Drawn, Enlarged, Evidence, Means, Photos, draw
 from cascade.evaluate.subject_metrics import METRICS, likeness, score, way
 from cascade.evaluate.subject_report import Found, page, sheets, training_seconds
 from cascade.pipeline import Cascade, CascadeOutput
 from cascade.results import Result
+from cascade.tables import explained
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 GROUNDS = ("yellow", "white", "brown", "black", "green", "grey")
@@ -184,3 +187,11 @@ def test_pictures_are_those_of_the_cascade_by_these_seeds(tiny_cascade: Path) ->
     assert (
         draw(cascade, SUBJECT, PHOTOS, config.model_copy(update={"elsewhere": 0})).elsewhere == {}
     )
+
+
+@pytest.mark.parametrize("metrics", [METRICS, STAGE_METRICS])
+def test_a_metric_is_told_by_what_it_is(metrics: Mapping[str, object]) -> None:
+    # Its docstring is a table's legend, and no instruction.
+    legend = explained(metrics)
+    assert next(iter(metrics)) in legend
+    assert not re.search(r": (Return|Compare|Measure|Compute)\b", legend)
