@@ -24,9 +24,9 @@ from cascade.config.folders import (
     cascade_folder,
     check_chain,
     is_pipeline,
-    place_of,
     read_manifest,
     read_stage_config,
+    stage_index,
 )
 from cascade.config.sample import SampleOptions
 from cascade.config.stage import StageConfig
@@ -115,7 +115,7 @@ class Cascade:
         Raises:
             UserError: the cascade has no such stage.
         """
-        return self.stages[place_of(name, self.configs)]
+        return self.stages[stage_index(name, self.configs)]
 
     @property
     def configs(self) -> list[StageConfig]:

@@ -10,7 +10,7 @@ from itertools import islice
 from typing import Any
 
 from cascade.config.base import MOST_DRAWN, MOST_SIDE
-from cascade.config.folders import place_of
+from cascade.config.folders import stage_index
 from cascade.config.sample import SampleOptions
 from cascade.config.stage import AugmentationLevel, SamplerConfig, StageConfig
 from cascade.errors import UserError
@@ -154,10 +154,10 @@ def _settings(stages: Sequence[StageConfig], options: SampleOptions) -> tuple[Se
     """Return the settings of every stage that runs."""
     samplers, levels = options.samplers or {}, options.levels or {}
     for name in (*samplers, *levels):
-        place_of(name, stages)
+        stage_index(name, stages)
     count = len(stages)
     if options.last_stage is not None:
-        count = place_of(options.last_stage, stages) + 1
+        count = stage_index(options.last_stage, stages) + 1
     lists = _lists(options.timesteps, len(stages))
     settings = []
     for stage, listed in zip(stages, lists, strict=True):

@@ -61,7 +61,7 @@ class CascadeManifest(Frozen):
 
 
 def cascade_folder(path: Path | str) -> Path:
-    """Return the folder of a cascade given by its path, or by the name of one that ships with it.
+    """Return a cascade's folder, given its path or the name of a bundled one.
 
     Raises:
         UserError: there is none.
@@ -103,7 +103,7 @@ def read_stage_config(folder: Path) -> StageConfig:
     return StageConfig.parse(read_json(folder / "config.json"), str(folder / "config.json"))
 
 
-def place_of(name: object, stages: Sequence[StageConfig]) -> int:
+def stage_index(name: object, stages: Sequence[StageConfig]) -> int:
     """Return the index of the stage of this name.
 
     Raises:
@@ -122,8 +122,8 @@ def stages_named(stages: Iterable[StageConfig], names: Collection[str]) -> list[
         UserError: there is none of a name.
     """
     known = list(stages)
-    wanted = {place_of(name, known) for name in names}
-    return [stage for place, stage in enumerate(known) if place in wanted or not names]
+    wanted = {stage_index(name, known) for name in names}
+    return [stage for index, stage in enumerate(known) if index in wanted or not names]
 
 
 def is_pipeline(folder: Path) -> bool:

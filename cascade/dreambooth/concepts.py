@@ -1,4 +1,4 @@
-"""The kinds of rows that a stage is tuned on, with the pictures that are drawn for them first."""
+"""The concepts that a stage is tuned on, with the images that are sampled for them first."""
 
 import json
 from dataclasses import replace
@@ -39,7 +39,7 @@ def concepts_of(
     prior = prior_of(plan, folder)
     if prior is not None:
         found.append(_class(plan, folder, prior, drawn.get(CLASS_IMAGES, [])))
-    return tuple(presized(kind, plan.stages[folder]) for kind in found)
+    return tuple(presized(concept, plan.stages[folder]) for concept in found)
 
 
 def drawings(plan: Plan, folder: str, device: torch.device) -> dict[str, Drawing]:
@@ -120,7 +120,7 @@ def _photos(plan: Plan, folder: str, scenes: list[Path] | None) -> Concept:
     """Return the photos, and the subject in the scenes, if there are any."""
     recipe, subject = plan.config.recipe, plan.subject
     prompt = photo_prompt(plan, plan.stages[folder])
-    kind = Concept(
+    concept = Concept(
         term="instance",
         images=subject.images,
         prompts=(prompt,),
@@ -128,11 +128,11 @@ def _photos(plan: Plan, folder: str, scenes: list[Path] | None) -> Concept:
         center_crop=recipe.center_crop,
     )
     if recipe.masks is None:
-        return kind
+        return concept
     masks = tuple(mask.image for mask in subject.masks)
     pixels = PixelWeighting(masks, recipe.masks.unmasked_weight, recipe.masks.unmasked_probability)
     if scenes is None:
-        return replace(kind, pixels=pixels)
+        return replace(concept, pixels=pixels)
     size = plan.stages[folder].size
     pairs = zip(subject.images, masks, strict=True)
     in_scenes = InScenes(
@@ -141,7 +141,7 @@ def _photos(plan: Plan, folder: str, scenes: list[Path] | None) -> Concept:
         scenes=read_pictures(scenes),
         prompts=recipe.in_scenes(prompt),
     )
-    return replace(kind, pixels=pixels, in_scenes=in_scenes)
+    return replace(concept, pixels=pixels, in_scenes=in_scenes)
 
 
 def _class(plan: Plan, folder: str, prior: PriorConfig, drawn: list[Path]) -> Concept:

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from cascade.config.evaluate import StageScoreConfig, SubjectScoreConfig
-from cascade.config.folders import cascade_folder, place_of, read_manifest, read_stage_config
+from cascade.config.folders import cascade_folder, read_manifest, read_stage_config, stage_index
 from cascade.config.sample import SampleOptions
 from cascade.config.stage import SamplerConfig, StageConfig, SubjectConfig
 from cascade.data.saliency import U2NetP
@@ -132,7 +132,7 @@ def score_stage(
     """
     where = usable_device(device)
     opened = Opened.at(cascade)
-    place = 0 if name is None else place_of(name, opened.configs)
+    place = 0 if name is None else stage_index(name, opened.configs)
     sampler = _sampler(opened.configs, place, config)
     true.check(opened.configs[place], config)
     loaded = opened.load(where)
