@@ -3,7 +3,9 @@
 import datetime
 import os
 import platform
+import resource
 import subprocess
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
@@ -50,6 +52,14 @@ def device_memory(device: torch.device) -> int:
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     limits = [path.read_text(encoding="ascii").strip() for path in _LIMITS if path.is_file()]
     return min([memory, *(int(limit) for limit in limits if limit.isdigit())])
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the most that this process has held: allocated on a GPU, else resident; bytes."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # in bytes there, in KiB elsewhere
 
 
 def environment() -> dict[str, str]:

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from cascade.config.stage import StageConfig
 from cascade.config.train import TrainConfig
 from cascade.data.batch import Batch, crop_sides
+from cascade.environment import peak_memory
 from cascade.files import write_bytes
 from cascade.model.example import example_inputs
 from cascade.model.layers import set_backend
@@ -83,8 +84,8 @@ class Report:
         terms = {k.removeprefix("loss/"): v for k, v in values.items() if k.startswith("loss")}
         shown = " ".join(f"{name} {value:.4f}" for name, value in terms.items())
         speed = f"{values['images_per_second']:.1f} images/s"
-        if "peak_share" in values:
-            speed += f", {values['peak_share']:.0%} of the peak"
+        if "mfu" in values:
+            speed += f", MFU {values['mfu']:.0%}"
         self._progress.update(self._task, details=f"{shown}  {speed}")
 
 
@@ -133,16 +134,16 @@ class Throughput:
         """Return the figures since the last call, and begin anew.
 
         Returns:
-            `images_per_second`, positions of the stream over all processes; on a CUDA device also
-            `peak_memory_gib`, and `peak_share` (of this process's device, 0 to 1) where its peak is
-            known and the run computes in bfloat16.
+            `images_per_second`, positions of the stream over all processes; `peak_memory_gib` of
+            this process's device since it began; and `mfu`, the model FLOP/s utilization of that
+            device (0 to 1; Chowdhery et al. 2022, appendix B: what is recomputed does not count),
+            where its peak is known and the run computes in bfloat16.
         """
         self._measure()
         values = {"images_per_second": self._positions * self._world / self._seconds}
         if self._peak is not None:
-            values["peak_share"] = self._rows * self._row_flops / self._seconds / self._peak
-        if self._device.type == "cuda":
-            values["peak_memory_gib"] = torch.cuda.max_memory_allocated(self._device) / 2**30
+            values["mfu"] = self._rows * self._row_flops / self._seconds / self._peak
+        values["peak_memory_gib"] = peak_memory(self._device) / 2**30
         self._clear()
         return values
 

@@ -11,7 +11,7 @@ def _write(path: Path, start: int, steps: range, shown: bool = True) -> None:
         for step in steps:
             report.advance()
             losses = {"loss": 1.0 / step, "loss/mse": 1.0 / step}
-            report.status({"step": step, **losses, "images_per_second": 3.0, "peak_share": 0.4})
+            report.status({"step": step, **losses, "images_per_second": 3.0, "mfu": 0.4})
 
 
 def test_statuses_are_read_back(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import torch
 from cascade.config.stage import LowResConfig, StageConfig
 from cascade.config.train import TrainConfig
 from cascade.data.batch import Samples
+from cascade.environment import peak_memory
 from cascade.training import report
 from cascade.training.distributed import Processes
 from cascade.training.report import Throughput, forward_flops, peak_rate
@@ -46,13 +47,15 @@ def test_images_a_second_leave_out_the_pauses(
     with speed.paused():
         clock.now += 1000
     clock.now += 1
-    assert speed.status() == {"images_per_second": 3 * 4 * 2 / 3.0}
+    status = speed.status()
+    assert status.keys() == {"images_per_second", "peak_memory_gib"}
+    assert status["images_per_second"] == 3 * 4 * 2 / 3.0
     clock.now += 2
     speed.add(two_kinds)
-    assert speed.status() == {"images_per_second": 3 * 2 / 2.0}  # since the last one
+    assert speed.status()["images_per_second"] == 3 * 2 / 2.0  # since the last one
 
 
-def test_the_share_of_the_peak_is_that_of_one_device(
+def test_the_utilization_is_that_of_one_device(
     clock: Clock,
     samples: Samples,
     stage_config: StageConfig,
@@ -64,7 +67,16 @@ def test_the_share_of_the_peak_is_that_of_one_device(
     speed = Throughput(stage_config, train_config, TWO)
     speed.add(samples.rows(range(4)))
     clock.now += 2
-    assert speed.status()["peak_share"] == pytest.approx(4 / 2 / 8)
+    assert speed.status()["mfu"] == pytest.approx(4 / 2 / 8)
+
+
+def test_memory_is_the_most_that_was_held_not_what_is_held_now() -> None:
+    held = peak_memory(CPU)
+    large = torch.ones(2**26)  # 256 MiB
+    with_it = peak_memory(CPU)
+    del large
+    assert 0 < held <= with_it == peak_memory(CPU)
+    assert with_it >= 2**28
 
 
 def test_no_peak_is_known_of_a_cpu_of_float32_and_of_unknown_gpus(
