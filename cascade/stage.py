@@ -202,7 +202,7 @@ class Stage:
         """
         sampler = sampler or self.config.sampler
         height, width = self._sides(low_res)
-        cond = self._conditioning(text, low_res, (height, width), noise, level)
+        cond = self.conditioning(text, low_res, (height, width), noise, level)
         empty = Conditioning(
             text=null.embedding.to(self.device),
             text_mask=null.mask.to(self.device),
@@ -220,6 +220,26 @@ class Stage:
         if not bool(torch.isfinite(x).all()):
             raise NoPictureError(self.config.name, x)
         return x.clamp(-1.0, 1.0)
+
+    def conditioning(
+        self,
+        text: TextEmbedding,
+        low_res: Tensor | None,
+        size: tuple[int, int],
+        noise: Noise,
+        level: AugmentationLevel | None,
+    ) -> Conditioning:
+        """Return what the network is told beside the noisy picture; arguments as of `sample`."""
+        embedding, mask = text.embedding.to(self.device), text.mask.to(self.device)
+        if self.config.low_res is None:
+            return Conditioning(text=embedding, text_mask=mask)
+        if low_res is None:
+            raise ValueError(f"stage '{self.config.name}' needs a low-resolution picture")
+        time = self.level_time(level or self.config.low_res.sampling_level)
+        low_res = low_res.to(self.device)
+        levels = torch.full((len(low_res),), time, dtype=torch.float64, device=self.device)
+        enlarged, aug = self.low_resolution()(low_res, size, levels, noise)
+        return Conditioning(text=embedding, text_mask=mask, low_res=enlarged, aug=aug)
 
     def low_resolution(self) -> LowResolution:
         """Return the module that upscales and noises this stage's low-resolution image.
@@ -245,25 +265,6 @@ class Stage:
             return self.config.size, self.config.size
         factor = self.config.size // self._low_res().size
         return low_res.shape[-2] * factor, low_res.shape[-1] * factor
-
-    def _conditioning(
-        self,
-        text: TextEmbedding,
-        low_res: Tensor | None,
-        size: tuple[int, int],
-        noise: Noise,
-        level: AugmentationLevel | None,
-    ) -> Conditioning:
-        embedding, mask = text.embedding.to(self.device), text.mask.to(self.device)
-        if self.config.low_res is None:
-            return Conditioning(text=embedding, text_mask=mask)
-        if low_res is None:
-            raise ValueError(f"stage '{self.config.name}' needs a low-resolution picture")
-        time = self.level_time(level or self.config.low_res.sampling_level)
-        low_res = low_res.to(self.device)
-        levels = torch.full((len(low_res),), time, dtype=torch.float64, device=self.device)
-        enlarged, aug = self.low_resolution()(low_res, size, levels, noise)
-        return Conditioning(text=embedding, text_mask=mask, low_res=enlarged, aug=aug)
 
     def _sigmas(self, sampler: SamplerConfig) -> Tensor:
         if sampler.timesteps is not None:

@@ -165,5 +165,6 @@ FLAGS: Final = (
     Flag("sr_prompt", ("sr_prompt",), SR),
     Flag("validation_prompt", ("validation_prompts",), REPORT, metavar="TEXT"),
     Flag("num_validation_images", ("validation_images",), REPORT),
+    Flag("validation_cascade", ("validation_cascade",), REPORT, names=("--validation-cascade",)),
     *NUMBERS,
 )  # fmt: skip

@@ -241,5 +241,10 @@ class DreamBoothConfig(Frozen):
     validation_images: Looks = Field(
         default=4, description="pictures of each, drawn at the end by all stages; 0 draws none"
     )
+    validation_cascade: bool = Field(
+        default=False,
+        description="let the other stages complete the pictures that are drawn by the stage in "
+        "training",
+    )
     seed: Seed = Field(default=0, description="seed of everything random")
     recipe: Recipe = Field(description="how long and how hard; `recipe_of` knows the cascade's own")

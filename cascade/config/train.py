@@ -154,7 +154,8 @@ class TrainConfig(Frozen):
     )
     validate_every: Count | None = Field(
         default=None,
-        description="draw validation pictures every so many steps too, by the stage in training",
+        description="draw validation pictures every so many steps too, by the stage in training; "
+        "that is every validate_every * batch_size images",
     )
 
     @model_validator(mode="after")
@@ -207,6 +208,22 @@ class ValidationConfig(Frozen):
         default=(), description="none named are the captions of the first pictures, once each"
     )
     images_per_prompt: Looks = Field(default=4, description="drawn of each; 0 draws none")
+    x0_rows: Annotated[int, Field(strict=True, ge=0, le=64)] = Field(
+        default=4,
+        description="rows of training whose clean pictures are predicted at five noise levels; 0 "
+        "draws none",
+    )
+    cascade: str | None = Field(
+        default=None,
+        description="a cascade, a folder or 'mini', whose other stages complete the one in "
+        "training: they make what it enlarges, and enlarge what it makes",
+    )
+
+    @model_validator(mode="after")
+    def _draws(self) -> Self:
+        if self.cascade is not None and self.images_per_prompt == 0:
+            raise ValueError("a cascade is named and images_per_prompt is 0; leave one out")
+        return self
 
 
 class PretrainConfig(Frozen):

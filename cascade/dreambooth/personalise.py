@@ -10,13 +10,10 @@ import time
 from pathlib import Path
 from typing import Final
 
-from torch import Tensor
-
 from cascade.config.dreambooth import DreamBoothConfig
 from cascade.config.folders import MANIFEST
-from cascade.config.train import FREE, TrainConfig
+from cascade.config.train import FREE
 from cascade.data.batch import Stream
-from cascade.data.images import resize, square, to_tensors
 from cascade.diffusion.noise import derive_seed
 from cascade.dreambooth.batches import DreamBoothSamples
 from cascade.dreambooth.concepts import concepts_of
@@ -27,19 +24,19 @@ from cascade.dreambooth.plan import (
     all_prompts,
     end_prompts,
     make_plan,
-    photo_prompt,
     run_folder,
     run_of,
     tuned_config,
 )
 from cascade.dreambooth.samples import SAMPLES, draw_samples
+from cascade.dreambooth.validation import make_validation
 from cascade.files import file_digest, write_bytes
 from cascade.pipeline import print_licence
 from cascade.progress import is_heard, say
 from cascade.sampling import Tables, prompt_tables
 from cascade.stage import Stage
 from cascade.text.encoder import TextEncoder
-from cascade.text.prompts import PromptTable, load_text
+from cascade.text.prompts import load_text
 from cascade.training.checkpoint import CHECKPOINTS, remove_checkpoints
 from cascade.training.distributed import Processes, process_group
 from cascade.training.forecast import Probe, tell
@@ -47,7 +44,7 @@ from cascade.training.loop import train
 from cascade.training.objective import drop_variance, make_objective
 from cascade.training.publish import can_grow, publish, published
 from cascade.training.run_dir import RunClaim, acquire_run_dir, require_free, text_identity
-from cascade.training.validation import ValidationGrid
+from cascade.training.validation import Validation
 
 SHEET: Final = "masks.png"
 """The contact sheet of the photos' masks, in a run's folder."""
@@ -181,22 +178,26 @@ def _tune(plan: Plan, folder: str, tables: Tables, processes: Processes) -> None
     """Tune one stage and publish it."""
     config, run_dir = plan.config, run_folder(plan, folder)
     run = run_of(config, plan.stages[folder])
-    rows = concepts_of(plan, folder, tables, processes)
+    concepts = concepts_of(plan, folder, tables, processes)
     table = tables[plan.stages[folder].text]
     stage = Stage.load(plan.source / folder, processes.device)  # those that drew pictures are freed
     if run.objective.variance == "drop":
         stage = drop_variance(stage)
     stage = stage.with_network(stage.network, tuned_config(plan, stage.config))
+    samples = DreamBoothSamples(stage.config, concepts, derive_seed(config.seed, folder))
+    validation: Validation | None = None
+    if run.validate_every is not None:
+        validation = make_validation(plan, folder, samples, tables, processes)
     run_dir.mkdir(parents=True, exist_ok=True)
     tuned = train(
         stage,
         make_objective(stage, run.objective),
-        Stream(DreamBoothSamples(stage.config, rows, derive_seed(config.seed, folder))),
+        Stream(samples),
         table,
         run,
         run_dir,
         processes,
-        _validation(plan, stage, run, table, run_dir, processes),
+        validation,
     )
     publish(tuned, config.output_dir / folder, run_dir, processes)
 
@@ -208,27 +209,6 @@ def _embed(plan: Plan, shown: bool) -> Tables:
     if shown and isinstance(encoder, TextEncoder):
         say(f"The text encoder ({encoder.mode}) has read the prompts and is freed.")
     return tables
-
-
-def _validation(
-    plan: Plan,
-    stage: Stage,
-    run: TrainConfig,
-    table: PromptTable,
-    run_dir: Path,
-    processes: Processes,
-) -> ValidationGrid | None:
-    if run.validate_every is None:
-        return None
-    each = plan.config.validation_images
-    chosen = plan.subject.validation_prompts or (photo_prompt(plan, stage.config),)
-    prompts = [prompt for prompt in chosen for _ in range(each)]
-    low_res: Tensor | None = None
-    if stage.config.low_res is not None:
-        size, kernel = stage.config.low_res.size, stage.config.resize
-        photos = [plan.subject.images[i % len(plan.subject.images)] for i in range(len(prompts))]
-        low_res = to_tensors([resize(square(photo), size, kernel) for photo in photos])
-    return ValidationGrid(prompts, table, run_dir, each, low_res, processes)
 
 
 def _copy(source: Path, output: Path, folder: str) -> None:

@@ -73,11 +73,16 @@ def make_plan(config: DreamBoothConfig) -> Plan:
     for stage, run in runs:
         check_variance(stage, run.objective)
         check_optimizer(run.optimizer)
-    looked_at = config.validation_prompts or any(run.validate_every for _, run in runs)
-    if looked_at and not config.validation_images:
+    looked_at_meanwhile = any(run.validate_every for _, run in runs)
+    if (config.validation_prompts or looked_at_meanwhile) and not config.validation_images:
         raise UserError(
             "Validation prompts or steps are given, and no validation images are wanted: ask for "
             "some, or leave the others out."
+        )
+    if config.validation_cascade and not (looked_at_meanwhile and len(stages) > 1):
+        raise UserError(
+            "Validation pictures are to be completed by the other stages, and there are no "
+            "validation steps or no other stages; give --validation-steps, or leave it out."
         )
     require_room(runs)
     copied = [source / name for name, stage in stages.items() if stage.name not in tuned]

@@ -6,13 +6,11 @@ from itertools import chain
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from cascade.config.stage import TextConfig
 from cascade.config.train import FREE, PretrainConfig
 from cascade.data.batch import Stream
 from cascade.data.captioned import CaptionedArray, CaptionedSamples
-from cascade.data.images import resize, to_tensors
 from cascade.data.resident import ResidentSamples
 from cascade.errors import UserError
 from cascade.files import file_digest
@@ -24,7 +22,6 @@ from cascade.text.prompts import (
     OnlinePrompts,
     PromptEncoder,
     PromptSource,
-    PromptTable,
     load_text,
     open_text,
 )
@@ -36,6 +33,8 @@ from cascade.training.forecast import Probe, micro_batch, tell, training
 from cascade.training.loop import train
 from cascade.training.objective import check_variance, drop_variance, make_objective
 from cascade.training.optim import check_optimizer
+from cascade.training.other_stages import OtherStages, open_others
+from cascade.training.pretrain_validation import make_validation
 from cascade.training.publish import can_grow, publish, published
 from cascade.training.resident import require_memory, resident_prompts
 from cascade.training.resources import require_disk, require_room
@@ -45,7 +44,7 @@ from cascade.training.run_dir import (
     require_free,
     text_identity,
 )
-from cascade.training.validation import ValidationGrid
+from cascade.training.validation import Validation
 
 
 def pretrain(config: PretrainConfig, minutes: float | None = None) -> Path:
@@ -64,7 +63,7 @@ def pretrain(config: PretrainConfig, minutes: float | None = None) -> Path:
     """
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
     plan, folder = _plan(config), _folder(config)
-    samples, text, stage = plan.samples, plan.text, plan.stage
+    samples, stage = plan.samples, plan.stage
     with process_group() as processes:
         _require_memory(plan, processes)
         with acquire_run_dir(_claim(plan), processes):
@@ -74,7 +73,7 @@ def pretrain(config: PretrainConfig, minutes: float | None = None) -> Path:
             processes.barrier()  # all processes have looked before the first one publishes
             if not finished:
                 stage.network.to(processes.device)
-                prompts, validation = _embedded(config, text, samples.data, processes)
+                prompts, validation = _embedded(plan, processes)
                 trained = train(
                     stage,
                     make_objective(stage, config.train.objective),
@@ -105,12 +104,14 @@ class _Plan:
         samples: the rows of its stream.
         text: the encoder, not loaded, or the store of embeddings used instead.
         stage: what is trained, with the weights that it begins with.
+        others: the stages that complete it to a cascade, in validation.
     """
 
     config: PretrainConfig
     samples: CaptionedSamples
     text: EncoderFiles | EmbeddingStore
     stage: Stage
+    others: OtherStages | None
 
 
 def _plan(config: PretrainConfig) -> _Plan:
@@ -127,12 +128,14 @@ def _plan(config: PretrainConfig) -> _Plan:
     text = _open_text(config, samples.data)
     captions = chain.from_iterable(sampled(samples.data.captions))
     report_lost(text.tokenizer, captions, config.stage.text)
+    named = config.validation.cascade
+    others = None if named is None else open_others(named, config.stage, text)
     require_room([(config.stage, config.train)])
     stage = _initial(config)
     if config.train.objective.variance == "drop":
         stage = drop_variance(stage)
     require_disk(config.output, [(config.stage, config.train)])
-    return _Plan(config, samples, text, stage)
+    return _Plan(config, samples, text, stage, others)
 
 
 def foretell(config: PretrainConfig) -> None:
@@ -218,19 +221,15 @@ def _stream(config: PretrainConfig, samples: CaptionedSamples, device: torch.dev
     return Stream(samples)
 
 
-def _embedded(
-    config: PretrainConfig,
-    opened: EncoderFiles | EmbeddingStore,
-    data: CaptionedArray,
-    processes: Processes,
-) -> tuple[PromptSource, ValidationGrid | None]:
+def _embedded(plan: _Plan, processes: Processes) -> tuple[PromptSource, Validation | None]:
     """Embed everything the encoder is needed for; it is freed on return if captions are cached."""
-    encoder = load_text(opened, config.encoder_mode, processes.device)
+    config, data = plan.config, plan.samples.data
+    encoder = load_text(plan.text, config.encoder_mode, processes.device)
     if config.data.resident:
-        prompts: PromptSource = resident_prompts(config, opened, encoder, data, processes.device)
+        prompts: PromptSource = resident_prompts(config, plan.text, encoder, data, processes.device)
     else:
         prompts = _prompts(encoder, config.stage.text)
-    return prompts, _validation(config, encoder, data, processes)
+    return prompts, make_validation(config, plan.samples, plan.others, encoder, prompts, processes)
 
 
 def _prompts(encoder: PromptEncoder, text: TextConfig) -> PromptSource:
@@ -254,25 +253,3 @@ def _initial(config: PretrainConfig) -> Stage:
             "give the same values."
         )
     return stage.with_network(stage.network, config.stage)
-
-
-def _validation(
-    config: PretrainConfig, encoder: PromptEncoder, data: CaptionedArray, processes: Processes
-) -> ValidationGrid | None:
-    each, named = config.validation.images_per_prompt, config.validation.prompts
-    if each == 0:
-        return None
-    captions = [data.captions[index % len(data.captions)][0] for index in range(each)]
-    prompts = [prompt for prompt in named for _ in range(each)] or captions
-    table = PromptTable.build(encoder, prompts, config.stage.text)
-    low_res = _low_res_of(config, data, len(prompts))
-    return ValidationGrid(prompts, table, config.output, each, low_res, processes)
-
-
-def _low_res_of(config: PretrainConfig, data: CaptionedArray, count: int) -> Tensor | None:
-    """Downscale the first images of the data by the checkpoint's kernel."""
-    low_res = config.stage.low_res
-    if low_res is None:
-        return None
-    pictures = [data.picture(index % len(data.images)) for index in range(count)]
-    return to_tensors([resize(p, low_res.size, config.stage.resize) for p in pictures])

@@ -1,63 +1,140 @@
-"""The pictures a run draws of itself."""
+"""The pictures a run draws of itself: the same prompts, rows and noise again and again."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from cascade.data.images import grid, to_pil, write_png
-from cascade.sampling import sample_stage
+from cascade.sampling import Tables, sample_stage, sample_stages
 from cascade.stage import Stage
-from cascade.text.prompts import PromptSource
 from cascade.training.distributed import ALONE, Processes
+from cascade.training.other_stages import OtherStages
+
+Pictures = Mapping[str, Image.Image]
+"""What was drawn, by the name of the folder that keeps it."""
+
+Draw = Callable[[Stage], Pictures]
+"""From a stage, with the weights that are looked at, to pictures; every process calls it."""
+
+_AT_ONCE = 4  # pictures of another stage, which lies in memory beside the one in training
 
 
 @dataclass(frozen=True)
-class ValidationGrid:
-    """Draws the same prompts and seeds again and again; writes `samples/step-N.png`.
+class Validation:
+    """Draws all pictures of a run; writes `NAME/step-N.png` of each.
 
     Attributes:
-        prompts: one per picture.
-        table: their embeddings.
-        run_dir: gets the folder `samples`.
-        columns: pictures in a row of the grid.
-        low_res: for a super-resolution stage, what is enlarged, one per prompt: B C h w. The grid
-            then shows it above the result.
-        processes: of the run; each draws a part, the first writes.
+        draws: what draws them.
+        run_dir: gets the folders.
+        processes: of the run; all draw, the first writes.
     """
 
-    prompts: Sequence[str]
-    table: PromptSource
+    draws: Sequence[Draw]
     run_dir: Path
-    columns: int
-    low_res: Tensor | None = None
     processes: Processes = ALONE
 
     def __call__(self, stage: Stage, step: int) -> None:
-        """Draw and write one grid; every process calls it."""
+        """Draw and write; every process calls it."""
         training = stage.network.training
         stage.network.eval()
-        count = len(self.prompts)
-        mine = self.processes.indices_of(count)
-        low_res = None if self.low_res is None else self.low_res[mine]
-        prompts = [self.prompts[place] for place in mine]
-        drawn = sample_stage(stage, self.table, prompts, mine, low_res=low_res)
-        drawn = self.processes.all_gather(drawn, count)
+        pictures = {name: one for draw in self.draws for name, one in draw(stage).items()}
         stage.network.train(training)
-        if not self.processes.is_main:
-            return
-        if self.low_res is not None:
-            drawn = _above(self.low_res, drawn, self.columns)
-        write_png(
-            grid(to_pil(drawn), self.columns), self.run_dir / "samples" / f"step-{step:06d}.png"
+        if self.processes.is_main:
+            for name, picture in pictures.items():
+                write_png(picture, self.run_dir / name / f"step-{step:06d}.png")
+
+
+@dataclass(frozen=True)
+class SampleGrid:
+    """Samples prompts, each with its own seed; each process draws a part.
+
+    Attributes:
+        prompts: one per picture.
+        tables: their embeddings, by the conventions of this stage and of the later ones.
+        columns: pictures in a row of the grid.
+        low_res: for a super-resolution stage, what is enlarged, one per prompt: B C h w. The grid
+            then shows it above the result.
+        later: folders of the stages that enlarge the result; they make one more picture, `cascade`,
+            whose lowest rows are theirs.
+        name: of the grid.
+    """
+
+    prompts: Sequence[str]
+    tables: Tables
+    columns: int
+    low_res: Tensor | None = None
+    later: Sequence[Path] = ()
+    name: str = "samples"
+    processes: Processes = ALONE
+
+    def __call__(self, stage: Stage) -> Pictures:
+        """Draw the grids; every process calls it."""
+        mine = self.processes.indices_of(len(self.prompts))
+        low_res = None if self.low_res is None else self.low_res[mine]
+        drawn = self._sampled(stage, mine, low_res, 2 * _AT_ONCE)
+        shown = [] if self.low_res is None else [self.low_res]
+        shown.append(self._gathered(drawn))
+        pictures = {self.name: sheet(shown, self.columns)}
+        if self.later:
+            for folder in self.later:
+                drawn = self._enlarged(folder, mine, drawn)
+            pictures["cascade"] = sheet([*shown, self._gathered(drawn)], self.columns)
+        return pictures
+
+    def _sampled(
+        self, stage: Stage, mine: Sequence[int], low_res: Tensor | None, at_once: int
+    ) -> Tensor:
+        prompts = [self.prompts[place] for place in mine]
+        table = self.tables[stage.config.text]
+        return sample_stage(stage, table, prompts, mine, low_res=low_res, batch_size=at_once)
+
+    def _enlarged(self, folder: Path, mine: Sequence[int], low_res: Tensor) -> Tensor:
+        """Enlarge by a stage that is loaded for this alone: training needs the memory."""
+        return self._sampled(Stage.load(folder, self.processes.device), mine, low_res, _AT_ONCE)
+
+    def _gathered(self, drawn: Tensor) -> Tensor:
+        return self.processes.all_gather(drawn, len(self.prompts))
+
+
+def cascade_grid(
+    prompts: Sequence[str],
+    tables: Tables,
+    columns: int,
+    others: OtherStages,
+    processes: Processes = ALONE,
+) -> SampleGrid:
+    """Return the grid of a super-resolution stage on what the stages before it make of prompts.
+
+    They draw now, once: nothing that is trained changes their pictures. Every process calls it.
+    """
+    mine = processes.indices_of(len(prompts))
+    stages = (Stage.load(folder, processes.device) for folder in others.earlier)
+    own = [prompts[place] for place in mine]
+    drawn = sample_stages(stages, tables, own, mine, batch_size=_AT_ONCE)
+    low_res = processes.all_gather(drawn, len(prompts))
+    return SampleGrid(prompts, tables, columns, low_res, tuple(others.later), "cascade", processes)
+
+
+def sheet(parts: Sequence[Tensor], columns: int) -> Image.Image:
+    """Lay each row of pictures above the same row of the next part.
+
+    Args:
+        parts: B C H W each, of any sizes; smaller ones are enlarged, pixel by pixel.
+    """
+    side = max(part.shape[-1] for part in parts)
+    blank = -len(parts[0]) % columns  # white, so that each part ends with a whole row
+    shown = [
+        F.pad(
+            F.interpolate(part.float(), (side, side), mode="nearest"),
+            (0, 0, 0, 0, 0, 0, 0, blank),
+            value=1.0,
         )
-
-
-def _above(low_res: Tensor, drawn: Tensor, columns: int) -> Tensor:
-    """Interleave rows of enlarged low-resolution pictures with rows of results."""
-    enlarged = F.interpolate(low_res.float(), drawn.shape[-2:], mode="nearest")
-    rows = zip(enlarged.split(columns), drawn.split(columns), strict=True)
-    return torch.cat([part for pair in rows for part in pair])
+        for part in parts
+    ]
+    rows = zip(*(part.split(columns) for part in shown), strict=True)
+    return grid(to_pil(torch.cat([part for row in rows for part in row])), columns)

@@ -126,6 +126,9 @@ def test_pictures_can_be_left_out_and_not_asked_for_at_once(
         refused = command(*none, *asked)
         assert refused.status == 2
         assert "no validation images are wanted" in refused.err
+    idle = command(*personalising, "--validation-cascade")
+    assert idle.status == 2
+    assert "give --validation-steps, or leave it out" in idle.err
     assert not (tmp_path / "mine").exists()
     quiet = command(*none, "--quiet")
     assert (quiet.status, quiet.out) == (0, "")

@@ -114,6 +114,7 @@ def test_every_flag_reaches_the_run_in_both_spellings(
         "pretrained_model_name_or_path": tiny_cascade,
         "stages": "base16, sr32",
         "num_validation_images": 2,
+        "validation_cascade": True,
         "validation_prompt": "a zug dog",
         "recipe": "paper",
         "with_prior_preservation": True,
@@ -133,6 +134,7 @@ def test_every_flag_reaches_the_run_in_both_spellings(
             "stages": ("base16", "sr32"),
             "validation_prompts": ("a zug dog",),
             "validation_images": 2,
+            "validation_cascade": True,
             "seed": 9,
             "recipe": recipe_from_flags(RECIPES["paper"], values | switches, world=3),
         }

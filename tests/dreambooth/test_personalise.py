@@ -232,12 +232,21 @@ def test_pictures_are_drawn_on_the_way(
     tmp_path: Path, whole: Path, settings: Settings, recipe: Recipe
 ) -> None:
     looking = _changed(recipe, base={"validate_every": 5}, super_resolution={"validate_every": 3})
-    folder = personalise(settings(tmp_path / "mine", looking, validation_images=2))
+    all_of_it = settings(tmp_path / "mine", looking, validation_images=2, validation_cascade=True)
+    folder = personalise(all_of_it)
     sizes = [
-        Image.open(folder / "runs" / name / "samples" / f"step-00000{step}.png").size
-        for name, step in (("base16", 5), ("sr32", 3))
+        {
+            path.parent.name: Image.open(path).size
+            for path in (folder / "runs" / name).rglob("*.png")
+        }
+        for name in ("base16", "sr32")
     ]
-    assert sizes == [(34, 16), (66, 66)]  # super-resolution shows its input above
+    # The photos' rows and the class images'; super-resolution, which has none, shows its input.
+    wide = 6 * 18 - 2
+    assert sizes == [
+        {"samples": (34, 16), "cascade": (66, 66), "x0": (wide, 2 * 2 * 36 - 2)},
+        {"samples": (66, 66), "cascade": (66, 66), "x0": (wide, 2 * 36 - 2)},
+    ]
     assert _files(folder / "base16") == _files(whole / "base16")
 
 

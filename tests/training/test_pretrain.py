@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from cascade.config.folders import read_stage_config
 from cascade.config.stage import TextConfig
-from cascade.config.train import PretrainConfig
+from cascade.config.train import PretrainConfig, ValidationConfig
 from cascade.data.batch import Batch
 from cascade.data.captioned import CaptionedSamples
 from cascade.errors import UserError
@@ -51,7 +51,7 @@ def settings(tmp_path: Path, tiny_cascade: Path, datasets: Path) -> Settings:
             "train": {"steps": 4, "batch_size": 2, "log_every": 1, "checkpoint_every": 2},
             "data": {"folder": datasets / str(config.size)},
             "text_encoder": tiny_cascade / "text",
-            "validation": {"images_per_prompt": 0},
+            "validation": {"images_per_prompt": 0, "x0_rows": 0},
             "output": tmp_path / output,
         }
         return PretrainConfig.model_validate({**values, **changes})
@@ -228,12 +228,32 @@ def test_it_goes_on_from_a_stages_weights(settings: Settings, tiny_cascade: Path
         )
 
 
-def test_validation_draws_its_prompts(settings: Settings) -> None:
+def test_validation_draws_its_prompts_and_rows(settings: Settings, tiny_cascade: Path) -> None:
     train = {"steps": 2, "batch_size": 1, "validate_every": 2}
-    validation = {"prompts": ["a dog"], "images_per_prompt": 2}
+    validation = {"prompts": ["a dog"], "images_per_prompt": 2, "x0_rows": 3}
+    validation["cascade"] = str(tiny_cascade)
     folder = pretrain(settings("run", "sr32", train=train, validation=validation))
-    drawn = [path.name for path in (folder.parent / "samples").iterdir()]
-    assert drawn == ["step-000002.png"]
+    drawn = folder.parent.rglob("*.png")
+    sizes = {path.relative_to(folder.parent).as_posix(): Image.open(path).size for path in drawn}
+    assert sizes == {
+        "samples/step-000002.png": (66, 66),
+        "cascade/step-000002.png": (66, 66),
+        "x0/step-000002.png": (6 * 18 - 2, 6 * 18 - 2),  # crops of 16 pixels
+    }
+
+
+def test_a_cascade_that_does_not_fit_is_refused_before_the_output_is_taken(
+    settings: Settings, tiny_cascade: Path
+) -> None:
+    values = settings("run", "sr32").stage.model_dump()
+    values["low_res"] |= {"size": 8, "crop": None}
+    validation = {"cascade": str(tiny_cascade)}
+    config = settings("run", "sr32", stage=values, validation=validation)
+    with pytest.raises(UserError, match="'sr32' enlarges 8 pixels and none makes what it enlarge"):
+        pretrain(config)
+    assert not config.output.exists()
+    with pytest.raises(UserError, match="a cascade is named and images_per_prompt is 0"):
+        ValidationConfig(cascade="mini", images_per_prompt=0)
 
 
 @pytest.mark.parametrize(("every", "drawn"), [(None, [3]), (2, [2, 3])])

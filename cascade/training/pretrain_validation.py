@@ -1,0 +1,67 @@
+"""What `cascade train` draws on the way: its prompts, and rows of its data."""
+
+from torch import Tensor
+
+from cascade.config.train import PretrainConfig
+from cascade.data.captioned import CaptionedArray, CaptionedSamples
+from cascade.data.images import resize, to_tensors
+from cascade.text.prompts import PromptEncoder, PromptSource, PromptTable
+from cascade.training.distributed import Processes
+from cascade.training.other_stages import OtherStages
+from cascade.training.panels import X0Panel
+from cascade.training.validation import Draw, SampleGrid, Validation, cascade_grid
+
+
+def make_validation(
+    config: PretrainConfig,
+    samples: CaptionedSamples,
+    others: OtherStages | None,
+    encoder: PromptEncoder,
+    prompts: PromptSource,
+    processes: Processes,
+) -> Validation | None:
+    """Return what a run draws, None where that is nothing.
+
+    Args:
+        others: the stages that complete the one in training; the earlier ones draw at once.
+        encoder: embeds the validation's prompts, by the conventions of every stage.
+        prompts: the embeddings that rows are trained with.
+    """
+    draws: list[Draw] = []
+    if config.validation.images_per_prompt:
+        draws += _grids(config, samples.data, others, encoder, processes)
+    if config.validation.x0_rows:
+        rows = samples.rows(range(config.validation.x0_rows))
+        draws.append(X0Panel(rows, prompts.rows(rows.prompts), processes))
+    return Validation(draws, config.output, processes) if draws else None
+
+
+def _grids(
+    config: PretrainConfig,
+    data: CaptionedArray,
+    others: OtherStages | None,
+    encoder: PromptEncoder,
+    processes: Processes,
+) -> list[SampleGrid]:
+    each, named = config.validation.images_per_prompt, config.validation.prompts
+    captions = [data.captions[index % len(data.captions)][0] for index in range(each)]
+    prompts = [prompt for prompt in named for _ in range(each)] or captions
+    texts = {stage.text for stage in (config.stage, *(others.configs if others else ()))}
+    tables = {text: PromptTable.build(encoder, prompts, text) for text in texts}
+    low_res = _low_res_of(config, data, len(prompts))
+    if others is None or low_res is None:
+        later = () if others is None else tuple(others.later)
+        return [SampleGrid(prompts, tables, each, low_res, later, processes=processes)]
+    return [
+        SampleGrid(prompts, tables, each, low_res, processes=processes),
+        cascade_grid(prompts, tables, each, others, processes),
+    ]
+
+
+def _low_res_of(config: PretrainConfig, data: CaptionedArray, count: int) -> Tensor | None:
+    """Downscale the first images of the data by the checkpoint's kernel."""
+    low_res = config.stage.low_res
+    if low_res is None:
+        return None
+    pictures = [data.picture(index % len(data.images)) for index in range(count)]
+    return to_tensors([resize(p, low_res.size, config.stage.resize) for p in pictures])
