@@ -9,6 +9,7 @@ WHOLE = {
     "WORLD_SIZE": "4",
     "RANK": "3",
     "LOCAL_RANK": "1",
+    "LOCAL_WORLD_SIZE": "2",
     "MASTER_ADDR": "here",
     "MASTER_PORT": "29500",
 }
@@ -16,7 +17,7 @@ WHOLE = {
 
 @pytest.fixture(autouse=True)
 def clean(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in WHOLE:
+    for name in (*WHOLE, "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -33,8 +34,11 @@ def test_a_process_alone_is_the_first_of_one(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_torchruns_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     _set(monkeypatch, WHOLE)
-    assert Launch.read() == Launch(3, 4, 1)
+    assert Launch.read() == Launch(3, 4, 1, 2)
     assert not Launch.read().is_main
+    elastic = {"TORCHELASTIC_RUN_ID": "ours", "TORCHELASTIC_RESTART_COUNT": "2"}
+    _set(monkeypatch, elastic)
+    assert Launch.read() == Launch(3, 4, 1, 2, "ours", 2)
 
 
 @pytest.mark.parametrize("name", [name for name in WHOLE if name != "WORLD_SIZE"])
@@ -44,7 +48,7 @@ def test_a_variable_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, na
         Launch.read()
 
 
-@pytest.mark.parametrize("name", ["WORLD_SIZE", "RANK", "LOCAL_RANK"])
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"])
 @pytest.mark.parametrize("value", ["", "abc", "-1", "1.5", "9" * 5000, "²"])
 def test_what_is_no_number_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     _set(monkeypatch, WHOLE | {name: value})

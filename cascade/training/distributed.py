@@ -3,24 +3,35 @@
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Final, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed import rendezvous
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.nn.parallel import DistributedDataParallel
 
 from cascade.launch import Launch
+from cascade.progress import warn
+
+_FOR_EVER: Final = timedelta(days=365)
+"""A process that has ended is noticed at once all the same: its connections close."""
 
 
 @dataclass(frozen=True)
 class Processes:
-    """This process's place among those of the run, and the device it works on."""
+    """This process's place among those of the run, and the device it works on.
+
+    Attributes:
+        hosts: the same processes, to wait for each other's long work on their CPUs.
+    """
 
     rank: int
     world_size: int
     device: torch.device
+    hosts: dist.ProcessGroup | None = None
 
     @property
     def is_main(self) -> bool:
@@ -64,7 +75,7 @@ class Processes:
         if self.world_size == 1:
             return part
         parts = [torch.empty_like(part) for _ in range(self.world_size)]
-        dist.all_gather(parts, part.contiguous())
+        dist.all_gather(parts, part.contiguous(), group=self.hosts)
         return torch.cat(parts)[:count]
 
     def all_reduce_mean(self, value: Tensor) -> Tensor:
@@ -83,9 +94,9 @@ class Processes:
         return int(values)
 
     def barrier(self) -> None:
-        """Wait until every process is here."""
+        """Wait until every process is here, however long one of them works alone."""
         if self.world_size > 1:
-            dist.barrier()
+            dist.barrier(group=self.hosts)
 
 
 ALONE: Final = Processes(0, 1, torch.device("cpu"))
@@ -93,8 +104,13 @@ ALONE: Final = Processes(0, 1, torch.device("cpu"))
 
 
 @contextmanager
-def process_group() -> Iterator[Processes]:
-    """Join the process group that `torchrun` announces, for the length of the block."""
+def process_group(timeout_minutes: float = 10.0) -> Iterator[Processes]:
+    """Join the process group of a launched run, for the length of the block.
+
+    Args:
+        timeout_minutes: after which a process that waits for the others in a step ends. It may wait
+            for ever for what one process does alone: embeddings, a stage's files.
+    """
     launch = Launch.read()
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", launch.local_rank) if cuda else None
@@ -102,9 +118,34 @@ def process_group() -> Iterator[Processes]:
         torch.cuda.set_device(device)
     joins = launch.world_size > 1 and not dist.is_initialized()
     if joins:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if cuda else "gloo",
+            store=_store(launch),
+            rank=launch.rank,
+            world_size=launch.world_size,
+            timeout=timedelta(minutes=timeout_minutes),
+        )
+    hosts = dist.new_group(backend="gloo", timeout=_FOR_EVER) if dist.is_initialized() else None
     try:
-        yield Processes(launch.rank, launch.world_size, device or torch.device("cpu"))
+        yield Processes(launch.rank, launch.world_size, device or torch.device("cpu"), hosts)
     finally:
         if joins:
             dist.destroy_process_group()
+
+
+def _store(launch: Launch) -> dist.Store:
+    """Return the store in which the processes find each other.
+
+    `torchrun` keeps its own over restarts, with the addresses of processes that have ended
+    (pytorch#135712): those of another start are another's. On several machines the counts of
+    restarts differ, so that torchrun must be told to make a new store each time.
+    """
+    store: dist.Store = next(rendezvous("env://"))[0]
+    if launch.world_size == launch.local_world_size:
+        return dist.PrefixStore(f"start-{launch.restarts}", store)
+    if launch.is_main and launch.keeps_store:
+        warn(
+            "Processes that torchrun starts anew may look for those that have ended; set "
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for every torchrun of the run."
+        )
+    return store

@@ -13,6 +13,7 @@ from cascade.cli.recipe import PATHS, USED_BY, recipe_from_flags
 from cascade.config.dreambooth import DreamBoothConfig, MaskConfig, Recipe
 from cascade.config.recipes import RECIPES
 from cascade.errors import UserError
+from cascade.launch import NEEDED
 
 START = RECIPES["mini"]
 VALUES: dict[str, Any] = {
@@ -94,9 +95,9 @@ def test_every_flag_reaches_the_run_in_both_spellings(
     tmp_path: Path,
     spelling: str,
 ) -> None:
-    launched = {"WORLD_SIZE": 3, "RANK": 0, "LOCAL_RANK": 0, "MASTER_ADDR": "", "MASTER_PORT": 1}
+    launched = dict.fromkeys(NEEDED, "1") | {"WORLD_SIZE": "3", "RANK": "0"}
     for name, value in launched.items():
-        monkeypatch.setenv(name, str(value))
+        monkeypatch.setenv(name, value)
     monkeypatch.chdir(tmp_path)
     Path("some/photos").mkdir(parents=True)
     values = VALUES | {"masks": "some/masks", "gradient_accumulation_steps": 2}

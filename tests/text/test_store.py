@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from cascade.config.stage import NullText, TextConfig
 from cascade.errors import UserError
+from cascade.launch import NEEDED
 from cascade.text.captions import read_captions
 from cascade.text.embed import Share, fill
 from cascade.text.encoder import TextEmbedding, TextEncoder
@@ -205,9 +206,9 @@ def test_shares_are_disjoint_and_whole(filled: Fill, monkeypatch: pytest.MonkeyP
 
 def test_shares_follow_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Share.of_process() == Share(0, 1)
-    launched = {"WORLD_SIZE": 5, "RANK": 2, "LOCAL_RANK": 0, "MASTER_ADDR": "", "MASTER_PORT": 1}
+    launched = dict.fromkeys(NEEDED, "1") | {"WORLD_SIZE": "5", "RANK": "2"}
     for name, value in launched.items():
-        monkeypatch.setenv(name, str(value))
+        monkeypatch.setenv(name, value)
     assert Share.of_process() == Share(2, 5)
 
 

@@ -1,0 +1,114 @@
+"""Under `torchrun`: a killed process is started anew; weights to the bit."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+CONFIG = """
+text_encoder = "{text}"
+output = "{output}"
+data.folder = "{data}"
+validation.images_per_prompt = 0
+train = {{ steps = 40, batch_size = 8, log_every = 1, checkpoint_every = 4, ema_decay = 0.9 }}
+[stage]
+name = "base8"
+size = 8
+text.max_length = 16
+[stage.unet]
+channels = [8, 16]
+blocks = [1, 1]
+attention = ["none", "joint"]
+head_channels = 8
+text_width = 128
+context_width = 16
+time_width = 16
+pool_heads = 2
+norm_groups = 4
+"""
+PATIENCE = 120.0
+Start = Callable[..., "subprocess.Popen[bytes]"]
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory, tiny_cascade: Path) -> Path:
+    """The run's configuration."""
+    data = tmp_path_factory.mktemp("elastic")
+    rng = np.random.default_rng(0)
+    np.save(data / "images.npy", rng.integers(0, 256, (10, 3, 8, 8), dtype=np.uint8))
+    (data / "captions.jsonl").write_text('["a dog", "a cat on the beach"]\n' * 10)
+    text = CONFIG.format(text=tiny_cascade / "text", output=data / "none", data=data)
+    (data / "config.toml").write_text(text)
+    return data / "config.toml"
+
+
+@pytest.fixture(scope="module")
+def start(config: Path) -> Iterator[Start]:
+    """Start a run of two processes, which `torchrun` may start anew three times."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(output: Path, *flags: str) -> "subprocess.Popen[bytes]":
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        torchrun += ["--nproc-per-node=2", "--max-restarts=3", "--monitor-interval=0.05", *flags]
+        command = [*torchrun, "-m", "cascade", "train", str(config), "--set", f"output={output}"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        started.append(subprocess.Popen(command, env=environment))
+        return started[-1]
+
+    yield start
+    for one in started:
+        if one.poll() is None:
+            one.terminate()
+            one.wait(PATIENCE)
+
+
+@pytest.fixture(scope="module")
+def whole(start: Start, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The weights of a run that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    assert start(folder).wait(PATIENCE) == 0
+    return _weights(folder)
+
+
+def _weights(run: Path) -> bytes:
+    return (run / "stage" / "model.safetensors").read_bytes()
+
+
+def _steps(run: Path) -> int:
+    log = run / "log.jsonl"
+    return log.read_bytes().count(b"\n") if log.is_file() else 0
+
+
+def _until(done: Callable[[], bool]) -> None:
+    end = time.monotonic() + PATIENCE
+    while not done():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+def _workers(agent: int) -> list[int]:
+    """The processes that a `torchrun` has started, in their order."""
+    children = Path(f"/proc/{agent}/task/{agent}/children").read_text().split()
+    named = [(int(pid), Path(f"/proc/{pid}/cmdline").read_bytes()) for pid in children]
+    return sorted(pid for pid, command in named if b"cascade" in command)
+
+
+@pytest.mark.dist
+@pytest.mark.slow
+def test_killed_processes_are_started_anew_and_go_on_to_the_bit(
+    tmp_path: Path, start: Start, whole: bytes
+) -> None:
+    run = tmp_path / "run"
+    agent = start(run)
+    for rank, steps in enumerate((6, 20)):
+        _until(lambda steps=steps: _steps(run) >= steps)
+        os.kill(_workers(agent.pid)[rank], signal.SIGKILL)
+    assert agent.wait(PATIENCE) == 0
+    assert _steps(run) == 40  # no step is told twice
+    assert _weights(run) == whole
