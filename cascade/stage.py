@@ -22,6 +22,7 @@ from cascade.diffusion.schedule import make_schedule, sigmas
 from cascade.errors import UserError
 from cascade.files import write_bytes
 from cascade.model.adapters import merged_state
+from cascade.model.initial import initialize
 from cascade.model.layers import set_backend
 from cascade.model.precision import autocast, warn_if_emulated
 from cascade.model.unet import UNet
@@ -33,7 +34,7 @@ from cascade_kernels.names import Backend
 
 @runtime_checkable
 class HasDevice(Protocol):
-    """A network that is no module and says where it takes its inputs: an engine."""
+    """A network whose inputs are not where its weights are, if it has any: an engine."""
 
     @property
     def device(self) -> torch.device:
@@ -62,9 +63,9 @@ class Stage:
     @classmethod
     def build(cls, config: StageConfig, seed: int = 0) -> "Stage":
         """Build a stage with freshly initialised weights, a function of the seed."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return cls(config, UNet(config.unet))
+        network = meta_network(config)
+        initialize(network, seed)
+        return cls(config, network)
 
     @classmethod
     def load(cls, folder: Path, device: torch.device | str = "cpu") -> "Stage":
@@ -153,9 +154,11 @@ class Stage:
     def device(self) -> torch.device:
         """Where the weights lie, or where an engine takes its inputs; a function's is the CPU."""
         network = self.denoiser.network
+        if isinstance(network, HasDevice):
+            return network.device
         if isinstance(network, torch.nn.Module):
             return next(network.parameters()).device
-        return network.device if isinstance(network, HasDevice) else torch.device("cpu")
+        return torch.device("cpu")
 
     def fingerprint(self) -> str:
         """Return sha256 over the configuration and every weight's name, type, shape and bytes.

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from cascade.config.base import Count, Frozen, Looks, Positive, Rows, Seed, Share
 from cascade.config.encoder import Embeddings, EncoderMode
@@ -15,6 +15,8 @@ LrSchedule = Literal["constant", "linear", "cosine"]
 Weighting = Literal["prediction", "min_snr"]
 LearnedVariance = Literal["train", "freeze", "drop"]
 NoiseDevice = Literal["cpu", "device"]
+Strategy = Literal["ddp", "fsdp", "hsdp"]
+Recomputation = Literal["none", "selective", "full"]
 
 Decay = Annotated[float, Field(strict=True, ge=0.0, lt=1.0)]
 
@@ -81,8 +83,76 @@ class ObjectiveConfig(Frozen):
     vb_weight: Positive = Field(default=1.0, description="of L_vb where variance is trained")
 
 
+class ParallelConfig(Frozen):
+    """How the processes of a run share its network; torchrun says how many there are."""
+
+    strategy: Strategy = Field(
+        default="ddp",
+        description="each process holds the whole network (ddp) or a share of its weights, "
+        "gradients, moments and averages (fsdp); hsdp shares within groups that are copies of each "
+        "other",
+    )
+    replicas: Count | None = Field(
+        default=None, description="groups of hsdp; one on each machine if left out"
+    )
+    reshard_after_forward: bool = Field(
+        default=True,
+        description="free a block's gathered weights between its forward and its backward pass; "
+        "kept they cost memory and save a gathering",
+    )
+    offload: bool = Field(
+        default=False,
+        description="keep shared weights, gradients and moments in the machines' memory and take "
+        "the optimizer's step there",
+    )
+    offload_averages: bool = Field(
+        default=False, description="keep the averages in the machines' memory"
+    )
+    timeout_minutes: Positive = Field(
+        default=10.0, description="a process that waits longer for the others' gradients ends"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.replicas is not None and self.strategy != "hsdp":
+            raise ValueError(f"replicas are of hsdp and strategy is {self.strategy}; leave one out")
+        if self.offload and self.strategy == "ddp":
+            raise ValueError("offload needs shared weights; take strategy fsdp or hsdp")
+        return self
+
+
+class AverageConfig(Frozen):
+    """An average of the weights; exactly one number says how far back it reaches."""
+
+    half_life: Count | None = Field(
+        default=None, description="images after which a weight counts half in an exponential one"
+    )
+    std: Annotated[float, Field(strict=True, gt=0.0, le=0.28)] | None = Field(
+        default=None,
+        description="width of a power-function one, relative to the run's length so far (Karras et "
+        "al. 2024, section 3.1); any other width can be made from two afterwards",
+    )
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.half_life is None) == (self.std is None):
+            raise ValueError("an average has a half_life or a std; give one of them")
+        return self
+
+    @property
+    def label(self) -> str:
+        """Name of the average in checkpoints and snapshots."""
+        return f"half-life-{self.half_life}" if self.std is None else f"std-{self.std:g}"
+
+
+def _recomputation(value: object) -> object:
+    """Take diffusers' switch for the word it stands for."""
+    return {True: "full", False: "none"}.get(value, value) if isinstance(value, bool) else value
+
+
 FREE: Final = frozenset(
     {
+        "checkpoint_async",
         "checkpoint_every",
         "checkpoints_kept",
         "compile",
@@ -91,6 +161,7 @@ FREE: Final = frozenset(
         "keep_checkpoints",
         "kernels",
         "log_every",
+        "parallel",
         "stop_every",
         "validate_every",
     }
@@ -115,15 +186,25 @@ class TrainConfig(Frozen):
     precision: Precision = Field(
         default="fp32", description="of the arithmetic; auto is bf16 on a device that has it"
     )
-    gradient_checkpointing: bool = Field(
-        default=False, description="recompute activations to save memory"
+    parallel: ParallelConfig = Field(
+        default=ParallelConfig(), description="how several processes share the network"
     )
-    compile: bool = Field(default=False, description="compile the network with torch.compile")
+    gradient_checkpointing: Annotated[Recomputation, BeforeValidator(_recomputation)] = Field(
+        default="none",
+        description="what is computed again in the backward pass instead of kept: full keeps each "
+        "block's input, selective also what its convolutions and attention made",
+    )
+    compile: bool = Field(
+        default=False, description="compile the network's blocks with torch.compile"
+    )
     kernels: Backend = Field(
         default="auto", description="auto takes a Triton kernel where it was measured to be fastest"
     )
     ema_decay: Annotated[float, Field(strict=True, gt=0.0, lt=1.0)] | None = Field(
-        default=None, description="publish an average of the weights, of this decay"
+        default=None, description="publish an average of the weights, of this decay a step"
+    )
+    averages: tuple[AverageConfig, ...] = Field(
+        default=(), description="more averages; the first of all is published"
     )
     seed: Seed = Field(default=0, description="seed of everything random")
     noise: NoiseDevice = Field(
@@ -143,6 +224,10 @@ class TrainConfig(Frozen):
     checkpoints_kept: Count = Field(
         default=2,
         description="how many are kept: the one before the newest is there if that is damaged",
+    )
+    checkpoint_async: bool = Field(
+        default=True,
+        description="write them while the run goes on, from a copy in the machine's memory",
     )
     keep_checkpoints: bool = Field(
         default=False,
@@ -168,7 +253,15 @@ class TrainConfig(Frozen):
                 f"{self.steps}: the learning rate would never be reached; warm up for less, or "
                 "train longer"
             )
+        if len(set(self.average_labels)) < len(self.average_labels):
+            raise ValueError("averages names one twice; leave one of them out")
         return self
+
+    @property
+    def average_labels(self) -> tuple[str, ...]:
+        """Names of all averages, the one that is published first."""
+        first = () if self.ema_decay is None else (f"decay-{self.ema_decay:g}",)
+        return (*first, *(average.label for average in self.averages))
 
     @property
     def ema_note(self) -> str | None:

@@ -34,17 +34,17 @@ from cascade.files import file_digest, write_bytes
 from cascade.pipeline import print_licence
 from cascade.progress import is_heard, say
 from cascade.sampling import Tables, prompt_tables
-from cascade.stage import Stage
 from cascade.text.encoder import TextEncoder
 from cascade.text.prompts import load_text
 from cascade.training.checkpoint import CHECKPOINTS, remove_checkpoints
 from cascade.training.distributed import Processes, process_group
 from cascade.training.forecast import Probe, tell
 from cascade.training.loop import train
-from cascade.training.objective import drop_variance, make_objective
+from cascade.training.objective import without_variance
 from cascade.training.publish import can_grow, publish, published
 from cascade.training.run_dir import RunClaim, acquire_run_dir, require_free, text_identity
 from cascade.training.validation import Validation
+from cascade.training.weights import StoredWeights
 
 SHEET: Final = "masks.png"
 """The contact sheet of the photos' masks, in a run's folder."""
@@ -180,18 +180,18 @@ def _tune(plan: Plan, folder: str, tables: Tables, processes: Processes) -> None
     run = run_of(config, plan.stages[folder])
     concepts = concepts_of(plan, folder, tables, processes)
     table = tables[plan.stages[folder].text]
-    stage = Stage.load(plan.source / folder, processes.device)  # those that drew pictures are freed
+    stage = plan.stages[folder]
     if run.objective.variance == "drop":
-        stage = drop_variance(stage)
-    stage = stage.with_network(stage.network, tuned_config(plan, stage.config))
-    samples = DreamBoothSamples(stage.config, concepts, derive_seed(config.seed, folder))
+        stage = without_variance(stage)
+    stage = tuned_config(plan, stage)
+    samples = DreamBoothSamples(stage, concepts, derive_seed(config.seed, folder))
     validation: Validation | None = None
     if run.validate_every is not None:
         validation = make_validation(plan, folder, samples, tables, processes)
     run_dir.mkdir(parents=True, exist_ok=True)
     tuned = train(
         stage,
-        make_objective(stage, run.objective),
+        StoredWeights(plan.source / folder),
         Stream(samples),
         table,
         run,

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import get_args
 
 import torch
 from rich.console import Group, RenderableType
@@ -13,7 +14,7 @@ from cascade.config.base import read_toml
 from cascade.config.folders import cascade_folder, is_pipeline, read_manifest, read_stage_config
 from cascade.config.memory import MemoryConfig
 from cascade.config.stage import Precision, StageConfig
-from cascade.config.train import PretrainConfig
+from cascade.config.train import PretrainConfig, Recomputation
 from cascade.errors import UserError
 from cascade.formats.deepfloyd import read_stage
 from cascade.model.memory import (
@@ -98,7 +99,7 @@ def _memory(config: StageConfig, plan: MemoryConfig) -> Iterator[tuple[str, int]
     crop = config.low_res.crop if config.low_res else None
     size = plan.size or crop or config.size
     optimizer = optimizer_bytes(shapes, plan.optimizer)
-    kept, again = (
+    kept, selective, full = (
         training_bytes(
             unet,
             plan.batch_size,
@@ -106,9 +107,9 @@ def _memory(config: StageConfig, plan: MemoryConfig) -> Iterator[tuple[str, int]
             tokens,
             precision,
             unrolled=unrolled,
-            checkpointing=checkpointing,
+            recomputation=recomputation,
         )
-        for checkpointing in (False, True)
+        for recomputation in get_args(Recomputation)
     )
     yield "weights", weights
     yield "sampling: activations", sampled
@@ -117,8 +118,9 @@ def _memory(config: StageConfig, plan: MemoryConfig) -> Iterator[tuple[str, int]
     yield f"fine-tuning: {plan.optimizer}", optimizer
     yield "fine-tuning: activations", kept
     yield "fine-tuning: total", 2 * weights + optimizer + kept
-    yield "with checkpointing: activations", again
-    yield "with checkpointing: total", 2 * weights + optimizer + again
+    for name, again in (("selective", selective), ("full", full)):
+        yield f"{name} checkpointing: activations", again
+        yield f"{name} checkpointing: total", 2 * weights + optimizer + again
     yield "an average of the weights adds", weights
 
 

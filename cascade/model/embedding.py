@@ -66,10 +66,15 @@ class AttentionPooling(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.offset = nn.Parameter(torch.randn(width) / math.sqrt(width))
+        self.offset = nn.Parameter(torch.empty(width))
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(width, width)
         self.value = nn.Linear(width, width)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the offset, as DeepFloyd IF does."""
+        nn.init.normal_(self.offset, std=len(self.offset) ** -0.5)
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """Pool tokens B L D under a mask B L (True = real) into B D."""

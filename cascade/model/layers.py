@@ -12,9 +12,29 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cascade.config.unet import Activation, LevelAttention, UNetConfig
+from cascade.model.recompute import Block
 from cascade_kernels.group_norm_film_silu import group_norm_film_silu
 from cascade_kernels.joint_attention import joint_attention
 from cascade_kernels.names import Backend
+
+
+class ZeroLinear(nn.Linear):
+    """A linear layer that starts at zero."""
+
+    def reset_parameters(self) -> None:
+        """Set weight and bias to zero."""
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
+
+class ZeroConv2d(nn.Conv2d):
+    """A convolution that starts at zero."""
+
+    def reset_parameters(self) -> None:
+        """Set weight and bias to zero."""
+        nn.init.zeros_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
 
 
 class FilmGroupNorm(nn.GroupNorm):
@@ -100,9 +120,7 @@ class Attention(nn.Module):
                 else TextGroupNorm(config.norm_groups, config.context_width)
             )
             self.text_kv = nn.Linear(config.context_width, 2 * channels)
-        self.out = nn.Linear(channels, channels)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
+        self.out = ZeroLinear(channels, channels)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """Return x, B C H W, plus what its tokens attended to."""
@@ -158,12 +176,9 @@ class ResBlock(nn.Module):
         self.film = nn.Linear(config.time_width, 2 * channels)
         self.norm2 = FilmGroupNorm(config.norm_groups, channels, config.activation)
         self.dropout = nn.Dropout(config.dropout)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.skip = nn.Conv2d(in_channels, channels, 1) if in_channels != channels else None
         # The block starts as its skip: deep networks train better from the identity (ADM).
-        nn.init.zeros_(self.conv2.weight)
-        if self.conv2.bias is not None:
-            nn.init.zeros_(self.conv2.bias)
+        self.conv2 = ZeroConv2d(channels, channels, 3, padding=1)
+        self.skip = nn.Conv2d(in_channels, channels, 1) if in_channels != channels else None
 
     def forward(self, x: Tensor, emb: Tensor, skip: Tensor | None = None) -> Tensor:
         """Run the block on x and, in a decoder, on an encoder's skip stacked behind it.
@@ -199,7 +214,7 @@ class ResBlock(nn.Module):
         return F.conv2d(x, of_x, self.skip.bias) + F.conv2d(skip, of_skip * self.skip_scale)
 
 
-class UNetBlock(nn.Module):
+class UNetBlock(Block):
     """A residual block and, at some levels, the attention behind it."""
 
     def __init__(self, block: ResBlock, attention: Attention | None = None) -> None:
@@ -207,15 +222,13 @@ class UNetBlock(nn.Module):
         self.block = block
         self.attention = attention
 
-    def forward(
-        self, x: Tensor, emb: Tensor, context: Context, skip: Tensor | None = None
-    ) -> Tensor:
+    def run(self, x: Tensor, emb: Tensor, context: Context, skip: Tensor | None = None) -> Tensor:
         """Map x, B C_x H W, and a decoder's skip under emb, B E, and the text to B C H' W'."""
         x = self.block(x, emb, skip)
         return x if self.attention is None else self.attention(x, context)
 
 
-class ConvResample(nn.Module):
+class ConvResample(Block):
     """The Efficient U-Net's change of resolution: a strided or an up-sampling 3x3 convolution."""
 
     def __init__(self, in_channels: int, channels: int, resample: Literal["down", "up"]) -> None:
@@ -224,7 +237,7 @@ class ConvResample(nn.Module):
         stride = 2 if resample == "down" else 1
         self.conv = nn.Conv2d(in_channels, channels, 3, stride=stride, padding=1)
 
-    def forward(self, x: Tensor, emb: Tensor, context: Context) -> Tensor:
+    def run(self, x: Tensor, emb: Tensor, context: Context) -> Tensor:
         """Map x, B C_in H W, to B C H/2 W/2 or B C 2H 2W; the conditioning plays no part."""
         out: Tensor = self.conv(resize(x, "up") if self.resample == "up" else x)
         return out

@@ -21,10 +21,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from cascade.config.stage import Precision
-from cascade.config.train import OptimizerName
+from cascade.config.train import OptimizerName, Recomputation
 from cascade.config.unet import UNetConfig
 from cascade.model.example import example_inputs
 from cascade.model.precision import autocast
+from cascade.model.recompute import set_recomputation
 from cascade.model.unet import UNet
 
 FLOAT32: Final = 4  # bytes; weights, gradients and averages are held so in every precision
@@ -114,15 +115,16 @@ def training_bytes(
     precision: Precision,
     *,
     unrolled: bool,
-    checkpointing: bool,
+    recomputation: Recomputation,
 ) -> int:
     """Return what a call and its backward pass take beside weights and their gradients.
 
     Args:
-        checkpointing: whether blocks are computed again instead of kept.
+        recomputation: of what blocks keep.
     """
     with FakeTensorMode():
-        network = UNet(config, checkpointing=checkpointing).train()
+        network = UNet(config).train()
+        set_recomputation(network, recomputation)
         for parameter in network.parameters():
             # Gradients are counted whole by who asks; here they go as they come.
             parameter.register_post_accumulate_grad_hook(_drop)

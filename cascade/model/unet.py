@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from cascade.config.unet import UNetConfig
 from cascade.model.embedding import TextPooling, TimestepEmbedding
@@ -22,8 +21,10 @@ from cascade.model.layers import (
     FilmGroupNorm,
     ResBlock,
     UNetBlock,
+    ZeroConv2d,
     attention_for,
 )
+from cascade.model.recompute import Block
 
 IMAGE_CHANNELS = 3
 
@@ -31,7 +32,7 @@ IMAGE_CHANNELS = 3
 class Step(NamedTuple):
     """One block of a path; `skip` marks where the encoder leaves, or the decoder takes, a skip."""
 
-    block: UNetBlock | ConvResample
+    block: Block
     skip: bool
 
 
@@ -43,14 +44,16 @@ class UNet(nn.Module):
 
     Args:
         config: its shape.
-        checkpointing: recompute each block's activations in the backward pass instead of keeping
-            them; the gradients are the same. May be changed at any time.
+
+    Attributes:
+        device: where inputs go; set where weights lie elsewhere.
     """
 
-    def __init__(self, config: UNetConfig, *, checkpointing: bool = False) -> None:
+    device: torch.device
+
+    def __init__(self, config: UNetConfig) -> None:
         super().__init__()
         self.config = config
-        self.checkpointing = checkpointing
         first = config.channels[0]
         self.time_embedding = TimestepEmbedding(first, config.time_width, config.activation)
         self.aug_embedding = (
@@ -74,12 +77,15 @@ class UNet(nn.Module):
         self._skips_input = config.resample == "residual" or config.full_resolution_skip
         self._takes = tuple(step.skip for step in decoder)
         self.norm_out = FilmGroupNorm(config.norm_groups, first, config.activation)
-        self.conv_out = nn.Conv2d(
+        self.conv_out = ZeroConv2d(
             first, IMAGE_CHANNELS * (1 + config.learned_variance), 3, padding=1
         )
-        nn.init.zeros_(self.conv_out.weight)
-        if self.conv_out.bias is not None:
-            nn.init.zeros_(self.conv_out.bias)
+
+    @property
+    def blocks(self) -> list[Block]:
+        """The blocks in the order they run; around them are embeddings and two convolutions."""
+        paths = (self.encoder, self.middle, self.decoder)
+        return [block for path in paths for block in path if isinstance(block, Block)]
 
     def forward(
         self,
@@ -118,13 +124,21 @@ class UNet(nn.Module):
         h = self.conv_in(image.contiguous(memory_format=torch.channels_last))
         skips = [h] if self._skips_input else []
         for block, leaves in zip(self.encoder, self._leaves, strict=True):
-            h = self._run(block, h, emb, context)
+            h = block(h, emb, context)
             if leaves:
                 skips.append(h)
         for block in self.middle:
-            h = self._run(block, h, emb, context)
+            h = block(h, emb, context)
         for block, takes in zip(self.decoder, self._takes, strict=True):
-            h = self._run(block, h, emb, context, *([skips.pop()] if takes else []))
+            h = block(h, emb, context, *([skips.pop()] if takes else []))
+        return self._out(h)
+
+    def _out(self, h: Tensor) -> Tensor:
+        """Return the prediction, in fp32 under autocast too: guidance magnifies its rounding."""
+        kind = h.device.type
+        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+            with torch.autocast(kind, enabled=False):
+                return self._out(h.float())
         out: Tensor = self.conv_out(self.norm_out(h))
         return out
 
@@ -136,17 +150,6 @@ class UNet(nn.Module):
         if self.aug_embedding is not None:
             emb = emb + self.aug_embedding(aug)
         out: Tensor = self.time_embedding.activation(emb)
-        return out
-
-    def _run(
-        self, block: nn.Module, h: Tensor, emb: Tensor, context: Context, *skip: Tensor
-    ) -> Tensor:
-        recompute = self.checkpointing and self.training and torch.is_grad_enabled()
-        out: Tensor = (
-            checkpoint(block, h, emb, context, *skip, use_reentrant=False)
-            if recompute
-            else block(h, emb, context, *skip)
-        )
         return out
 
     def _check(self, x: Tensor, low_res: Tensor | None, aug: Tensor | None) -> None:

@@ -14,6 +14,7 @@ from typing import Any, Final, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from cascade.config.encoder import EncoderMode, LoadedMode, encoder_mode
@@ -54,6 +55,14 @@ class TextEmbedding:
         embedding = pad_sequence(list(rows), batch_first=True)
         tokens = torch.arange(embedding.shape[1], device=embedding.device)
         return cls(embedding, tokens < lengths[:, None])
+
+    def extended(self, length: int) -> "TextEmbedding":
+        """Return the same with padding up to so many tokens, L."""
+        missing = length - self.mask.shape[1]
+        if missing <= 0:
+            return self
+        embedding = F.pad(self.embedding, (0, 0, 0, missing))
+        return TextEmbedding(embedding, F.pad(self.mask, (0, missing)))
 
 
 class TextEncoder:

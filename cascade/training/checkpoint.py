@@ -1,36 +1,43 @@
 """The state of an unfinished run on disk: written whole or not at all, resumable by any process.
 
-`torch.distributed.checkpoint` writes it, so a sharded run saves and loads the same way. This is
-working state; what is published is a stage folder (`Stage.save`).
+`torch.distributed.checkpoint` writes it, while the run goes on, each process its part; it is read
+by any number of processes that share the network in any way. This is working state; what is
+published is a stage folder (`Stage.save`).
 """
 
-import io
 import pickle
 import re
 import shutil
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import Future
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from types import TracebackType
+from typing import Any, Final, NamedTuple, Self, cast
 
 import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
-from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import Metadata
-from torch.distributed.checkpoint.planner import ReadItem
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.optim import Optimizer
 
+from cascade.config.stage import StageConfig
+from cascade.config.train import TrainConfig
 from cascade.errors import UserError
+from cascade.files import write_bytes
 from cascade.progress import warn
+from cascade.training.averages import Averages
 from cascade.training.distributed import Processes
+from cascade.training.safe_reader import SafePlanner, SafeReader
 
 CHECKPOINTS: Final = "checkpoints"
 """The folder of a run's checkpoints."""
 _NAME: Final = re.compile(r"step-(\d+)")
+_UNWRITABLE: Final = (CheckpointException, OSError, RuntimeError)
 # Everything that the library raises for files that are truncated, damaged or of another network.
 _UNREADABLE: Final = (
     CheckpointException,
@@ -46,66 +53,193 @@ _UNREADABLE: Final = (
 )
 
 
-def save_checkpoint(
-    folder: Path,
-    step: int,
-    network: nn.Module,
-    optimizer: Optimizer,
-    ema: nn.Module | None,
-    processes: Processes,
-    kept: int,
-) -> None:
-    """Write `folder/step-N`, then drop all but the newest `kept` checkpoints.
+class Progress(NamedTuple):
+    """How far a run has come.
 
-    All processes call it. The checkpoint is written beside its place and renamed, so a run that is
-    killed here leaves the one before untouched.
+    Attributes:
+        step: optimizer steps.
+        images: positions of the stream behind it, those that were left out too.
     """
-    final, partial = folder / f"step-{step}", folder / f".step-{step}.partial"
-    if processes.is_main:
-        _sweep(folder)
-        partial.mkdir(parents=True)
-    processes.barrier()
-    try:
-        with _alone_is_fine():
-            dcp.save(_state(network, optimizer, ema), checkpoint_id=partial)
-    except (CheckpointException, OSError, RuntimeError) as error:
-        if processes.is_main:
-            _sweep(folder)
-        raise UserError(
-            f"The checkpoint of step {step} cannot be written into {folder} ({_cause(error)}); "
-            f"free the disk, then start again: {kept_state(folder)}."
-        ) from None
-    processes.barrier()
-    if processes.is_main:
+
+    step: int
+    images: int
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """What a run changes: all that a checkpoint holds beside its progress."""
+
+    network: nn.Module
+    optimizer: Optimizer
+    averages: Averages
+
+    def state_dict(self, images: int) -> dict[str, Any]:
+        """Return the tensors of this process, by name."""
+        weights, moments = get_state_dict(self.network, self.optimizer)
+        return {
+            "network": weights,
+            "optimizer": moments,
+            "averages": self.averages.kept,
+            "progress": {"images": torch.tensor(images)},
+        }
+
+    def load(self, place: Path, alone: bool) -> int:
+        """Read a checkpoint; return the images that it has behind it."""
+        state = self.state_dict(0)
+        dcp.load(state, storage_reader=SafeReader(place), planner=SafePlanner(), no_dist=alone)
+        set_state_dict(
+            self.network,
+            self.optimizer,
+            model_state_dict=state["network"],
+            optim_state_dict=state["optimizer"],
+        )
+        return int(state["progress"]["images"])
+
+
+class Checkpoints:
+    """The checkpoints `folder/step-N` of a run; every process calls every method.
+
+    One is written beside its place and renamed, so a run that is killed meanwhile leaves the one
+    before untouched. As a context it ends when the last one is whole.
+    """
+
+    def __init__(
+        self, folder: Path, config: StageConfig, run: TrainConfig, processes: Processes
+    ) -> None:
+        self.folder = folder
+        self._config, self._processes, self._kept = config, processes, run.checkpoints_kept
+        self._pending: tuple[int, Future[Any]] | None = None
+        self._alone = processes.world_size == 1
+        # The library cannot copy torchao's 8-bit moments aside.
+        self._aside = run.checkpoint_async and run.optimizer.name != "adamw8bit"
+        self._silence = ExitStack()
+        # A group of its own: what is agreed on in the background must not meet the steps' sums.
+        self._group = None if self._alone else dist.new_group(backend="gloo")
+        cuda = processes.device.type == "cuda"
+        self._stager = DefaultStager(
+            StagingOptions(
+                use_pinned_memory=cuda,
+                use_shared_memory=False,
+                use_async_staging=False,
+                use_non_blocking_copy=cuda,
+            )
+        )
+
+    def __enter__(self) -> Self:
+        """Take part."""
+        if self._alone:  # the library is surprised by a run of one process, and says so each time
+            self._silence.enter_context(warnings.catch_warnings())
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Wait for the last one, unless the run was told to stop at once."""
+        with self._silence:
+            if error is None or isinstance(error, Exception):
+                self.wait()
+            self._stager.close()
+
+    def save(self, progress: Progress, state: TrainState) -> None:
+        """Copy the state aside, and write it while the run goes on.
+
+        Raises:
+            UserError: the one before could not be written.
+        """
+        self.wait()
+        partial = self._partial(progress.step)
+        if self._processes.is_main:
+            _sweep(self.folder)
+            text = self._config.model_dump_json(indent=2) + "\n"
+            write_bytes(text.encode(), partial / "config.json")
+        self._processes.barrier()
+        self._pending = progress.step, self._write(state.state_dict(progress.images), partial)
+
+    def poll(self) -> None:
+        """Give the one that is being written its name, if it is whole by now."""
+        if self._pending is not None and self._processes.is_main:
+            step, written = self._pending
+            if written.done() and written.exception() is None:
+                self._finish(step)
+
+    def wait(self) -> None:
+        """Wait until the one that is being written is whole.
+
+        Raises:
+            UserError: it could not be written.
+        """
+        if self._pending is None:
+            return
+        step, written = self._pending
+        self._pending = None
+        try:
+            written.result()
+        except _UNWRITABLE as error:
+            if self._processes.is_main:
+                _sweep(self.folder)
+            raise UserError(
+                f"The checkpoint of step {step} cannot be written into {self.folder} "
+                f"({_cause(error)}); free the disk, then start again: {kept_state(self.folder)}."
+            ) from None
+        if self._processes.is_main:
+            self._finish(step)
+        self._processes.barrier()
+
+    def load(self, state: TrainState) -> Progress:
+        """Load the newest one that is whole; return how far it was, 0 if there is none at all.
+
+        One that cannot be read is named, and the one before it is taken. Nothing in it is executed.
+        """
+        steps = checkpoint_steps(self.folder)
+        for step in reversed(steps):
+            place = self.folder / f"step-{step}"
+            try:
+                images = state.load(place, self._alone)
+            except _UNREADABLE as error:
+                warn(f"{place} cannot be read ({_cause(error)}); it is left out.")
+            else:
+                return Progress(step, images)
+        if steps:
+            raise UserError(
+                f"No checkpoint in {self.folder} can be read; put a copy back, or remove the "
+                "folder to begin anew."
+            )
+        return Progress(0, 0)
+
+    def _write(self, values: dict[str, Any], partial: Path) -> Future[Any]:
+        if self._aside:
+            written = dcp.async_save(
+                values,
+                checkpoint_id=partial,
+                process_group=self._group,
+                async_stager=self._stager,
+                no_dist=self._alone,
+            )
+            return cast("Future[Any]", written)
+        at_once: Future[Any] = Future()
+        try:
+            dcp.save(values, checkpoint_id=partial, no_dist=self._alone)
+            at_once.set_result(None)
+        except _UNWRITABLE as error:
+            at_once.set_exception(error)
+        return at_once
+
+    def _partial(self, step: int) -> Path:
+        return self.folder / f".step-{step}.partial"
+
+    def _finish(self, step: int) -> None:
+        """Rename what is whole, and drop all but the newest few."""
+        partial, final = self._partial(step), self.folder / f"step-{step}"
+        if not partial.is_dir():  # it has its name already
+            return
         _remove(final)
         partial.rename(final)
-        for old in checkpoint_steps(folder)[:-kept]:
-            _remove(folder / f"step-{old}")
-    processes.barrier()
-
-
-def load_checkpoint(
-    folder: Path, network: nn.Module, optimizer: Optimizer, ema: nn.Module | None
-) -> int:
-    """Load the newest checkpoint that is whole; return its step, 0 if there is none at all.
-
-    One that cannot be read is named, and the one before it is taken. Nothing in it is executed.
-    """
-    steps = checkpoint_steps(folder)
-    for step in reversed(steps):
-        place = folder / f"step-{step}"
-        try:
-            _load(place, network, optimizer, ema)
-        except _UNREADABLE as error:
-            warn(f"{place} cannot be read ({_cause(error)}); it is left out.")
-        else:
-            return step
-    if steps:
-        raise UserError(
-            f"No checkpoint in {folder} can be read; put a copy back, or remove the folder to "
-            "begin anew."
-        )
-    return 0
+        for old in checkpoint_steps(self.folder)[: -self._kept]:
+            _remove(self.folder / f"step-{old}")
 
 
 def checkpoint_steps(folder: Path) -> list[int]:
@@ -146,97 +280,9 @@ def _sweep(folder: Path) -> None:
         shutil.rmtree(cut_short, ignore_errors=True)
 
 
-def _load(place: Path, network: nn.Module, optimizer: Optimizer, ema: nn.Module | None) -> None:
-    state = _state(network, optimizer, ema)
-    with _alone_is_fine():
-        dcp.load(state, storage_reader=SafeReader(place), planner=SafePlanner())
-    set_state_dict(
-        network,
-        optimizer,
-        model_state_dict=state["network"],
-        optim_state_dict=state["optimizer"],
-    )
-    if ema is not None:
-        ema.load_state_dict(state["ema"])
-
-
 def _cause(error: BaseException) -> str:
     """Return the first line of an error, of this process or of the first one that failed."""
     if isinstance(error, CheckpointException) and error.failures:
         error = next(iter(error.failures.values()))[0]
     lines = str(error).splitlines()
     return lines[0] if lines else type(error).__name__
-
-
-@contextmanager
-def _alone_is_fine() -> Iterator[None]:
-    """Silence the library's surprise at a run of one process."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        yield
-
-
-def _state(network: nn.Module, optimizer: Optimizer, ema: nn.Module | None) -> dict[str, Any]:
-    weights, moments = get_state_dict(network, optimizer)
-    state: dict[str, Any] = {"network": weights, "optimizer": moments}
-    if ema is not None:
-        state["ema"] = ema.state_dict()
-    return state
-
-
-_DTYPES: Final = frozenset(
-    name for name, value in vars(torch).items() if isinstance(value, torch.dtype)
-)
-_ALLOWED: Final = {
-    "torch": frozenset({"Size"}) | _DTYPES,
-    "torch.serialization": frozenset({"_get_layout"}),
-    "torch.distributed.checkpoint.filesystem": frozenset({"_StorageInfo"}),
-    "torch.distributed.checkpoint.metadata": frozenset(
-        {
-            "BytesStorageMetadata",
-            "ChunkStorageMetadata",
-            "Metadata",
-            "MetadataIndex",
-            "StorageMeta",
-            "TensorProperties",
-            "TensorStorageMetadata",
-            "_MEM_FORMAT_ENCODING",
-        }
-    ),
-    # Where the checkpoint was written: a name, nothing more. Python 3.13 moved the class.
-    "pathlib": frozenset({"PosixPath", "WindowsPath"}),
-    "pathlib._local": frozenset({"PosixPath", "WindowsPath"}),
-}
-
-
-class SafeReader(FileSystemReader):
-    """A reader whose index may hold nothing but what the writer puts there."""
-
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """Read the index, once it is known to be harmless.
-
-        Raises:
-            pickle.UnpicklingError: it names anything that no index holds.
-        """
-        with (Path(self.path) / ".metadata").open("rb") as file:
-            found = _Index(file).load()
-        if not isinstance(found, Metadata):
-            raise pickle.UnpicklingError("its .metadata is no index of a checkpoint")
-        return super().read_metadata(*args, **kwargs)
-
-
-class SafePlanner(DefaultLoadPlanner):
-    """A planner to which a value that is no tensor is plain data."""
-
-    def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
-        """Take one value, unless it is more than data."""
-        torch.load(value, map_location="cpu", weights_only=True)
-        value.seek(0)
-        super().load_bytes(read_item, value)
-
-
-class _Index(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if name not in _ALLOWED.get(module, frozenset()):
-            raise pickle.UnpicklingError(f"its .metadata names {module}.{name}")
-        return super().find_class(module, name)

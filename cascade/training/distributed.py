@@ -1,7 +1,7 @@
 """The processes of a run. Started by `torchrun`, or one process alone."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final, cast
@@ -11,7 +11,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import rendezvous
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from torch.nn.parallel import DistributedDataParallel
 
 from cascade.launch import Launch
 from cascade.progress import warn
@@ -31,25 +30,13 @@ class Processes:
     rank: int
     world_size: int
     device: torch.device
+    local_world_size: int = 1
     hosts: dist.ProcessGroup | None = None
 
     @property
     def is_main(self) -> bool:
         """Whether this is the process that reports and writes what exists once."""
         return self.rank == 0
-
-    def wrap(self, network: nn.Module) -> nn.Module:
-        """Make the network's gradients the mean over all processes."""
-        if self.world_size == 1:
-            return network
-        devices = [self.device] if self.device.type == "cuda" else None
-        return DistributedDataParallel(network, device_ids=devices, gradient_as_bucket_view=True)
-
-    def no_sync(self, wrapped: nn.Module) -> AbstractContextManager[None]:
-        """Return a context whose backward passes leave the exchange of gradients to a later one."""
-        if isinstance(wrapped, DistributedDataParallel):
-            return cast(AbstractContextManager[None], wrapped.no_sync())
-        return nullcontext()
 
     def full_state_dict(self, network: nn.Module) -> dict[str, Tensor]:
         """Gather the full weights of a network, wrapped or not, on the CPU; a collective call.
@@ -127,7 +114,13 @@ def process_group(timeout_minutes: float = 10.0) -> Iterator[Processes]:
         )
     hosts = dist.new_group(backend="gloo", timeout=_FOR_EVER) if dist.is_initialized() else None
     try:
-        yield Processes(launch.rank, launch.world_size, device or torch.device("cpu"), hosts)
+        yield Processes(
+            launch.rank,
+            launch.world_size,
+            device or torch.device("cpu"),
+            launch.local_world_size,
+            hosts,
+        )
     finally:
         if joins:
             dist.destroy_process_group()

@@ -12,12 +12,13 @@ from rich.table import Table
 from torch import nn
 
 from cascade.config.stage import Precision, SamplerConfig, StageConfig
-from cascade.config.train import OptimizerConfig, TrainConfig
+from cascade.config.train import OptimizerConfig, Recomputation, TrainConfig
 from cascade.data.batch import crop_sides
 from cascade.diffusion.denoiser import Conditioning
 from cascade.diffusion.noise import Noise
 from cascade.model.example import example_inputs
 from cascade.model.precision import autocast
+from cascade.model.recompute import set_recomputation
 from cascade.model.unet import UNet
 from cascade.progress import say, spell
 from cascade.stage import Stage, meta_network
@@ -156,11 +157,11 @@ class Probe:
         with autocast(precision, self.device):
             return _seconds(lambda: network(**inputs), self.device)
 
-    def _blank(self, stage: StageConfig, checkpointing: bool = False) -> UNet:
+    def _blank(self, stage: StageConfig, recomputation: Recomputation = "none") -> UNet:
         network = meta_network(stage).to_empty(device=self.device)
         for parameter in network.parameters():
             nn.init.zeros_(parameter)  # memory that was never written is full of slow numbers
-        network.checkpointing = checkpointing
+        set_recomputation(network, recomputation)
         return network
 
 

@@ -10,8 +10,7 @@ from cascade.config.stage import StageConfig
 from cascade.config.train import ObjectiveConfig
 from cascade.diffusion.objective import BaseObjective, Objective, SuperResObjective
 from cascade.errors import UserError
-from cascade.model.unet import IMAGE_CHANNELS
-from cascade.stage import Stage, meta_network
+from cascade.stage import Stage
 
 
 def make_objective(stage: Stage, config: ObjectiveConfig) -> Objective:
@@ -47,20 +46,14 @@ def undecayed(stage: Stage, objective: ObjectiveConfig) -> list[nn.Parameter]:
     return list(stage.network.get_submodule("conv_out").parameters())
 
 
-def drop_variance(stage: Stage) -> Stage:
-    """Return the stage without its variance: fewer output channels, the same prediction.
+def without_variance(config: StageConfig) -> StageConfig:
+    """Return a stage's configuration without its variance: fewer output channels.
 
-    Where it sampled with the learned variance it samples with the smallest fixed one.
+    The rows that predict the image stand first among its weights, so they fit the result. Where it
+    sampled with the learned variance it samples with the smallest fixed one.
     """
-    config = stage.config
     sampler = config.sampler
     if sampler.variance == "learned":
         sampler = sampler.model_copy(update={"variance": "fixed_small"})
     unet = config.unet.model_copy(update={"learned_variance": False})
-    config = config.model_copy(update={"unet": unet, "sampler": sampler})
-    weights = dict(stage.network.state_dict())
-    for name in ("conv_out.weight", "conv_out.bias"):
-        weights[name] = weights[name][:IMAGE_CHANNELS].clone()
-    network = meta_network(config)
-    network.load_state_dict(weights, assign=True)
-    return stage.with_network(network.train(stage.network.training), config)
+    return config.model_copy(update={"unet": unet, "sampler": sampler})

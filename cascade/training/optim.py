@@ -1,6 +1,5 @@
 """Optimizers and learning-rate schedules; a schedule is a pure function of the step."""
 
-import copy
 import math
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adafactor, AdamW, Optimizer
 
-from cascade.config.train import OptimizerConfig, warmed_up_decay
+from cascade.config.train import OptimizerConfig
 from cascade.errors import UserError
 from cascade.progress import silence
 
@@ -103,23 +102,3 @@ def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
     if config.schedule == "cosine":
         return config.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))
     return config.learning_rate
-
-
-class EMA:
-    """Keeps `average <- d average + (1 - d) weights` of a network's parameters.
-
-    `d` grows as `warmed_up_decay` up to `decay`, so that the first weights, which know nothing, are
-    soon forgotten.
-    """
-
-    def __init__(self, network: nn.Module, decay: float) -> None:
-        self.decay = decay
-        self.network = copy.deepcopy(network).eval().requires_grad_(False)
-
-    @torch.no_grad()
-    def update(self, network: nn.Module, updates: int) -> None:
-        """Move towards the network's weights after `updates` earlier updates."""
-        decay = min(self.decay, warmed_up_decay(updates))
-        averages: list[Tensor] = list(self.network.parameters())
-        weights: list[Tensor] = list(network.parameters())
-        torch._foreach_lerp_(averages, weights, 1.0 - decay)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-from cascade.config.stage import TextConfig
+from cascade.config.folders import read_stage_config
+from cascade.config.stage import StageConfig, TextConfig
 from cascade.config.train import FREE, PretrainConfig
 from cascade.data.batch import Stream
 from cascade.data.captioned import CaptionedArray, CaptionedSamples
@@ -15,7 +16,7 @@ from cascade.data.resident import ResidentSamples
 from cascade.errors import UserError
 from cascade.files import file_digest
 from cascade.progress import is_heard
-from cascade.stage import Stage
+from cascade.stage import check_weights
 from cascade.text.encoder import TextEncoder
 from cascade.text.files import EncoderFiles
 from cascade.text.prompts import (
@@ -31,7 +32,7 @@ from cascade.training.checkpoint import CHECKPOINTS, checkpoint_steps, remove_ch
 from cascade.training.distributed import Processes, process_group
 from cascade.training.forecast import Probe, micro_batch, tell, training
 from cascade.training.loop import train
-from cascade.training.objective import check_variance, drop_variance, make_objective
+from cascade.training.objective import check_variance, without_variance
 from cascade.training.optim import check_optimizer
 from cascade.training.other_stages import OtherStages, open_others
 from cascade.training.pretrain_validation import make_validation
@@ -45,6 +46,7 @@ from cascade.training.run_dir import (
     text_identity,
 )
 from cascade.training.validation import Validation
+from cascade.training.weights import FreshWeights, StoredWeights, Weights
 
 
 def pretrain(config: PretrainConfig, minutes: float | None = None) -> Path:
@@ -63,7 +65,7 @@ def pretrain(config: PretrainConfig, minutes: float | None = None) -> Path:
     """
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
     plan, folder = _plan(config), _folder(config)
-    samples, stage = plan.samples, plan.stage
+    samples = plan.samples
     with process_group() as processes:
         _require_memory(plan, processes)
         with acquire_run_dir(_claim(plan), processes):
@@ -72,11 +74,10 @@ def pretrain(config: PretrainConfig, minutes: float | None = None) -> Path:
                 _tell(plan, processes)
             processes.barrier()  # all processes have looked before the first one publishes
             if not finished:
-                stage.network.to(processes.device)
                 prompts, validation = _embedded(plan, processes)
                 trained = train(
-                    stage,
-                    make_objective(stage, config.train.objective),
+                    plan.stage,
+                    plan.weights,
                     _stream(config, samples, processes.device),
                     prompts,
                     config.train,
@@ -103,14 +104,16 @@ class _Plan:
         config: the run's settings.
         samples: the rows of its stream.
         text: the encoder, not loaded, or the store of embeddings used instead.
-        stage: what is trained, with the weights that it begins with.
+        stage: what is trained.
+        weights: what it begins with.
         others: the stages that complete it to a cascade, in validation.
     """
 
     config: PretrainConfig
     samples: CaptionedSamples
     text: EncoderFiles | EmbeddingStore
-    stage: Stage
+    stage: StageConfig
+    weights: Weights
     others: OtherStages | None
 
 
@@ -131,11 +134,11 @@ def _plan(config: PretrainConfig) -> _Plan:
     named = config.validation.cascade
     others = None if named is None else open_others(named, config.stage, text)
     require_room([(config.stage, config.train)])
-    stage = _initial(config)
+    weights, stage = _initial(config), config.stage
     if config.train.objective.variance == "drop":
-        stage = drop_variance(stage)
+        stage = without_variance(stage)
     require_disk(config.output, [(config.stage, config.train)])
-    return _Plan(config, samples, text, stage, others)
+    return _Plan(config, samples, text, stage, weights, others)
 
 
 def foretell(config: PretrainConfig) -> None:
@@ -243,13 +246,14 @@ def _prompts(encoder: PromptEncoder, text: TextConfig) -> PromptSource:
     return OnlinePrompts(encoder, text)
 
 
-def _initial(config: PretrainConfig) -> Stage:
+def _initial(config: PretrainConfig) -> Weights:
     if config.initial_weights is None:
-        return Stage.build(config.stage, config.train.seed)
-    stage = Stage.load(config.initial_weights)
-    if stage.config.unet != config.stage.unet:
+        return FreshWeights(config.stage, config.train.seed)
+    there = read_stage_config(config.initial_weights)
+    check_weights(config.initial_weights, there)
+    if there.unet != config.stage.unet:
         raise UserError(
             f"The network in {config.initial_weights} has another shape than [stage.unet]; "
             "give the same values."
         )
-    return stage.with_network(stage.network, config.stage)
+    return StoredWeights(config.initial_weights)

@@ -21,6 +21,7 @@ from cascade.training.distributed import Processes
 from cascade.training.loop import train
 from cascade.training.objective import make_objective
 from cascade.training.report import read_log
+from cascade.training.weights import StoredWeights
 
 LAMBDA = 0.3
 
@@ -80,12 +81,12 @@ def _row_loss(stage: Stage, table: PromptTable, batch: Batch, row: int) -> Tenso
 def test_the_loss_is_mean_instance_plus_lambda_mean_prior(
     tmp_path: Path, tiny_cascade: Path, photos: Path, table: PromptTable, name: str
 ) -> None:
-    stage, twin = (Stage.load(tiny_cascade / name) for _ in range(2))
-    samples = _samples(stage, photos)
+    twin = Stage.load(tiny_cascade / name)
+    samples = _samples(twin, photos)
     config = TrainConfig(steps=1, batch_size=3, log_every=1)
     alone = Processes(0, 1, torch.device("cpu"))
-    objective = make_objective(stage, ObjectiveConfig())
-    train(stage, objective, Stream(samples), table, config, tmp_path, alone)
+    weights = StoredWeights(tiny_cascade / name)
+    train(twin.config, weights, Stream(samples), table, config, tmp_path, alone)
 
     batch = samples.rows(range(3))
     with torch.no_grad():

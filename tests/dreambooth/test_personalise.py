@@ -13,6 +13,7 @@ from rich.console import Console
 from cascade.config.base import merged
 from cascade.config.dreambooth import DreamBoothConfig, Recipe
 from cascade.config.folders import read_manifest, read_stage_config
+from cascade.config.stage import StageConfig
 from cascade.data.images import read_image
 from cascade.diffusion.noise import derive_seed
 from cascade.dreambooth import personalise as module
@@ -51,8 +52,8 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     train = module.train
 
-    def noted(stage: Stage, *rest: object) -> Stage:
-        names.append(stage.config.name)
+    def noted(stage: StageConfig, *rest: object) -> Stage:
+        names.append(stage.name)
         return train(stage, *rest)
 
     monkeypatch.setattr(module, "train", noted)

@@ -3,16 +3,18 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from cascade.config.train import OptimizerConfig
+from cascade.config.train import OptimizerConfig, Recomputation
 from cascade.config.unet import UNetConfig
 from cascade.model.memory import optimizer_bytes, sampling_bytes, training_bytes
 from cascade.model.precision import convolves_bf16
+from cascade.model.recompute import set_recomputation
 from cascade.model.unet import UNet
 from cascade.training.optim import make_optimizer
 
@@ -59,16 +61,17 @@ def test_sampling_takes_what_was_counted(
     assert counted <= allocated(run) < counted + torch.get_num_threads() * 2**19
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("recomputation", get_args(Recomputation))
 @pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_training_takes_what_was_counted(
     wide: UNetConfig,
     precision: str,
-    checkpointing: bool,
+    recomputation: Recomputation,
     inputs: Inputs,
     allocated: Allocated,
 ) -> None:
-    network = UNet(wide, checkpointing=checkpointing).train()
+    network = UNet(wide).train()
+    set_recomputation(network, recomputation)
     given = inputs(wide, ROWS, SIZE, SIZE, TOKENS)
 
     def drop(parameter: Tensor) -> None:
@@ -82,7 +85,7 @@ def test_training_takes_what_was_counted(
             out = network(**given)
         out.float().square().mean().backward()
 
-    options = {"unrolled": not convolves_bf16(), "checkpointing": checkpointing}
+    options = {"unrolled": not convolves_bf16(), "recomputation": recomputation}
     counted = training_bytes(wide, ROWS, SIZE, TOKENS, precision, **options)
     # The backward pass of one convolution or attention may hold another image inside, of the some
     # ten that a recomputed block keeps at least.
@@ -90,11 +93,11 @@ def test_training_takes_what_was_counted(
 
 
 def test_recomputing_takes_less(configs: dict[str, UNetConfig]) -> None:
-    kept, again = (
-        training_bytes(configs["base"], 2, 32, 7, "fp32", unrolled=False, checkpointing=value)
-        for value in (False, True)
+    kept, selective, full = (
+        training_bytes(configs["base"], 2, 32, 7, "fp32", unrolled=False, recomputation=value)
+        for value in get_args(Recomputation)
     )
-    assert again < 0.7 * kept
+    assert full < selective < 0.8 * kept
 
 
 def test_unrolled_windows_count_in_bf16_alone(configs: dict[str, UNetConfig]) -> None:

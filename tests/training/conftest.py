@@ -18,8 +18,8 @@ from cascade.stage import Stage
 from cascade.text.prompts import PromptTable
 from cascade.training.distributed import Processes
 from cascade.training.loop import Validate, train
-from cascade.training.objective import make_objective
 from cascade.training.report import read_log
+from cascade.training.weights import FreshWeights, Weights
 
 UNET = UNetConfig(
     channels=(8, 16),
@@ -131,14 +131,14 @@ def run(table: PromptTable, samples: Blobs, train_config: TrainConfig) -> Callab
         validate: Validate | None = None,
         processes: Processes = ALONE,
         deadline: float | None = None,
+        weights: Weights | None = None,
         **changes: object,
     ) -> Stage:
         config = TrainConfig.model_validate({**train_config.model_dump(), **changes})
         folder.mkdir(parents=True, exist_ok=True)
-        built = Stage.build(stage, seed=0)
-        objective = make_objective(built, config.objective)
+        start = FreshWeights(stage, seed=0) if weights is None else weights
         stream = Stream(rows)
-        return train(built, objective, stream, table, config, folder, processes, validate, deadline)
+        return train(stage, start, stream, table, config, folder, processes, validate, deadline)
 
     return run
 

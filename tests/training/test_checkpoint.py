@@ -14,16 +14,22 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from cascade.config.base import read_toml
+from cascade.config.folders import CONFIGS
 from cascade.config.stage import StageConfig
 from cascade.config.train import OptimizerConfig, TrainConfig
 from cascade.errors import UserError
 from cascade.stage import meta_network
-from cascade.training.checkpoint import load_checkpoint, remove_checkpoints, save_checkpoint
-from cascade.training.distributed import Processes
-from cascade.training.optim import EMA, make_optimizer
+from cascade.training.averages import Averages
+from cascade.training.checkpoint import Checkpoints, Progress, TrainState, remove_checkpoints
+from cascade.training.distributed import ALONE
+from cascade.training.optim import make_optimizer
 from cascade.training.resources import require_disk
 
-ALONE = Processes(0, 1, torch.device("cpu"))
+RUN = TrainConfig.model_validate(
+    {"steps": 1, "batch_size": 1, "ema_decay": 0.5, "averages": [{"std": 0.1}]}
+)
+STAGE = StageConfig.parse(read_toml(CONFIGS / "if-i-m.toml"), "if-i-m")
 
 
 class State:
@@ -34,24 +40,32 @@ class State:
         self.network: nn.Module = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
         config = OptimizerConfig.model_validate({"name": name, "weight_decay": 0.1})
         self.optimizer: Optimizer = make_optimizer(config, self.network.parameters())
-        self.ema = EMA(self.network, 0.5)
+        self.averages = Averages(self.network, RUN)
         self.step()
 
     def step(self) -> None:
         self.network(torch.ones(5, 4)).square().sum().backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.ema.update(self.network, 0)
+        self.averages.update(0)
 
     def save(self, folder: Path, step: int, kept: int = 1) -> None:
-        average = self.ema.network
-        save_checkpoint(folder, step, self.network, self.optimizer, average, ALONE, kept)
+        run = RUN.model_copy(update={"checkpoints_kept": kept})
+        with Checkpoints(folder, STAGE, run, ALONE) as checkpoints:
+            checkpoints.save(Progress(step, 7 * step), self._state())
 
     def load(self, folder: Path) -> int:
-        return load_checkpoint(folder, self.network, self.optimizer, self.ema.network)
+        with Checkpoints(folder, STAGE, RUN, ALONE) as checkpoints:
+            step, images = checkpoints.load(self._state())
+        assert images == 7 * step
+        return step
 
     def weights(self) -> list[torch.Tensor]:
-        return [*self.network.parameters(), *self.ema.network.parameters()]
+        kept = self.averages.kept.values()
+        return [*self.network.parameters(), *(value for each in kept for value in each.values())]
+
+    def _state(self) -> TrainState:
+        return TrainState(self.network, self.optimizer, self.averages)
 
 
 def _equal(first: State, second: State) -> bool:
@@ -172,7 +186,7 @@ def _foreign(place: Path) -> None:
     other = State(0)
     other.network = nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 2))
     other.optimizer = make_optimizer(OptimizerConfig(), other.network.parameters())
-    other.ema = EMA(other.network, 0.5)
+    other.averages = Averages(other.network, RUN)
     other.step()
     other.save(place.parent, int(place.name.removeprefix("step-")), kept=9)
 
@@ -225,11 +239,11 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_one_before(
     state = State(0)
     state.save(tmp_path, 2)
 
-    def full(value: object, checkpoint_id: Path) -> None:
+    def full(value: object, *, checkpoint_id: Path, **_: object) -> None:
         (checkpoint_id / "__0_0.distcp").write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("torch.distributed.checkpoint.save", full)
+    monkeypatch.setattr("torch.distributed.checkpoint.state_dict_saver.save", full)
     with pytest.raises(UserError, match=r"No space left.*the state of step 2 is kept"):
         state.save(tmp_path, 4)
     assert _names(tmp_path) == ["step-2"]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from cascade.errors import UserError
 from cascade.model.precision import _tell
 from cascade.stage import Stage
 from cascade.text.prompts import PromptTable
-from cascade.training.checkpoint import load_checkpoint
-from cascade.training.distributed import Processes
-from cascade.training.loop import Losses
+from cascade.training.averages import Averages
+from cascade.training.checkpoint import Checkpoints, TrainState
+from cascade.training.distributed import ALONE, Processes
+from cascade.training.losses import Losses
 from cascade.training.objective import make_objective
 from cascade.training.optim import make_optimizer
 from cascade.training.report import read_log
@@ -145,11 +147,12 @@ def test_the_gradient_of_accumulated_parts_is_the_batch_s(
         assert (gradient - gradients[0]).norm() < 1e-5 * gradients[0].norm()
 
 
+@pytest.mark.parametrize("kind", ["selective", "full"])
 def test_gradient_checkpointing_changes_no_bit(
-    tmp_path: Path, run: Run, same: Callable[..., bool], whole: Any
+    tmp_path: Path, run: Run, same: Callable[..., bool], whole: Any, kind: str
 ) -> None:
-    recomputed = run(tmp_path, gradient_checkpointing=True)
-    assert recomputed.network.checkpointing
+    recomputed = run(tmp_path, gradient_checkpointing=kind)
+    assert {block.recomputation for block in recomputed.network.blocks} == {kind}
     assert same(whole.stage, recomputed)
 
 
@@ -179,8 +182,9 @@ def test_a_run_in_emulated_bf16_is_told(
 
 
 @pytest.mark.slow
-def test_a_compiled_network_ends_with_the_same_weights(
-    tmp_path: Path, run: Run, train_config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("kind", ["none", "selective"])
+def test_compiled_blocks_end_with_the_same_weights(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     # The graph is traced as always but run by PyTorch: generating C++ for it takes minutes.
     traced: list[torch.fx.GraphModule] = []
@@ -191,18 +195,14 @@ def test_a_compiled_network_ends_with_the_same_weights(
         traced.append(graph)
         return graph.forward
 
-    compile_with = nn.Module.compile
-    monkeypatch.setattr(nn.Module, "compile", lambda module: compile_with(module, backend=backend))
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     plain = run(tmp_path / "plain", steps=2)
     assert not traced
-    compiled = run(tmp_path / "compiled", steps=2, compile=True, ema_decay=0.5)
-    assert len(traced) == 1  # no break in the graph, no second trace in the second step
-    network = Stage.build(plain.config).network
-    optimizer = make_optimizer(train_config.optimizer, network.parameters())
-    load_checkpoint(tmp_path / "compiled" / "checkpoints", network, optimizer, compiled.network)
-    weights = nn.utils.parameters_to_vector(network.parameters()).detach()
+    compiled = run(tmp_path / "compiled", steps=2, compile=True, gradient_checkpointing=kind)
+    # No break in the graphs, no second trace in the second step.
+    assert len(traced) == len(compiled.network.blocks)
     # The same operations, perhaps in another order.
-    torch.testing.assert_close(weights, _weights(plain), rtol=0, atol=2e-5)
+    torch.testing.assert_close(_weights(compiled), _weights(plain), rtol=0, atol=2e-5)
 
 
 def test_a_learned_variance_adds_the_bound(tmp_path: Path, run: Run, learned: StageConfig) -> None:
@@ -253,8 +253,13 @@ def test_a_gradient_that_is_no_number_ends_the_run_and_leaves_the_good_state(
     with pytest.raises(UserError, match=r"not finite at step .* lower the learning rate"):
         run(tmp_path, rows=Even(samples, torch.nan, 10), **every)  # in the third step
     kept = Stage.build(whole.stage.config, seed=7)
-    optimizer = make_optimizer(train_config.optimizer, kept.network.parameters())
-    assert load_checkpoint(tmp_path / "checkpoints", kept.network, optimizer, None) == 2
+    state = TrainState(
+        kept.network,
+        make_optimizer(train_config.optimizer, kept.network.parameters()),
+        Averages(kept.network, train_config),
+    )
+    with Checkpoints(tmp_path / "checkpoints", kept.config, train_config, ALONE) as checkpoints:
+        assert checkpoints.load(state).step == 2
     assert bool(_weights(kept).isfinite().all())
     assert same(run(tmp_path, **every), whole.stage)
 

@@ -1,6 +1,5 @@
 """Learning-rate schedules, the optimizers and the moving average."""
 
-import copy
 import math
 
 import pytest
@@ -8,10 +7,9 @@ import torch
 from torch import nn
 from torch.optim import Adafactor, AdamW
 
-from cascade.config.train import OptimizerConfig, TrainConfig
+from cascade.config.train import OptimizerConfig
 from cascade.errors import UserError
 from cascade.training.optim import (
-    EMA,
     check_optimizer,
     learning_rate,
     make_optimizer,
@@ -163,51 +161,3 @@ def test_frozen_parameters_are_left_out() -> None:
     layer.bias.requires_grad_(False)
     groups = make_optimizer(OptimizerConfig(), layer.parameters()).param_groups
     assert [list(parameter.shape) for parameter in groups[0]["params"]] == [[2, 2]]
-
-
-def test_the_average_follows_its_formula() -> None:
-    torch.manual_seed(0)
-    network = nn.Linear(3, 2)
-    ema = EMA(network, decay=0.5)
-    expected = copy.deepcopy(network.weight.detach()).double()
-    for updates in range(12):
-        with torch.no_grad():
-            network.weight.normal_()
-        ema.update(network, updates)
-        decay = min(0.5, (1 + updates) / (10 + updates))
-        expected = decay * expected + (1 - decay) * network.weight.detach().double()
-    average = ema.network.get_parameter("weight")
-    # Twelve float32 updates of numbers around 1.
-    torch.testing.assert_close(average.double(), expected, rtol=0, atol=12 * 6e-8)
-    assert not average.requires_grad
-
-
-def test_the_average_does_not_share_the_networks_weights() -> None:
-    network = nn.Linear(3, 2)
-    before = network.weight.detach().clone()
-    ema = EMA(network, decay=0.9)
-    ema.network.get_parameter("weight").zero_()
-    torch.testing.assert_close(network.weight.detach(), before, rtol=0, atol=0)
-
-
-STEPS = 40
-
-
-def _average(decay: float) -> torch.Tensor:
-    """What is published of weights that grow by one in each step."""
-    network = nn.Linear(1, 1)
-    nn.init.zeros_(network.weight)
-    ema = EMA(network, decay)
-    for step in range(STEPS):
-        nn.init.constant_(network.weight, step + 1)
-        ema.update(network, step)
-    (average, _) = ema.network.parameters()
-    return average.detach()
-
-
-@pytest.mark.parametrize("decay", [0.5, 0.8, STEPS / (STEPS + 9), 0.82, 0.9999])
-def test_what_is_said_to_change_nothing_of_the_average_changes_nothing(decay: float) -> None:
-    note = TrainConfig(steps=STEPS, batch_size=1, ema_decay=decay).ema_note
-    reached = STEPS / (STEPS + 9)  # (1 + n) / (10 + n) at the last of n = 0 .. STEPS - 1
-    assert (note is None) == (decay <= reached)
-    assert torch.equal(_average(decay), _average(reached)) == (decay >= reached)

@@ -13,11 +13,10 @@ from cascade.config.train import TrainConfig
 from cascade.data.batch import Batch, Samples, Stream
 from cascade.data.captioned import CaptionedArray, CaptionedSamples
 from cascade.data.resident import ResidentSamples
-from cascade.stage import Stage
 from cascade.text.prompts import PromptSource, PromptTable
 from cascade.training.distributed import Processes
 from cascade.training.loop import train
-from cascade.training.objective import make_objective
+from cascade.training.weights import FreshWeights
 
 
 @dataclass(frozen=True)
@@ -52,15 +51,12 @@ def test_no_step_waits_for_the_gpu(
     noise = "device" if resident else "cpu"
     changes = {"log_every": 100, "checkpoint_every": 100, "precision": "bf16", "noise": noise}
     config = TrainConfig.model_validate({**train_config.model_dump(), **changes})
-    stage = Stage.build(stage_config, seed=0)
-    stage.network.to(device)
     rows: Samples = samples
     prompts: PromptSource = table
     if resident:
         rows, prompts = _resident(stage_config, table, device)
-    objective = make_objective(stage, config.objective)
-    stream = Stream(Watched(rows), prefetch=False)
-    train(stage, objective, stream, prompts, config, tmp_path, Processes(0, 1, device))
+    weights, stream = FreshWeights(stage_config, seed=0), Stream(Watched(rows), prefetch=False)
+    train(stage_config, weights, stream, prompts, config, tmp_path, Processes(0, 1, device))
 
 
 def _resident(

@@ -1,0 +1,94 @@
+"""The losses of a batch's rows, and their sums between two statuses.
+
+Shapes: `B` rows.
+"""
+
+from dataclasses import dataclass, field
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from cascade.config.train import TrainConfig
+from cascade.data.batch import Batch
+from cascade.diffusion.denoiser import Conditioning, Denoiser
+from cascade.diffusion.noise import Noise, NoiseSource, Stratified, to_device
+from cascade.diffusion.objective import Objective
+from cascade.diffusion.philox import PhiloxNoise
+from cascade.text.prompts import PromptSource
+from cascade.training.distributed import Processes
+
+
+@dataclass
+class Losses:
+    """Sums of the losses since the last status, kept on the device so that nothing waits."""
+
+    norm: Tensor | None = None
+    sums: dict[str, Tensor] = field(default_factory=dict)
+
+    def add(self, batch: Batch, parts: dict[str, Tensor]) -> Tensor:
+        """Note one micro-batch; return its loss, the weighted sum of rows per position."""
+        total = torch.stack(list(parts.values())).sum(dim=0)
+        loss = (total * batch.weights).sum() / batch.positions
+        self._note("loss", loss, 1)
+        # The rows of a term lie side by side: slices need no mask, which would have to be copied to
+        # the device and counted there.
+        first = 0
+        for term, rows in groupby(batch.terms):
+            last = first + len(list(rows))
+            self._note(f"loss/{term}", total[first:last].sum(), last - first)
+            first = last
+        if len(parts) > 1:
+            for name, part in parts.items():
+                self._note(f"loss/{name}", part.sum(), len(part))
+        return loss
+
+    def means(self, processes: Processes) -> dict[str, float]:
+        """Mean of each loss since the last status, over all processes."""
+        pairs = {name: processes.all_reduce_mean(pair) for name, pair in self.sums.items()}
+        return {name: float(pair[0] / pair[1]) for name, pair in pairs.items()}
+
+    def clear(self) -> None:
+        """Begin the next status."""
+        self.sums = {}
+
+    def _note(self, name: str, value: Tensor, count: int) -> None:
+        pair = torch.stack([value.detach().double(), torch.full_like(value, count).double()])
+        self.sums[name] = self.sums[name] + pair if name in self.sums else pair
+
+
+def row_losses(
+    denoiser: Denoiser,
+    objective: Objective,
+    batch: Batch,
+    prompts: PromptSource,
+    noise: NoiseSource,
+    tokens: int | None = None,
+) -> dict[str, Tensor]:
+    """Return the terms of each row's loss, B.
+
+    Args:
+        tokens: to pad texts to, or None for the longest of the batch: a compiled network is
+            compiled anew for every length.
+    """
+    device = batch.images.device
+    text = prompts.rows(batch.prompts)
+    if tokens is not None:
+        text = text.extended(tokens)
+    cond = Conditioning(
+        to_device(text.embedding, device), to_device(text.mask, device), batch.low_res
+    )
+    return objective(denoiser, batch.images, cond, noise, batch.pixel_weights)
+
+
+def row_noise(batch: Batch, first: int, config: TrainConfig) -> NoiseSource:
+    """Return the rows' noise; `first` is the micro-batch's position in its global batch."""
+    on_device = config.noise == "device"
+    noise: NoiseSource = (
+        PhiloxNoise(batch.seeds, batch.images.device) if on_device else Noise(batch.seeds)
+    )
+    if not config.stratified:
+        return noise
+    # Every kind of rows has one at each position; each kind is spread for itself.
+    places = first + torch.arange(len(batch.seeds)) % batch.positions
+    return Stratified(noise, places, config.batch_size)
