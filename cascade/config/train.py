@@ -253,6 +253,11 @@ class TrainConfig(Frozen):
                 f"{self.steps}: the learning rate would never be reached; warm up for less, or "
                 "train longer"
             )
+        if self.optimizer.name == "adafactor" and self.parallel.strategy != "ddp":
+            raise ValueError(
+                f"adafactor needs whole weights and parallel.strategy {self.parallel.strategy} "
+                "shares them; take optimizer adamw or adamw8bit, or strategy ddp"
+            )
         if len(set(self.average_labels)) < len(self.average_labels):
             raise ValueError("averages names one twice; leave one of them out")
         return self

@@ -115,6 +115,15 @@ def test_keeps_channels_last(dtype: torch.dtype) -> None:
     assert group_norm_film_silu(x, weight, bias, GROUPS, EPS).is_contiguous()
 
 
+def test_a_view_of_a_batch_of_one_is_as_good_as_what_it_views() -> None:
+    image = torch.randn(1, 8, 4, 4).contiguous(memory_format=torch.channels_last)
+    view = image.view(image.shape)
+    assert view.stride() != image.stride()  # else there is nothing to test
+    weight, bias = torch.ones(8), torch.zeros(8)
+    ours, theirs = (group_norm_film_silu(x, weight, bias, 2, 1e-5) for x in (view, image))
+    assert torch.equal(ours, theirs)
+
+
 def test_refuses_what_it_does_not_know() -> None:
     x, weight, bias, scale, _ = draw()
     with pytest.raises(ValueError, match="together"):

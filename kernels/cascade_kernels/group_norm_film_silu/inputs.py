@@ -68,6 +68,10 @@ def stacked(inputs: Inputs) -> Tensor:
     x, skip = inputs.x, inputs.skip
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     if skip is None:
+        alone, step = len(x) == 1, x[0].numel()
+        if alone and x.stride(0) != step:
+            # A view of a batch of one has any stride there; PyTorch's norm takes but this one.
+            x = x.as_strided(x.shape, (step, *x.stride()[1:]))
         return x.to(dtype)
     return torch.cat([x.to(dtype), scaled(skip.to(dtype), inputs.skip_scale)], dim=1)
 
