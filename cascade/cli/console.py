@@ -6,6 +6,8 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from enum import IntEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,6 +16,15 @@ from rich.console import Console
 from rich.text import Text
 
 from cascade.errors import UserError
+from cascade.launch import Launch
+from cascade.training.interrupt import (
+    PREEMPTION,
+    Preempted,
+    TimeIsUp,
+    ended_early,
+    mark_requeue,
+    preempt,
+)
 
 
 class _ToConsole(logging.Handler):
@@ -53,32 +64,55 @@ DryRun = Annotated[
 ]
 
 
-INTERRUPTED = 130
-"""The exit status of a program that was interrupted."""
+class Status(IntEnum):
+    """Exit statuses of a command, beside 0 and the 1 of a crash."""
+
+    MISTAKE = 2
+    TIME_IS_UP = 3
+    REQUEUE = 75  # EX_TEMPFAIL of sysexits.h
+    INTERRUPTED = 130  # as shells tell SIGINT
 
 
-class ResumableInterrupt(Exception):
-    """The program was interrupted, and the same command goes on where it was."""
+class EarlyEnd(Exception):
+    """The command ended early, and the same command goes on where it was."""
+
+    def __init__(self, status: Status, reason: str) -> None:
+        super().__init__(f"{reason}; the same command goes on from here.")
+        self.status = status
 
 
 @contextmanager
-def resumable() -> Iterator[None]:
-    """Mark work that the same command goes on with; the scheduler's SIGTERM ends it as Ctrl-C does.
+def resumable(run_dir: Path | None = None) -> Iterator[None]:
+    """Mark work that the same command goes on with; a scheduler may preempt it.
+
+    Args:
+        run_dir: of a run that `torchrun` may have started; see `ended_early`.
 
     Raises:
-        ResumableInterrupt: it was interrupted.
+        EarlyEnd: the work was interrupted or preempted, or its time is up.
     """
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = {number: signal.signal(number, preempt) for number in PREEMPTION}
     try:
+        if run_dir is not None and (status := ended_early(run_dir)) is not None:
+            raise EarlyEnd(Status(status), "It was to end early")
         yield
+    except Preempted as stop:
+        if run_dir is not None and stop.leaves:
+            mark_requeue(run_dir, Status.REQUEUE)
+        raise EarlyEnd(Status.REQUEUE, "Preempted") from None
+    except TimeIsUp as stop:
+        if run_dir is not None:
+            mark_requeue(run_dir, Status.TIME_IS_UP)
+        raise EarlyEnd(Status.TIME_IS_UP, f"The time is up after step {stop.step}") from None
     except KeyboardInterrupt:
-        raise ResumableInterrupt from None
+        raise EarlyEnd(Status.INTERRUPTED, "Interrupted") from None
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def run_command(program: Callable[[], object]) -> None:
-    """Run a Typer program; a person's mistake is one sentence and exit status 2."""
+    """Run a Typer program; a person's mistake is one sentence and a status of its own."""
     listen()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a console that lacks a character shows its code
@@ -87,13 +121,14 @@ def run_command(program: Callable[[], object]) -> None:
         program()
     except BrokenPipeError:  # whoever read the output has seen enough
         sys.exit(1)
-    except ResumableInterrupt:
-        typer.echo("Interrupted; the same command goes on from here.", err=True)
-        sys.exit(INTERRUPTED)
+    except EarlyEnd as end:
+        if Launch.read().is_main:
+            typer.echo(str(end), err=True)
+        sys.exit(end.status)
     except KeyboardInterrupt:
         _interrupted()
     except SystemExit as end:
-        if end.code == INTERRUPTED:  # Typer's, of a KeyboardInterrupt
+        if end.code == Status.INTERRUPTED:  # Typer's, of a KeyboardInterrupt
             _interrupted()
         raise
     except Exception as error:
@@ -103,7 +138,7 @@ def run_command(program: Callable[[], object]) -> None:
         # As `Text`: brackets in a path or in "[stage.unet]" are no markup.
         message = Text.assemble(("Error:", "bold red"), f" {sentence}")
         Console(stderr=True).print(message, soft_wrap=True)
-        sys.exit(2)
+        sys.exit(Status.MISTAKE)
 
 
 def _sentence(error: Exception) -> str | None:
@@ -126,7 +161,7 @@ def _sentence(error: Exception) -> str | None:
 
 def _interrupted() -> None:
     typer.echo("Interrupted.", err=True)
-    sys.exit(INTERRUPTED)
+    sys.exit(Status.INTERRUPTED)
 
 
 def _lacks_memory(error: Exception) -> bool:

@@ -68,7 +68,7 @@ def dreambooth(
     if dry_run:
         foretell(config)
         return
-    with resumable():
+    with resumable(config.output_dir):
         personalise(config)
 
 

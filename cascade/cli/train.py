@@ -9,14 +9,11 @@ from typing import Annotated
 import typer
 
 from cascade.cli import values
-from cascade.cli.console import DryRun, Quiet, resumable
+from cascade.cli.console import DryRun, Quiet, Status, resumable
 from cascade.cli.options import Options, with_options
 from cascade.config.train import PretrainConfig
 from cascade.launch import Launch
 from cascade.progress import say, spell
-
-TIME_IS_UP = 3
-"""The exit status of a run that `--minutes` ended."""
 
 
 @with_options(PretrainConfig, ())
@@ -33,7 +30,7 @@ def train(
         typer.Option(
             min=0,
             help="Stop after the first step past so many minutes, with a checkpoint and exit "
-            f"status {TIME_IS_UP}; no part of the run's settings.",
+            f"status {Status.TIME_IS_UP}; no part of the run's settings.",
         ),
     ] = None,
     dry_run: DryRun = False,
@@ -47,7 +44,6 @@ def train(
     # Before torch is imported: a mistake in the settings is answered at once.
     settings = replace(options, file=values.either(path, options.file, "config")).settings()
 
-    from cascade.training.interrupt import TimeIsUp
     from cascade.training.pretrain import foretell, pretrain
 
     first, start = Launch.read().is_main, time.monotonic()
@@ -56,17 +52,8 @@ def train(
     if dry_run:
         foretell(settings)
         return
-    try:
-        with resumable():
-            folder = pretrain(settings, minutes)
-    except TimeIsUp as stop:
-        if first:
-            typer.echo(
-                f"The time is up after step {stop.step} of {settings.train.steps}; the same "
-                "command goes on from here.",
-                err=True,
-            )
-        raise typer.Exit(TIME_IS_UP) from None
+    with resumable(settings.output):
+        folder = pretrain(settings, minutes)
     if first:
         encoder = settings.text_encoder
         text = f" --text-encoder {quote(str(encoder))}" if encoder else ""

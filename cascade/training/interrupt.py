@@ -1,10 +1,27 @@
-"""Early ends of a run, noticed between steps: Ctrl-C, SIGTERM, the time given."""
+"""Early ends of a run, noticed between steps: Ctrl-C, preemption, the time given.
 
+A scheduler preempts a run by SIGTERM or SIGUSR1: its state is saved, and the same command is to be
+queued again. `torchrun` passes on no status of its processes and starts those anew that end early,
+so a mark in the run's folder says both what was meant.
+"""
+
+import json
+import shutil
 import signal
+import socket
 import time
 from enum import IntEnum
+from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Any, Final, NoReturn, Self
+
+from cascade.files import read_json, write_bytes
+from cascade.launch import Launch
+
+PREEMPTION: Final = (signal.SIGTERM, signal.SIGUSR1)
+"""The signals by which a scheduler asks for its machine."""
+REQUEUE_MARK: Final = ".requeue"
+"""In a run's folder: it ended early under `torchrun` and is to be started again."""
 
 
 class Stop(IntEnum):
@@ -12,7 +29,8 @@ class Stop(IntEnum):
 
     NO = 0
     TIME = 1
-    SIGNAL = 2
+    INTERRUPT = 2
+    PREEMPTION = 3
 
 
 class TimeIsUp(Exception):
@@ -27,8 +45,26 @@ class TimeIsUp(Exception):
         self.step = step
 
 
+class Preempted(KeyboardInterrupt):
+    """The scheduler wants the machine, and what was done so far is saved.
+
+    Attributes:
+        leaves: whether it is this process's machine, and all processes have ended at one step. Else
+            another one's machine leaves, or `torchrun` ends this process because another failed.
+    """
+
+    def __init__(self, leaves: bool = False) -> None:
+        super().__init__("preempted")
+        self.leaves = leaves
+
+
+def preempt(number: int, frame: FrameType | None) -> NoReturn:
+    """Handle a signal of `PREEMPTION` where there is no step to be ended first."""
+    raise Preempted
+
+
 class Interrupts:
-    """Turns the first SIGINT or SIGTERM into a request; a second SIGINT stops at once.
+    """Turns the first signal into a request; a SIGINT after it stops at once.
 
     Args:
         deadline: when the time given is over, by `time.monotonic`; None is never.
@@ -36,12 +72,12 @@ class Interrupts:
 
     def __init__(self, deadline: float | None = None) -> None:
         self._deadline = deadline
-        self._signalled = False
+        self._signalled = Stop.NO
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        """Take over the two signals (only a program's main thread can)."""
-        for number in (signal.SIGINT, signal.SIGTERM):
+        """Take over the signals (only a program's main thread can)."""
+        for number in (signal.SIGINT, *PREEMPTION):
             try:
                 self._before[number] = signal.signal(number, self._note)
             except ValueError:  # not the main thread: its owner handles signals
@@ -60,11 +96,43 @@ class Interrupts:
 
     def wanted(self) -> Stop:
         """Return whether and why this process was asked to stop."""
-        if self._signalled:
-            return Stop.SIGNAL
         late = self._deadline is not None and time.monotonic() >= self._deadline
-        return Stop.TIME if late else Stop.NO
+        return self._signalled or (Stop.TIME if late else Stop.NO)
+
+    def end(self, stop: Stop, step: int) -> BaseException:
+        """Return what ends a run whose processes have agreed to stop after a step."""
+        if stop is Stop.TIME:
+            return TimeIsUp(step)
+        if stop is Stop.PREEMPTION:
+            return Preempted(leaves=self._signalled is Stop.PREEMPTION)
+        return KeyboardInterrupt()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self._signalled = True
+        reason = Stop.PREEMPTION if number in PREEMPTION else Stop.INTERRUPT
+        self._signalled = max(self._signalled, reason)
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def mark_requeue(run_dir: Path, status: int) -> None:
+    """Note under `torchrun` that this machine's processes end early, with a status."""
+    launch = Launch.read()
+    if launch.torchrun is not None:
+        note = {"torchrun": launch.torchrun, "status": status}
+        write_bytes(json.dumps(note).encode(), run_dir / REQUEUE_MARK / socket.gethostname())
+
+
+def ended_early(run_dir: Path) -> int | None:
+    """Return the status of an early end after which `torchrun` has started this process anew.
+
+    None is any other start: also that of a process whose machine stays while another one leaves.
+    """
+    launch, mark = Launch.read(), run_dir / REQUEUE_MARK / socket.gethostname()
+    if not launch.restarts or not mark.is_file():
+        return None
+    note = read_json(mark, f"remove {mark.parent}")
+    return int(str(note["status"])) if note["torchrun"] == launch.torchrun else None
+
+
+def clear_requeue(run_dir: Path) -> None:
+    """Remove the marks of a run that goes on."""
+    shutil.rmtree(run_dir / REQUEUE_MARK, ignore_errors=True)

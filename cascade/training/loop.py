@@ -36,7 +36,7 @@ from cascade.training.checkpoint import (
     kept_state,
 )
 from cascade.training.distributed import Processes
-from cascade.training.interrupt import Interrupts, Stop, TimeIsUp
+from cascade.training.interrupt import Interrupts, Stop
 from cascade.training.losses import Losses, row_losses, row_noise
 from cascade.training.objective import make_objective, undecayed
 from cascade.training.optim import learning_rate, make_optimizer, set_learning_rate
@@ -77,7 +77,7 @@ def train(
 
     Raises:
         UserError: the batch does not divide among the processes, or the loss is not finite.
-        KeyboardInterrupt: the run was interrupted, after its state was saved.
+        KeyboardInterrupt: the run was interrupted or `Preempted`, after its state was saved.
         TimeIsUp: so it was by its deadline.
     """
     # What is trained, and how.
@@ -145,7 +145,7 @@ def train(
                         checkpoints.save(Progress(step, images), state)
                 if stop:
                     checkpoints.wait()
-                    raise TimeIsUp(step) if stop is Stop.TIME else KeyboardInterrupt
+                    raise interrupts.end(stop, step)
                 if validate and config.validate_every and step % config.validate_every == 0:
                     with speed.paused(), averages.published():
                         validate(stage, step)

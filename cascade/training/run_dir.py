@@ -17,6 +17,7 @@ from cascade.files import read_json, write_bytes
 from cascade.text.files import EncoderFiles
 from cascade.text.store import EmbeddingStore
 from cascade.training.distributed import Processes
+from cascade.training.interrupt import clear_requeue
 
 _HOLDER: Final = ".running"
 _TOLD = 3  # differing settings that a refusal names
@@ -48,6 +49,7 @@ def acquire_run_dir(claim: RunClaim, processes: Processes) -> Iterator[None]:
     with _locked(claim.output) if processes.is_main else nullcontext():
         if processes.is_main:
             _refuse_others(claim)
+            clear_requeue(claim.output)
             note = json.dumps(claim.identity, indent=2) + "\n"
             write_bytes(note.encode(), claim.output / RUN)
         processes.barrier()

@@ -14,6 +14,7 @@ from PIL import Image
 
 from cascade.cli import app as program
 from cascade.cli.app import app
+from cascade.cli.console import Status
 from cascade.config.dreambooth import DreamBoothConfig
 from cascade.config.recipes import RECIPES
 from cascade.environment import usable_device
@@ -21,6 +22,11 @@ from cascade.pipeline import Cascade
 from cascade.text.identifier import check_identifier
 from cascade.text.tokenizer import Tokenizer
 
+ENDS = {
+    signal.SIGINT: Status.INTERRUPTED,
+    signal.SIGTERM: Status.REQUEUE,
+    signal.SIGUSR1: Status.REQUEUE,
+}
 COMMANDS = sorted(
     made.name or made.callback.__name__.replace("_", "-")
     for made in app.registered_commands
@@ -112,7 +118,7 @@ def test_sample_s_flags_reach_the_sampler(
     assert not (tmp_path / "base" / "sr32").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", ENDS)
 def test_sampling_that_is_stopped_keeps_its_pictures(
     command: Command,
     tiny_cascade: Path,
@@ -131,7 +137,7 @@ def test_sampling_that_is_stopped_keeps_its_pictures(
     with monkeypatch.context() as patch:
         patch.setattr(Cascade, "sample_batches", stopped)
         done = command(*common, "--batch_size", 2)
-    assert done.status == 130
+    assert done.status == ENDS[number]
     assert "the same command goes on from here" in done.err
     assert len(list(tmp_path.rglob("*.png"))) == 4
     again = command(*common, "--batch_size", 2)
@@ -158,19 +164,19 @@ def test_the_cascade_names_its_recipe(
     assert received[1].recipe.prior is None
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", ENDS)
 def test_an_interrupt_says_how_to_go_on_where_it_does(
     command: Command, monkeypatch: pytest.MonkeyPatch, repository: Path, number: signal.Signals
 ) -> None:
     def interrupted(*_: object) -> None:
         signal.raise_signal(number)
 
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.getsignal(number)
     monkeypatch.setattr("cascade.training.pretrain.pretrain", interrupted)
     stopped = command("train", repository / "configs" / "mini-base64.toml")
-    assert stopped.status == 130
+    assert stopped.status == ENDS[number]
     assert "the same command goes on from here" in stopped.err
-    assert signal.getsignal(signal.SIGTERM) == before
+    assert signal.getsignal(number) == before
 
 
 def test_an_interrupt_of_what_begins_anew_promises_nothing(

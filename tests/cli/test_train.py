@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cascade.cli.train import TIME_IS_UP
+from cascade.cli.console import Status
 from cascade.config.train import PretrainConfig
 from cascade.training.interrupt import TimeIsUp
 
@@ -27,8 +27,8 @@ def test_a_run_whose_time_is_up_has_a_status_of_its_own_and_says_how_to_go_on(
 
     monkeypatch.setattr("cascade.training.pretrain.pretrain", pretrain)
     stopped = command("train", repository / CONFIG, "--set", "train.steps=900", "--minutes", "1.5")
-    assert stopped.status == TIME_IS_UP == 3
-    assert "up after step 7 of 900; the same command goes on from here" in stopped.err
+    assert stopped.status == Status.TIME_IS_UP == 3
+    assert "up after step 7; the same command goes on from here" in stopped.err
     assert "train.ema_decay: 0.999 is not reached in 900 steps: " in stopped.err
     ended = command("train", repository / CONFIG, "--set", "train.steps=900")
     assert ended.status == 0

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cascade.cli.train import TIME_IS_UP
+from cascade.cli.console import Status
 from cascade.config.folders import read_stage_config
 from cascade.config.train import PretrainConfig
 from cascade.training.pretrain import pretrain
@@ -140,7 +140,7 @@ def test_more_processes_go_on_to_the_bit(
     changes = ("train.batch_size=12", "train.gradient_accumulation_steps=1")
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert two(whole, changes, world=world) == 0
-    for status in (TIME_IS_UP, 0):
+    for status in (Status.TIME_IS_UP, 0):
         minutes = ("--minutes", "0") if status else ()
         # torchrun tells a failed process's status as its own 1.
         assert bool(two(cut, changes, *minutes, world=world)) == bool(status)

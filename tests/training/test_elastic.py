@@ -1,4 +1,4 @@
-"""Under `torchrun`: a killed process is started anew; weights to the bit."""
+"""Under `torchrun`: a killed process is started anew, a preempted run is not; weights to the bit."""
 
 import os
 import signal
@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+from cascade.training.interrupt import REQUEUE_MARK
 
 CONFIG = """
 text_encoder = "{text}"
@@ -111,4 +113,29 @@ def test_killed_processes_are_started_anew_and_go_on_to_the_bit(
         os.kill(_workers(agent.pid)[rank], signal.SIGKILL)
     assert agent.wait(PATIENCE) == 0
     assert _steps(run) == 40  # no step is told twice
+    assert _weights(run) == whole
+
+
+@pytest.mark.dist
+@pytest.mark.slow
+def test_a_preempted_run_saves_and_is_not_started_anew(
+    tmp_path: Path, start: Start, whole: bytes
+) -> None:
+    run, before = tmp_path / "run", 0
+    signals = "--signals-to-handle=SIGTERM,SIGINT,SIGUSR1"
+    for torchrun, number in (
+        (True, signal.SIGTERM),
+        (True, signal.SIGUSR1),
+        (False, signal.SIGUSR1),
+    ):
+        agent = start(run, signals)
+        _until(lambda steps=before: _steps(run) >= steps + 2)
+        os.kill(agent.pid if torchrun else _workers(agent.pid)[1], number)
+        assert agent.wait(PATIENCE) != 0
+        before = _steps(run)
+        assert (run / "checkpoints" / f"step-{before}").is_dir()
+        assert (run / REQUEUE_MARK).is_dir()
+    assert before < 40
+    assert start(run).wait(PATIENCE) == 0
+    assert not (run / REQUEUE_MARK).exists()
     assert _weights(run) == whole

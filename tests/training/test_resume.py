@@ -11,7 +11,7 @@ import pytest
 from cascade.config.stage import StageConfig
 from cascade.config.train import TrainConfig
 from cascade.stage import Stage, meta_network
-from cascade.training.interrupt import TimeIsUp
+from cascade.training.interrupt import PREEMPTION, Preempted, TimeIsUp
 from cascade.training.report import read_log
 
 Run = Callable[..., Stage]
@@ -71,7 +71,7 @@ def test_dropout_is_drawn_from_the_step(
     assert not same(run(tmp_path / "other", stage, seed=1), undisturbed)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, *PREEMPTION])
 def test_a_signal_saves_the_state_and_the_next_run_goes_on(
     tmp_path: Path, run: Run, same: Same, whole: Any, number: signal.Signals
 ) -> None:
@@ -80,10 +80,12 @@ def test_a_signal_saves_the_state_and_the_next_run_goes_on(
             signal.raise_signal(number)  # to this thread, at once
 
     rarely = {"validate_every": 1, "checkpoint_every": 5}
-    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    with pytest.raises(KeyboardInterrupt):
+    signals = (signal.SIGINT, *PREEMPTION)
+    before = list(map(signal.getsignal, signals))
+    with pytest.raises(KeyboardInterrupt) as end:
         run(tmp_path, validate=send, **rarely)
-    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+    assert isinstance(end.value, Preempted) == (number in PREEMPTION)
+    assert list(map(signal.getsignal, signals)) == before
     folders = [path.name for path in (tmp_path / "checkpoints").iterdir()]
     assert folders == ["step-3"]  # the step under way when the signal came was ended
     assert same(run(tmp_path, **rarely), whole.stage)
