@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import Final
 
+import torch
+
 from cascade.config.dreambooth import DreamBoothConfig
 from cascade.config.folders import MANIFEST
 from cascade.config.train import FREE
@@ -35,7 +37,6 @@ from cascade.pipeline import print_licence
 from cascade.progress import is_heard, say
 from cascade.sampling import Tables, prompt_tables
 from cascade.text.encoder import TextEncoder
-from cascade.text.prompts import load_text
 from cascade.training.checkpoint import CHECKPOINTS, remove_checkpoints
 from cascade.training.distributed import Processes, process_group
 from cascade.training.forecast import Probe, tell
@@ -43,6 +44,7 @@ from cascade.training.loop import train
 from cascade.training.objective import without_variance
 from cascade.training.publish import can_grow, publish, published
 from cascade.training.run_dir import RunClaim, acquire_run_dir, require_free, text_identity
+from cascade.training.shared_encoder import SharedEncoder, open_encoder
 from cascade.training.validation import Validation
 from cascade.training.weights import StoredWeights
 
@@ -61,7 +63,8 @@ def personalise(config: DreamBoothConfig) -> Path:
     """
     start = time.monotonic()
     plan, output = make_plan(config), config.output_dir
-    with process_group() as processes, acquire_run_dir(_claim(plan), processes):
+    group = process_group(_timeout(plan), output)
+    with group as processes, acquire_run_dir(_claim(plan), processes):
         unfinished = _unfinished(plan)
         drawing = bool(end_prompts(plan)) and (bool(unfinished) or not (output / SAMPLES).is_file())
         if processes.is_main:
@@ -69,7 +72,7 @@ def personalise(config: DreamBoothConfig) -> Path:
             _tell(plan, unfinished, processes)
             _show_masks(plan)
         processes.barrier()  # all processes have looked before the first one writes
-        tables = _embed(plan, processes.is_main) if unfinished or drawing else {}
+        tables = _embed(plan, processes) if unfinished or drawing else {}
         for folder in unfinished:
             _tune(plan, folder, tables, processes)
             processes.barrier()
@@ -86,7 +89,7 @@ def personalise(config: DreamBoothConfig) -> Path:
 def foretell(config: DreamBoothConfig) -> None:
     """Tell what `personalise` would do, and do nothing."""
     plan = make_plan(config)
-    with process_group() as processes:
+    with process_group(_timeout(plan), config.output_dir) as processes:
         if processes.is_main:
             require_free(_claim(plan))
             _tell(plan, _unfinished(plan), processes)
@@ -202,13 +205,20 @@ def _tune(plan: Plan, folder: str, tables: Tables, processes: Processes) -> None
     publish(tuned, config.output_dir / folder, run_dir, processes)
 
 
-def _embed(plan: Plan, shown: bool) -> Tables:
+def _embed(plan: Plan, processes: Processes) -> Tables:
     """Embed the few prompts of the run once; the encoder is freed on return."""
-    encoder = load_text(plan.text, plan.config.encoder_mode)
+    host = torch.device("cpu")
+    encoder = open_encoder(plan.text, plan.config.encoder_mode, host, processes)
     tables = prompt_tables(encoder, sorted(all_prompts(plan)), plan.stages.values())
-    if shown and isinstance(encoder, TextEncoder):
+    if processes.is_main and isinstance(encoder, TextEncoder | SharedEncoder):
         say(f"The text encoder ({encoder.mode}) has read the prompts and is freed.")
     return tables
+
+
+def _timeout(plan: Plan) -> float:
+    """Return the longest of the stages' time-outs, minutes."""
+    runs = (run_of(plan.config, stage) for stage in plan.stages.values())
+    return max(run.parallel.timeout_minutes for run in runs)
 
 
 def _copy(source: Path, output: Path, folder: str) -> None:

@@ -29,6 +29,7 @@ from cascade.text.files import EncoderFiles
 from cascade.text.store import NOTE, Conventions, EmbeddingStore, read_note, write_note
 from cascade.text.tokenizer import report_lost, sampled
 
+_SHARD: Final = 2**28  # bytes
 _WINDOW: Final = 64  # batches whose captions are sorted by length, to pad little
 
 
@@ -64,15 +65,11 @@ class _Work:
 
     Attributes:
         captions: key -> caption, those that the store lacks.
-        stored: how many it has already.
-        tokens: rows that will be written, estimated where there are many captions.
-        size: bytes that will be written.
+        dtype: that they are stored in.
     """
 
     captions: dict[bytes, str]
-    stored: int
-    tokens: int
-    size: int
+    dtype: torch.dtype
 
 
 def fill(
@@ -97,19 +94,37 @@ def fill(
     meta_model(files)
     conventions = Conventions.of(files, mode == "int8", text)
     store = _open_or_make(folder, files, conventions)
-    work = _plan(store, files, texts, share)
-    say(
-        f"{len(work.captions)} captions to embed ({work.stored} are there): about {work.tokens} "
-        f"tokens, {work.size / 2**20:.1f} MiB."
-    )
+    work = _plan(store, files, texts, share, torch.bfloat16)
     if not work.captions:
         return
+    report_lost(files.tokenizer, sampled(list(work.captions.values())), text)
     loaded = TextEncoder.load(files, mode, device)
     say(f"The text encoder is held in {loaded.mode} on {device}.")
+    _fill(loaded, store, work, batch_size, shard_bytes)
+
+
+def keep(
+    folder: Path, encoder: TextEncoder, captions: Iterable[str], text: TextConfig
+) -> EmbeddingStore:
+    """Keep what a loaded encoder makes of captions, to the last bit and whatever else is embedded.
+
+    So each caption is embedded alone; `fill` is quicker, and halves the store.
+    """
+    conventions = Conventions.of(encoder.files, encoder.mode == "int8", text)
+    store = _open_or_make(folder, encoder.files, conventions)
+    work = _plan(store, encoder.files, list(captions), Share(), torch.float32)
+    if work.captions:
+        _fill(encoder, store, work, batch_size=1, shard_bytes=_SHARD)
+    return EmbeddingStore.open(folder)
+
+
+def _fill(
+    encoder: TextEncoder, store: EmbeddingStore, work: _Work, batch_size: int, shard_bytes: int
+) -> None:
     with progress_bar() as bar:
         task = bar.add_task("captions", total=len(work.captions), details="")
         # Closed at once when it is interrupted, which writes what it has.
-        with closing(_embed(loaded, store, work, batch_size, shard_bytes)) as batches:
+        with closing(_embed(encoder, store, work, batch_size, shard_bytes)) as batches:
             for count in batches:
                 bar.advance(task, count)
 
@@ -134,7 +149,11 @@ def _open_or_make(folder: Path, files: EncoderFiles, conventions: Conventions) -
 
 
 def _plan(
-    store: EmbeddingStore, files: EncoderFiles, captions: Iterable[str], share: Share
+    store: EmbeddingStore,
+    files: EncoderFiles,
+    captions: Iterable[str],
+    share: Share,
+    dtype: torch.dtype,
 ) -> _Work:
     """Find the captions of a share that a store lacks, and check that the disk has room."""
     made = store.conventions
@@ -143,16 +162,20 @@ def _plan(
     lacking = {key: text for key, text in mine.items() if store.index.find(key) is None}
     texts = list(lacking.values())
     sample = sampled(texts)
-    report_lost(files.tokenizer, sample, made.text)
     tokens = round(sum(_lengths(files, made, sample)) * len(texts) / max(1, len(sample)))
-    size = tokens * made.width * torch.bfloat16.itemsize
+    size = tokens * made.width * dtype.itemsize
     free = shutil.disk_usage(store.folder).free
     if free < size:
         raise UserError(
             f"The embeddings of {len(texts)} captions take about {size / 2**30:.1f} GiB but "
             f"{free / 2**30:.1f} GiB are free in {store.folder}; free some, or give another folder."
         )
-    return _Work(lacking, len(mine) - len(lacking), tokens, size)
+    stored = len(mine) - len(lacking)
+    say(
+        f"{len(lacking)} captions to embed ({stored} are there): about {tokens} tokens, "
+        f"{size / 2**20:.1f} MiB."
+    )
+    return _Work(lacking, dtype)
 
 
 def _embed(
@@ -165,7 +188,7 @@ def _embed(
             answer = encoder.embed([work.captions[key] for key in batch], store.conventions.text)
             for key, row, mask in zip(batch, answer.embedding, answer.mask, strict=True):
                 keys.append(key)
-                rows.append(row[mask].to("cpu", torch.bfloat16))
+                rows.append(row[mask].to("cpu", work.dtype))
                 size += rows[-1].nbytes
             if size >= shard_bytes:
                 _write_shard(store.folder, keys, rows)

@@ -4,8 +4,9 @@ A store is a folder:
 
 * `store.json`: the conventions its embeddings were made with;
 * `spiece.model`: the tokenizer's vocabulary;
-* `*.safetensors`: shards, each with `rows` (bfloat16, T D: the embeddings of its captions one after
-  another, unpadded), `lengths` (int32, N: rows of each) and `keys` (uint8, N 16).
+* `*.safetensors`: shards, each with `rows` (T D: the embeddings of its captions one after another,
+  unpadded; bfloat16, or float32 where they are to be the encoder's to the last bit), `lengths`
+  (int32, N: rows of each) and `keys` (uint8, N 16).
 
 A caption's key is the hash of the conventions and its cleaned text. Its embedding is the same at
 every reading, whatever batch it was computed in.

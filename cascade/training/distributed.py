@@ -1,10 +1,12 @@
 """The processes of a run. Started by `torchrun`, or one process alone."""
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Final, cast
+from pathlib import Path
+from typing import Final, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -14,6 +16,15 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 
 from cascade.launch import Launch
 from cascade.progress import warn
+
+_Made = TypeVar("_Made")
+
+_FLIGHT_RECORDER: Final = {
+    "TORCH_FR_BUFFER_SIZE": "2000",
+    "TORCH_FR_DUMP_TEMP_FILE": "{run_dir}/flight-recorder-rank-",
+    "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
+}
+"""NCCL's; `torchfrtrace --prefix flight-recorder-rank- RUN` reads what it writes."""
 
 _FOR_EVER: Final = timedelta(days=365)
 """A process that has ended is noticed at once all the same: its connections close."""
@@ -80,6 +91,14 @@ class Processes:
         dist.all_reduce(values, dist.ReduceOp.MAX)
         return int(values)
 
+    def from_first(self, make: Callable[[], _Made]) -> _Made:
+        """Return what the first process makes, on its CPU; every process gets a copy."""
+        if self.world_size == 1:
+            return make()
+        made = [make()] if self.is_main else [None]
+        dist.broadcast_object_list(made, src=0, group=self.hosts)
+        return cast(_Made, made[0])
+
     def barrier(self) -> None:
         """Wait until every process is here, however long one of them works alone."""
         if self.world_size > 1:
@@ -91,12 +110,13 @@ ALONE: Final = Processes(0, 1, torch.device("cpu"))
 
 
 @contextmanager
-def process_group(timeout_minutes: float = 10.0) -> Iterator[Processes]:
+def process_group(timeout_minutes: float, run_dir: Path) -> Iterator[Processes]:
     """Join the process group of a launched run, for the length of the block.
 
     Args:
         timeout_minutes: after which a process that waits for the others in a step ends. It may wait
             for ever for what one process does alone: embeddings, a stage's files.
+        run_dir: gets NCCL's latest collectives from each process when one of them times out.
     """
     launch = Launch.read()
     cuda = torch.cuda.is_available()
@@ -105,6 +125,8 @@ def process_group(timeout_minutes: float = 10.0) -> Iterator[Processes]:
         torch.cuda.set_device(device)
     joins = launch.world_size > 1 and not dist.is_initialized()
     if joins:
+        for name, value in _FLIGHT_RECORDER.items():
+            os.environ.setdefault(name, value.format(run_dir=run_dir.absolute()))
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if cuda else "gloo",
             store=_store(launch),

@@ -1,5 +1,6 @@
 """`cascade train`: one stage from scratch, or on from a stage's weights, on captioned pictures."""
 
+import shutil
 import time
 from dataclasses import dataclass
 from itertools import chain
@@ -8,7 +9,7 @@ from pathlib import Path
 import torch
 
 from cascade.config.folders import read_stage_config
-from cascade.config.stage import StageConfig, TextConfig
+from cascade.config.stage import StageConfig
 from cascade.config.train import FREE, PretrainConfig
 from cascade.data.batch import Stream
 from cascade.data.captioned import CaptionedArray, CaptionedSamples
@@ -23,7 +24,6 @@ from cascade.text.prompts import (
     OnlinePrompts,
     PromptEncoder,
     PromptSource,
-    load_text,
     open_text,
 )
 from cascade.text.store import EmbeddingStore
@@ -45,6 +45,7 @@ from cascade.training.run_dir import (
     require_free,
     text_identity,
 )
+from cascade.training.shared_encoder import EMBEDDINGS, SharedEncoder, open_encoder
 from cascade.training.validation import Validation
 from cascade.training.weights import FreshWeights, StoredWeights, Weights
 
@@ -66,7 +67,7 @@ def pretrain(config: PretrainConfig, minutes: float | None = None) -> Path:
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
     plan, folder = _plan(config), _folder(config)
     samples = plan.samples
-    with process_group() as processes:
+    with process_group(config.train.parallel.timeout_minutes, config.output) as processes:
         _require_memory(plan, processes)
         with acquire_run_dir(_claim(plan), processes):
             finished = published(folder, config.output, config.train.steps)
@@ -87,11 +88,13 @@ def pretrain(config: PretrainConfig, minutes: float | None = None) -> Path:
                     deadline,
                 )
                 publish(trained, folder, config.output, processes)
+                processes.barrier()  # drawing is done together, and has a time-out
                 steps, every = config.train.steps, config.train.validate_every
                 if validation and (every is None or steps % every):
                     validation(trained, steps)
             if processes.is_main and not config.train.keep_checkpoints:
                 remove_checkpoints(config.output / CHECKPOINTS)
+                shutil.rmtree(config.output / EMBEDDINGS, ignore_errors=True)
             processes.barrier()
     return folder
 
@@ -144,7 +147,7 @@ def _plan(config: PretrainConfig) -> _Plan:
 def foretell(config: PretrainConfig) -> None:
     """Tell what `pretrain` would do, and do nothing."""
     plan = _plan(config)
-    with process_group() as processes:
+    with process_group(config.train.parallel.timeout_minutes, config.output) as processes:
         _require_memory(plan, processes)
         if processes.is_main:
             require_free(_claim(plan))
@@ -227,22 +230,25 @@ def _stream(config: PretrainConfig, samples: CaptionedSamples, device: torch.dev
 def _embedded(plan: _Plan, processes: Processes) -> tuple[PromptSource, Validation | None]:
     """Embed everything the encoder is needed for; it is freed on return if captions are cached."""
     config, data = plan.config, plan.samples.data
-    encoder = load_text(plan.text, config.encoder_mode, processes.device)
+    encoder = open_encoder(plan.text, config.encoder_mode, processes.device, processes)
     if config.data.resident:
         prompts: PromptSource = resident_prompts(config, plan.text, encoder, data, processes.device)
     else:
-        prompts = _prompts(encoder, config.stage.text)
+        prompts = _prompts(encoder, config, data)
     return prompts, make_validation(config, plan.samples, plan.others, encoder, prompts, processes)
 
 
-def _prompts(encoder: PromptEncoder, text: TextConfig) -> PromptSource:
-    if isinstance(encoder, EmbeddingStore):  # as quick as memory, and its rows may be far larger
-        return OnlinePrompts(encoder, text, cache_size=0)
-    if isinstance(encoder, TextEncoder) and encoder.mode == "layerwise":
+def _prompts(encoder: PromptEncoder, config: PretrainConfig, data: CaptionedArray) -> PromptSource:
+    text = config.stage.text
+    if isinstance(encoder, TextEncoder | SharedEncoder) and encoder.mode == "layerwise":
         raise UserError(
             "Held in layerwise, the text encoder would be read from disk anew for every caption; "
             "embed the captions first with 'cascade embed' and give the store as embeddings."
         )
+    if isinstance(encoder, SharedEncoder):
+        encoder = encoder.keep(config.output, chain.from_iterable(data.captions), text)
+    if isinstance(encoder, EmbeddingStore):  # as quick as memory, and its rows may be far larger
+        return OnlinePrompts(encoder, text, cache_size=0)
     return OnlinePrompts(encoder, text)
 
 

@@ -46,7 +46,8 @@ def _grids(
     each, named = config.validation.images_per_prompt, config.validation.prompts
     captions = [data.captions[index % len(data.captions)][0] for index in range(each)]
     prompts = [prompt for prompt in named for _ in range(each)] or captions
-    texts = {stage.text for stage in (config.stage, *(others.configs if others else ()))}
+    # In one order in every process: they embed together.
+    texts = dict.fromkeys(s.text for s in (config.stage, *(others.configs if others else ())))
     tables = {text: PromptTable.build(encoder, prompts, text) for text in texts}
     low_res = _low_res_of(config, data, len(prompts))
     if others is None or low_res is None:

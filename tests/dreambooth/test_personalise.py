@@ -182,7 +182,7 @@ def test_what_is_missing_of_the_number_of_class_pictures_is_drawn(
     config = settings(tmp_path / "mine", varied, class_data_dir=folder, stages=("base16",))
     plan = make_plan(config)
     tables = prompt_tables(load_text(plan.text), sorted(all_prompts(plan)), plan.stages.values())
-    with process_group() as processes:
+    with process_group(1.0, tmp_path) as processes:
         _, preserved = concepts_of(plan, "base16", tables, processes)
     assert len(preserved.images) == recipe.prior.images
     # Of a person's own nobody knows the variation; those that are drawn take turns.

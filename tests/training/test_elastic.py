@@ -1,4 +1,4 @@
-"""Under `torchrun`: a killed process is started anew, a preempted run is not; weights to the bit."""
+"""Under `torchrun` a killed process is started anew, a preempted run is not: the same weights."""
 
 import os
 import signal

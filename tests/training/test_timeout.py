@@ -7,10 +7,11 @@ import pytest
 
 LATE = """
 import time
+from pathlib import Path
 import torch
 from cascade.training.distributed import process_group
 
-with process_group(timeout_minutes=0.02) as processes:
+with process_group(timeout_minutes=0.02, run_dir=Path("none")) as processes:
     for alone in range(2):
         if processes.rank == alone:
             time.sleep(3)
