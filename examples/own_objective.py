@@ -17,6 +17,7 @@ from cascade.config.train import TrainConfig
 from cascade.data.batch import Batch, Stream
 from cascade.diffusion.denoiser import Conditioning, Denoiser
 from cascade.diffusion.noise import NoiseSource, derive_seed
+from cascade.diffusion.objective import RowLosses
 from cascade.training.distributed import process_group
 from cascade.training.loop import train
 
@@ -27,13 +28,14 @@ def huber(
     cond: Conditioning,
     noise: NoiseSource,
     pixel_weights: torch.Tensor | None = None,
-) -> dict[str, torch.Tensor]:
+) -> RowLosses:
     """Score the prediction of each row at a timestep and with noise of its own."""
-    sigma = denoiser.schedule.sigma(denoiser.schedule.draw(noise.uniform().to(images.device)))
+    timestep = denoiser.schedule.draw(noise.uniform().to(images.device))
+    sigma = denoiser.schedule.sigma(timestep)
     eps = noise.normal(*images.shape[1:]).to(images.device)
     x = images + sigma.float().view(-1, 1, 1, 1) * eps
     loss = torch.nn.functional.huber_loss(denoiser(x, sigma, cond).x0, images, reduction="none")
-    return {"huber": loss.flatten(1).mean(dim=1)}
+    return RowLosses({"huber": loss.flatten(1).mean(dim=1)}, timestep)
 
 
 class Grey:

@@ -1,7 +1,7 @@
 """The flags of `cascade dreambooth`: diffusers' names, and the settings each stands for."""
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import typer
 
@@ -10,6 +10,7 @@ from cascade.cli.options import Flag
 from cascade.cli.shared import TEXT_FLAGS
 from cascade.config.dreambooth import Recipe
 from cascade.config.recipes import RECIPES
+from cascade.config.trackers import TrackerName
 
 BASE, SUPER_RESOLUTION = "base", "super_resolution"
 PRECISIONS: Final = {"no": "fp32", "bf16": "bf16", "auto": "auto"}
@@ -26,6 +27,11 @@ def scenes_of(text: str) -> tuple[dict[str, str], ...]:
     """Parse scenes: 'on the beach = a beach, in the snow = a snowy landscape'."""
     pairs = (part.partition("=") for part in comma_separated(text))
     return tuple({"phrase": one.strip(), "prompt": other.strip()} for one, _, other in pairs)
+
+
+def trackers_of(text: str) -> tuple[str, ...]:
+    """Parse trackers, comma-separated, or diffusers' words for all of them and for none."""
+    return {"all": get_args(TrackerName), "none": ()}.get(text, comma_separated(text))
 
 
 def precision_of(text: str) -> str:
@@ -145,6 +151,10 @@ NUMBERS: Final = (
     _number("sr_train_batch_size", SR, "super_resolution.batch_size",
             help="photos a pass and process"),
     _both("validation_steps", "validate_every", panel=REPORT),
+    _both("report_to", "trackers", panel=REPORT, kind=str, parser=trackers_of,
+          metavar="NAME,NAME|all|none", note=f": {', '.join(get_args(TrackerName))}"),
+    _both("logging_dir", "logging_dir", panel=REPORT, parser=values.path, metavar="FOLDER",
+          note="; TensorBoard is told then too"),
 )  # fmt: skip
 """Flags of the recipe's numbers: what is not given keeps the recipe's own."""
 

@@ -86,6 +86,8 @@ def _set_derived(run: dict[str, Any], flags: Mapping[str, Any]) -> None:
         run["optimizer"]["name"] = "adamw8bit"
     if "snr_gamma" in flags:
         run["objective"]["weighting"] = "min_snr"
+    if "logging_dir" in flags and "report_to" not in flags:
+        run["trackers"] = ("tensorboard",)  # diffusers' own, which needs no flag there
 
 
 def _fit_warmup(run: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from cascade.config.base import Count, Frozen, Looks, Positive, Rows, Seed, Share
 from cascade.config.encoder import Embeddings, EncoderMode
 from cascade.config.stage import Precision, StageConfig
+from cascade.config.trackers import LoggingDir, Trackers, WandbConfig
 from cascade_kernels.names import Backend
 
 OptimizerName = Literal["adamw", "adamw8bit", "adafactor"]
@@ -161,9 +162,12 @@ FREE: Final = frozenset(
         "keep_checkpoints",
         "kernels",
         "log_every",
+        "logging_dir",
         "parallel",
         "stop_every",
+        "trackers",
         "validate_every",
+        "wandb",
     }
 )
 """What of a `TrainConfig` may change when a run goes on: memory, speed and what is told and kept.
@@ -242,6 +246,9 @@ class TrainConfig(Frozen):
         description="draw validation pictures every so many steps too, by the stage in training; "
         "that is every validate_every * batch_size images",
     )
+    trackers: Trackers = ()
+    logging_dir: LoggingDir = Path("tensorboard")
+    wandb: WandbConfig = Field(default=WandbConfig(), description="Weights & Biases")
 
     @model_validator(mode="after")
     def _whole(self) -> Self:

@@ -9,7 +9,7 @@ Shapes: `B` batch, `C H W` image, `h w` low-resolution image.
 
 import math
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -19,6 +19,13 @@ from cascade.config.train import Weighting
 from cascade.diffusion.denoiser import Conditioning, Denoised, Denoiser
 from cascade.diffusion.noise import LowResolution, NoiseSource, to_device
 from cascade.diffusion.schedule import TIMESTEPS, DiscreteSchedule
+
+
+class RowLosses(NamedTuple):
+    """Losses of a batch's rows."""
+
+    terms: dict[str, Tensor]  # by name, each B float32; the loss is their sum
+    timestep: Tensor  # B, 0..1000, at which the rows were noised
 
 
 class Objective(Protocol):
@@ -31,8 +38,8 @@ class Objective(Protocol):
         cond: Conditioning,
         noise: NoiseSource,
         pixel_weights: Tensor | None = None,
-    ) -> dict[str, Tensor]:
-        """Return the terms of the loss by name, each B float32; the loss is their sum."""
+    ) -> RowLosses:
+        """Score the prediction of each row."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +64,7 @@ class BaseObjective:
         cond: Conditioning,
         noise: NoiseSource,
         pixel_weights: Tensor | None = None,
-    ) -> dict[str, Tensor]:
+    ) -> RowLosses:
         """Draw a timestep and noise for each image and score the prediction.
 
         Args:
@@ -68,7 +75,7 @@ class BaseObjective:
             pixel_weights: B 1 H W, factors of each pixel's part in both terms; None is 1.
 
         Returns:
-            "mse", and "vb" (bits per dimension) where `vb_weight` is not 0; each B float32.
+            "mse", and "vb" (bits per dimension) where `vb_weight` is not 0, with the timesteps.
 
         Raises:
             ValueError: the bound is asked for, and the variance is not learned or the schedule is
@@ -96,7 +103,7 @@ class BaseObjective:
                 pixel_weights,
             )
             terms["vb"] = self.vb_weight * schedule.num_timesteps / TIMESTEPS * bound
-        return terms
+        return RowLosses(terms, timestep)
 
 
 @dataclass(frozen=True)
@@ -128,7 +135,7 @@ class SuperResObjective:
         cond: Conditioning,
         noise: NoiseSource,
         pixel_weights: Tensor | None = None,
-    ) -> dict[str, Tensor]:
+    ) -> RowLosses:
         """Noise the small images, then score as `base` does.
 
         Args:

@@ -27,6 +27,7 @@ from cascade.text.store import EmbeddingStore
 from cascade.training.objective import check_variance
 from cascade.training.optim import check_optimizer
 from cascade.training.resources import require_disk, require_room
+from cascade.training.trackers import check_trackers
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ def make_plan(config: DreamBoothConfig) -> Plan:
     for stage, run in runs:
         check_variance(stage, run.objective)
         check_optimizer(run.optimizer)
+        check_trackers(run, config.output_dir)
     looked_at_meanwhile = any(run.validate_every for _, run in runs)
     if (config.validation_prompts or looked_at_meanwhile) and not config.validation_images:
         raise UserError(

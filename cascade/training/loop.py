@@ -42,9 +42,10 @@ from cascade.training.objective import make_objective, undecayed
 from cascade.training.optim import learning_rate, make_optimizer, set_learning_rate
 from cascade.training.parallel import accumulating, spread_stage, with_exchange
 from cascade.training.report import Report, Throughput
+from cascade.training.validation import Pictures
 from cascade.training.weights import Weights
 
-Validate = Callable[[Stage, int], None]
+Validate = Callable[[Stage, int], Pictures]
 
 
 def train(
@@ -68,7 +69,8 @@ def train(
         config: how long and how.
         run_dir: gets `log.jsonl` and `checkpoints/`.
         processes: this process's place in the run.
-        validate: called by every process with the stage (averaged weights) and the step.
+        validate: called by every process with the stage (averaged weights) and the step, now and
+            then and at the end; returns what the first process has drawn.
         deadline: by `time.monotonic`; the run stops after the first step that ends later.
 
     Returns:
@@ -99,7 +101,7 @@ def train(
     # The network as the processes run it; the weights stay those of `network`.
     exchanged = with_exchange(network, config, processes)
     denoiser = stage.with_network(exchanged).denoiser
-    folder, log = run_dir / CHECKPOINTS, run_dir / "log.jsonl"
+    folder = run_dir / CHECKPOINTS
     with Checkpoints(folder, stage_config, config, processes) as checkpoints:
         # Where an earlier run stopped.
         step, images = checkpoints.load(state)
@@ -109,7 +111,7 @@ def train(
         losses, speed = Losses(), Throughput(stage_config, config, processes)
         with (
             Interrupts(deadline) as interrupts,
-            Report(stage_config.name, log, step, config.steps, processes.is_main) as report,
+            Report(stage_config, config, run_dir, step, processes.is_main) as report,
         ):
             while step < config.steps:
                 # One optimizer step over a global batch. Dropout alone draws from this generator.
@@ -121,7 +123,9 @@ def train(
                         accumulating(exchanged, last),
                         autocast(config.precision, processes.device),
                     ):
-                        batch = next(batches).to(processes.device)
+                        with speed.waiting():
+                            batch = next(batches)
+                        batch = batch.to(processes.device)
                         noise = row_noise(batch, share.positions(0, turn).start, config)
                         rows = row_losses(denoiser, objective, batch, prompts, noise, tokens)
                         (losses.add(batch, rows) / share.accumulation).backward()
@@ -146,9 +150,13 @@ def train(
                 if stop:
                     checkpoints.wait()
                     raise interrupts.end(stop, step)
-                if validate and config.validate_every and step % config.validate_every == 0:
+                every = config.validate_every or config.steps
+                if validate and step % every == 0 and step < config.steps:
                     with speed.paused(), averages.published():
-                        validate(stage, step)
+                        report.pictures(step, validate(stage, step))
+            if validate:  # also where a run goes on that had done its last step
+                with averages.published():
+                    report.pictures(step, validate(stage, step))
     averages.publish()
     return stage
 
@@ -171,7 +179,7 @@ def _settled(
     batch = first.to(device)
     with autocast(config.precision, device):
         rows = row_losses(denoiser, objective, batch, prompts, Noise(batch.seeds))
-        torch.stack(list(rows.values())).sum().backward()
+        torch.stack(list(rows.terms.values())).sum().backward()
     denoiser.zero_grad(set_to_none=True)
     return chain([first], batches)
 

@@ -46,6 +46,7 @@ from cascade.training.run_dir import (
     text_identity,
 )
 from cascade.training.shared_encoder import EMBEDDINGS, SharedEncoder, open_encoder
+from cascade.training.trackers import check_trackers
 from cascade.training.validation import Validation
 from cascade.training.weights import FreshWeights, StoredWeights, Weights
 
@@ -88,10 +89,6 @@ def pretrain(config: PretrainConfig, minutes: float | None = None) -> Path:
                     deadline,
                 )
                 publish(trained, folder, config.output, processes)
-                processes.barrier()  # drawing is done together, and has a time-out
-                steps, every = config.train.steps, config.train.validate_every
-                if validation and (every is None or steps % every):
-                    validation(trained, steps)
             if processes.is_main and not config.train.keep_checkpoints:
                 remove_checkpoints(config.output / CHECKPOINTS)
                 shutil.rmtree(config.output / EMBEDDINGS, ignore_errors=True)
@@ -124,6 +121,7 @@ def _plan(config: PretrainConfig) -> _Plan:
     """Check the settings, the data and the weights."""
     check_variance(config.stage, config.train.objective)
     check_optimizer(config.train.optimizer)
+    check_trackers(config.train, config.output)
     samples = CaptionedSamples(
         CaptionedArray.open(config.data.folder),
         config.stage,

@@ -23,6 +23,12 @@ from cascade.model.precision import in_bf16
 from cascade.progress import progress_bar
 from cascade.stage import meta_network
 from cascade.training.distributed import Processes
+from cascade.training.losses import QUARTERS
+from cascade.training.trackers import Tracker, open_trackers
+from cascade.training.validation import Pictures
+
+LOG: Final = "log.jsonl"
+"""The file of a run's statuses, in its folder."""
 
 
 def read_log(path: Path) -> list[dict[str, float]]:
@@ -37,14 +43,21 @@ class Report:
     """Shows and writes the statuses of one run; silent where `shown` is false.
 
     A status is the mean since the one before: `step`, `images` (positions of the stream seen),
-    `loss`, one `loss/TERM` per term, `learning_rate`, `grad_norm`, and the speed (`Throughput`).
+    `loss`, one `loss/TERM` per term, `loss/t0` to `loss/t3` by quarters of the timesteps,
+    `learning_rate`, `grad_norm`, and the speed (`Throughput`).
+
+    Args:
+        run_dir: gets `log.jsonl`, and what the run's trackers keep there.
+        start: the step that the run goes on after.
     """
 
-    def __init__(self, name: str, path: Path, start: int, steps: int, shown: bool) -> None:
-        self._path = path
-        self._shown = shown
-        self._start, self._steps = start, steps
-        self._name = name
+    def __init__(
+        self, stage: StageConfig, run: TrainConfig, run_dir: Path, start: int, shown: bool
+    ) -> None:
+        self._stage, self._run, self._run_dir = stage, run, run_dir
+        self._path = run_dir / LOG
+        self._start, self._shown = start, shown
+        self._trackers: list[Tracker] = []
         self._progress = progress_bar()
         self._task: TaskID | None = None
 
@@ -54,9 +67,10 @@ class Report:
             kept = [line for line in read_log(self._path) if line["step"] <= self._start]
             text = "".join(json.dumps(line) + "\n" for line in kept)
             write_bytes(text.encode(), self._path)
+            self._trackers = open_trackers(self._stage, self._run, self._run_dir, self._start)
             self._progress.start()
             self._task = self._progress.add_task(
-                self._name, total=self._steps, completed=self._start, details=""
+                self._stage.name, total=self._run.steps, completed=self._start, details=""
             )
         return self
 
@@ -66,9 +80,11 @@ class Report:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Stop the bar."""
+        """Stop the bar and the trackers."""
         if self._shown:
             self._progress.stop()
+        for tracker in self._trackers:
+            tracker.close(failed=error is not None)
 
     def advance(self) -> None:
         """Count one optimizer step."""
@@ -81,12 +97,24 @@ class Report:
             return
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({**values, "time": time.time()}) + "\n")
-        terms = {k.removeprefix("loss/"): v for k, v in values.items() if k.startswith("loss")}
+        for tracker in self._trackers:
+            tracker.status(int(values["step"]), values)
+        terms = {
+            name.removeprefix("loss/"): value
+            for name, value in values.items()
+            if name.startswith("loss") and name not in QUARTERS
+        }
         shown = " ".join(f"{name} {value:.4f}" for name, value in terms.items())
         speed = f"{values['images_per_second']:.1f} images/s"
         if "mfu" in values:
             speed += f", MFU {values['mfu']:.0%}"
         self._progress.update(self._task, details=f"{shown}  {speed}")
+
+    def pictures(self, step: int, pictures: Pictures) -> None:
+        """Tell the trackers of pictures that were drawn at a step."""
+        for name, picture in pictures.items():
+            for tracker in self._trackers:
+                tracker.picture(step, name, picture)
 
 
 # Dense bfloat16 operations a second, accumulated in float32, from the makers' data sheets. Names as
@@ -122,6 +150,15 @@ class Throughput:
         self._rows += len(batch.images)
 
     @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Note the time of what happens inside as waited for data; the device is not asked."""
+        since = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._waited += time.perf_counter() - since
+
+    @contextmanager
     def paused(self) -> Iterator[None]:
         """Leave out what happens inside: a checkpoint, pictures drawn on the way."""
         self._measure()
@@ -134,13 +171,17 @@ class Throughput:
         """Return the figures since the last call, and begin anew.
 
         Returns:
-            `images_per_second`, positions of the stream over all processes; `peak_memory_gib` of
+            `images_per_second`, positions of the stream over all processes; `data_wait`, the share
+            of the time that this process waited for batches; `peak_memory_gib` of
             this process's device since it began; and `mfu`, the model FLOP/s utilization of that
             device (0 to 1; Chowdhery et al. 2022, appendix B: what is recomputed does not count),
             where its peak is known and the run computes in bfloat16.
         """
         self._measure()
-        values = {"images_per_second": self._positions * self._world / self._seconds}
+        values = {
+            "images_per_second": self._positions * self._world / self._seconds,
+            "data_wait": self._waited / self._seconds,
+        }
         if self._peak is not None:
             values["mfu"] = self._rows * self._row_flops / self._seconds / self._peak
         values["peak_memory_gib"] = peak_memory(self._device) / 2**30
@@ -155,7 +196,7 @@ class Throughput:
 
     def _clear(self) -> None:
         self._positions = self._rows = 0
-        self._seconds = 0.0
+        self._seconds = self._waited = 0.0
         self._since = time.perf_counter()
 
 

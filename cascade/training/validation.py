@@ -38,15 +38,17 @@ class Validation:
     run_dir: Path
     processes: Processes = ALONE
 
-    def __call__(self, stage: Stage, step: int) -> None:
-        """Draw and write; every process calls it."""
+    def __call__(self, stage: Stage, step: int) -> Pictures:
+        """Draw and write; every process calls it, and the first is given what was drawn."""
         training = stage.network.training
         stage.network.eval()
         pictures = {name: one for draw in self.draws for name, one in draw(stage).items()}
         stage.network.train(training)
-        if self.processes.is_main:
-            for name, picture in pictures.items():
-                write_png(picture, self.run_dir / name / f"step-{step:06d}.png")
+        if not self.processes.is_main:
+            return {}
+        for name, picture in pictures.items():
+            write_png(picture, self.run_dir / name / f"step-{step:06d}.png")
+        return pictures
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,8 @@ VALUES: dict[str, Any] = {
     "checkpoints_total_limit": 3,
     "keep_checkpoints": True,
     "validation_steps": 55,
+    "report_to": ("wandb",),
+    "logging_dir": Path("logs"),
     "class_variations": ("a cartoon of a {class_noun}", "a red {class_noun}"),
     "masks": "alpha",
     "scenes": ({"phrase": "on the beach", "prompt": "a beach"},),
@@ -63,6 +65,7 @@ VALUES: dict[str, Any] = {
 # What a flag sets besides its own path.
 BESIDES = {
     "snr_gamma": {"base.objective.weighting", "super_resolution.objective.weighting"},
+    "logging_dir": {"base.trackers", "super_resolution.trackers"},
 }
 
 
@@ -152,6 +155,43 @@ def _words(spelling: str, flag: str, value: Any) -> list[object]:
         parts = (" = ".join(one.values()) if isinstance(one, dict) else one for one in value)
         value = ", ".join(parts)
     return [spelt, value]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("--report_to all", ("tensorboard", "wandb")),
+        ("--report-to tensorboard,wandb", ("tensorboard", "wandb")),
+        ("--report_to none --logging_dir logs", ()),
+        ("--logging_dir logs", ("tensorboard",)),
+        ("--report_to wandb --logging_dir logs", ("wandb",)),
+        ("", ()),
+    ],
+)
+def test_trackers_by_diffusers_words(
+    command: Callable[..., Any],
+    received: list[DreamBoothConfig],
+    tiny_cascade: Path,
+    photos: Path,
+    words: str,
+    told: tuple[str, ...],
+) -> None:
+    asked = ("--cascade", tiny_cascade, "--instance-data-dir", photos, "--class-noun", "dog")
+    assert command("dreambooth", *asked, "--output", "new", *words.split()).status == 0
+    (config,) = received
+    for run in (config.recipe.base, config.recipe.super_resolution):
+        assert run.trackers == told
+        assert run.logging_dir == Path("logs" if "logging" in words else "tensorboard")
+
+
+def test_a_tracker_nobody_knows_is_told_by_its_flag(
+    command: Callable[..., Any], tiny_cascade: Path, photos: Path, tmp_path: Path
+) -> None:
+    asked = ("--cascade", tiny_cascade, "--instance-data-dir", photos, "--class-noun", "dog")
+    done = command("dreambooth", *asked, "--output", tmp_path / "new", "--report_to", "comet_ml")
+    assert done.status == 2
+    assert "--report-to" in done.err
+    assert "'tensorboard' or 'wandb', not 'comet_ml'" in done.err
 
 
 @pytest.mark.parametrize("flag", PATHS)

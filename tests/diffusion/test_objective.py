@@ -65,7 +65,7 @@ def test_the_plain_loss_is_the_mean_squared_error_of_the_prediction(
     torch.manual_seed(seed)
     net, images = Net(), pictures(2)
     denoiser = Denoiser(net, SQUARED_COSINE, prediction)
-    loss = BaseObjective()(denoiser, images, conditioning(2), Chosen([u, u], seed))["mse"]
+    loss = BaseObjective()(denoiser, images, conditioning(2), Chosen([u, u], seed)).terms["mse"]
     sigma = SQUARED_COSINE.sigma(SQUARED_COSINE.draw(torch.tensor(u))).item()
     alpha = 1 / math.sqrt(1 + sigma**2)
     eps = Chosen([u, u], seed).normal(3, 8, 8)
@@ -84,7 +84,9 @@ def test_min_snr_weights_the_error_of_x0(prediction: Prediction) -> None:
     net, images = Net(), pictures(5)
     denoiser = Denoiser(net, SQUARED_COSINE, prediction)
     objective = BaseObjective("min_snr", gamma=5.0)
-    loss = objective(denoiser, images, conditioning(5), Chosen(uniforms))["mse"]
+    terms, drawn = objective(denoiser, images, conditioning(5), Chosen(uniforms))
+    assert torch.equal(drawn, timesteps.double())
+    loss = terms["mse"]
     sigma = SQUARED_COSINE.sigmas[timesteps]
     x = images + sigma.float().view(-1, 1, 1, 1) * Chosen(uniforms).normal(3, 8, 8)
     x0 = denoiser(x, sigma, conditioning(5)).x0
@@ -104,7 +106,8 @@ def test_the_highest_noise_level_loses_no_precision() -> None:
         assert t.tolist() == [999, 999]
         return eps + offset
 
-    loss = BaseObjective()(Denoiser(network, SQUARED_COSINE), images, conditioning(2), noise)["mse"]
+    denoiser = Denoiser(network, SQUARED_COSINE)
+    loss = BaseObjective()(denoiser, images, conditioning(2), noise).terms["mse"]
     loss.sum().backward()
     # The error of eps, 1e-3, is a float32 difference of numbers near 1: 6e-8 / 1e-3 of it, twice.
     torch.testing.assert_close(loss, torch.full((2,), 1e-6), rtol=1e-3, atol=0)
@@ -183,10 +186,10 @@ def test_the_hybrid_loss_adds_the_bound_and_trains_only_the_variance_with_it() -
     net, images = Net(6), pictures(3)
     denoiser = Denoiser(net, SQUARED_COSINE, "eps", learned_variance=True)
     uniforms = [0.0, 0.5, 0.95]
-    terms = BaseObjective(vb_weight=1.0)(denoiser, images, conditioning(3), Chosen(uniforms))
+    terms = BaseObjective(vb_weight=1.0)(denoiser, images, conditioning(3), Chosen(uniforms)).terms
     assert set(terms) == {"mse", "vb"}
     half = BaseObjective(vb_weight=0.5)(denoiser, images, conditioning(3), Chosen(uniforms))
-    torch.testing.assert_close(half["vb"], terms["vb"] / 2)
+    torch.testing.assert_close(half.terms["vb"], terms["vb"] / 2)
 
     sigma = SQUARED_COSINE.sigmas[[0, 500, 950]]
     x = images + sigma.float().view(-1, 1, 1, 1) * Chosen(uniforms).normal(3, 8, 8)
@@ -217,7 +220,7 @@ def test_the_bound_is_refused_where_it_has_no_meaning() -> None:
 def test_without_a_weight_the_variance_head_is_left_alone() -> None:
     net = Net(6)
     denoiser = Denoiser(net, make_schedule("cosine"), learned_variance=True)
-    terms = BaseObjective()(denoiser, pictures(2), conditioning(2), Noise([0, 1]))
+    terms = BaseObjective()(denoiser, pictures(2), conditioning(2), Noise([0, 1])).terms
     assert set(terms) == {"mse"}
     terms["mse"].sum().backward()
     assert net.conv.weight.grad[3:].eq(0).all()
@@ -226,8 +229,8 @@ def test_without_a_weight_the_variance_head_is_left_alone() -> None:
 def test_a_rows_loss_does_not_depend_on_its_batch() -> None:
     torch.manual_seed(0)
     denoiser, images = Denoiser(Net(), make_schedule("cosine")), pictures(3)
-    batch = BaseObjective()(denoiser, images, conditioning(3), Noise([4, 5, 6]))["mse"]
-    alone = BaseObjective()(denoiser, images[1:2], conditioning(1), Noise([5]))["mse"]
+    batch = BaseObjective()(denoiser, images, conditioning(3), Noise([4, 5, 6])).terms["mse"]
+    alone = BaseObjective()(denoiser, images[1:2], conditioning(1), Noise([5])).terms["mse"]
     assert batch.shape == (3,)
     torch.testing.assert_close(batch[1:2], alone)  # the order of sums in the convolution
 
@@ -238,7 +241,7 @@ def test_super_resolution_shows_the_network_the_noised_small_image() -> None:
     augment = LowResolution(LowResConfig(size=4, upsample="nearest"))
     schedule = augment.schedule
     objective = SuperResObjective(BaseObjective(), augment, (0.2, 0.4))
-    terms = objective(Denoiser(net, schedule), images, conditioning(2, small), Noise([1, 2]))
+    rows = objective(Denoiser(net, schedule), images, conditioning(2, small), Noise([1, 2]))
 
     replay = Noise([1, 2])  # level, low-resolution noise, timestep, eps
     level = 0.2 + 0.2 * replay.uniform()
@@ -248,7 +251,8 @@ def test_super_resolution_shows_the_network_the_noised_small_image() -> None:
     assert ((aug >= 200) & (aug < 400)).all()
     cond = replace(conditioning(2, low_res), aug=aug)
     base = BaseObjective()(Denoiser(net, schedule), images, cond, replay)
-    assert torch.equal(terms["mse"], base["mse"])
+    assert torch.equal(rows.terms["mse"], base.terms["mse"])
+    assert torch.equal(rows.timestep, base.timestep)
 
 
 def test_a_fixed_level_leaves_the_other_draws_as_they_were() -> None:

@@ -112,7 +112,7 @@ def test_a_masked_row_is_the_weighted_mean_of_its_pixels(
     def losses(weights: Tensor | None) -> Tensor:
         with torch.no_grad():
             noise = Noise(batch.seeds)
-            return objective(stage.denoiser, batch.images, cond, noise, weights)["mse"]
+            return objective(stage.denoiser, batch.images, cond, noise, weights).terms["mse"]
 
     ones, plain = torch.ones_like(batch.images[:, :1]), losses(None)
     assert torch.equal(losses(ones), plain)

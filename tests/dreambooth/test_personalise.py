@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cascade.config.base import merged
 from cascade.config.dreambooth import DreamBoothConfig, Recipe
@@ -232,7 +233,12 @@ def test_a_stage_that_is_not_tuned_is_copied(
 def test_pictures_are_drawn_on_the_way(
     tmp_path: Path, whole: Path, settings: Settings, recipe: Recipe
 ) -> None:
-    looking = _changed(recipe, base={"validate_every": 5}, super_resolution={"validate_every": 3})
+    told = {"trackers": ("tensorboard",), "logging_dir": tmp_path / "board"}
+    looking = _changed(
+        recipe,
+        base={"validate_every": 5, **told},
+        super_resolution={"validate_every": 3, **told},
+    )
     all_of_it = settings(tmp_path / "mine", looking, validation_images=2, validation_cascade=True)
     folder = personalise(all_of_it)
     sizes = [
@@ -249,6 +255,11 @@ def test_pictures_are_drawn_on_the_way(
         {"samples": (66, 66), "cascade": (66, 66), "x0": (wide, 2 * 36 - 2)},
     ]
     assert _files(folder / "base16") == _files(whole / "base16")
+    for name, terms in (("base16", {"instance", "prior"}), ("sr32", {"instance"})):
+        events = EventAccumulator(str(tmp_path / "board" / name))
+        tags = events.Reload().Tags()
+        assert set(tags["images"]) == {"samples", "cascade", "x0"}
+        assert terms <= {tag.removeprefix("loss/") for tag in tags["scalars"]}
 
 
 def test_a_finished_run_is_not_trained_again(

@@ -27,6 +27,7 @@ from cascade.training.losses import Losses
 from cascade.training.objective import make_objective
 from cascade.training.optim import make_optimizer
 from cascade.training.report import read_log
+from cascade.training.validation import Pictures
 
 Run = Callable[..., Stage]
 
@@ -137,8 +138,8 @@ def test_the_gradient_of_accumulated_parts_is_the_batch_s(
             text = table.rows(batch.prompts)
             cond = Conditioning(text.embedding, text.mask)
             objective = make_objective(stage, ObjectiveConfig())
-            terms = objective(stage.denoiser, batch.images, cond, Noise(batch.seeds))
-            (losses.add(batch, terms) / parts).backward()
+            rows = objective(stage.denoiser, batch.images, cond, Noise(batch.seeds))
+            (losses.add(batch, rows) / parts).backward()
         grads = [parameter.grad for parameter in stage.network.parameters()]
         gradients.append(torch.cat([grad.flatten() for grad in grads if grad is not None]))
     assert gradients[0].norm() > 0
@@ -229,13 +230,16 @@ def test_pictures_drawn_on_the_way_change_nothing(
 ) -> None:
     steps: list[int] = []
 
-    def validate(stage: Stage, step: int) -> None:
+    def validate(stage: Stage, step: int) -> Pictures:
         steps.append(step)
         torch.rand(3)  # whoever draws from the global generator must not disturb the run
+        return {}
 
-    looked = run(tmp_path, validate=validate, validate_every=2)
-    assert steps == [2, 4, 6]
+    looked = run(tmp_path, validate=validate, validate_every=4)
+    assert steps == [4, 6]  # and at the end
     assert same(whole.stage, looked)
+    run(tmp_path, validate=validate)  # stopped behind its last step, before it drew
+    assert steps == [4, 6, 6]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """What the loop scores a row with, and what it tells of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,9 +9,10 @@ import torch
 
 from cascade.config.stage import StageConfig
 from cascade.config.train import ObjectiveConfig
-from cascade.data.batch import Samples
+from cascade.data.batch import Batch, Samples
 from cascade.diffusion.denoiser import Conditioning
 from cascade.diffusion.noise import Noise
+from cascade.diffusion.objective import RowLosses
 from cascade.diffusion.philox import PhiloxNoise
 from cascade.stage import Stage
 from cascade.text.prompts import PromptTable
@@ -34,17 +35,48 @@ def test_noise_of_the_device_is_philox_of_the_rows_seeds(
     objective = make_objective(stage, ObjectiveConfig())
     cond = Conditioning(text.embedding, text.mask)
     losses = [
-        objective(stage.denoiser, batch.images, cond, noise)["mse"].mean().item()
+        objective(stage.denoiser, batch.images, cond, noise).terms["mse"].mean().item()
         for noise in (PhiloxNoise(batch.seeds, torch.device("cpu")), Noise(batch.seeds))
     ]
     assert read_log(tmp_path / "log.jsonl")[0]["loss"] == pytest.approx(losses[0], rel=1e-6)
     assert losses[0] != losses[1]
 
 
-def test_a_term_s_loss_is_the_mean_of_its_rows(samples: Samples) -> None:
+def test_a_loss_is_the_mean_of_its_rows_by_term_and_by_quarter(samples: Samples) -> None:
     names = ("instance", "instance", "prior", "instance")
     batch = replace(samples.rows(range(4)), terms=names)
     losses = Losses()
-    losses.add(batch, {"mse": torch.tensor([1.0, 2.0, 10.0, 6.0])})
-    means = losses.means(Processes(0, 1, torch.device("cpu")))
-    assert means == {"loss": 4.75, "loss/instance": 3.0, "loss/prior": 10.0}
+    timesteps = torch.tensor([0.0, 249.9, 250.0, 1000.0], dtype=torch.float64)
+    losses.add(batch, RowLosses({"mse": torch.tensor([1.0, 2.0, 10.0, 6.0])}, timesteps))
+    alone = Processes(0, 1, torch.device("cpu"))
+    assert losses.means(alone) == {
+        "loss": 4.75,
+        "loss/instance": 3.0,
+        "loss/prior": 10.0,
+        "loss/t0": 1.5,
+        "loss/t1": 10.0,
+        "loss/t3": 6.0,  # there was no row of the third
+    }
+    losses.clear()
+    parts = {"mse": torch.ones(4), "vb": torch.tensor([1.0, 2.0, 3.0, 4.0])}
+    losses.add(batch, RowLosses(parts, timesteps))
+    losses.add(batch, RowLosses({"mse": torch.zeros(4), "vb": torch.zeros(4)}, timesteps * 0))
+    means = losses.means(alone)
+    assert (means["loss/mse"], means["loss/vb"]) == (0.5, 1.25)
+    assert (means["loss/t0"], means["loss/t1"], means["loss/t3"]) == (5 / 6, 4.0, 5.0)
+
+
+@pytest.mark.parametrize("terms", [("mse",), ("instance", "prior")])
+def test_quarters_are_those_of_the_drawn_timesteps(
+    tmp_path: Path, run: Callable[..., Stage], samples: Samples, terms: tuple[str, ...]
+) -> None:
+    class Terms:
+        def rows(self, positions: Sequence[int]) -> Batch:
+            batch = samples.rows(positions)
+            return replace(batch, terms=tuple(sorted(terms * 4)[: len(batch.terms)]))
+
+    run(tmp_path, rows=Terms(), stratified=True, steps=2)  # a row a quarter
+    for status in read_log(tmp_path / "log.jsonl"):
+        quarters = [status[f"loss/t{place}"] for place in range(4)]
+        assert status["loss"] == pytest.approx(sum(quarters) / 4, rel=1e-6)
+        assert len(set(quarters)) == 4

@@ -42,17 +42,21 @@ def test_images_a_second_leave_out_the_pauses(
     speed = Throughput(stage_config, train_config, TWO)
     two_kinds = replace(samples.rows(range(6)), positions=3)  # DreamBooth: two rows a position
     for _ in range(4):
+        with speed.waiting():
+            clock.now += 0.2
         speed.add(two_kinds)
-        clock.now += 0.5
+        clock.now += 0.3
     with speed.paused():
         clock.now += 1000
     clock.now += 1
     status = speed.status()
-    assert status.keys() == {"images_per_second", "peak_memory_gib"}
-    assert status["images_per_second"] == 3 * 4 * 2 / 3.0
+    assert status.keys() == {"images_per_second", "data_wait", "peak_memory_gib"}
+    assert status["images_per_second"] == pytest.approx(3 * 4 * 2 / 3.0)
+    assert status["data_wait"] == pytest.approx(0.8 / 3.0)
     clock.now += 2
     speed.add(two_kinds)
-    assert speed.status()["images_per_second"] == 3 * 2 / 2.0  # since the last one
+    status = speed.status()  # since the last one
+    assert (status["images_per_second"], status["data_wait"]) == (3 * 2 / 2.0, 0)
 
 
 def test_the_utilization_is_that_of_one_device(

@@ -105,7 +105,9 @@ def _bound(stage: Stage, samples: Samples, table: PromptTable) -> float:
     text = table.rows(batch.prompts)
     objective = make_objective(stage, ObjectiveConfig())
     cond = Conditioning(text.embedding, text.mask)
-    return float(objective(stage.denoiser, batch.images, cond, Noise(batch.seeds))["vb"].mean())
+    return float(
+        objective(stage.denoiser, batch.images, cond, Noise(batch.seeds)).terms["vb"].mean()
+    )
 
 
 def test_trained_is_what_happens_unless_said_otherwise(learned: StageConfig) -> None:
@@ -153,7 +155,7 @@ def test_frozen_and_dropped_the_rest_gets_the_same_gradient(
     losses = []
     for stage, word in ((frozen, "freeze"), (dropped, "drop")):
         objective = make_objective(stage, ObjectiveConfig.model_validate({"variance": word}))
-        terms = objective(stage.denoiser, batch.images, cond, Noise(batch.seeds))
+        terms = objective(stage.denoiser, batch.images, cond, Noise(batch.seeds)).terms
         losses.append(terms["mse"])
         assert set(terms) == {"mse"}
         terms["mse"].sum().backward()
