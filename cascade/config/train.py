@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from cascade.config.base import Count, Frozen, Looks, Positive, Rows, Seed, Share
 from cascade.config.encoder import Embeddings, EncoderMode
+from cascade.config.guard import GuardConfig
 from cascade.config.stage import Precision, StageConfig
 from cascade.config.trackers import LoggingDir, Trackers, WandbConfig
 from cascade_kernels.names import Backend
@@ -209,6 +210,9 @@ class TrainConfig(Frozen):
     )
     averages: tuple[AverageConfig, ...] = Field(
         default=(), description="more averages; the first of all is published"
+    )
+    guard: GuardConfig = Field(
+        default=GuardConfig(), description="what is done about steps that would ruin the run"
     )
     seed: Seed = Field(default=0, description="seed of everything random")
     noise: NoiseDevice = Field(

@@ -11,7 +11,7 @@ import shutil
 import warnings
 from concurrent.futures import Future
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Self, cast
@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple, Self, cast
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
@@ -72,6 +72,7 @@ class TrainState:
     network: nn.Module
     optimizer: Optimizer
     averages: Averages
+    guard: dict[str, Tensor] = field(default_factory=dict)
 
     def state_dict(self, images: int) -> dict[str, Any]:
         """Return the tensors of this process, by name."""
@@ -80,6 +81,7 @@ class TrainState:
             "network": weights,
             "optimizer": moments,
             "averages": self.averages.kept,
+            "guard": self.guard,
             "progress": {"images": torch.tensor(images)},
         }
 

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
-from torch.optim import Optimizer
 
 from cascade.config.stage import StageConfig
 from cascade.config.train import TrainConfig
@@ -36,6 +35,7 @@ from cascade.training.checkpoint import (
     kept_state,
 )
 from cascade.training.distributed import Processes
+from cascade.training.guard import Guard
 from cascade.training.interrupt import Interrupts, Stop
 from cascade.training.losses import Losses, row_losses, row_noise
 from cascade.training.objective import make_objective, undecayed
@@ -78,7 +78,8 @@ def train(
         of a shared network this process's part.
 
     Raises:
-        UserError: the batch does not divide among the processes, or the loss is not finite.
+        UserError: the batch does not divide among the processes, or a gradient is not finite and
+            the guard has no other remedy.
         KeyboardInterrupt: the run was interrupted or `Preempted`, after its state was saved.
         TimeIsUp: so it was by its deadline.
     """
@@ -95,7 +96,8 @@ def train(
         compiled=config.compile,
     )
     averages = Averages(network, config)
-    state = TrainState(network, optimizer, averages)
+    guard = Guard(config.guard, run_dir, processes)
+    state = TrainState(network, optimizer, averages, guard.kept)
     tokens = stage_config.text.max_length if config.compile else None
 
     # The network as the processes run it; the weights stay those of `network`.
@@ -128,11 +130,25 @@ def train(
                         batch = batch.to(processes.device)
                         noise = row_noise(batch, share.positions(0, turn).start, config)
                         rows = row_losses(denoiser, objective, batch, prompts, noise, tokens)
+                        guard.note(share.positions(images, turn), batch, rows)
                         (losses.add(batch, rows) / share.accumulation).backward()
                         speed.add(batch)
-                losses.norm = _step(optimizer, network, rate, config.optimizer.max_grad_norm)
-                averages.update(step)
+                norm = _clipped(network, config.optimizer.max_grad_norm)
+                if sound := guard.accepts(norm, Progress(step, images)):
+                    set_learning_rate(optimizer, rate)
+                    optimizer.step()
+                    averages.update(step)
+                    losses.norm = norm
+                else:
+                    losses.clear()
+                optimizer.zero_grad(set_to_none=True)
                 step, images = step + 1, images + config.batch_size
+                if not sound and guard.rolls_back:
+                    checkpoints.wait()
+                    if earlier := checkpoints.load(state).step:
+                        step, batches = earlier, stream.batches(images, share)
+                        report.rewind(step)
+                        continue
                 report.advance()
                 checkpoints.poll()
 
@@ -147,6 +163,7 @@ def train(
                     _refuse_nonfinite(losses.norm, step, folder)
                     with speed.paused():
                         checkpoints.save(Progress(step, images), state)
+                    guard.saved()
                 if stop:
                     checkpoints.wait()
                     raise interrupts.end(stop, step)
@@ -207,11 +224,9 @@ def _share(config: TrainConfig, processes: Processes) -> RankSlice:
     return RankSlice(config.batch_size, accumulation, processes.rank, processes.world_size)
 
 
-def _step(optimizer: Optimizer, network: nn.Module, rate: float, max_norm: float) -> Tensor:
-    set_learning_rate(optimizer, rate)
+def _clipped(network: nn.Module, max_norm: float) -> Tensor:
+    """Cut the gradients to a norm; return what it was."""
     norm = clip_grad_norm_(network.parameters(), max_norm)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
     return (norm.full_tensor() if isinstance(norm, DTensor) else norm).detach()
 
 

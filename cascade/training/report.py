@@ -64,9 +64,7 @@ class Report:
     def __enter__(self) -> Self:
         """Start the bar; drop the statuses written after the checkpoint gone on from."""
         if self._shown:
-            kept = [line for line in read_log(self._path) if line["step"] <= self._start]
-            text = "".join(json.dumps(line) + "\n" for line in kept)
-            write_bytes(text.encode(), self._path)
+            self._forget(self._start)
             self._trackers = open_trackers(self._stage, self._run, self._run_dir, self._start)
             self._progress.start()
             self._task = self._progress.add_task(
@@ -90,6 +88,18 @@ class Report:
         """Count one optimizer step."""
         if self._task is not None:
             self._progress.advance(self._task)
+
+    def rewind(self, step: int) -> None:
+        """Go on from an earlier step."""
+        if self._task is not None:
+            self._forget(step)
+            self._progress.update(self._task, completed=step)
+
+    def _forget(self, step: int) -> None:
+        """Drop the statuses after a step."""
+        kept = [line for line in read_log(self._path) if line["step"] <= step]
+        text = "".join(json.dumps(line) + "\n" for line in kept)
+        write_bytes(text.encode(), self._path)
 
     def status(self, values: Mapping[str, float]) -> None:
         """Show and append one status."""

@@ -154,9 +154,15 @@ def whole(run: Callable[..., Stage], tmp_path_factory: pytest.TempPathFactory) -
 def killed_at(run: Callable[..., Stage], samples: Blobs) -> Callable[..., None]:
     """Begin a run that is killed when it asks for the row of a position."""
 
-    def killed_at(position: int, folder: Path, *arguments: object, **changes: object) -> None:
+    def killed_at(
+        position: int,
+        folder: Path,
+        *arguments: object,
+        rows: Samples = samples,
+        **changes: object,
+    ) -> None:
         with pytest.raises(Killed):
-            run(folder, *arguments, rows=DiesAt(position, samples), **changes)
+            run(folder, *arguments, rows=DiesAt(position, rows), **changes)
 
     return killed_at
 
