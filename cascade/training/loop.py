@@ -130,7 +130,7 @@ def train(
                         batch = batch.to(processes.device)
                         noise = row_noise(batch, share.positions(0, turn).start, config)
                         rows = row_losses(denoiser, objective, batch, prompts, noise, tokens)
-                        guard.note(share.positions(images, turn), batch, rows)
+                        guard.note(share.positions(images, turn), batch, rows.terms)
                         (losses.add(batch, rows) / share.accumulation).backward()
                         speed.add(batch)
                 norm = _clipped(network, config.optimizer.max_grad_norm)
