@@ -143,12 +143,10 @@ def train(
                     losses.clear()
                 optimizer.zero_grad(set_to_none=True)
                 step, images = step + 1, images + config.batch_size
-                if not sound and guard.rolls_back:
-                    checkpoints.wait()
-                    if earlier := checkpoints.load(state).step:
-                        step, batches = earlier, stream.batches(images, share)
-                        report.rewind(step)
-                        continue
+                if not sound and (earlier := _rolled_back(guard, checkpoints, state)):
+                    step, batches = earlier, stream.batches(images, share)
+                    report.rewind(step)
+                    continue
                 report.advance()
                 checkpoints.poll()
 
@@ -222,6 +220,14 @@ def _share(config: TrainConfig, processes: Processes) -> RankSlice:
         )
     accumulation = config.gradient_accumulation_steps
     return RankSlice(config.batch_size, accumulation, processes.rank, processes.world_size)
+
+
+def _rolled_back(guard: Guard, checkpoints: Checkpoints, state: TrainState) -> int:
+    """Load the newest checkpoint if the guard wants it; return its step, 0 if there is none."""
+    if not guard.rolls_back:
+        return 0
+    checkpoints.wait()
+    return checkpoints.load(state).step
 
 
 def _clipped(network: nn.Module, max_norm: float) -> Tensor:
