@@ -94,6 +94,8 @@ class Report:
         if self._task is not None:
             self._forget(step)
             self._progress.update(self._task, completed=step)
+        for tracker in self._trackers:
+            tracker.rewind(step)
 
     def _forget(self, step: int) -> None:
         """Drop the statuses after a step."""

@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 from PIL import Image
@@ -20,6 +20,9 @@ from cascade.errors import UserError
 from cascade.files import read_json, require_writable, write_json
 from cascade.launch import Launch
 from cascade.progress import silence
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 _NOTE: Final = "wandb.json"  # which run of W&B's a run's folder belongs to, and the last step told
 
@@ -33,6 +36,10 @@ class Tracker(Protocol):
 
     def picture(self, step: int, name: str, picture: Image.Image) -> None:
         """Tell a picture drawn at a step."""
+        ...
+
+    def rewind(self, step: int) -> None:
+        """Go on after an earlier step."""
         ...
 
     def close(self, failed: bool) -> None:
@@ -72,9 +79,8 @@ class TensorBoard:
     """Event files in a folder, for `tensorboard --logdir`."""
 
     def __init__(self, folder: Path, start: int) -> None:
-        with silence("tensorboard", "torch.utils.tensorboard"):
-            from torch.utils.tensorboard import SummaryWriter
-        self._writer = SummaryWriter(str(folder), purge_step=start + 1)
+        self._folder = folder
+        self._writer = self._opened(start)
 
     def status(self, step: int, values: Mapping[str, float]) -> None:
         """See `Tracker`."""
@@ -87,9 +93,19 @@ class TensorBoard:
         self._writer.add_image(name, np.asarray(picture), step, dataformats="HWC")
         self._writer.flush()
 
+    def rewind(self, step: int) -> None:
+        """See `Tracker`."""
+        self._writer.close()
+        self._writer = self._opened(step)
+
     def close(self, failed: bool) -> None:
         """See `Tracker`."""
         self._writer.close()
+
+    def _opened(self, start: int) -> "SummaryWriter":
+        with silence("tensorboard", "torch.utils.tensorboard"):
+            from torch.utils.tensorboard import SummaryWriter
+        return SummaryWriter(str(self._folder), purge_step=start + 1)
 
 
 class WandbTracker:
@@ -105,7 +121,7 @@ class WandbTracker:
         held: Mapping[str, object] = {}
         if start and self._note.is_file():
             held = read_json(self._note, "remove it, and W&B begins a new run")
-        self._told = int(str(held.get("step", 0)))
+        self._told = self._last = int(str(held.get("step", 0)))
         try:
             self._run = wandb.init(
                 project=run.wandb.project,
@@ -134,6 +150,10 @@ class WandbTracker:
 
         self._tell(step, {name: wandb.Image(picture)})
 
+    def rewind(self, step: int) -> None:
+        """Keep what was told: a step cannot be taken back there."""
+        self._told = self._last
+
     def close(self, failed: bool) -> None:
         """See `Tracker`."""
         self._run.finish(exit_code=int(failed))
@@ -141,6 +161,7 @@ class WandbTracker:
     def _tell(self, step: int, values: dict[str, Any]) -> None:
         if step > self._told:  # which stays: a step has figures and pictures
             self._run.log(values, step=step)
+            self._last = step
             write_json({"id": self._run.id, "step": step}, self._note)
 
 

@@ -16,7 +16,7 @@ from cascade.training import trackers
 from cascade.training.report import Report
 from cascade.training.trackers import check_trackers
 
-Tell = Callable[[int, range], None]
+Tell = Callable[..., None]
 
 
 @pytest.fixture(autouse=True)
@@ -41,23 +41,33 @@ def telling(
         run = TrainConfig.model_validate({**train_config.model_dump(), **changes})
         picture = Image.new("RGB", (6, 4), (200, 0, 0))
 
-        def tell(start: int, steps: range) -> None:
+        def tell(start: int, *parts: range) -> None:
             with Report(stage_config, run, tmp_path / "run", start, shown=True) as report:
-                for step in steps:
-                    values = {"step": step, "loss": 1 / step, "loss/t0": 2 / step}
-                    report.status({**values, "images_per_second": 3.0})
-                    if step % 2 == 0:
-                        report.pictures(step, {"samples": picture})
+                for place, steps in enumerate(parts):
+                    if place:
+                        report.rewind(steps[0] - 1)
+                    for step in steps:
+                        values = {"step": step, "loss": 1 / step, "loss/t0": 2 / step}
+                        report.status({**values, "images_per_second": 3.0})
+                        if step % 2 == 0:
+                            report.pictures(step, {"samples": picture})
 
         return tell
 
     return telling
 
 
-def test_tensorboard_has_each_step_once(telling: Callable[[str], Tell], tmp_path: Path) -> None:
+# From the checkpoint of step 3, in another process or in the same.
+GOING_ON = [[(0, range(1, 6)), (3, range(4, 8))], [(0, range(1, 6), range(4, 8))]]
+
+
+@pytest.mark.parametrize("calls", GOING_ON, ids=["resumed", "rolled back"])
+def test_tensorboard_has_each_step_once(
+    telling: Callable[[str], Tell], tmp_path: Path, calls: list[tuple[Any, ...]]
+) -> None:
     tell = telling("tensorboard")
-    tell(0, range(1, 6))
-    tell(3, range(4, 8))  # from the checkpoint of step 3
+    for call in calls:
+        tell(*call)
     events = EventAccumulator(str(tmp_path / "run" / "board" / "base8"))
     events.Reload()
     for name, factor in (("loss", 1), ("loss/t0", 2)):
@@ -71,11 +81,14 @@ def test_tensorboard_has_each_step_once(telling: Callable[[str], Tell], tmp_path
     ]
 
 
-def test_wandb_offline_has_each_step_once(telling: Callable[[str], Tell], tmp_path: Path) -> None:
+@pytest.mark.parametrize("calls", GOING_ON, ids=["resumed", "rolled back"])
+def test_wandb_offline_has_each_step_once(
+    telling: Callable[[str], Tell], tmp_path: Path, calls: list[tuple[Any, ...]]
+) -> None:
     pytest.importorskip("wandb")
     tell = telling("wandb")
-    tell(0, range(1, 6))
-    tell(3, range(4, 8))
+    for call in calls:
+        tell(*call)
     records = [record for file in _files(tmp_path) for record in _records(file)]
     (run,) = {record.run.run_id for record in records if record.HasField("run")}
     history = [record.history for record in records if record.HasField("history")]
