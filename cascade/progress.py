@@ -112,6 +112,11 @@ def spell(seconds: float) -> str:
     return f"{days} d {hours} h" if hours else f"{days} d"
 
 
+def amount(size: float) -> str:
+    """Format a number of bytes for people."""
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
+
+
 def stage_steps(bar: Progress, prefix: str = "") -> Callable[[str, int, int], None]:
     """Return what to call with (stage name, steps done, of how many): a row per stage.
 

@@ -1,5 +1,6 @@
 """What tests share: where data lies, which of them need a GPU, one thread per worker."""
 
+import json
 import logging
 import os
 import resource
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
+from torch.profiler import ProfilerActivity, profile
 
 # Without a GPU only Triton's interpreter runs the kernels; Triton reads this when it is imported,
 # and the imports below import it.
@@ -217,3 +219,20 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         return Outcome(int(end.value.code or 0), printed.out, printed.err)
 
     return run
+
+
+@pytest.fixture
+def allocated(tmp_path: Path) -> Callable[[Callable[[], object]], int]:
+    """The most a call has allocated at once, from the allocator's own log."""
+
+    def measure(run: Callable[[], object]) -> int:
+        run()
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as log:
+            run()
+        log.export_chrome_trace(str(tmp_path / "trace.json"))
+        events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+        held = [event["args"] for event in events if event.get("name") == "[memory]"]
+        before = held[0]["Total Allocated"] - held[0]["Bytes"]
+        return int(max(args["Total Allocated"] for args in held) - before)
+
+    return measure

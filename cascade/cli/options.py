@@ -102,6 +102,11 @@ class Options(Generic[M]):
         flags = "the command's flags"
         return flags if self.file is None else f"{self.file} and {flags}"
 
+    @property
+    def spelt(self) -> dict[str, str]:
+        """Each setting that has a flag, and the flag as people type it."""
+        return {path: flag.spelt for flag in self.flags.values() for path in flag.paths}
+
     def read_file(self) -> dict[str, Any]:
         """Read the settings' file; empty where there is none."""
         return {} if self.file is None else read_toml(self.file)
@@ -123,8 +128,7 @@ class Options(Generic[M]):
 
     def parse(self, found: Mapping[str, Any]) -> M:
         """Apply `--set` and check the values."""
-        spelt = {path: flag.spelt for flag in self.flags.values() for path in flag.paths}
-        return self.model.parse(self.overridden(found), self.source, spelt)
+        return self.model.parse(self.overridden(found), self.source, self.spelt)
 
     def settings(self) -> M:
         """Return the settings: the file's, over them the flags, then `--set`."""

@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from cascade.config.base import Count, Frozen, Looks, Positive, Rows, Seed, Share
 from cascade.config.encoder import Embeddings, EncoderMode
 from cascade.config.guard import GuardConfig
+from cascade.config.machine import MachineConfig
 from cascade.config.stage import Precision, StageConfig
 from cascade.config.trackers import LoggingDir, Trackers, WandbConfig
 from cascade_kernels.names import Backend
@@ -340,6 +341,9 @@ class PretrainConfig(Frozen):
 
     stage: StageConfig = Field(description="what is trained")
     train: TrainConfig = Field(description="how long and how")
+    machine: MachineConfig = Field(
+        default=MachineConfig(), description="what --plan reckons with; a run takes what is there"
+    )
     data: DataConfig = Field(description="on which pictures")
     validation: ValidationConfig = Field(
         default=ValidationConfig(), description="what is drawn on the way"

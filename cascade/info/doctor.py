@@ -16,8 +16,8 @@ from rich.table import Table
 from cascade.environment import commit, device_memory, processor
 from cascade.errors import UserError
 from cascade.files import require_writable
-from cascade.info.memory import amount
 from cascade.model.precision import computes_bf16
+from cascade.progress import amount
 from cascade_kernels.dispatch import unsupported_reason
 
 PROJECT: Final = "dreamcascade"

@@ -22,7 +22,7 @@ from cascade.config.folders import (
 )
 from cascade.config.stage import AugmentationLevel, SamplerConfig, StageConfig
 from cascade.errors import UserError
-from cascade.info.memory import amount
+from cascade.progress import amount
 from cascade.stage import check_weights
 from cascade.tensors import weight_shapes
 from cascade.text.encoder import meta_model

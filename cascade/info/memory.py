@@ -24,7 +24,7 @@ from cascade.model.memory import (
     training_bytes,
 )
 from cascade.model.precision import convolves_bf16, in_bf16
-from cascade.progress import silence
+from cascade.progress import amount, silence
 from cascade.stage import meta_network
 from cascade.text.files import EncoderFiles
 
@@ -174,8 +174,3 @@ def _xxl_shapes() -> dict[str, torch.Size]:
     with torch.device("meta"):
         encoder = T5EncoderModel(config).encoder
     return {name: value.shape for name, value in encoder.state_dict().items()}
-
-
-def amount(size: int) -> str:
-    """Format a number of bytes for people."""
-    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"

@@ -24,7 +24,8 @@ from cascade.config.stage import Precision
 from cascade.config.train import OptimizerName, Recomputation
 from cascade.config.unet import UNetConfig
 from cascade.model.example import example_inputs
-from cascade.model.precision import autocast
+from cascade.model.gathering import gather_blocks
+from cascade.model.precision import autocast, in_bf16
 from cascade.model.recompute import set_recomputation
 from cascade.model.unet import UNet
 
@@ -116,24 +117,34 @@ def training_bytes(
     *,
     unrolled: bool,
     recomputation: Recomputation,
+    gathered: bool = False,
+    reshard: bool = True,
 ) -> int:
     """Return what a call and its backward pass take beside weights and their gradients.
 
     Args:
         recomputation: of what blocks keep.
+        gathered: whether weights are shared among processes and gathered as blocks run. What is
+            gathered is counted; a process's share of weights and gradients is not.
+        reshard: see `gather_blocks`.
     """
     with FakeTensorMode():
         network = UNet(config).train()
         set_recomputation(network, recomputation)
-        for parameter in network.parameters():
-            # Gradients are counted whole by who asks; here they go as they come.
-            parameter.register_post_accumulate_grad_hook(_drop)
+        around = 0
+        if gathered:
+            dtype = torch.bfloat16 if in_bf16(precision, _CPU) else torch.float32
+            around = gather_blocks(network, dtype, reshard=reshard)
+        else:
+            for parameter in network.parameters():
+                # Gradients are counted whole by who asks; here they go as they come.
+                parameter.register_post_accumulate_grad_hook(_drop)
         inputs = example_inputs(config, rows, size, tokens)
         with LiveBytes(unrolled=unrolled) as live:
             with autocast(precision, _CPU):
                 loss = network(**inputs).float().square().mean()
             loss.backward()
-    return int(live.peak)
+    return around + int(live.peak)
 
 
 def optimizer_bytes(shapes: Sequence[torch.Size], name: OptimizerName) -> int:

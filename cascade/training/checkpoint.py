@@ -98,6 +98,12 @@ class TrainState:
         return int(state["progress"]["images"])
 
 
+def written_aside(run: TrainConfig) -> bool:
+    """Return whether checkpoints are written while the run goes on."""
+    # The library cannot copy torchao's 8-bit moments aside.
+    return run.checkpoint_async and run.optimizer.name != "adamw8bit"
+
+
 class Checkpoints:
     """The checkpoints `folder/step-N` of a run; every process calls every method.
 
@@ -112,8 +118,7 @@ class Checkpoints:
         self._config, self._processes, self._kept = config, processes, run.checkpoints_kept
         self._pending: tuple[int, Future[Any]] | None = None
         self._alone = processes.world_size == 1
-        # The library cannot copy torchao's 8-bit moments aside.
-        self._aside = run.checkpoint_async and run.optimizer.name != "adamw8bit"
+        self._aside = written_aside(run)
         self._silence = ExitStack()
         # A group of its own: what is agreed on in the background must not meet the steps' sums.
         self._group = None if self._alone else dist.new_group(backend="gloo")

@@ -18,7 +18,7 @@ from torch.nn.utils import clip_grad_norm_
 
 from cascade.config.stage import StageConfig
 from cascade.config.train import TrainConfig
-from cascade.data.batch import Batch, RankSlice, Stream
+from cascade.data.batch import Batch, Stream
 from cascade.diffusion.denoiser import Denoiser
 from cascade.diffusion.noise import Noise, derive_seed
 from cascade.diffusion.objective import Objective
@@ -40,7 +40,7 @@ from cascade.training.interrupt import Interrupts, Stop
 from cascade.training.losses import Losses, row_losses, row_noise
 from cascade.training.objective import make_objective, undecayed
 from cascade.training.optim import learning_rate, make_optimizer, set_learning_rate
-from cascade.training.parallel import accumulating, spread_stage, with_exchange
+from cascade.training.parallel import accumulating, batch_share, spread_stage, with_exchange
 from cascade.training.report import Report, Throughput
 from cascade.training.validation import Pictures
 from cascade.training.weights import Weights
@@ -84,7 +84,7 @@ def train(
         TimeIsUp: so it was by its deadline.
     """
     # What is trained, and how.
-    share = _share(config, processes)
+    share = batch_share(config, processes)
     if processes.is_main:
         warn_if_emulated(config.precision, processes.device)
     stage = spread_stage(stage_config, weights, config, processes)
@@ -209,17 +209,6 @@ def _stop(interrupts: Interrupts, processes: Processes, step: int, config: Train
         return Stop.NO
     stop = Stop(processes.all_reduce_max(interrupts.wanted()))
     return Stop.NO if stop is Stop.TIME and step == config.steps else stop
-
-
-def _share(config: TrainConfig, processes: Processes) -> RankSlice:
-    parts = config.gradient_accumulation_steps * processes.world_size
-    if config.batch_size % parts:
-        raise UserError(
-            f"A batch of {config.batch_size} does not divide into {processes.world_size} processes "
-            f"x {config.gradient_accumulation_steps} accumulated parts; use a multiple of {parts}."
-        )
-    accumulation = config.gradient_accumulation_steps
-    return RankSlice(config.batch_size, accumulation, processes.rank, processes.world_size)
 
 
 def _rolled_back(guard: Guard, checkpoints: Checkpoints, state: TrainState) -> int:

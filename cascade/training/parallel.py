@@ -24,6 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from cascade.config.stage import StageConfig
 from cascade.config.train import ParallelConfig, TrainConfig
+from cascade.data.batch import RankSlice
 from cascade.errors import UserError
 from cascade.model.precision import in_bf16
 from cascade.model.recompute import set_recomputation
@@ -105,6 +106,22 @@ def mesh_shape(parallel: ParallelConfig, processes: Processes) -> tuple[int, ...
             f"train.parallel.replicas to a divisor of {world}."
         )
     return (replicas, world // replicas)
+
+
+def batch_share(config: TrainConfig, processes: Processes) -> RankSlice:
+    """Return a process's part of each batch.
+
+    Raises:
+        UserError: the batch does not divide among the processes and the passes.
+    """
+    parts = config.gradient_accumulation_steps * processes.world_size
+    if config.batch_size % parts:
+        raise UserError(
+            f"A batch of {config.batch_size} does not divide into {processes.world_size} processes "
+            f"x {config.gradient_accumulation_steps} accumulated parts; use a multiple of {parts}."
+        )
+    accumulation = config.gradient_accumulation_steps
+    return RankSlice(config.batch_size, accumulation, processes.rank, processes.world_size)
 
 
 def local(parameter: Tensor) -> Tensor:

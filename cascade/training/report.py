@@ -12,6 +12,7 @@ import torch
 from rich.progress import TaskID
 from torch.utils.flop_counter import FlopCounterMode
 
+from cascade.config.machine import GPUS
 from cascade.config.stage import StageConfig
 from cascade.config.train import TrainConfig
 from cascade.data.batch import Batch, crop_sides
@@ -129,23 +130,6 @@ class Report:
                 tracker.picture(step, name, picture)
 
 
-# Dense bfloat16 operations a second, accumulated in float32, from the makers' data sheets. Names as
-# the driver gives them, whole: a slice of a GPU, or a variant, has another peak.
-_PEAKS: Final = {
-    "NVIDIA A100-PCIE-40GB": 312e12,
-    "NVIDIA A100-SXM4-40GB": 312e12,
-    "NVIDIA A100 80GB PCIe": 312e12,
-    "NVIDIA A100-SXM4-80GB": 312e12,
-    "NVIDIA H100 PCIe": 756e12,
-    "NVIDIA H100 80GB HBM3": 989e12,
-    "NVIDIA H200": 989e12,
-    "NVIDIA L4": 121e12,
-    "NVIDIA L40S": 362e12,
-    "NVIDIA GeForce RTX 3090": 71e12,
-    "NVIDIA GeForce RTX 4090": 165e12,
-}
-
-
 class Throughput:
     """Counts the rows worked on and the time spent on them, since the last status."""
 
@@ -219,7 +203,8 @@ def peak_rate(device: torch.device, bf16: bool) -> float | None:
     """
     if device.type != "cuda" or not bf16:
         return None
-    return _PEAKS.get(torch.cuda.get_device_name(device))
+    name = torch.cuda.get_device_name(device)
+    return next((gpu.bf16 for gpu in GPUS.values() if gpu.device == name), None)
 
 
 def forward_flops(stage: StageConfig) -> int:

@@ -11,8 +11,10 @@ from cascade.config.train import TrainConfig
 from cascade.environment import device_memory
 from cascade.errors import UserError
 from cascade.files import require_writable
-from cascade.model.memory import FLOAT32, optimizer_bytes
-from cascade.stage import meta_network
+from cascade.launch import Launch
+from cascade.progress import amount
+from cascade.training.distributed import ALONE, Processes
+from cascade.training.footprint import checkpoint_bytes, held
 
 
 def require_room(runs: Iterable[tuple[StageConfig, TrainConfig]]) -> None:
@@ -20,19 +22,28 @@ def require_room(runs: Iterable[tuple[StageConfig, TrainConfig]]) -> None:
 
     Activations come on top of it (`cascade info --memory`).
     """
+    launch = Launch.read()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    memory = device_memory(device)
+    processes = Processes(launch.rank, launch.world_size, device, launch.local_world_size)
     for stage, run in runs:
-        shapes = [parameter.shape for parameter in meta_network(stage).parameters()]
-        weights = FLOAT32 * sum(shape.numel() for shape in shapes)
-        averages = 0 if run.ema_decay is None else 1
-        needed = (2 + averages) * weights + optimizer_bytes(shapes, run.optimizer.name)
-        if needed > memory:
-            raise UserError(
-                f"Stage '{stage.name}' takes {needed / 2**30:.1f} GiB to be trained (weights, "
-                f"gradients, {run.optimizer.name}), and {device} has {memory / 2**30:.1f} GiB in "
-                "all; take a smaller network, optimizer adafactor, or a larger machine."
-            )
+        found = held(stage, run, processes)
+        beside = processes.local_world_size
+        if device.type == "cuda":
+            _require(stage, run, found.device, device)
+            _require(stage, run, beside * found.host, torch.device("cpu"))
+        else:  # the processes of a machine share its memory
+            _require(stage, run, beside * (found.device + found.host), device)
+
+
+def _require(stage: StageConfig, run: TrainConfig, needed: int, device: torch.device) -> None:
+    memory = device_memory(device)
+    if needed > memory:
+        raise UserError(
+            f"Stage '{stage.name}' takes {amount(needed)} to be trained (weights, gradients, "
+            f"{run.optimizer.name}, averages), and {device} has {amount(memory)} in all; share it "
+            "among more processes (train.parallel), or take a smaller network or a larger machine: "
+            "'cascade train --plan' tells what fits."
+        )
 
 
 def require_disk(
@@ -40,37 +51,22 @@ def require_disk(
 ) -> None:
     """Refuse to start runs whose results cannot be written, or would not fit on the disk.
 
-    A checkpoint holds the weights, two optimizer moments and perhaps an average, in float32 (the
-    moments of 8-bit AdamW in two bytes and a little for both); one more than is kept exists while a
-    new one is written, and the stage is published beside them. What an earlier start left in the
-    folder is part of that.
+    One checkpoint more than is kept exists while a new one is written, and the stage is published
+    beside them. What an earlier start left in the folder is part of that.
 
     Args:
         besides: bytes of what else will lie there, such as a copy of the text encoder.
     """
     require_writable(folder)
     needed = besides + sum(
-        _weight_bytes(stage) * (_copies(run) * (run.checkpoints_kept + 1) + 1)
+        checkpoint_bytes(stage, run) * (run.checkpoints_kept + 1) + held(stage, run, ALONE).weights
         for stage, run in runs
     )
     existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     free = shutil.disk_usage(existing).free
-    held = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    if free + held < needed:
+    there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    if free + there < needed:
         raise UserError(
-            f"The run needs about {_amount(needed)} on the disk of {folder} but {_amount(free)} "
+            f"The run needs about {amount(needed)} on the disk of {folder} but {amount(free)} "
             "are free; free some, or choose another output folder."
         )
-
-
-def _amount(size: float) -> str:
-    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
-
-
-def _copies(run: TrainConfig) -> float:
-    """Return a checkpoint's size in units of the weights' size."""
-    return 2.51 if run.optimizer.name == "adamw8bit" else 4.0
-
-
-def _weight_bytes(stage: StageConfig) -> int:
-    return sum(parameter.numel() for parameter in meta_network(stage).parameters()) * 4

@@ -1,5 +1,6 @@
 """`cascade train`: what stops it, and what is no part of its settings."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,3 +38,64 @@ def test_a_run_whose_time_is_up_has_a_status_of_its_own_and_says_how_to_go_on(
     assert (minutes, none) == (1.5, None)
     assert first == second  # so that the same output folder takes both
     assert command("train", repository / CONFIG, "--minutes", "-1").status == 2
+
+
+TINY = """
+name = "tiny"
+size = 8
+[unet]
+channels = [8, 16]
+blocks = [1, 1]
+attention = ["none", "joint"]
+head_channels = 8
+text_width = 16
+context_width = 16
+time_width = 16
+pool_heads = 2
+norm_groups = 4
+"""
+
+
+def test_a_plan_needs_a_stage_and_no_data(command: Command, tmp_path: Path) -> None:
+    file = tmp_path / "tiny.toml"
+    file.write_text(TINY)
+    told = command("train", file, "--plan", "--gpus", 16, "--gpu", "a100-40gb", "--json")
+    assert told.status == 0
+    assert "have no [train]: planned are 1000 steps of one picture on each GPU" in told.err
+    plan = json.loads(told.out)
+    assert (plan["machine"]["gpus"], plan["train"]["batch_size"]) == (16, 16)
+    parts = plan["gpu_memory_bytes"]
+    total, available = parts.pop("total"), parts.pop("available")
+    assert (sum(parts.values()), available) == (total, 40 * 2**30)
+    # A run's file may hold what a plan has no use for; that need not be there.
+    run = TINY.replace("name", "[stage]\nname", 1).replace("[unet]", "[stage.unet]")
+    run += '[train]\nsteps = 5\nbatch_size = 6\n[data]\nfolder = "nowhere"\n'
+    file.write_text(f'output = "nowhere"\n{run}')
+    shown = command("train", file, "--plan", "--gpus", 2, "--set", "train.parallel.strategy=fsdp")
+    assert shown.status == 0
+    assert "tiny on 2 h200, fsdp" in shown.out
+    assert "5 steps of 6, 3 a pass" in shown.out
+    refused = command("train", file, "--plan", "--gpus", 1, "--workspace", "1.0")
+    assert refused.status == 2
+    assert "no setting makes it fit" in refused.err
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("--gpus", 4), "--gpus belongs to a plan; add --plan"),
+        (("--json",), "--json belongs to a plan; add --plan"),
+        (("--plan", "--dry-run"), "give one of them"),
+        (("--plan", "--gpus", 3), "does not divide into 3 processes"),
+        (("--plan", "--gpus", 0), "--gpus"),
+        (("--plan", "--gpu", "h300"), "h300"),
+        (("--plan", "--set", "train.step=5"), "'train.step"),
+        (("--plan", "--log", "nowhere"), "nowhere"),
+    ],
+)
+def test_what_is_no_plan_is_refused(
+    command: Command, repository: Path, given: tuple[object, ...], message: str
+) -> None:
+    refused = command("train", repository / CONFIG, *given)
+    assert refused.status == 2
+    assert message in refused.err

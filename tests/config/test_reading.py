@@ -40,7 +40,7 @@ def test_there_are_eight_published_configurations_and_two_small_ones() -> None:
         ("train.stepz=3", "'train.stepz' is not a setting .did you mean 'steps'"),
         ("stage.unet.chanels=[1]", "'stage.unet.chanels' .*did you mean 'channels'"),
         ("stage.low_res.upsampel='x'", "did you mean 'upsample'"),
-        ("qqq=1", "'qqq' is not a setting .known are data, .*initial_weights, output"),
+        ("qqq=1", "'qqq' is not a setting .known are data, .*initial_weights, .*output"),
     ],
 )
 def test_an_unknown_key_names_the_nearest(override: str, hint: str) -> None:

@@ -1,14 +1,11 @@
 """What the memory plan counts is what PyTorch's allocator gives out."""
 
-import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 
 from cascade.config.train import OptimizerConfig, Recomputation
 from cascade.config.unet import UNetConfig
@@ -27,23 +24,6 @@ Allocated = Callable[[Callable[[], object]], int]
 def wide(request: pytest.FixtureRequest, configs: dict[str, UNetConfig]) -> UNetConfig:
     """A network whose activations outweigh the vectors beside them."""
     return configs[request.param].model_copy(update={"channels": (64, 128)})
-
-
-@pytest.fixture
-def allocated(tmp_path: Path) -> Allocated:
-    """The most a call has allocated at once, from the allocator's own log."""
-
-    def measure(run: Callable[[], object]) -> int:
-        run()
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as log:
-            run()
-        log.export_chrome_trace(str(tmp_path / "trace.json"))
-        events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
-        held = [event["args"] for event in events if event.get("name") == "[memory]"]
-        before = held[0]["Total Allocated"] - held[0]["Bytes"]
-        return int(max(args["Total Allocated"] for args in held) - before)
-
-    return measure
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
