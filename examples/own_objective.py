@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from cascade import Cascade
+from cascade.config.folders import cascade_folder
 from cascade.config.train import TrainConfig
 from cascade.data.batch import Batch, Stream
 from cascade.diffusion.denoiser import Conditioning, Denoiser
@@ -20,6 +21,7 @@ from cascade.diffusion.noise import NoiseSource, derive_seed
 from cascade.diffusion.objective import RowLosses
 from cascade.training.distributed import process_group
 from cascade.training.loop import train
+from cascade.training.weights import StoredWeights
 
 
 def huber(
@@ -55,12 +57,15 @@ class Grey:
         )
 
 
-cascade = Cascade.load("mini")
-stage, output = cascade.stages[0], Path(sys.argv[1])
+cascade, output = Cascade.load("mini"), Path(sys.argv[1])
+stage = cascade.stages[0].config
+weights = StoredWeights(cascade_folder("mini") / cascade.manifest.stages[0])
 steps = int(sys.argv[2]) if len(sys.argv) > 2 else 20
 config = TrainConfig(steps=steps, batch_size=2, log_every=1)
-with process_group() as processes:
+with process_group(config.parallel.timeout_minutes, output) as processes:
     prompts = cascade.prompts(["a grey picture"])
-    train(stage, huber, Stream(Grey()), prompts, config, output, processes)
-stage.save(output / "stage")
+    trained = train(
+        stage, weights, Stream(Grey()), prompts, config, output, processes, objective=huber
+    )
+trained.save(output / "stage")
 print((output / "log.jsonl").read_text().splitlines()[-1])

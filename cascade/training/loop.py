@@ -58,6 +58,7 @@ def train(
     processes: Processes,
     validate: Validate | None = None,
     deadline: float | None = None,
+    objective: Objective | None = None,
 ) -> Stage:
     """Train a stage, going on from the newest checkpoint in `run_dir`.
 
@@ -72,6 +73,7 @@ def train(
         validate: called by every process with the stage (averaged weights) and the step, now and
             then and at the end; returns what the first process has drawn.
         deadline: by `time.monotonic`; the run stops after the first step that ends later.
+        objective: another than the configuration's.
 
     Returns:
         The stage with the weights to publish: the average if one is kept, else the trained ones;
@@ -88,7 +90,7 @@ def train(
     if processes.is_main:
         warn_if_emulated(config.precision, processes.device)
     stage = spread_stage(stage_config, weights, config, processes)
-    network, objective = stage.network, make_objective(stage, config.objective)
+    network, objective = stage.network, objective or make_objective(stage, config.objective)
     optimizer = make_optimizer(
         config.optimizer,
         network.parameters(),
