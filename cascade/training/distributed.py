@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Final, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -36,6 +36,7 @@ class Processes:
 
     Attributes:
         hosts: the same processes, to wait for each other's long work on their CPUs.
+        store: for their notes to each other, at any time and from any thread.
     """
 
     rank: int
@@ -43,6 +44,7 @@ class Processes:
     device: torch.device
     local_world_size: int = 1
     hosts: dist.ProcessGroup | None = None
+    store: dist.Store | None = None
 
     @property
     def is_main(self) -> bool:
@@ -124,12 +126,15 @@ def process_group(timeout_minutes: float, run_dir: Path) -> Iterator[Processes]:
     if device is not None:
         torch.cuda.set_device(device)
     joins = launch.world_size > 1 and not dist.is_initialized()
+    notes: dist.Store | None = None
     if joins:
+        store = _store(launch)
+        notes = dist.PrefixStore("notes", cast(Any, store).clone())  # own connection
         for name, value in _FLIGHT_RECORDER.items():
             os.environ.setdefault(name, value.format(run_dir=run_dir.absolute()))
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if cuda else "gloo",
-            store=_store(launch),
+            store=store,
             rank=launch.rank,
             world_size=launch.world_size,
             timeout=timedelta(minutes=timeout_minutes),
@@ -142,6 +147,7 @@ def process_group(timeout_minutes: float, run_dir: Path) -> Iterator[Processes]:
             device or torch.device("cpu"),
             launch.local_world_size,
             hosts,
+            notes,
         )
     finally:
         if joins:

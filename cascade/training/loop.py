@@ -43,6 +43,7 @@ from cascade.training.optim import learning_rate, make_optimizer, set_learning_r
 from cascade.training.parallel import accumulating, batch_share, spread_stage, with_exchange
 from cascade.training.report import Report, Throughput
 from cascade.training.validation import Pictures
+from cascade.training.watch import Place, Watch
 from cascade.training.weights import Weights
 
 Validate = Callable[[Stage, int], Pictures]
@@ -116,6 +117,8 @@ def train(
         with (
             Interrupts(deadline) as interrupts,
             Report(stage_config, config, run_dir, step, processes.is_main) as report,
+            # Told before a time-out ends the run.
+            Watch(run_dir, processes, 60 * config.parallel.timeout_minutes / 2) as watch,
         ):
             while step < config.steps:
                 # One optimizer step over a global batch. Dropout alone draws from this generator.
@@ -127,11 +130,14 @@ def train(
                         accumulating(exchanged, last),
                         autocast(config.precision, processes.device),
                     ):
+                        watch.at(step + 1, Place.DATA)
                         with speed.waiting():
                             batch = next(batches)
                         batch = batch.to(processes.device)
+                        watch.at(step + 1, Place.FORWARD)
                         noise = row_noise(batch, share.positions(0, turn).start, config)
                         rows = row_losses(denoiser, objective, batch, prompts, noise, tokens)
+                        watch.at(step + 1, Place.BACKWARD)
                         guard.note(share.positions(images, turn), batch, rows.terms)
                         (losses.add(batch, rows) / share.accumulation).backward()
                         speed.add(batch)
@@ -144,6 +150,7 @@ def train(
                 else:
                     losses.clear()
                 optimizer.zero_grad(set_to_none=True)
+                watch.at(step + 1, Place.END)
                 step, images = step + 1, images + config.batch_size
                 if not sound and (earlier := _rolled_back(guard, checkpoints, state)):
                     step, batches = earlier, stream.batches(images, share)
@@ -156,12 +163,14 @@ def train(
                 if _due(step, config.log_every, config):
                     _refuse_nonfinite(losses.norm, step, folder)
                     values = _status(losses, processes, Progress(step, images), rate)
-                    report.status(values | speed.status())
+                    values |= speed.status()
+                    step_seconds = config.batch_size / values["images_per_second"]
+                    report.status(values | watch.status(step_seconds))
                     losses.clear()
                 stop = _stop(interrupts, processes, step, config)
                 if stop or _due(step, config.checkpoint_every, config):
                     _refuse_nonfinite(losses.norm, step, folder)
-                    with speed.paused():
+                    with speed.paused(), watch.paused():
                         checkpoints.save(Progress(step, images), state)
                     guard.saved()
                 if stop:
@@ -169,10 +178,10 @@ def train(
                     raise interrupts.end(stop, step)
                 every = config.validate_every or config.steps
                 if validate and step % every == 0 and step < config.steps:
-                    with speed.paused(), averages.published():
+                    with speed.paused(), watch.paused(), averages.published():
                         report.pictures(step, validate(stage, step))
             if validate:  # also where a run goes on that had done its last step
-                with averages.published():
+                with watch.paused(), averages.published():
                     report.pictures(step, validate(stage, step))
     averages.publish()
     return stage

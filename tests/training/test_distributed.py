@@ -111,6 +111,9 @@ def test_two_processes_are_one(
         assert together["loss"] == pytest.approx(alone["loss"], rel=1e-4)
         assert together["grad_norm"] == pytest.approx(alone["grad_norm"], rel=1e-3)
         assert together["images"] == alone["images"]
+        assert "slowest_rank" not in alone
+        assert together["slowest_rank"] in (0, 1)
+        assert together["slowest_ratio"] >= 1 > 0 < together["step_seconds"]
     weights = [load_file(folder / "model.safetensors") for folder in (one, together_in / "stage")]
     for parameter, value in weights[0].items():
         # A step moves a weight by up to 1e-2; the sums differ in their last bits.
