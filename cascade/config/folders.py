@@ -8,7 +8,7 @@ from typing import Final, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from cascade.config.base import NAME, Frozen, Name
+from cascade.config.base import NAME, Frozen, Name, read_toml
 from cascade.config.stage import RecipeName, StageConfig
 from cascade.errors import UserError
 from cascade.files import read_json
@@ -124,6 +124,16 @@ def stages_named(stages: Iterable[StageConfig], names: Collection[str]) -> list[
     known = list(stages)
     wanted = {stage_index(name, known) for name in names}
     return [stage for index, stage in enumerate(known) if index in wanted or not names]
+
+
+def read_stage_file(path: Path) -> StageConfig:
+    """Read the stage of a settings file: a run's `[stage]`, or a file that is a stage's alone.
+
+    Raises:
+        UserError: the file is missing, or is not a stage's configuration.
+    """
+    held = read_toml(path)
+    return StageConfig.parse(held.get("stage", held), str(path))
 
 
 def is_pipeline(folder: Path) -> bool:

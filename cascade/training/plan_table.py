@@ -90,9 +90,10 @@ def table(plan: Plan) -> RenderableType:
 
 def _assumptions(plan: Plan) -> str:
     machine = plan.machine
-    known = "Assumed" if machine.log is None else "Measured"
+    known = "Assumed: " if machine.log is None else ""
     return (
-        f"{known}: {machine.utilization:.0%} of {plan.peak / 1e12:.0f} Tflop/s. Assumed: "
+        f"{known}{machine.utilization:.0%} of {plan.peak / 1e12:.0f} Tflop/s"
+        f"{', ' if known else f', as measured in {machine.log}. Assumed: '}"
         f"{machine.network:g} Gbit/s of network for each GPU, {machine.disk:g} GB/s of disk, "
         f"{machine.workspace:.0%} of the memory as workspace, exchange beside operations. "
         "Activations are as the kernels keep them. Not in it: reading pictures, validation."

@@ -8,7 +8,8 @@ from pydantic import ValidationError
 
 from cascade.config.base import apply_override, read_toml
 from cascade.config.dreambooth import Recipe
-from cascade.config.recipes import RECIPES
+from cascade.config.folders import read_stage_file
+from cascade.config.recipes import RECIPES, recipe_of
 from cascade.config.stage import StageConfig
 from cascade.config.train import OptimizerConfig, PretrainConfig
 from cascade.errors import UserError
@@ -19,19 +20,25 @@ MINI = CONFIGS / "mini-sr256.toml"
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda path: path.stem)
 def test_every_configuration_of_the_project_parses(path: Path) -> None:
-    if path.stem.startswith("mini-"):
-        stage = PretrainConfig.read(path).stage
-        assert path.stem.removesuffix("-cpu") == f"mini-{stage.name}"
-    else:
-        stage = StageConfig.read(path)
-        assert stage.name == path.stem
+    stage = read_stage_file(path)
+    assert stage.name == path.stem.removeprefix("mini-")
+    if not path.stem.startswith("if-"):
+        assert PretrainConfig.read(path).stage == stage
     assert StageConfig.parse(stage.model_dump(mode="json"), "itself") == stage
     assert stage.size % stage.unet.factor == 0
 
 
-def test_there_are_eight_published_configurations_and_two_small_ones() -> None:
+def test_the_dreambooth_of_a_large_base_divides_among_its_gpus() -> None:
+    changes = read_toml(CONFIGS / "dreambooth" / "if-i-xl.toml")["recipe"]
+    recipe = recipe_of("mini", changes)
+    for run in (recipe.base, recipe.super_resolution):
+        assert run.parallel.strategy == "fsdp"
+        assert run.batch_size % (8 * run.gradient_accumulation_steps) == 0
+
+
+def test_no_configuration_is_left_out() -> None:
     assert len(list(CONFIGS.glob("mini-*.toml"))) == 2
-    assert len(list(CONFIGS.glob("*.toml"))) == 10
+    assert len(list(CONFIGS.glob("*.toml"))) == 13
 
 
 @pytest.mark.parametrize(

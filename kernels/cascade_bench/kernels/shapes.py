@@ -6,8 +6,7 @@ A level is a resolution inside one U-Net: `side` pixels, `channels` wide.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from cascade.config.base import read_toml
-from cascade.config.folders import CONFIGS
+from cascade.config.folders import CONFIGS, read_stage_file
 from cascade.config.stage import StageConfig
 from cascade.config.unet import Activation, LevelAttention
 
@@ -32,10 +31,8 @@ class Level:
 
 
 def stage_of(network: str) -> StageConfig:
-    """Read a configuration in `configs`; one that trains a stage holds it under that name."""
-    path = CONFIGS / f"{network}.toml"
-    held = read_toml(path)
-    return StageConfig.parse(held.get("stage", held), str(path))
+    """Read the stage of a configuration in `configs`."""
+    return read_stage_file(CONFIGS / f"{network}.toml")
 
 
 def levels(network: str) -> Iterator[Level]:
