@@ -8,13 +8,14 @@ import tomllib
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
 from typer.core import TyperGroup
 
 from cascade.cli.app import app
-from cascade.config.base import apply_override
+from cascade.config.base import apply_override, merged
 from cascade.config.dreambooth import DreamBoothConfig, Recipe
 from cascade.config.folders import cascade_folder
 from cascade.config.recipes import RECIPES, recipe_of
@@ -88,9 +89,10 @@ def test_commands_and_their_flags_exist(page: Path) -> None:
 
 def test_the_training_page_has_a_file_that_works() -> None:
     page = ROOT / "docs" / "train.md"
-    (text,) = _blocks(page, "toml")
-    values = tomllib.loads(text)
-    PretrainConfig.parse(values, "docs/train.md")
+    values: dict[str, Any] = {}
+    for text in _blocks(page, "toml"):  # a whole file, then parts of others
+        values = merged(values, tomllib.loads(text))
+        PretrainConfig.parse(values, "docs/train.md")
     settings = re.findall(r"^\| `([a-z_.]+ = [^`]+)`", page.read_text("utf-8"), re.MULTILINE)
     assert settings
     for setting in settings:

@@ -7,6 +7,7 @@ import typer
 
 from cascade import __version__
 from cascade.cli.assemble import assemble
+from cascade.cli.checkpoint import checkpoint
 from cascade.cli.console import run_command
 from cascade.cli.diffusers_flags import KnowsDiffusers
 from cascade.cli.doctor import doctor
@@ -38,6 +39,7 @@ app.command()(doctor)
 app.command()(identifiers)
 app.command("import")(import_cascade)
 app.command()(export_diffusers)
+app.add_typer(checkpoint, name="checkpoint")
 app.add_typer(evaluate, name="evaluate")
 
 

@@ -1,11 +1,12 @@
 """Settings of the guard against steps that would ruin a run."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
 from cascade.config.base import Count, Frozen
 
+LONGEST_WINDOW: Final = 1000
 GuardAction = Literal["stop", "skip", "rollback"]
 
 
@@ -28,7 +29,9 @@ class GuardConfig(Frozen):
         description="a norm so many times the median of the latest ones is an incident too; none "
         "if left out",
     )
-    window: Count = Field(default=100, description="norms of which the median is taken")
+    window: Annotated[int, Field(strict=True, ge=1, le=LONGEST_WINDOW)] = Field(
+        default=100, description="norms of which the median is taken"
+    )
     most: Count = Field(
         default=3, description="incidents between two checkpoints; one more ends the run"
     )

@@ -3,8 +3,8 @@
 from pydantic import Field
 
 from cascade.config.base import Frozen, Rows, Side
+from cascade.config.optimizer import OptimizerName
 from cascade.config.stage import Precision
-from cascade.config.train import OptimizerName
 
 
 class MemoryConfig(Frozen):

@@ -13,8 +13,9 @@ from cascade.config.dreambooth import (
     SceneRowsConfig,
 )
 from cascade.config.folders import cascade_folder, read_manifest
+from cascade.config.optimizer import OptimizerConfig
 from cascade.config.stage import RecipeName, SamplerConfig, ThresholdConfig
-from cascade.config.train import ObjectiveConfig, OptimizerConfig, TrainConfig
+from cascade.config.train import ObjectiveConfig, TrainConfig
 from cascade.errors import UserError
 
 

@@ -5,62 +5,21 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from cascade.config.averages import AverageConfig, warmed_up_decay
 from cascade.config.base import Count, Frozen, Looks, Positive, Rows, Seed, Share
 from cascade.config.encoder import Embeddings, EncoderMode
 from cascade.config.guard import GuardConfig
 from cascade.config.machine import MachineConfig
+from cascade.config.optimizer import OptimizerConfig
+from cascade.config.parallel import ParallelConfig
 from cascade.config.stage import Precision, StageConfig
 from cascade.config.trackers import LoggingDir, Trackers, WandbConfig
 from cascade_kernels.names import Backend
 
-OptimizerName = Literal["adamw", "adamw8bit", "adafactor"]
-LrSchedule = Literal["constant", "linear", "cosine"]
 Weighting = Literal["prediction", "min_snr"]
 LearnedVariance = Literal["train", "freeze", "drop"]
 NoiseDevice = Literal["cpu", "device"]
-Strategy = Literal["ddp", "fsdp", "hsdp"]
 Recomputation = Literal["none", "selective", "full"]
-
-Decay = Annotated[float, Field(strict=True, ge=0.0, lt=1.0)]
-
-
-class OptimizerConfig(Frozen):
-    """The optimizer and its learning-rate schedule, counted in optimizer steps."""
-
-    name: OptimizerName = Field(default="adamw", description="which optimizer")
-    learning_rate: float = Field(
-        default=1e-4, strict=True, gt=0.0, le=10.0, description="the highest learning rate"
-    )
-    betas: tuple[Decay, Decay] = Field(
-        default=(0.9, 0.999), description="decays of the means of gradients and of their squares"
-    )
-    eps: float = Field(
-        default=1e-8,
-        strict=True,
-        gt=0.0,
-        le=1.0,
-        description="added to the root of the mean of squares",
-    )
-    weight_decay: float = Field(
-        default=0.0,
-        strict=True,
-        ge=0.0,
-        le=10.0,
-        description="share of the rate by which weights shrink",
-    )
-    schedule: LrSchedule = Field(
-        default="constant", description="how the rate falls to 0, if it does"
-    )
-    warmup_steps: int = Field(
-        default=0,
-        strict=True,
-        ge=0,
-        le=10**9,
-        description="steps in which the rate rises from 0",
-    )
-    max_grad_norm: float = Field(
-        default=1.0, strict=True, gt=0.0, le=1e9, description="longer gradients are cut to it"
-    )
 
 
 class ObjectiveConfig(Frozen):
@@ -86,68 +45,6 @@ class ObjectiveConfig(Frozen):
     vb_weight: Positive = Field(default=1.0, description="of L_vb where variance is trained")
 
 
-class ParallelConfig(Frozen):
-    """How the processes of a run share its network; torchrun says how many there are."""
-
-    strategy: Strategy = Field(
-        default="ddp",
-        description="each process holds the whole network (ddp) or a share of its weights, "
-        "gradients, moments and averages (fsdp); hsdp shares within groups that are copies of each "
-        "other",
-    )
-    replicas: Count | None = Field(
-        default=None, description="groups of hsdp; one on each machine if left out"
-    )
-    reshard_after_forward: bool = Field(
-        default=True,
-        description="free a block's gathered weights between its forward and its backward pass; "
-        "kept they cost memory and save a gathering",
-    )
-    offload: bool = Field(
-        default=False,
-        description="keep shared weights, gradients and moments in the machines' memory and take "
-        "the optimizer's step there",
-    )
-    offload_averages: bool = Field(
-        default=False, description="keep the averages in the machines' memory"
-    )
-    timeout_minutes: Positive = Field(
-        default=10.0, description="a process that waits longer for the others' gradients ends"
-    )
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if self.replicas is not None and self.strategy != "hsdp":
-            raise ValueError(f"replicas are of hsdp and strategy is {self.strategy}; leave one out")
-        if self.offload and self.strategy == "ddp":
-            raise ValueError("offload needs shared weights; take strategy fsdp or hsdp")
-        return self
-
-
-class AverageConfig(Frozen):
-    """An average of the weights; exactly one number says how far back it reaches."""
-
-    half_life: Count | None = Field(
-        default=None, description="images after which a weight counts half in an exponential one"
-    )
-    std: Annotated[float, Field(strict=True, gt=0.0, le=0.28)] | None = Field(
-        default=None,
-        description="width of a power-function one, relative to the run's length so far (Karras et "
-        "al. 2024, section 3.1); any other width can be made from two afterwards",
-    )
-
-    @model_validator(mode="after")
-    def _one(self) -> Self:
-        if (self.half_life is None) == (self.std is None):
-            raise ValueError("an average has a half_life or a std; give one of them")
-        return self
-
-    @property
-    def label(self) -> str:
-        """Name of the average in checkpoints and snapshots."""
-        return f"half-life-{self.half_life}" if self.std is None else f"std-{self.std:g}"
-
-
 def _recomputation(value: object) -> object:
     """Take diffusers' switch for the word it stands for."""
     return {True: "full", False: "none"}.get(value, value) if isinstance(value, bool) else value
@@ -161,11 +58,13 @@ FREE: Final = frozenset(
         "compile",
         "gradient_accumulation_steps",
         "gradient_checkpointing",
+        "guard",
         "keep_checkpoints",
         "kernels",
         "log_every",
         "logging_dir",
         "parallel",
+        "snapshot_every",
         "stop_every",
         "trackers",
         "validate_every",
@@ -174,11 +73,6 @@ FREE: Final = frozenset(
 )
 """What of a `TrainConfig` may change when a run goes on: memory, speed and what is told and kept.
 Weights depend on them in the last bits at most."""
-
-
-def warmed_up_decay(updates: int) -> float:
-    """Return the largest decay of an average after so many updates; it forgets the start."""
-    return (1 + updates) / (10 + updates)
 
 
 class TrainConfig(Frozen):
@@ -234,6 +128,11 @@ class TrainConfig(Frozen):
         default=2,
         description="how many are kept: the one before the newest is there if that is damaged",
     )
+    snapshot_every: Count | None = Field(
+        default=None,
+        description="keep the power-function averages of every so many steps; 'cascade checkpoint "
+        "average' makes those of other widths from them",
+    )
     checkpoint_async: bool = Field(
         default=True,
         description="write them while the run goes on, from a copy in the machine's memory",
@@ -270,6 +169,8 @@ class TrainConfig(Frozen):
                 f"adafactor needs whole weights and parallel.strategy {self.parallel.strategy} "
                 "shares them; take optimizer adamw or adamw8bit, or strategy ddp"
             )
+        if self.snapshot_every and not any(one.std for one in self.averages):
+            raise ValueError("snapshot_every keeps averages of a std; name one in averages")
         if len(set(self.average_labels)) < len(self.average_labels):
             raise ValueError("averages names one twice; leave one of them out")
         return self

@@ -20,8 +20,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from cascade.config.optimizer import OptimizerName
 from cascade.config.stage import Precision
-from cascade.config.train import OptimizerName, Recomputation
+from cascade.config.train import Recomputation
 from cascade.config.unet import UNetConfig
 from cascade.model.example import example_inputs
 from cascade.model.gathering import gather_blocks

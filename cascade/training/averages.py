@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 
-from cascade.config.train import TrainConfig, warmed_up_decay
-from cascade.training.parallel import local
+from cascade.config.averages import warmed_up_decay
+from cascade.config.train import TrainConfig
+from cascade.training.parallel import forget_gathered, local
 
 Decay = Callable[[int], float]
 """Decay of an average after so many earlier updates."""
@@ -25,6 +26,7 @@ class Averages:
     """
 
     def __init__(self, network: nn.Module, run: TrainConfig) -> None:
+        self._network = network
         self._weights = dict(network.named_parameters())
         self._decays = decays(run)
         on_host = run.parallel.offload_averages
@@ -57,6 +59,7 @@ class Averages:
         """Give the network the average to publish, for good."""
         for average, weight in self._published():
             weight.copy_(average)
+        forget_gathered(self._network)
 
     @torch.no_grad()
     def _swap(self) -> None:
@@ -64,6 +67,7 @@ class Averages:
             before = weight.clone()
             weight.copy_(average)
             average.copy_(before)
+        forget_gathered(self._network)
 
     def _published(self) -> Iterator[tuple[Tensor, Tensor]]:
         first: Mapping[str, Tensor] = next(iter(self.kept.values()), {})

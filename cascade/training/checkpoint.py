@@ -9,33 +9,30 @@ import pickle
 import re
 import shutil
 import warnings
+from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, NamedTuple, Self, cast
+from typing import Any, Final, Self, cast
 
-import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
-from torch.optim import Optimizer
 
 from cascade.config.stage import StageConfig
 from cascade.config.train import TrainConfig
 from cascade.errors import UserError
 from cascade.files import write_bytes
 from cascade.progress import warn
-from cascade.training.averages import Averages
 from cascade.training.distributed import Processes
-from cascade.training.safe_reader import SafePlanner, SafeReader
+from cascade.training.state import Progress, TrainState
 
 CHECKPOINTS: Final = "checkpoints"
 """The folder of a run's checkpoints."""
+SNAPSHOTS: Final = "snapshots"
+"""The folder of its power-function averages of old, from which others are made."""
 _NAME: Final = re.compile(r"step-(\d+)")
 _UNWRITABLE: Final = (CheckpointException, OSError, RuntimeError)
 # Everything that the library raises for files that are truncated, damaged or of another network.
@@ -53,51 +50,6 @@ _UNREADABLE: Final = (
 )
 
 
-class Progress(NamedTuple):
-    """How far a run has come.
-
-    Attributes:
-        step: optimizer steps.
-        images: positions of the stream behind it, those that were left out too.
-    """
-
-    step: int
-    images: int
-
-
-@dataclass(frozen=True)
-class TrainState:
-    """What a run changes: all that a checkpoint holds beside its progress."""
-
-    network: nn.Module
-    optimizer: Optimizer
-    averages: Averages
-    guard: dict[str, Tensor] = field(default_factory=dict)
-
-    def state_dict(self, images: int) -> dict[str, Any]:
-        """Return the tensors of this process, by name."""
-        weights, moments = get_state_dict(self.network, self.optimizer)
-        return {
-            "network": weights,
-            "optimizer": moments,
-            "averages": self.averages.kept,
-            "guard": self.guard,
-            "progress": {"images": torch.tensor(images)},
-        }
-
-    def load(self, place: Path, alone: bool) -> int:
-        """Read a checkpoint; return the images that it has behind it."""
-        state = self.state_dict(0)
-        dcp.load(state, storage_reader=SafeReader(place), planner=SafePlanner(), no_dist=alone)
-        set_state_dict(
-            self.network,
-            self.optimizer,
-            model_state_dict=state["network"],
-            optim_state_dict=state["optimizer"],
-        )
-        return int(state["progress"]["images"])
-
-
 def written_aside(run: TrainConfig) -> bool:
     """Return whether checkpoints are written while the run goes on."""
     # The library cannot copy torchao's 8-bit moments aside.
@@ -107,15 +59,23 @@ def written_aside(run: TrainConfig) -> bool:
 class Checkpoints:
     """The checkpoints `folder/step-N` of a run; every process calls every method.
 
+    Args:
+        kept: how many, the newest; None keeps all.
+
     One is written beside its place and renamed, so a run that is killed meanwhile leaves the one
     before untouched. As a context it ends when the last one is whole.
     """
 
     def __init__(
-        self, folder: Path, config: StageConfig, run: TrainConfig, processes: Processes
+        self,
+        folder: Path,
+        config: StageConfig,
+        run: TrainConfig,
+        processes: Processes,
+        kept: int | None = None,
     ) -> None:
         self.folder = folder
-        self._config, self._processes, self._kept = config, processes, run.checkpoints_kept
+        self._config, self._processes, self._kept = config, processes, kept
         self._pending: tuple[int, Future[Any]] | None = None
         self._alone = processes.world_size == 1
         self._aside = written_aside(run)
@@ -134,9 +94,8 @@ class Checkpoints:
 
     def __enter__(self) -> Self:
         """Take part."""
-        if self._alone:  # the library is surprised by a run of one process, and says so each time
-            self._silence.enter_context(warnings.catch_warnings())
-            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        if self._alone:
+            self._silence.enter_context(alone_is_fine())
         return self
 
     def __exit__(
@@ -151,20 +110,20 @@ class Checkpoints:
                 self.wait()
             self._stager.close()
 
-    def save(self, progress: Progress, state: TrainState) -> None:
-        """Copy the state aside, and write it while the run goes on.
+    def save(self, step: int, values: dict[str, Any]) -> None:
+        """Copy the tensors aside, and write them while the run goes on.
 
         Raises:
             UserError: the one before could not be written.
         """
         self.wait()
-        partial = self._partial(progress.step)
+        partial = self._partial(step)
         if self._processes.is_main:
             _sweep(self.folder)
             text = self._config.model_dump_json(indent=2) + "\n"
             write_bytes(text.encode(), partial / "config.json")
         self._processes.barrier()
-        self._pending = progress.step, self._write(state.state_dict(progress.images), partial)
+        self._pending = step, self._write(values, partial)
 
     def poll(self) -> None:
         """Give the one that is being written its name, if it is whole by now."""
@@ -245,8 +204,27 @@ class Checkpoints:
             return
         _remove(final)
         partial.rename(final)
-        for old in checkpoint_steps(self.folder)[: -self._kept]:
+        for old in checkpoint_steps(self.folder)[: -self._kept] if self._kept else ():
             _remove(self.folder / f"step-{old}")
+
+
+@contextmanager
+def alone_is_fine() -> Iterator[None]:
+    """Silence the library's surprise at a run of one process."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
+
+
+@contextmanager
+def reading(checkpoint: Path) -> Iterator[None]:
+    """Say in a sentence that a checkpoint cannot be read."""
+    try:
+        yield
+    except _UNREADABLE as error:
+        raise UserError(
+            f"{checkpoint} cannot be read ({_cause(error)}); take another one."
+        ) from None
 
 
 def checkpoint_steps(folder: Path) -> list[int]:

@@ -11,8 +11,9 @@ from rich import box, get_console
 from rich.table import Table
 from torch import nn
 
+from cascade.config.optimizer import OptimizerConfig
 from cascade.config.stage import Precision, SamplerConfig, StageConfig
-from cascade.config.train import OptimizerConfig, Recomputation, TrainConfig
+from cascade.config.train import Recomputation, TrainConfig
 from cascade.data.batch import crop_sides
 from cascade.diffusion.denoiser import Conditioning
 from cascade.diffusion.noise import Noise

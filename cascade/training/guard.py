@@ -12,14 +12,14 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from cascade.config.guard import GuardConfig
+from cascade.config.guard import LONGEST_WINDOW, GuardConfig
 from cascade.data.batch import Batch
 from cascade.data.images import grid, to_pil, write_png
 from cascade.errors import UserError
 from cascade.files import write_json
 from cascade.progress import warn
-from cascade.training.checkpoint import Progress
 from cascade.training.distributed import Processes
+from cascade.training.state import Progress
 
 INCIDENTS: Final = "incidents"
 """In a run's folder: the batches of steps that were not taken."""
@@ -56,13 +56,12 @@ class Guard:
     Its norm is the same in every process, and so is what each of them decides.
 
     Attributes:
-        kept: what is part of a checkpoint: the latest norms, W, NaN where there were fewer.
+        kept: what is part of a checkpoint: the latest norms, NaN where there were fewer; as many
+            as any window takes, so that a run goes on with another guard.
     """
 
     def __init__(self, config: GuardConfig, run_dir: Path, processes: Processes) -> None:
-        self.kept: dict[str, Tensor] = {}
-        if config.is_active:
-            self.kept["norms"] = torch.full((config.window,), math.nan)
+        self.kept: dict[str, Tensor] = {"norms": torch.full((LONGEST_WINDOW,), math.nan)}
         self._config, self._run_dir, self._processes = config, run_dir, processes
         self._parts: list[_Part] = []
         self._incidents = 0
@@ -94,7 +93,7 @@ class Guard:
         """
         if not self._config.is_active:
             return True
-        value, median = float(norm), float(self.kept["norms"].median())
+        value, median = float(norm), float(self.kept["norms"][-self._config.window :].median())
         spike = self._config.spike
         # Until the window is full the median is NaN, and no number is above it.
         sound = math.isfinite(value) and not (spike is not None and value > spike * median)

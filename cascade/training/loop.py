@@ -29,9 +29,8 @@ from cascade.text.prompts import PromptSource
 from cascade.training.averages import Averages
 from cascade.training.checkpoint import (
     CHECKPOINTS,
+    SNAPSHOTS,
     Checkpoints,
-    Progress,
-    TrainState,
     kept_state,
 )
 from cascade.training.distributed import Processes
@@ -42,6 +41,7 @@ from cascade.training.objective import make_objective, undecayed
 from cascade.training.optim import learning_rate, make_optimizer, set_learning_rate
 from cascade.training.parallel import accumulating, batch_share, spread_stage, with_exchange
 from cascade.training.report import Report, Throughput
+from cascade.training.state import Progress, TrainState
 from cascade.training.validation import Pictures
 from cascade.training.watch import Place, Watch
 from cascade.training.weights import Weights
@@ -107,12 +107,16 @@ def train(
     exchanged = with_exchange(network, config, processes)
     denoiser = stage.with_network(exchanged).denoiser
     folder = run_dir / CHECKPOINTS
-    with Checkpoints(folder, stage_config, config, processes) as checkpoints:
+    kept, snapshots_in = config.checkpoints_kept, run_dir / SNAPSHOTS
+    with (
+        Checkpoints(folder, stage_config, config, processes, kept) as checkpoints,
+        Checkpoints(snapshots_in, stage_config, config, processes) as snapshots,
+    ):
         # Where an earlier run stopped.
         step, images = checkpoints.load(state)
         batches = stream.batches(images, share)
-        if isinstance(exchanged, DistributedDataParallel) and step < config.steps:
-            batches = _settled(batches, denoiser, objective, prompts, config, processes.device)
+        if step < config.steps:
+            batches = _settled(batches, denoiser, objective, prompts, config, tokens)
         losses, speed = Losses(), Throughput(stage_config, config, processes)
         with (
             Interrupts(deadline) as interrupts,
@@ -171,20 +175,33 @@ def train(
                 if stop or _due(step, config.checkpoint_every, config):
                     _refuse_nonfinite(losses.norm, step, folder)
                     with speed.paused(), watch.paused():
-                        checkpoints.save(Progress(step, images), state)
+                        checkpoints.save(step, state.state_dict(images))
                     guard.saved()
+                if _due(step, config.snapshot_every, config):
+                    with speed.paused(), watch.paused():
+                        snapshots.save(step, state.snapshot())
                 if stop:
                     checkpoints.wait()
+                    snapshots.wait()
                     raise interrupts.end(stop, step)
                 every = config.validate_every or config.steps
-                if validate and step % every == 0 and step < config.steps:
-                    with speed.paused(), watch.paused(), averages.published():
-                        report.pictures(step, validate(stage, step))
-            if validate:  # also where a run goes on that had done its last step
-                with watch.paused(), averages.published():
-                    report.pictures(step, validate(stage, step))
+                if step % every == 0 and step < config.steps:
+                    with speed.paused(), watch.paused():
+                        _look(stage, averages, validate, report, step)
+            # Also where a run goes on that had done its last step.
+            with watch.paused():
+                _look(stage, averages, validate, report, step)
     averages.publish()
     return stage
+
+
+def _look(
+    stage: Stage, averages: Averages, validate: Validate | None, report: Report, step: int
+) -> None:
+    """Draw pictures by the weights that are published."""
+    if validate is not None:
+        with averages.published():
+            report.pictures(step, validate(stage, step))
 
 
 def _settled(
@@ -193,25 +210,30 @@ def _settled(
     objective: Objective,
     prompts: PromptSource,
     config: TrainConfig,
-    device: torch.device,
+    tokens: int | None,
 ) -> Iterator[Batch]:
-    """Take one backward pass whose gradients are dropped, and return the batches from the first on.
+    """Let DDP take one backward pass, and return the batches from the first on.
 
     DDP sums gradients in buckets, which it sorts anew after its first pass; where three or more
     processes add, the order of a sum, and so its last bits, depends on them. A run that goes on
-    would else take its first step in other buckets than one that was not interrupted.
+    would else take its first step in other buckets than one that was not interrupted. The pass's
+    gradients are dropped.
     """
+    network = denoiser.network
+    if not isinstance(network, DistributedDataParallel):
+        return batches
     first = next(batches)
+    device = next(network.parameters()).device
     batch = first.to(device)
     with autocast(config.precision, device):
-        rows = row_losses(denoiser, objective, batch, prompts, Noise(batch.seeds))
+        rows = row_losses(denoiser, objective, batch, prompts, Noise(batch.seeds), tokens)
         torch.stack(list(rows.terms.values())).sum().backward()
     denoiser.zero_grad(set_to_none=True)
     return chain([first], batches)
 
 
-def _due(step: int, every: int, config: TrainConfig) -> bool:
-    return step == config.steps or step % every == 0
+def _due(step: int, every: int | None, config: TrainConfig) -> bool:
+    return every is not None and (step == config.steps or step % every == 0)
 
 
 def _stop(interrupts: Interrupts, processes: Processes, step: int, config: TrainConfig) -> Stop:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Adafactor, AdamW, Optimizer
 
-from cascade.config.train import OptimizerConfig
+from cascade.config.optimizer import OptimizerConfig
 from cascade.errors import UserError
 from cascade.progress import silence
 

@@ -22,8 +22,9 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from cascade.config.parallel import ParallelConfig
 from cascade.config.stage import StageConfig
-from cascade.config.train import ParallelConfig, TrainConfig
+from cascade.config.train import TrainConfig
 from cascade.data.batch import RankSlice
 from cascade.errors import UserError
 from cascade.model.precision import in_bf16
@@ -127,6 +128,16 @@ def batch_share(config: TrainConfig, processes: Processes) -> RankSlice:
 def local(parameter: Tensor) -> Tensor:
     """Return what this process holds of a tensor; changed in place, it changes the tensor."""
     return parameter.to_local() if isinstance(parameter, DTensor) else parameter
+
+
+def forget_gathered(network: nn.Module) -> None:
+    """Free the gathered weights of a shared network, which no longer are those of its parts.
+
+    A call without a backward pass leaves some behind.
+    """
+    for module in network.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def _share(network: UNet, run: TrainConfig, processes: Processes) -> None:

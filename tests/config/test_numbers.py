@@ -34,6 +34,10 @@ WHOLE: tuple[Frozen, ...] = (
             "stage.sampler.threshold={cap=1.5}",
             "train.ema_decay=0.9",
             "train.validate_every=5",
+            "train.averages=[{std=0.1}, {half_life=5}]",
+            "train.guard.spike=9.0",
+            "train.parallel={strategy='hsdp', replicas=2}",
+            "train.snapshot_every=5",
         ],
     ),
     DreamBoothConfig(

@@ -9,9 +9,10 @@ from pydantic import ValidationError
 from cascade.config.base import apply_override, read_toml
 from cascade.config.dreambooth import Recipe
 from cascade.config.folders import read_stage_file
+from cascade.config.optimizer import OptimizerConfig
 from cascade.config.recipes import RECIPES, recipe_of
 from cascade.config.stage import StageConfig
-from cascade.config.train import OptimizerConfig, PretrainConfig
+from cascade.config.train import PretrainConfig
 from cascade.errors import UserError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

@@ -16,8 +16,9 @@ from cascade.config.dreambooth import (
     SceneRowsConfig,
 )
 from cascade.config.folders import read_stage_config
+from cascade.config.optimizer import OptimizerConfig
 from cascade.config.stage import SamplerConfig, StageConfig
-from cascade.config.train import OptimizerConfig, TrainConfig
+from cascade.config.train import TrainConfig
 from cascade.dreambooth.personalise import personalise
 
 Settings = Callable[..., DreamBoothConfig]

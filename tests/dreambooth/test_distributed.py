@@ -44,6 +44,7 @@ def test_two_processes_are_one(
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command = [*torchrun, "--nproc-per-node", "2", "-m", "cascade", "dreambooth", *words]
     command += ["--sr-prior-preservation", "--sr-scenes"]
+    command += ["--set", "recipe.super_resolution.parallel.strategy=fsdp"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run(command, env=environment, check=True, timeout=300)
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cascade.config.train import OptimizerConfig, Recomputation
+from cascade.config.optimizer import OptimizerConfig
+from cascade.config.train import Recomputation
 from cascade.config.unet import UNetConfig
 from cascade.model.memory import optimizer_bytes, sampling_bytes, training_bytes
 from cascade.model.precision import convolves_bf16

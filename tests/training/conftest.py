@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from cascade.config.optimizer import OptimizerConfig
 from cascade.config.stage import DiffusionConfig, SamplerConfig, StageConfig
-from cascade.config.train import OptimizerConfig, TrainConfig
+from cascade.config.train import TrainConfig
 from cascade.config.unet import UNetConfig
 from cascade.data.batch import Batch, Samples, Stream
 from cascade.diffusion.noise import derive_seed

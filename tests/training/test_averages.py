@@ -5,7 +5,8 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from cascade.config.train import AverageConfig, TrainConfig
+from cascade.config.averages import AverageConfig
+from cascade.config.train import TrainConfig
 from cascade.training.averages import Averages, exponent
 
 STEPS = 40

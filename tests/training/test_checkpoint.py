@@ -16,15 +16,17 @@ from torch.optim import Optimizer
 
 from cascade.config.base import read_toml
 from cascade.config.folders import CONFIGS
+from cascade.config.optimizer import OptimizerConfig
 from cascade.config.stage import StageConfig
-from cascade.config.train import OptimizerConfig, TrainConfig
+from cascade.config.train import TrainConfig
 from cascade.errors import UserError
 from cascade.stage import meta_network
 from cascade.training.averages import Averages
-from cascade.training.checkpoint import Checkpoints, Progress, TrainState, remove_checkpoints
+from cascade.training.checkpoint import Checkpoints, remove_checkpoints
 from cascade.training.distributed import ALONE
 from cascade.training.optim import make_optimizer
 from cascade.training.resources import require_disk
+from cascade.training.state import TrainState
 
 RUN = TrainConfig.model_validate(
     {"steps": 1, "batch_size": 1, "ema_decay": 0.5, "averages": [{"std": 0.1}]}
@@ -50,9 +52,8 @@ class State:
         self.averages.update(0)
 
     def save(self, folder: Path, step: int, kept: int = 1) -> None:
-        run = RUN.model_copy(update={"checkpoints_kept": kept})
-        with Checkpoints(folder, STAGE, run, ALONE) as checkpoints:
-            checkpoints.save(Progress(step, 7 * step), self._state())
+        with Checkpoints(folder, STAGE, RUN, ALONE, kept) as checkpoints:
+            checkpoints.save(step, self._state().state_dict(7 * step))
 
     def load(self, folder: Path) -> int:
         with Checkpoints(folder, STAGE, RUN, ALONE) as checkpoints:

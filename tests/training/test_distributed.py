@@ -6,13 +6,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from cascade.cli.console import Status
 from cascade.config.folders import read_stage_config
 from cascade.config.train import PretrainConfig
 from cascade.training.pretrain import pretrain
@@ -75,20 +75,27 @@ def two(config: Path, repository: Path) -> Callable[..., int]:
     return two
 
 
-RESIDENT = ("data.resident=true", "train.noise=device")
+SHARED = (
+    "data.resident=true",
+    "train.noise=device",
+    "train.parallel.strategy=fsdp",
+    "train.validate_every=2",
+    "train.keep_checkpoints=true",
+)
+"""Everything that a network in parts has to go through: it is sampled from, resumed, published."""
 
 
 @pytest.fixture(scope="module")
-def resident(two: Callable[..., int], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run of two processes from resident data that nothing disturbed."""
-    folder = tmp_path_factory.mktemp("resident") / "two"
-    assert two(folder, RESIDENT) == 0
+def shared(two: Callable[..., int], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of two processes that share the network, from resident data."""
+    folder = tmp_path_factory.mktemp("shared") / "two"
+    assert two(folder, SHARED) == 0
     return folder
 
 
 @pytest.fixture(scope="module")
 def streamed(two: Callable[..., int], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same from streamed data."""
+    """That of two copies of the network, from streamed data."""
     folder = tmp_path_factory.mktemp("streamed") / "two"
     assert two(folder, ()) == 0
     return folder
@@ -96,12 +103,12 @@ def streamed(two: Callable[..., int], tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.mark.dist
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["streamed", "resident"])
+@pytest.mark.parametrize("name", ["streamed", "shared"])
 def test_two_processes_are_one(
     tmp_path: Path, config: Path, request: pytest.FixtureRequest, name: str
 ) -> None:
     together_in: Path = request.getfixturevalue(name)
-    changes = RESIDENT if name == "resident" else ()
+    changes = SHARED if name == "shared" else ()
     one = pretrain(PretrainConfig.read(config, [f"output={tmp_path / 'one'}", *changes]))
 
     logs = [read_log(folder / "log.jsonl") for folder in (tmp_path / "one", together_in)]
@@ -122,30 +129,25 @@ def test_two_processes_are_one(
 
 @pytest.mark.dist
 @pytest.mark.slow
-def test_two_processes_whose_time_is_up_go_on_to_the_bit(
-    tmp_path: Path, two: Callable[..., int], resident: Path
+def test_a_checkpoint_in_parts_is_the_stage_that_was_published(
+    tmp_path: Path, shared: Path, command: Callable[..., Any]
 ) -> None:
-    cut = tmp_path / "cut"
-    assert two(cut, RESIDENT, "--minutes", "0") != 0
-    assert [path.name for path in (cut / "checkpoints").iterdir()] == ["step-1"]
-    assert two(cut, RESIDENT) == 0
-    weights = [(folder / "stage" / "model.safetensors").read_bytes() for folder in (cut, resident)]
-    assert weights[0] == weights[1]
+    made = command("checkpoint", "consolidate", shared, "--output", tmp_path / "made")
+    assert made.status == 0
+    assert "its weights are 'decay-0.9'" in made.out
+    for name in ("config.json", "model.safetensors"):
+        assert (tmp_path / "made" / name).read_bytes() == (shared / "stage" / name).read_bytes()
+    assert (shared / "samples" / "step-000002.png").is_file()
 
 
 @pytest.mark.dist
 @pytest.mark.slow
-@pytest.mark.parametrize("world", [3, 4])
-def test_more_processes_go_on_to_the_bit(
-    tmp_path: Path, two: Callable[..., int], world: int
+def test_two_processes_whose_time_is_up_go_on_to_the_bit(
+    tmp_path: Path, two: Callable[..., int], shared: Path
 ) -> None:
-    """Of two numbers the sum has no order; of three it has."""
-    changes = ("train.batch_size=12", "train.gradient_accumulation_steps=1")
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    assert two(whole, changes, world=world) == 0
-    for status in (Status.TIME_IS_UP, 0):
-        minutes = ("--minutes", "0") if status else ()
-        # torchrun tells a failed process's status as its own 1.
-        assert bool(two(cut, changes, *minutes, world=world)) == bool(status)
-    weights = [(folder / "stage" / "model.safetensors").read_bytes() for folder in (whole, cut)]
+    cut = tmp_path / "cut"
+    assert two(cut, SHARED, "--minutes", "0") != 0
+    assert [path.name for path in (cut / "checkpoints").iterdir()] == ["step-1"]
+    assert two(cut, SHARED) == 0
+    weights = [(folder / "stage" / "model.safetensors").read_bytes() for folder in (cut, shared)]
     assert weights[0] == weights[1]

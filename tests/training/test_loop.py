@@ -21,12 +21,13 @@ from cascade.model.precision import _tell
 from cascade.stage import Stage
 from cascade.text.prompts import PromptTable
 from cascade.training.averages import Averages
-from cascade.training.checkpoint import Checkpoints, TrainState
+from cascade.training.checkpoint import Checkpoints
 from cascade.training.distributed import ALONE, Processes
 from cascade.training.losses import Losses
 from cascade.training.objective import make_objective
 from cascade.training.optim import make_optimizer
 from cascade.training.report import read_log
+from cascade.training.state import TrainState
 from cascade.training.validation import Pictures
 
 Run = Callable[..., Stage]

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.optim import Adafactor, AdamW
 
-from cascade.config.train import OptimizerConfig
+from cascade.config.optimizer import OptimizerConfig
 from cascade.errors import UserError
 from cascade.training.optim import (
     check_optimizer,

@@ -2,8 +2,9 @@
 
 import pytest
 
+from cascade.config.optimizer import OptimizerConfig
 from cascade.config.stage import StageConfig
-from cascade.config.train import OptimizerConfig, TrainConfig
+from cascade.config.train import TrainConfig
 from cascade.errors import UserError
 from cascade.model.memory import optimizer_bytes
 from cascade.stage import meta_network
