@@ -80,13 +80,14 @@ def train(
     with resumable(settings.output):
         folder = pretrain(settings, minutes)
     if first:
-        encoder = settings.text_encoder
-        text = f" --text-encoder {quote(str(encoder))}" if encoder else ""
         say(f"The trained stage is in {folder}, after {spell(time.monotonic() - start)}.")
-        say(
-            f"Make a cascade of stages: cascade assemble {quote(str(folder))}{text} "
-            "--output CASCADE"
-        )
+        _tell_next(folder, settings.text_encoder)
+
+
+def _tell_next(folder: Path, encoder: Path | None) -> None:
+    """Tell the command that makes a cascade of the stage."""
+    text = f" --text-encoder {quote(str(encoder))}" if encoder else ""
+    say(f"Make a cascade of stages: cascade assemble {quote(str(folder))}{text} --output CASCADE")
 
 
 def planned(options: Options[PretrainConfig]) -> PlannedRun:

@@ -46,9 +46,7 @@ def spread_stage(
     network = meta_network(config)
     set_recomputation(network, run.gradient_checkpointing)
     if run.compile:
-        for block in network.blocks:
-            # The method and not the module: what shards it stays outside of the graph.
-            block.forward = torch.compile(block.forward)  # type: ignore[method-assign]
+        _compile(network)
     shared = is_shared(run.parallel, processes)
     if shared:
         _share(network, run, processes)
@@ -138,6 +136,16 @@ def forget_gathered(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
+
+
+def _compile(network: UNet) -> None:
+    """Compile each block for its own shapes."""
+    # One code for all of them: beyond this limit blocks would run uncompiled without a word.
+    limits = torch._dynamo.config
+    limits.recompile_limit = max(limits.recompile_limit, 2 * len(network.blocks))
+    for block in network.blocks:
+        # The method and not the module: what shards it stays outside of the graph.
+        block.forward = torch.compile(block.forward, dynamic=False)  # type: ignore[method-assign]
 
 
 def _share(network: UNet, run: TrainConfig, processes: Processes) -> None:

@@ -149,14 +149,12 @@ def test_foreign_files_are_left_alone(tmp_path: Path) -> None:
     assert _names(tmp_path) == ["notes", "step-2", "step-99.bak", "step-x"]
 
 
-def test_8_bit_moments_need_less_room(
-    tmp_path: Path, stage_config: StageConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    weights = 4 * sum(parameter.numel() for parameter in meta_network(stage_config).parameters())
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10 * weights))
+def test_8_bit_moments_need_less_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = 4 * sum(parameter.numel() for parameter in meta_network(STAGE).parameters())
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=9 * weights))
     for name, fits in (("adamw", False), ("adamw8bit", True)):
         values = {"steps": 1, "batch_size": 1, "optimizer": {"name": name}}
-        run = (stage_config, TrainConfig.model_validate(values))
+        run = (STAGE, TrainConfig.model_validate(values))
         with nullcontext() if fits else pytest.raises(UserError, match="needs about"):
             require_disk(tmp_path, [run])
 
