@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -55,10 +56,12 @@ def start(config: Path) -> Iterator[Start]:
     """Start a run of two processes, which `torchrun` may start anew three times."""
     started: list[subprocess.Popen[bytes]] = []
 
-    def start(output: Path, *flags: str) -> "subprocess.Popen[bytes]":
+    def start(output: Path, *flags: str, strategy: str = "ddp") -> "subprocess.Popen[bytes]":
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         torchrun += ["--nproc-per-node=2", "--max-restarts=3", "--monitor-interval=0.05", *flags]
-        command = [*torchrun, "-m", "cascade", "train", str(config), "--set", f"output={output}"]
+        command = [*torchrun, "-m", "cascade", "train", str(config)]
+        for change in (f"output={output}", f"train.parallel.strategy={strategy}"):
+            command += ["--set", change]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         started.append(subprocess.Popen(command, env=environment))
         return started[-1]
@@ -71,11 +74,16 @@ def start(config: Path) -> Iterator[Start]:
 
 
 @pytest.fixture(scope="module")
-def whole(start: Start, tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """The weights of a run that nothing disturbed."""
-    folder = tmp_path_factory.mktemp("whole") / "run"
-    assert start(folder).wait(PATIENCE) == 0
-    return _weights(folder)
+def whole(start: Start, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], bytes]:
+    """The weights of a run that nothing disturbed, by its strategy."""
+
+    @cache
+    def whole(strategy: str) -> bytes:
+        folder = tmp_path_factory.mktemp("whole") / "run"
+        assert start(folder, strategy=strategy).wait(PATIENCE) == 0
+        return _weights(folder)
+
+    return whole
 
 
 def _weights(run: Path) -> bytes:
@@ -103,23 +111,24 @@ def _workers(agent: int) -> list[int]:
 
 @pytest.mark.dist
 @pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_killed_processes_are_started_anew_and_go_on_to_the_bit(
-    tmp_path: Path, start: Start, whole: bytes
+    tmp_path: Path, start: Start, whole: Callable[[str], bytes], strategy: str
 ) -> None:
     run = tmp_path / "run"
-    agent = start(run)
+    agent = start(run, strategy=strategy)
     for rank, steps in enumerate((6, 20)):
         _until(lambda steps=steps: _steps(run) >= steps)
         os.kill(_workers(agent.pid)[rank], signal.SIGKILL)
     assert agent.wait(PATIENCE) == 0
     assert _steps(run) == 40  # no step is told twice
-    assert _weights(run) == whole
+    assert _weights(run) == whole(strategy)
 
 
 @pytest.mark.dist
 @pytest.mark.slow
 def test_a_preempted_run_saves_and_is_not_started_anew(
-    tmp_path: Path, start: Start, whole: bytes
+    tmp_path: Path, start: Start, whole: Callable[[str], bytes]
 ) -> None:
     run, before = tmp_path / "run", 0
     signals = "--signals-to-handle=SIGTERM,SIGINT,SIGUSR1"
@@ -138,4 +147,4 @@ def test_a_preempted_run_saves_and_is_not_started_anew(
     assert before < 40
     assert start(run).wait(PATIENCE) == 0
     assert not (run / REQUEUE_MARK).exists()
-    assert _weights(run) == whole
+    assert _weights(run) == whole("ddp")
