@@ -13,20 +13,17 @@ from rich.text import Text
 from cascade.config.base import read_toml
 from cascade.config.folders import cascade_folder, is_pipeline, read_manifest, read_stage_config
 from cascade.config.memory import MemoryConfig
+from cascade.config.optimizer import OptimizerConfig
 from cascade.config.stage import Precision, StageConfig
-from cascade.config.train import PretrainConfig, Recomputation
+from cascade.config.train import PretrainConfig, Recomputation, TrainConfig
 from cascade.errors import UserError
 from cascade.formats.deepfloyd import read_stage
-from cascade.model.memory import (
-    FLOAT32,
-    optimizer_bytes,
-    sampling_bytes,
-    training_bytes,
-)
+from cascade.model.memory import sampling_bytes, training_bytes
 from cascade.model.precision import convolves_bf16, in_bf16
 from cascade.progress import amount, silence
-from cascade.stage import meta_network
 from cascade.text.files import EncoderFiles
+from cascade.training.distributed import ALONE
+from cascade.training.footprint import held
 
 _XXL = 4096
 """Width of T5 v1.1 XXL, the encoder of every published cascade."""
@@ -87,8 +84,9 @@ def _encoder(folder: Path | None) -> EncoderFiles | None:
 
 def _memory(config: StageConfig, plan: MemoryConfig) -> Iterator[tuple[str, int]]:
     unet, tokens = config.unet, config.text.max_length
-    shapes = [parameter.shape for parameter in meta_network(config).parameters()]
-    weights = FLOAT32 * sum(shape.numel() for shape in shapes)
+    optimizer = OptimizerConfig(name=plan.optimizer)
+    run = TrainConfig(steps=1, batch_size=plan.batch_size, optimizer=optimizer)
+    parts = held(config, run, ALONE)
     rows = plan.batch_size * (1 if config.sampler.guidance == 1 else 2)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision: Precision = "bf16" if in_bf16(plan.precision, device) else "fp32"
@@ -98,7 +96,6 @@ def _memory(config: StageConfig, plan: MemoryConfig) -> Iterator[tuple[str, int]
     )
     crop = config.low_res.crop if config.low_res else None
     size = plan.size or crop or config.size
-    optimizer = optimizer_bytes(shapes, plan.optimizer)
     kept, selective, full = (
         training_bytes(
             unet,
@@ -111,25 +108,25 @@ def _memory(config: StageConfig, plan: MemoryConfig) -> Iterator[tuple[str, int]
         )
         for recomputation in get_args(Recomputation)
     )
-    yield "weights", weights
+    yield "weights", parts.weights
     yield "sampling: activations", sampled
-    yield "sampling: total", weights + sampled
-    yield "fine-tuning: gradients", weights
-    yield f"fine-tuning: {plan.optimizer}", optimizer
+    yield "sampling: total", parts.weights + sampled
+    yield "fine-tuning: gradients", parts.gradients
+    yield f"fine-tuning: {plan.optimizer}", parts.moments
     yield "fine-tuning: activations", kept
-    yield "fine-tuning: total", 2 * weights + optimizer + kept
+    yield "fine-tuning: total", parts.device + kept
     for name, again in (("selective", selective), ("full", full)):
         yield f"{name} checkpointing: activations", again
-        yield f"{name} checkpointing: total", 2 * weights + optimizer + again
-    yield "an average of the weights adds", weights
+        yield f"{name} checkpointing: total", parts.device + again
+    yield "an average of the weights adds", parts.weights
 
 
 def _encoder_lines(files: EncoderFiles | None, stage: StageConfig) -> Iterator[Text]:
     if files is None and stage.unet.text_width != _XXL:
         return
     name = "T5 v1.1 XXL" if files is None else str(files.folder)
-    held = encoder_bytes(_xxl_shapes() if files is None else files.shapes())
-    modes = ", ".join(f"{mode} {amount(size)}" for mode, size in held.items())
+    sizes = encoder_bytes(_xxl_shapes() if files is None else files.shapes())
+    modes = ", ".join(f"{mode} {amount(size)}" for mode, size in sizes.items())
     yield Text(f"Text encoder {name}, weights: {modes}. A store of embeddings needs none.")
 
 

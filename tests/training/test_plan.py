@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from cascade.config.folders import CONFIGS
 from cascade.config.machine import GPUS, MachineConfig
 from cascade.config.stage import StageConfig
-from cascade.config.train import TrainConfig
+from cascade.config.train import PretrainConfig, TrainConfig
 from cascade.errors import UserError
 from cascade.stage import meta_network
+from cascade.training.fitting import require_fit
 from cascade.training.plan import Exchange, Plan, training_flops
 from cascade.training.plan_table import facts
 from cascade.training.report import forward_flops
@@ -40,6 +42,25 @@ def make(stage: StageConfig, gpus: int, strategy: str = "ddp", **changes: object
 def received(plan: Plan) -> tuple[float, float]:
     parts = facts(plan)["gpu_received_bytes"]
     return parts["links"], parts["network"]
+
+
+RUNS = [
+    path
+    for path in sorted(CONFIGS.glob("*.toml"))
+    if path.stem.startswith("imagen-") or path.stem.endswith("-500m")
+]
+
+
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("counted", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_large_runs_fit_the_machines_that_they_name(path: Path, counted: bool) -> None:
+    run = PretrainConfig.read(path)
+    if counted:
+        require_fit(Plan.make(run.stage, run.train, run.machine))
+        return
+    plan = Plan(run.stage, run.train, run.machine, activations=0)
+    assert plan.rows * plan.machine.gpus == run.train.batch_size
+    assert plan.fits
 
 
 def test_traffic_of_each_strategy_by_hand(stage_config: StageConfig) -> None:
