@@ -11,6 +11,7 @@ import typer
 from cascade.cli import values
 from cascade.cli.console import DryRun, Quiet, Status, resumable
 from cascade.cli.options import Flag, Options, with_options
+from cascade.cli.train_stages import is_cascade, train_stages
 from cascade.config.machine import MachineConfig
 from cascade.config.plan import PlannedRun
 from cascade.config.train import PretrainConfig
@@ -54,21 +55,26 @@ def train(
     ] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train one stage from scratch, or on from a stage's weights.
+    """Train a stage from scratch, or on from a stage's weights; or all stages of a cascade.
 
     Started again with the same settings it goes on from its last checkpoint. On several GPUs:
     torchrun --nproc-per-node N -m cascade train CONFIG.
     """
     # Before torch is imported: a mistake in the settings is answered at once.
     options = replace(options, file=values.either(path, options.file, "config"))
+    if is_cascade(options):
+        train_stages(options, minutes, dry_run, plan)
+        return
     if plan:
         if dry_run:
             raise UserError("--dry-run tries this machine and --plan another; give one of them.")
         _tell_plan(planned(options), as_json)
         return
     _refuse_plan_flags(options, as_json)
-    settings = options.settings()
+    _train(options.settings(), minutes, dry_run)
 
+
+def _train(settings: PretrainConfig, minutes: float | None, dry_run: bool) -> None:
     from cascade.training.pretrain import foretell, pretrain
 
     first, start = Launch.read().is_main, time.monotonic()

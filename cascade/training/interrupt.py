@@ -126,11 +126,21 @@ def ended_early(run_dir: Path) -> int | None:
 
     None is any other start: also that of a process whose machine stays while another one leaves.
     """
-    launch, mark = Launch.read(), run_dir / REQUEUE_MARK / socket.gethostname()
-    if not launch.restarts or not mark.is_file():
+    launch = Launch.read()
+    return noted_status(run_dir, launch.torchrun) if launch.restarts else None
+
+
+def noted_status(run_dir: Path, torchrun: str | None = None) -> int | None:
+    """Return the status with which this machine's processes ended early, if they did.
+
+    Args:
+        torchrun: that started them; any, if left out.
+    """
+    mark = run_dir / REQUEUE_MARK / socket.gethostname()
+    if not mark.is_file():
         return None
     note = read_json(mark, f"remove {mark.parent}")
-    return int(str(note["status"])) if note["torchrun"] == launch.torchrun else None
+    return int(str(note["status"])) if torchrun in (None, note["torchrun"]) else None
 
 
 def clear_requeue(run_dir: Path) -> None:
