@@ -27,7 +27,8 @@ from cascade.errors import UserError
 from cascade.files import write_bytes
 from cascade.progress import warn
 from cascade.training.distributed import Processes
-from cascade.training.state import Progress, TrainState
+from cascade.training.parallel import is_shared
+from cascade.training.state import Progress, TrainState, part_of
 
 CHECKPOINTS: Final = "checkpoints"
 """The folder of a run's checkpoints."""
@@ -80,6 +81,7 @@ class Checkpoints:
         self._alone = processes.world_size == 1
         self._aside = written_aside(run)
         self._silence = ExitStack()
+        self._copies = not is_shared(run.parallel, processes)
         # A group of its own: what is agreed on in the background must not meet the steps' sums.
         self._group = None if self._alone else dist.new_group(backend="gloo")
         cuda = processes.device.type == "cuda"
@@ -123,6 +125,8 @@ class Checkpoints:
             text = self._config.model_dump_json(indent=2) + "\n"
             write_bytes(text.encode(), partial / "config.json")
         self._processes.barrier()
+        if self._copies:
+            values = part_of(values, self._processes.rank, self._processes.world_size)
         self._pending = step, self._write(values, partial)
 
     def poll(self) -> None:

@@ -200,15 +200,21 @@ class Plan:
         if not written_aside(self.run):
             return self.write_seconds
         on_device = self.footprint.device - self.footprint.gradients - self.activations
-        return on_device / self.gpu.host
+        return on_device / self._copies / self.gpu.host
 
     @property
     def host(self) -> int:
         """Bytes of a machine's memory: what lies there, and the copy of a checkpoint's share."""
         processes = processes_of(self.machine)
-        # A process copies what it holds; a copy of the whole network copies it all.
-        share = self.checkpoint / shards_of(self.run, processes) * written_aside(self.run)
+        parts = shards_of(self.run, processes) * self._copies
+        share = self.checkpoint / parts * written_aside(self.run)
         return round(processes.local_world_size * (self.footprint.host + share))
+
+    @property
+    def _copies(self) -> int:
+        """Processes that part a checkpoint among them since each holds all of it."""
+        shared = is_shared(self.run.parallel, processes_of(self.machine))
+        return 1 if shared else self.machine.gpus
 
     @cached_property
     def _share(self) -> int:

@@ -1,5 +1,6 @@
 """What a run changes, as the tensors of this process."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -63,3 +64,26 @@ class TrainState:
         """Return the power-function averages."""
         kept = self.averages.kept.items()
         return {"averages": {label: one for label, one in kept if label.startswith(STD)}}
+
+
+def part_of(values: Mapping[str, Any], rank: int, count: int) -> dict[str, Any]:
+    """Return the values that one of so many copies writes, of about as many bytes as any other's.
+
+    Copies that each took all of them aside would fill a machine's memory.
+    """
+    written = [0] * count
+
+    def own(inner: Mapping[str, Any]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name, value in inner.items():
+            if isinstance(value, Mapping):
+                if part := own(value):
+                    found[name] = part
+                continue
+            whose = written.index(min(written))
+            written[whose] += value.nbytes if isinstance(value, Tensor) else 1
+            if whose == rank:
+                found[name] = value
+        return found
+
+    return own(values)

@@ -42,14 +42,14 @@ def masked_run(
 ) -> tuple[Path, list[Batch]]:
     """The folder of such a run that nothing disturbed, to be read only, and the rows it scored."""
     seen: list[Batch] = []
-    row_losses = loop._row_losses
+    row_losses = loop.row_losses
 
     def noted(denoiser: object, objective: object, batch: Batch, *rest: object) -> object:
         seen.append(batch)
         return row_losses(denoiser, objective, batch, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "_row_losses", noted)
+        patch.setattr(loop, "row_losses", noted)
         folder = personalise(masked_settings(tmp_path_factory.mktemp("masked") / "mine"))
     return folder, seen
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ from cascade.training.checkpoint import Checkpoints, remove_checkpoints
 from cascade.training.distributed import ALONE
 from cascade.training.optim import make_optimizer
 from cascade.training.resources import require_disk
-from cascade.training.state import TrainState
+from cascade.training.state import TrainState, part_of
 
 RUN = TrainConfig.model_validate(
     {"steps": 1, "batch_size": 1, "ema_decay": 0.5, "averages": [{"std": 0.1}]}
@@ -137,6 +138,28 @@ def test_only_the_newest_are_kept_by_number_not_by_name(tmp_path: Path) -> None:
     for step in (8, 9, 10, 11):
         state.save(tmp_path, step, kept=2)
     assert _names(tmp_path) == ["step-10", "step-11"]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_copies_part_the_state_among_them(count: int) -> None:
+    whole = State(0)._state().state_dict(7)
+    parts = [_flat(part_of(whole, rank, count)) for rank in range(count)]
+    assert sum(map(len, parts)) == len(_flat(whole))
+    joined = {name: value for part in parts for name, value in part.items()}
+    assert joined.keys() == _flat(whole).keys()
+    sizes = [sum(v.nbytes for v in p.values() if isinstance(v, torch.Tensor)) for p in parts]
+    # What is handed out last may be the largest: the guard's norms.
+    assert max(sizes) - min(sizes) <= 4 * 1000
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}/")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
 
 
 def test_foreign_files_are_left_alone(tmp_path: Path) -> None:

@@ -68,12 +68,19 @@ def stacked(inputs: Inputs) -> Tensor:
     x, skip = inputs.x, inputs.skip
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     if skip is None:
-        alone, step = len(x) == 1, x[0].numel()
-        if alone and x.stride(0) != step:
-            # A view of a batch of one has any stride there; PyTorch's norm takes but this one.
-            x = x.as_strided(x.shape, (step, *x.stride()[1:]))
-        return x.to(dtype)
+        return (x if torch.compiler.is_compiling() else _as_itself(x)).to(dtype)
     return torch.cat([x.to(dtype), scaled(skip.to(dtype), inputs.skip_scale)], dim=1)
+
+
+def _as_itself(x: Tensor) -> Tensor:
+    """Return a view of a batch of one with the stride that PyTorch's norm takes; it may have any.
+
+    A graph's batch is not looked at.
+    """
+    step = x[0].numel()
+    if x.shape[0] != 1 or x.stride(0) == step:
+        return x
+    return x.as_strided(x.shape, (step, *x.stride()[1:]))
 
 
 def scaled(x: Tensor, factor: float) -> Tensor:
