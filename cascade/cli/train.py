@@ -21,7 +21,11 @@ from cascade.progress import say, spell
 
 _STEPS = 1000  # of a plan whose settings name none
 _PANEL = "With --plan"
-FLAGS = tuple(Flag(name, (f"machine.{name}",), _PANEL) for name in MachineConfig.model_fields)
+_PARSERS = {"log": values.existing}
+FLAGS = tuple(
+    Flag(name, (f"machine.{name}",), _PANEL, parser=_PARSERS.get(name))
+    for name in MachineConfig.model_fields
+)
 
 
 @with_options(PretrainConfig, FLAGS)

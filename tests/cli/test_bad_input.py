@@ -318,7 +318,7 @@ def test_what_an_earlier_start_left_counts_as_room(
 ) -> None:
     runs = [(read_stage_config(tiny_cascade / "base16"), TrainConfig(steps=1, batch_size=1))]
     weights = 4 * 255_859  # bytes of this network
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(0, 0, 12 * weights))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(0, 0, 9 * weights))
     with pytest.raises(UserError, match="The run needs about"):
         require_disk(tmp_path, runs)
     (tmp_path / "checkpoint").write_bytes(bytes(weights))

@@ -63,6 +63,8 @@ VALUES: dict[str, Any] = {
     "mixed_precision": "bf16",
 }
 # What a flag sets besides its own path.
+# What a switch of diffusers stands for.
+MEANT = {"gradient_checkpointing": "full"}
 BESIDES = {
     "snr_gamma": {"base.objective.weighting", "super_resolution.objective.weighting"},
     "logging_dir": {"base.trackers", "super_resolution.trackers"},
@@ -199,7 +201,7 @@ def test_a_flag_lands_where_it_should_and_nowhere_else(flag: str) -> None:
     after = recipe_from_flags(START, {flag: VALUES[flag]}, world=1)
     found = dict(leaves(after.model_dump()))
     for path in PATHS[flag]:
-        assert found[path] == VALUES[flag]
+        assert found[path] == MEANT.get(flag, VALUES[flag])
     assert set(changed(START, after)) <= set(PATHS[flag]) | BESIDES.get(flag, set())
 
 
