@@ -1,6 +1,7 @@
 """TensorBoard and W&B are told each step once, and what they lack is told before any work."""
 
 import struct
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,7 @@ def test_wandb_offline_has_each_step_once(
     tell = telling("wandb")
     for call in calls:
         tell(*call)
+        _next_second()
     records = [record for file in _files(tmp_path) for record in _records(file)]
     (run,) = {record.run.run_id for record in records if record.HasField("run")}
     history = [record.history for record in records if record.HasField("history")]
@@ -105,6 +107,12 @@ def test_wandb_offline_has_each_step_once(
     tell(0, range(1, 2))  # begun anew
     anew = {record.run.run_id for file in _files(tmp_path) for record in _records(file)} - {"", run}
     assert len(anew) == 1
+
+
+def _next_second() -> None:
+    """Wait: W&B names a run's folder by the second that it begins in."""
+    now = time.time()
+    time.sleep(1 - now % 1)
 
 
 def _files(folder: Path) -> list[Path]:

@@ -107,7 +107,7 @@ def main(jobs: Path) -> None:
     sys.modules["fixtures"] = fixtures
     spec.loader.exec_module(fixtures)
     torch.set_num_threads(1)
-    with process_group() as processes:
+    with process_group(10.0, jobs.parent) as processes:
         for values in json.loads(jobs.read_text()):
             run_job(Job(**values), jobs.parent, fixtures, processes)
 
