@@ -31,7 +31,7 @@ _CASCADE: Final = "cascade"
 
 
 @dataclass(frozen=True)
-class StageProcess:
+class StageJob:
     """A stage's run, and how it is started.
 
     Attributes:
@@ -92,19 +92,19 @@ def train_cascade(
     return made
 
 
-def read_stages(config: CascadeRunConfig, folder: Path) -> list[StageProcess]:
+def read_stages(config: CascadeRunConfig, folder: Path) -> list[StageJob]:
     """Read and check every stage's settings."""
     if Launch.read().world_size > 1:
         raise UserError(
             "The stages of a cascade are started with processes of their own; run the command "
             "without torchrun, or one stage's file with it."
         )
-    found: list[StageProcess] = []
+    found: list[StageJob] = []
     for stage in config.stages:
         file = folder / stage.config
         name = str(read_toml(file).get("stage", {}).get("name", ""))
         overrides = (*stage.overrides, f"output={config.output / _RUNS / name}")
-        found.append(StageProcess(file, overrides, PretrainConfig.read(file, overrides)))
+        found.append(StageJob(file, overrides, PretrainConfig.read(file, overrides)))
     runs = [stage.run for stage in found]
     check_chain([run.stage for run in runs], runs[0].stage.unet.text_width, folder)
     for run in runs[1:]:
@@ -116,7 +116,7 @@ def read_stages(config: CascadeRunConfig, folder: Path) -> list[StageProcess]:
     return found
 
 
-def _train(group: Sequence[StageProcess], deadline: float | None, more: Sequence[str]) -> None:
+def _train(group: Sequence[StageJob], deadline: float | None, more: Sequence[str]) -> None:
     """Train stages at once, each on its part of the machine."""
     parts = _parts(len(group))
     started = {
@@ -166,7 +166,7 @@ def _parts(count: int) -> list[_Part]:
     ]
 
 
-def _command(stage: StageProcess, part: _Part, deadline: float | None) -> list[str]:
+def _command(stage: StageJob, part: _Part, deadline: float | None) -> list[str]:
     """Return the command that trains a stage on a part of the machine."""
     words = [sys.executable]
     if part.processes > 1:

@@ -137,7 +137,7 @@ def test_pictures_can_be_left_out_and_not_asked_for_at_once(
 
 
 @pytest.fixture
-def training(tiny_cascade: Path, tmp_path: Path) -> Path:
+def training(tiny_cascade: Path, tmp_path: Path, toml: Callable[..., str]) -> Path:
     """The settings of a run of two steps of the tiny cascade's base into `run`."""
     data = tmp_path / "data"
     data.mkdir()
@@ -153,16 +153,8 @@ def training(tiny_cascade: Path, tmp_path: Path) -> Path:
         "output": str(tmp_path / "run"),
     }
     path = tmp_path / "run.toml"
-    path.write_text("\n".join(_toml(values)), encoding="utf-8")
+    path.write_text(toml(values), encoding="utf-8")
     return path
-
-
-def _toml(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    for name, value in values.items():
-        if isinstance(value, dict):
-            yield from _toml(value, f"{prefix}{name}.")
-        elif value is not None:
-            yield f"{prefix}{name} = {json.dumps(value)}"
 
 
 def test_stages_become_a_cascade_by_the_command_that_training_ends_with(

@@ -17,18 +17,8 @@ from cascade.whole import read_stages
 Command = Callable[..., Any]
 
 
-def _toml(value: object) -> str:
-    """A value as TOML has it; what is None is left out."""
-    if isinstance(value, dict):
-        held = (f"{name} = {_toml(inner)}" for name, inner in value.items() if inner is not None)
-        return f"{{ {', '.join(held)} }}"
-    if isinstance(value, list):
-        return f"[{', '.join(map(_toml, value))}]"
-    return json.dumps(value)
-
-
 @pytest.fixture
-def whole(tiny_cascade: Path, tmp_path: Path) -> Path:
+def whole(tiny_cascade: Path, tmp_path: Path, toml: Callable[..., str]) -> Path:
     """The file of a cascade of two stages, beside theirs; its output is `made`."""
     for name in ("base16", "sr32"):
         stage = read_stage_config(tiny_cascade / name)
@@ -46,9 +36,7 @@ def whole(tiny_cascade: Path, tmp_path: Path) -> Path:
             "text_encoder": str(tiny_cascade / "text"),
             "output": "nowhere",
         }
-        (tmp_path / f"{name}.toml").write_text(
-            "\n".join(f"{key} = {_toml(value)}" for key, value in values.items())
-        )
+        (tmp_path / f"{name}.toml").write_text(toml(values))
     file = tmp_path / "cascade.toml"
     file.write_text(
         f'output = "{tmp_path / "made"}"\nrecipe = "mini"\n'
