@@ -7,6 +7,7 @@ each other.
 """
 
 from contextlib import AbstractContextManager, nullcontext
+from types import FunctionType, MethodType
 from typing import cast
 
 import torch
@@ -28,7 +29,7 @@ from cascade.config.train import TrainConfig
 from cascade.data.batch import RankSlice
 from cascade.errors import UserError
 from cascade.model.precision import in_bf16
-from cascade.model.recompute import set_recomputation
+from cascade.model.recompute import Block, set_recomputation
 from cascade.model.unet import UNet
 from cascade.stage import Stage, meta_network
 from cascade.training.distributed import Processes
@@ -46,7 +47,7 @@ def spread_stage(
     network = meta_network(config)
     set_recomputation(network, run.gradient_checkpointing)
     if run.compile:
-        _compile(network)
+        _compile(network, run.cuda_graphs)
     shared = is_shared(run.parallel, processes)
     if shared:
         _share(network, run, processes)
@@ -138,14 +139,32 @@ def forget_gathered(network: nn.Module) -> None:
             module.reshard()
 
 
-def _compile(network: UNet) -> None:
+def _compile(network: UNet, cuda_graphs: bool) -> None:
     """Compile each block for its own shapes."""
-    # One code for all of them: beyond this limit blocks would run uncompiled without a word.
-    limits = torch._dynamo.config
-    limits.recompile_limit = max(limits.recompile_limit, 2 * len(network.blocks))
     for block in network.blocks:
         # The method and not the module: what shards it stays outside of the graph.
-        block.forward = torch.compile(block.forward, dynamic=False)  # type: ignore[method-assign]
+        block.forward = torch.compile(  # type: ignore[method-assign]
+            _apart(block), dynamic=False, mode="reduce-overhead" if cuda_graphs else None
+        )
+    if cuda_graphs:
+        network.register_forward_pre_hook(_begin_iteration)
+
+
+def _apart(block: Block) -> MethodType:
+    """Return a block's forward method in code of its own.
+
+    PyTorch keeps what it has compiled by code: of blocks that share theirs it tries one after
+    another at each call, and from the ninth on it compiles no more and says little.
+    """
+    shared = type(block).forward
+    own = FunctionType(shared.__code__.replace(), shared.__globals__, shared.__name__)
+    return MethodType(own, block)
+
+
+def _begin_iteration(*_: object) -> None:
+    """Let a call without a backward pass reuse the memory of the last one's graphs."""
+    if not torch.is_grad_enabled():
+        torch.compiler.cudagraph_mark_step_begin()
 
 
 def _share(network: UNet, run: TrainConfig, processes: Processes) -> None:

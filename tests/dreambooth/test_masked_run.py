@@ -16,7 +16,7 @@ from cascade.dreambooth.batches import DreamBoothSamples
 from cascade.dreambooth.class_images import Drawing
 from cascade.dreambooth.personalise import personalise
 from cascade.errors import UserError
-from cascade.training import loop
+from cascade.training import learner
 
 Settings = Callable[..., DreamBoothConfig]
 STAGES = ("base16", "sr32")
@@ -42,14 +42,14 @@ def masked_run(
 ) -> tuple[Path, list[Batch]]:
     """The folder of such a run that nothing disturbed, to be read only, and the rows it scored."""
     seen: list[Batch] = []
-    row_losses = loop.row_losses
+    row_losses = learner.row_losses
 
     def noted(denoiser: object, objective: object, batch: Batch, *rest: object) -> object:
         seen.append(batch)
         return row_losses(denoiser, objective, batch, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "row_losses", noted)
+        patch.setattr(learner, "row_losses", noted)
         folder = personalise(masked_settings(tmp_path_factory.mktemp("masked") / "mine"))
     return folder, seen
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from cascade.config.stage import StageConfig
@@ -184,27 +185,75 @@ def test_a_run_in_emulated_bf16_is_told(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["none", "selective"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        {},
+        {"gradient_checkpointing": "selective"},
+        {"cuda_graphs": True, "gradient_accumulation_steps": 2},
+    ],
+    ids=["plain", "selective", "graphs"],
+)
 def test_compiled_blocks_end_with_the_same_weights(
-    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch, kind: str
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch, how: dict[str, object]
 ) -> None:
     # The graph is traced as always but run by PyTorch: generating C++ for it takes minutes.
     traced: list[torch.fx.GraphModule] = []
 
     def backend(
-        graph: torch.fx.GraphModule, inputs: Sequence[torch.Tensor]
+        graph: torch.fx.GraphModule, inputs: Sequence[torch.Tensor], mode: str | None = None
     ) -> Callable[..., object]:
+        assert mode == ("reduce-overhead" if "cuda_graphs" in how else None)
         traced.append(graph)
         return graph.forward
 
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     plain = run(tmp_path / "plain", steps=2)
     assert not traced
-    compiled = run(tmp_path / "compiled", steps=2, compile=True, gradient_checkpointing=kind)
-    # No break in the graphs, no second trace in the second step.
-    assert len(traced) == len(compiled.network.blocks)
-    # The same operations, perhaps in another order.
-    torch.testing.assert_close(_weights(compiled), _weights(plain), rtol=0, atol=2e-5)
+    for count in (1, 2, 3):  # as the stages of a cascade are, one after another in one process
+        compiled = run(tmp_path / f"compiled-{count}", steps=2, compile=True, **how)
+        # No break in the graphs, no second trace in the second step.
+        assert len(traced) == count * len(compiled.network.blocks)
+        # The same operations, perhaps in another order.
+        torch.testing.assert_close(_weights(compiled), _weights(plain), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"cuda_graphs": True}, "set compile too"),
+        (
+            {"cuda_graphs": True, "compile": True, "parallel": {"strategy": "fsdp"}},
+            "strategy fsdp gathers them anew; take strategy ddp",
+        ),
+    ],
+)
+def test_graphs_are_refused_where_they_do_not_hold(settings: dict[str, object], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        TrainConfig.model_validate({"steps": 1, "batch_size": 1, **settings})
+
+
+@pytest.mark.gpu
+def test_replayed_blocks_end_with_the_same_weights(tmp_path: Path, run: Run) -> None:
+    cuda = Processes(0, 1, torch.device("cuda"))
+    drawn: list[torch.Tensor] = []
+
+    def validate(stage: Stage, step: int) -> Pictures:
+        network, text = stage.network, torch.zeros(1, 3, 16, device="cuda")
+        x, mask = torch.ones(1, 3, 8, 8, device="cuda"), torch.ones(1, 3, device="cuda").bool()
+        with torch.no_grad():
+            for t in (900.0, 100.0):
+                x = network(x, torch.tensor([t], device="cuda"), text, mask)
+        drawn.append(x.clone())
+        return {}
+
+    how = {"processes": cuda, "validate": validate, "validate_every": 2, "compile": True}
+    how |= {"gradient_accumulation_steps": 2}
+    plain = run(tmp_path / "plain", **how)
+    replayed = run(tmp_path / "replayed", cuda_graphs=True, **how)
+    # Both run the same compiled blocks; where kernels add with atomics the last bits differ.
+    torch.testing.assert_close(_weights(replayed), _weights(plain), rtol=0, atol=2e-5)
+    torch.testing.assert_close(drawn[3:], drawn[:3], rtol=0, atol=1e-4)
 
 
 def test_a_learned_variance_adds_the_bound(tmp_path: Path, run: Run, learned: StageConfig) -> None:

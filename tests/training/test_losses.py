@@ -17,7 +17,7 @@ from cascade.diffusion.philox import PhiloxNoise
 from cascade.stage import Stage
 from cascade.text.prompts import PromptTable
 from cascade.training.distributed import Processes
-from cascade.training.loop import Losses
+from cascade.training.losses import Losses
 from cascade.training.objective import make_objective
 from cascade.training.report import read_log
 
