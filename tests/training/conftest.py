@@ -1,7 +1,8 @@
 """A network of a few thousand weights, rows drawn from their positions, and a way to train."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -61,6 +62,24 @@ class Blobs:
         )
 
 
+@dataclass(frozen=True)
+class Spoiled:
+    """Rows of which some have a weight that ruins the step."""
+
+    samples: Samples
+    positions: Sequence[int]
+    weight: float
+
+    def rows(self, positions: Sequence[int]) -> Batch:
+        """See `cascade.data.batch.Samples`."""
+        batch = self.samples.rows(positions)
+        weights = batch.weights.clone()
+        for row, position in enumerate(positions):
+            if position in self.positions:
+                weights[row] = self.weight
+        return replace(batch, weights=weights)
+
+
 class Whole(NamedTuple):
     """The stage that a run published, and its statuses."""
 
@@ -96,6 +115,12 @@ def stage_config() -> StageConfig:
 def samples() -> Blobs:
     """Rows for it."""
     return Blobs()
+
+
+@pytest.fixture(scope="session")
+def spoiled(samples: Blobs) -> Callable[[Sequence[int], float], Spoiled]:
+    """Make rows for it of which those at some positions have a ruinous weight."""
+    return partial(Spoiled, samples)
 
 
 @pytest.fixture(scope="session")

@@ -3,39 +3,28 @@
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
+from cascade.config.guard import GuardConfig
 from cascade.data.batch import Batch, Samples
 from cascade.errors import UserError
 from cascade.stage import Stage
+from cascade.training.distributed import Processes
+from cascade.training.guard import Guard
 from cascade.training.report import read_log
+from cascade.training.state import Progress
 
 Run = Callable[..., Stage]
 Same = Callable[[Stage, Stage], bool]
+Spoiled = Callable[[Sequence[int], float], Samples]
 BAD = {"spike": 1e4, "not finite": math.nan}
 SPIKE = {"spike": 20.0, "window": 2}
-
-
-@dataclass(frozen=True)
-class Spoiled:
-    """Rows of which some have a weight that ruins the step; a position may end the run."""
-
-    samples: Samples
-    positions: Sequence[int]
-    weight: float
-
-    def rows(self, positions: Sequence[int]) -> Batch:
-        """See `cascade.data.batch.Samples`."""
-        batch = self.samples.rows(positions)
-        weights = batch.weights.clone()
-        for row, position in enumerate(positions):
-            if position in self.positions:
-                weights[row] = self.weight
-        return replace(batch, weights=weights)
 
 
 @dataclass(frozen=True)
@@ -54,12 +43,17 @@ class Without:
 @pytest.mark.parametrize("kind", BAD)
 @pytest.mark.parametrize("action", ["skip", "rollback"])
 def test_what_was_left_out_was_never_there(
-    tmp_path: Path, run: Run, same: Same, samples: Samples, action: str, kind: str
+    tmp_path: Path,
+    run: Run,
+    same: Same,
+    samples: Samples,
+    spoiled: Spoiled,
+    action: str,
+    kind: str,
 ) -> None:
     # Steps have four rows and every second one a checkpoint: the fourth step is spoiled.
     guard = {"action": action, **SPIKE}
-    spoiled = Spoiled(samples, [13], BAD[kind])
-    guarded = run(tmp_path / "guarded", rows=spoiled, guard=guard)
+    guarded = run(tmp_path / "guarded", rows=spoiled([13], BAD[kind]), guard=guard)
     steps, left_out = (5, range(12, 16)) if action == "skip" else (6, range(8, 16))
     clean = run(tmp_path / "clean", rows=Without(samples, left_out), guard=guard, steps=steps)
     assert same(guarded, clean)
@@ -83,16 +77,16 @@ def test_a_killed_run_leaves_out_the_same(
     tmp_path: Path,
     run: Run,
     same: Same,
-    samples: Samples,
+    spoiled: Spoiled,
     killed_at: Callable[..., None],
     action: str,
 ) -> None:
     guard = {"action": action, **SPIKE}
-    spoiled = Spoiled(samples, [13], math.nan)
-    undisturbed = run(tmp_path / "whole", rows=spoiled, guard=guard)
+    rows = spoiled([13], math.nan)
+    undisturbed = run(tmp_path / "whole", rows=rows, guard=guard)
     for position in (10, 14, 18, 22):
-        killed_at(position, tmp_path / "cut", rows=spoiled, guard=guard)
-    assert same(run(tmp_path / "cut", rows=spoiled, guard=guard), undisturbed)
+        killed_at(position, tmp_path / "cut", rows=rows, guard=guard)
+    assert same(run(tmp_path / "cut", rows=rows, guard=guard), undisturbed)
 
 
 @pytest.mark.parametrize(
@@ -106,16 +100,42 @@ def test_a_killed_run_leaves_out_the_same(
 def test_a_run_that_cannot_be_helped_ends(
     tmp_path: Path,
     run: Run,
-    samples: Samples,
+    spoiled: Spoiled,
     guard: dict[str, object],
     positions: list[int],
     told: str,
 ) -> None:
-    spoiled = Spoiled(samples, positions, math.inf)
+    rows = spoiled(positions, math.inf)
     every = 4 if guard["action"] == "skip" else 2
     with pytest.raises(UserError, match=f"{told}.*; look at it, lower the learning rate"):
-        run(tmp_path, rows=spoiled, guard=guard, checkpoint_every=every)
+        run(tmp_path, rows=rows, guard=guard, checkpoint_every=every)
     assert len(list((tmp_path / "incidents").iterdir())) == len(positions)
+
+
+@dataclass(frozen=True)
+class Second(Processes):
+    """The second of two processes; what the first one makes is given."""
+
+    first: float = 1.0
+
+    def from_first(self, make: Callable[[], Any]) -> Any:
+        """See `Processes`."""
+        return self.first
+
+
+@pytest.mark.parametrize(("first", "own"), [(math.nan, 1.0), (1.0, math.nan), (2.0, 3.0)])
+def test_every_process_decides_by_the_first_one_s_norm(
+    tmp_path: Path, samples: Samples, first: float, own: float
+) -> None:
+    second = Second(1, 2, torch.device("cpu"), first=first)
+    guard = Guard(GuardConfig(action="skip"), tmp_path, second)
+    guard.note(range(2, 4), samples.rows(range(2, 4)), {"mse": torch.ones(2)})
+    sound = math.isfinite(first)
+    assert guard.accepts(torch.tensor(own), Progress(0, 0)) is sound
+    kept = float(guard.kept["norms"][-1])
+    assert (kept == first) is sound
+    told = sorted(path.name for path in tmp_path.rglob("rank-*"))
+    assert told == ([] if sound else ["rank-1.json", "rank-1.png"])
 
 
 def test_a_sound_run_is_left_as_it_is(tmp_path: Path, run: Run, same: Same, whole: object) -> None:

@@ -1,6 +1,10 @@
-"""However processes share a network, it is trained as by one; killed ones go on, also as others."""
+"""However processes share a network, it is trained as by one; killed ones go on, also as others.
+
+A row that ruins a step on one of them is left out by all.
+"""
 
 import json
+import math
 import os
 import random
 import shutil
@@ -33,6 +37,10 @@ RUN: dict[str, Any] = {
 }
 WORLDS = (1, 2, 3, 4)
 SEEDS = 3
+# Rows that the last process works on, of the fourth batch and the fifth, and their weights.
+SPOILED = [(46, 1e4), (58, math.nan)]
+# What is done about them, and the steps that they are batches of: after the second comes the third.
+ACTIONS = {"skip": (4, 5), "rollback": (4, 3)}
 
 
 def _strategies(world: int) -> dict[str, dict[str, object]]:
@@ -78,6 +86,10 @@ def _jobs(world: int) -> list[dict[str, Any]]:
             {"name": f"{name}-{world}-cut", "run": run, "stops": True},
             {"name": f"{name}-{world}-cut", "run": run},
         ]
+        for action in ACTIONS:
+            guard = {"action": action, "spike": 20.0, "window": 2}
+            guarded = {"run": {**run, "steps": 6, "guard": guard}, "spoiled": SPOILED}
+            found.append({"name": f"{action}-{name}-{world}", **guarded})
     for seed in range(SEEDS):
         drawn = _drawn(seed)
         strategy = "ddp" if world == 1 else random.Random(seed).choice(["fsdp", "hsdp"])
@@ -129,7 +141,8 @@ def _close(folder: Path, ours: str, theirs: str) -> None:
     """The same rows summed in another order, in single precision, for a few steps."""
     logs = [read_log(folder / name / "log.jsonl") for name in (ours, theirs)]
     for mine, other in zip(*logs, strict=True):
-        assert mine["loss"] == pytest.approx(other["loss"], rel=1e-5)
+        # A step that was left out has no loss.
+        assert mine.get("loss", 0.0) == pytest.approx(other.get("loss", 0.0), rel=1e-5)
         assert mine["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4)
         assert mine["images"] == other["images"]
     weights = [load_file(folder / f"{name}.safetensors") for name in (ours, theirs)]
@@ -152,6 +165,26 @@ def test_stopped_and_gone_on_by_as_many_every_bit_is_the_same(trained: Path, wor
             (trained / f"{name}-{world}{end}.safetensors").read_bytes() for end in ("", "-cut")
         )
         assert whole == cut
+
+
+@pytest.mark.parametrize("world", WORLDS[1:])
+@pytest.mark.parametrize("action", ACTIONS)
+def test_steps_that_one_process_ruins_are_left_out_by_all(
+    trained: Path, world: int, action: str
+) -> None:
+    for name in _strategies(world):
+        _close(trained, f"{action}-{name}-{world}", f"{action}-ddp-1")
+        incidents = trained / f"{action}-{name}-{world}" / "incidents"
+        for batch, step in enumerate(ACTIONS[action], start=3):
+            place = incidents / f"step-{step:06d}-images-{12 * batch}"
+            files = [place / f"rank-{rank}.json" for rank in range(world)]
+            told = [json.loads(file.read_text()) for file in files]
+            rows = [row for one in told for row in one["rows"]]
+            assert [row["position"] for row in rows] == [*range(12 * batch, 12 * batch + 12)]
+            ruined = [(row["position"], row["weight"]) for row in rows if row["weight"] != 1]
+            assert str(ruined) == str([SPOILED[batch - 3]])
+            assert len({(str(one["grad_norm"]), one["median"]) for one in told}) == 1
+        assert len(list(incidents.iterdir())) == 2
 
 
 @pytest.mark.parametrize("seed", range(SEEDS))

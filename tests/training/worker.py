@@ -40,6 +40,7 @@ class Job:
         stops: end after the first step, with a checkpoint.
         killed: (rank, position of the stream at which that process ends, or "save": while it
             writes its first checkpoint).
+        spoiled: of (position of the stream, weight that its row gets).
     """
 
     name: str
@@ -47,6 +48,7 @@ class Job:
     run: dict[str, Any] = field(default_factory=dict)
     stops: bool = False
     killed: tuple[int, int | str] | None = None
+    spoiled: Sequence[tuple[int, float]] = ()
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,8 @@ def run_job(job: Job, folder: Path, fixtures: Any, processes: Processes) -> None
     """Train, and write what is published."""
     stage = StageConfig.model_validate(merged(fixtures.STAGE.model_dump(), job.stage))
     rows: Samples = fixtures.Blobs(stage.size)
+    for position, weight in job.spoiled:
+        rows = fixtures.Spoiled(rows, [position], weight)
     if job.killed is not None and job.killed[0] == processes.rank:
         if isinstance(job.killed[1], int):
             rows = EndsAt(job.killed[1], rows)
