@@ -3,7 +3,7 @@
 A process asks for what it holds, so none ever holds a whole large network on the host.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -33,15 +33,18 @@ class FreshWeights:
 
     config: StageConfig
     seed: int
+    _drawn: list[nn.Module] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def rows(self, name: str, rows: slice) -> Tensor:
-        """Draw the parameter's layer and return its rows."""
+        """Return rows of the parameter's layer, drawn unless it is that of the call before."""
         layer, _, parameter = name.rpartition(".")
         module = self._network.get_submodule(layer)
-        initialize_layer(module, layer, self.seed)
-        drawn = module.get_parameter(parameter).detach()[rows].clone()
-        module.to_empty(device="meta", recurse=False)
-        return drawn
+        if module not in self._drawn:
+            for before in self._drawn:  # none or one
+                before.to_empty(device="meta", recurse=False)
+            initialize_layer(module, layer, self.seed)
+            self._drawn[:] = [module]
+        return module.get_parameter(parameter).detach()[rows].clone()
 
     @cached_property
     def _network(self) -> nn.Module:
