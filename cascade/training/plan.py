@@ -7,27 +7,23 @@ Memory is counted, operations are counted; how fast a machine works on them is a
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from statistics import median
 from typing import Final, Self
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from cascade.config.machine import GPUS, Gpu, MachineConfig
 from cascade.config.stage import StageConfig
-from cascade.config.train import Recomputation, TrainConfig
-from cascade.data.batch import crop_sides
+from cascade.config.train import TrainConfig
 from cascade.errors import UserError
-from cascade.model.example import example_inputs
-from cascade.model.layers import set_backend
 from cascade.model.memory import FLOAT32
-from cascade.model.recompute import set_recomputation
 from cascade.stage import meta_network
 from cascade.training.checkpoint import written_aside
 from cascade.training.distributed import Processes
+from cascade.training.flops import training_flops
 from cascade.training.footprint import (
     Footprint,
     activation_bytes,
@@ -279,15 +275,3 @@ def _exchanges(stage: StageConfig, run: TrainConfig, processes: Processes) -> It
 
 def _values(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-@cache
-def training_flops(stage: StageConfig, recomputation: Recomputation) -> int:
-    """Operations of the forward and backward pass over one row; a multiply-add is two."""
-    network = meta_network(stage).train()
-    set_recomputation(network, recomputation)
-    set_backend(network, "reference")  # a kernel of ours is not known to PyTorch's counter
-    side, _ = crop_sides(stage)
-    with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        network(**example_inputs(stage.unet, 1, side, stage.text.max_length)).sum().backward()
-    return int(counter.get_total_flops())

@@ -10,20 +10,17 @@ from typing import Final, Self
 
 import torch
 from rich.progress import TaskID
-from torch.utils.flop_counter import FlopCounterMode
 
 from cascade.config.machine import GPUS
 from cascade.config.stage import StageConfig
 from cascade.config.train import TrainConfig
-from cascade.data.batch import Batch, crop_sides
+from cascade.data.batch import Batch
 from cascade.environment import peak_memory
 from cascade.files import write_bytes
-from cascade.model.example import example_inputs
-from cascade.model.layers import set_backend
 from cascade.model.precision import in_bf16
 from cascade.progress import progress_bar
-from cascade.stage import meta_network
 from cascade.training.distributed import Processes
+from cascade.training.flops import training_flops
 from cascade.training.losses import QUARTERS
 from cascade.training.trackers import Tracker, open_trackers
 from cascade.training.validation import Pictures
@@ -136,8 +133,7 @@ class Throughput:
     def __init__(self, stage: StageConfig, config: TrainConfig, processes: Processes) -> None:
         self._device, self._world = processes.device, processes.world_size
         self._peak = peak_rate(processes.device, in_bf16(config.precision, processes.device))
-        # A backward pass takes two forward passes: the gradients of the inputs, of the weights.
-        self._row_flops = 0 if self._peak is None else 3 * forward_flops(stage)
+        self._row_flops = 0 if self._peak is None else training_flops(stage)
         self._clear()
 
     def add(self, batch: Batch) -> None:
@@ -205,13 +201,3 @@ def peak_rate(device: torch.device, bf16: bool) -> float | None:
         return None
     name = torch.cuda.get_device_name(device)
     return next((gpu.bf16 for gpu in GPUS.values() if gpu.device == name), None)
-
-
-def forward_flops(stage: StageConfig) -> int:
-    """Operations of the network's forward pass over one training row; a multiply-add is two."""
-    network = meta_network(stage)
-    set_backend(network, "reference")  # a kernel of ours is not known to PyTorch's counter
-    side, _ = crop_sides(stage)
-    with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
-        network(**example_inputs(stage.unet, 1, side, stage.text.max_length))
-    return int(counter.get_total_flops())

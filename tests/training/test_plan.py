@@ -12,9 +12,9 @@ from cascade.config.train import PretrainConfig, TrainConfig
 from cascade.errors import UserError
 from cascade.stage import meta_network
 from cascade.training.fitting import require_fit
-from cascade.training.plan import Exchange, Plan, training_flops
+from cascade.training.flops import training_flops
+from cascade.training.plan import Exchange, Plan
 from cascade.training.plan_table import facts
-from cascade.training.report import forward_flops
 
 
 @pytest.mark.parametrize(
@@ -89,11 +89,7 @@ def test_traffic_of_each_strategy_by_hand(stage_config: StageConfig) -> None:
 
 
 def test_operations_and_time_by_hand(stage_config: StageConfig) -> None:
-    row = training_flops(stage_config, "none")
-    # A backward pass is two forward passes, but for the gradient of the picture.
-    assert 2.7 * forward_flops(stage_config) < row < 3 * forward_flops(stage_config)
-    again = training_flops(stage_config, "full")
-    assert row <= training_flops(stage_config, "selective") < again < row * 4 / 3
+    row = training_flops(stage_config)
     plan = make(stage_config, 4, gradient_accumulation_steps=2, precision="bf16", ema_decay=0.9)
     assert (plan.rows, plan.operations) == (8, 16 * row)
     assert plan.compute_seconds == pytest.approx(16 * row / (0.35 * GPUS["h200"].bf16))

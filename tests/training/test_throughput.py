@@ -6,13 +6,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cascade.config.stage import LowResConfig, StageConfig
+from cascade.config.stage import StageConfig
 from cascade.config.train import TrainConfig
 from cascade.data.batch import Samples
 from cascade.environment import peak_memory
 from cascade.training import report
 from cascade.training.distributed import Processes
-from cascade.training.report import Throughput, forward_flops, peak_rate
+from cascade.training.flops import training_flops
+from cascade.training.report import Throughput, peak_rate
 
 CPU = torch.device("cpu")
 TWO = Processes(0, 2, CPU)
@@ -66,7 +67,7 @@ def test_the_utilization_is_that_of_one_device(
     train_config: TrainConfig,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    row = 3 * forward_flops(stage_config)
+    row = training_flops(stage_config)
     monkeypatch.setattr(report, "peak_rate", lambda device, bf16: 8.0 * row)
     speed = Throughput(stage_config, train_config, TWO)
     speed.add(samples.rows(range(4)))
@@ -93,22 +94,3 @@ def test_no_peak_is_known_of_a_cpu_of_float32_and_of_unknown_gpus(
     assert peak_rate(cuda, bf16=False) is None
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200 MIG 1g.18gb")
     assert peak_rate(cuda, bf16=True) is None
-
-
-def test_operations_of_a_network_counted_by_hand(stage_config: StageConfig) -> None:
-    plain = {"attention": ("none", "none"), "resample": "convolution", "low_res": True}
-    unet = stage_config.unet.model_copy(update=plain)
-    low_res = LowResConfig(size=8, crop=16)
-    whole = StageConfig(
-        name="sr", size=32, unet=unet, low_res=low_res.model_copy(update={"crop": None})
-    )
-    cropped = whole.model_copy(update={"low_res": low_res})
-    # All but the text and the embeddings are convolutions: a quarter of the pixels, a quarter of
-    # their operations.
-    still = (4 * forward_flops(cropped) - forward_flops(whole)) / 3
-    convolutions = forward_flops(whole) - still
-    assert 0 < still < forward_flops(cropped)
-    assert convolutions % (32 * 32 * 2 / 4 / 4) == 0  # the coarsest level's pixels, multiply-add
-    first = 2 * 32 * 32 * 9 * 6 * 8  # the input convolution: 3x3, both pictures to 8 channels
-    last = 2 * 32 * 32 * 9 * 8 * 3
-    assert convolutions > first + last
