@@ -8,7 +8,7 @@ import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 import torch
 
@@ -54,12 +54,47 @@ def device_memory(device: torch.device) -> int:
     return min([memory, *(int(limit) for limit in limits if limit.isdigit())])
 
 
+def held_memory(device: torch.device) -> int:
+    """Return what this process holds now: allocated on a GPU, else resident; bytes.
+
+    Raises:
+        UserError: this system does not tell.
+    """
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    return _resident("VmRSS") or _untold()
+
+
 def peak_memory(device: torch.device) -> int:
     """Return the most that this process has held: allocated on a GPU, else resident; bytes."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    # Asked first: on Linux a process inherits `ru_maxrss` of the one that started it.
+    if peak := _resident("VmHWM"):
+        return peak
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # in bytes there, in KiB elsewhere
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Let `peak_memory` be the most from now on.
+
+    Raises:
+        UserError: this system has no way to.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # proc(5)
+    except OSError:
+        _untold()
+
+
+def _untold() -> NoReturn:
+    raise UserError(
+        "This system does not tell what a process holds at its peak; measure on Linux, or on a GPU."
+    )
 
 
 def environment() -> dict[str, str]:
@@ -96,9 +131,19 @@ def features() -> str:
 
 def _cpuinfo(key: str) -> str:
     """Read one line of `/proc/cpuinfo`, of the first processor."""
-    information = Path("/proc/cpuinfo")
-    if information.is_file():
-        for line in information.read_text(encoding="utf-8").splitlines():
+    return _line(Path("/proc/cpuinfo"), key)
+
+
+def _resident(key: str) -> int:
+    """Read a size of this process's memory, bytes; 0 where there is none."""
+    size = _line(Path("/proc/self/status"), key).split()
+    return 1024 * int(size[0]) if size else 0
+
+
+def _line(file: Path, key: str) -> str:
+    """Read what stands behind the colon of the first line of a key; empty where there is none."""
+    if file.is_file():
+        for line in file.read_text(encoding="utf-8").splitlines():
             if line.startswith(key):
                 return line.partition(":")[2].strip()
     return ""

@@ -1,4 +1,7 @@
-"""`cascade bench`, by entry points: how fast kernels, training, sampling and stages are here."""
+"""`cascade bench`, by entry points: how fast kernels, training, sampling and stages are here.
+
+And what the processes of a training hold.
+"""
 
 import os
 from pathlib import Path
@@ -11,6 +14,7 @@ from cascade.cli.options import Flag, Options, with_options
 from cascade.cli.shared import BundleArgument, BundleOption
 from cascade_bench.settings import (
     BenchConfig,
+    MemoryBenchConfig,
     SampleBenchConfig,
     StageBenchConfig,
     TrainBenchConfig,
@@ -74,6 +78,24 @@ def train(options: Options[TrainBenchConfig], output: Output = OUTPUT) -> None:
     from cascade_bench.train import bench_train
 
     _tell(*bench_train(config, output))
+
+
+@with_options(
+    MemoryBenchConfig,
+    [
+        Flag("strategy", ("parallel.strategy",)),
+        Flag("replicas", ("parallel.replicas",)),
+        Flag("processes", ("processes",), kind=str, parser=values.numbers, metavar="1,2,..."),
+        *_flags("network", "width", "side", "batch"),
+    ],
+)
+def memory(options: Options[MemoryBenchConfig], output: Output = OUTPUT) -> None:
+    """Train a few steps by one process and several, and weigh them beside their plan."""
+    config = options.settings()
+    from cascade_bench.memory import bench_memory
+
+    result, table = bench_memory(config, output)
+    typer.echo(result.markdown([table]))
 
 
 @with_options(SampleBenchConfig, _flags("against", "steps", "rounds", "device"))

@@ -14,6 +14,7 @@ from typing import Final
 import torch
 
 from cascade.config.engine import EngineOptions
+from cascade.environment import peak_memory
 from cascade.errors import UserError
 from cascade_export.bundle.bundle import Bundle
 from cascade_export.bundle.manifest import read_manifest
@@ -30,17 +31,6 @@ def engine_of(provider: str) -> tuple[str | None, EngineOptions]:
     return "torch", EngineOptions(compiled=provider == "compiled")
 
 
-def peak_memory() -> float | None:
-    """Return the most memory that this process has held, MiB; None where nobody tells.
-
-    Not `getrusage`: on Linux a new process inherits that of the one which started it.
-    """
-    status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.is_file() else []
-    told = [int(line.split()[1]) for line in lines if line.startswith("VmHWM:")]
-    return told[0] / 1024 if told else None
-
-
 def main(folder: str, provider: str, device: str, steps: str) -> None:
     """Draw it."""
     kind, options = engine_of(provider)
@@ -52,7 +42,8 @@ def main(folder: str, provider: str, device: str, steps: str) -> None:
     if torch.device(device).type == "cuda":
         free, total = torch.cuda.mem_get_info(torch.device(device))
         used = (total - free) / _MEBIBYTE
-    sys.stdout.write(json.dumps({"peak": peak_memory(), "device": used}) + "\n")
+    peak = peak_memory(torch.device("cpu")) / _MEBIBYTE
+    sys.stdout.write(json.dumps({"peak": peak, "device": used}) + "\n")
 
 
 if __name__ == "__main__":

@@ -5,11 +5,16 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from cascade.config.base import AtOnce, Frozen, Rows, Side, Width
+from cascade.config.parallel import ParallelConfig
 
 Rounds = Annotated[int, Field(strict=True, ge=2, le=10_000, description="turns of each provider")]
 Repeats = Annotated[
     int, Field(strict=True, ge=1, le=10_000, description="readings of each in a turn")
 ]
+
+
+NarrowWidth = Annotated[Width | None, Field(description="channels of the first level instead")]
+NarrowSide = Annotated[Side | None, Field(description="side of the pictures instead, pixels")]
 
 
 class BenchConfig(Frozen):
@@ -40,8 +45,8 @@ class TrainBenchConfig(BenchConfig):
         description="a list of eager, compiled, triton, triton-compiled, diffusers and "
         "diffusers-compiled; the first is what others are held against",
     )
-    width: Width | None = Field(default=None, description="channels of the first level instead")
-    side: Side | None = Field(default=None, description="side of the pictures instead, pixels")
+    width: NarrowWidth = None
+    side: NarrowSide = None
     batch: Rows = Field(default=2, description="pictures of a step")
     precision: Literal["fp32", "bf16"] = Field(
         default="fp32", description="in bf16 a call has its weights in it, a step autocast"
@@ -82,4 +87,19 @@ class StageBenchConfig(BenchConfig):
     )
     first_picture: bool = Field(
         strict=True, default=True, description="time the first picture of a fresh process as well"
+    )
+
+
+class MemoryBenchConfig(Frozen):
+    """Settings of `cascade bench memory`."""
+
+    network: str = Field(default="mini-base64", description="one of the project's configurations")
+    width: NarrowWidth = None
+    side: NarrowSide = None
+    batch: AtOnce = Field(default=4, description="pictures of a step of each process")
+    processes: tuple[Annotated[int, Field(strict=True, gt=0, le=64)], ...] = Field(
+        default=(1, 2, 4), min_length=1, description="numbers of processes, as a list"
+    )
+    parallel: ParallelConfig = Field(
+        default=ParallelConfig(), description="how they share the network"
     )

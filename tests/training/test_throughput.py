@@ -1,5 +1,7 @@
 """What a run's speed is reckoned from."""
 
+import subprocess
+import sys
 import time
 from dataclasses import replace
 
@@ -80,8 +82,18 @@ def test_memory_is_the_most_that_was_held_not_what_is_held_now() -> None:
     large = torch.ones(2**26)  # 256 MiB
     with_it = peak_memory(CPU)
     del large
-    assert 0 < held <= with_it == peak_memory(CPU)
-    assert with_it >= 2**28
+    # The kernel counts pages of each processor in batches, and adds these up now and then.
+    assert peak_memory(CPU) > with_it - 2**24
+    assert with_it >= max(held, 2**28)
+
+
+def test_memory_is_this_process_s_and_not_that_of_the_one_that_started_it() -> None:
+    large = torch.ones(2**28)  # 1 GiB
+    told = "import torch; from cascade.environment import peak_memory as peak; "
+    told += "print(peak(torch.device('cpu')))"
+    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
+    assert 0 < int(done.stdout) < peak_memory(CPU) - 2**29  # torch itself is less than half of it
+    del large
 
 
 def test_no_peak_is_known_of_a_cpu_of_float32_and_of_unknown_gpus(
