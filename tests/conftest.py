@@ -6,7 +6,7 @@ import os
 import resource
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,6 +146,48 @@ def tiny_cascade(tmp_path_factory: pytest.TempPathFactory) -> Path:
     manifest = CascadeManifest(name="tiny", stages=("base16", "sr32"), recipe="mini")
     (folder / "cascade.json").write_text(manifest.model_dump_json(indent=2), encoding="utf-8")
     return folder
+
+
+@pytest.fixture(scope="session")
+def toml() -> Callable[[Mapping[str, object]], str]:
+    """Write settings as a TOML file has them; what is None is left out."""
+
+    def lines(values: Mapping[str, object]) -> Iterator[str]:
+        yield from (f"{name} = {held(one)}" for name, one in values.items() if one is not None)
+
+    def held(value: object) -> str:
+        if isinstance(value, Mapping):
+            return f"{{ {', '.join(lines(value))} }}"
+        if isinstance(value, list):
+            return f"[{', '.join(map(held, value))}]"
+        return json.dumps(value)
+
+    return lambda values: "\n".join(lines(values))
+
+
+@pytest.fixture(scope="session")
+def training_file(tiny_cascade: Path, toml: Callable[..., str]) -> Callable[..., Path]:
+    """Write ten captioned pictures and the file of a run that trains a tiny stage on them."""
+
+    def written(folder: Path, stage: str = "base16", **settings: object) -> Path:
+        config = json.loads((tiny_cascade / stage / "config.json").read_text(encoding="utf-8"))
+        data = folder / f"data-{stage}"
+        data.mkdir()
+        shape = (10, 3, config["size"], config["size"])
+        rng = np.random.default_rng(0)
+        np.save(data / "images.npy", rng.integers(0, 256, shape, dtype=np.uint8))
+        (data / "captions.jsonl").write_text('["a dog", "a cat on the beach"]\n' * 10)
+        values = {
+            "stage": config,
+            "data": {"folder": str(data)},
+            "text_encoder": str(tiny_cascade / "text"),
+            "output": str(folder / "run"),
+        }
+        file = folder / f"{stage}.toml"
+        file.write_text(toml({**values, **settings}), encoding="utf-8")
+        return file
+
+    return written
 
 
 @pytest.fixture

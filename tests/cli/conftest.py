@@ -1,8 +1,7 @@
 """Commands run in this process take Ctrl-C as the console does; what they would start is noted."""
 
-import json
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,18 +28,3 @@ def received(monkeypatch: pytest.MonkeyPatch) -> list[DreamBoothConfig]:
 
     monkeypatch.setattr("cascade.dreambooth.personalise.personalise", personalise)
     return configs
-
-
-@pytest.fixture(scope="session")
-def toml() -> Callable[[Mapping[str, object]], str]:
-    """Write settings as a TOML file has them; what is None is left out."""
-
-    def held(value: object) -> str:
-        if isinstance(value, Mapping):
-            inner = (f"{name} = {held(one)}" for name, one in value.items() if one is not None)
-            return f"{{ {', '.join(inner)} }}"
-        if isinstance(value, list):
-            return f"[{', '.join(map(held, value))}]"
-        return json.dumps(value)
-
-    return lambda values: "\n".join(f"{name} = {held(value)}" for name, value in values.items())

@@ -137,24 +137,9 @@ def test_pictures_can_be_left_out_and_not_asked_for_at_once(
 
 
 @pytest.fixture
-def training(tiny_cascade: Path, tmp_path: Path, toml: Callable[..., str]) -> Path:
+def training(tmp_path: Path, training_file: Callable[..., Path]) -> Path:
     """The settings of a run of two steps of the tiny cascade's base into `run`."""
-    data = tmp_path / "data"
-    data.mkdir()
-    np.save(data / "images.npy", np.zeros((3, 3, 16, 16), np.uint8))
-    captions = "".join(f'["a thing {index}"]\n' for index in range(3))
-    (data / "captions.jsonl").write_text(captions, encoding="utf-8")
-    stage = json.loads((tiny_cascade / "base16" / "config.json").read_text(encoding="utf-8"))
-    values = {
-        "stage": stage,
-        "train": {"steps": 2, "batch_size": 1},
-        "data": {"folder": str(data)},
-        "text_encoder": str(tiny_cascade / "text"),
-        "output": str(tmp_path / "run"),
-    }
-    path = tmp_path / "run.toml"
-    path.write_text(toml(values), encoding="utf-8")
-    return path
+    return training_file(tmp_path, train={"steps": 2, "batch_size": 1})
 
 
 def test_stages_become_a_cascade_by_the_command_that_training_ends_with(
@@ -162,7 +147,7 @@ def test_stages_become_a_cascade_by_the_command_that_training_ends_with(
 ) -> None:
     planned = command("train", training, "--dry-run")
     assert planned.status == 0
-    assert "1 of 3 pictures" in planned.out
+    assert "1 of 10 pictures" in planned.out
     assert not (tmp_path / "run").exists()
     shown = command("train", training)
     assert shown.status == 0

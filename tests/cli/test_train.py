@@ -40,25 +40,12 @@ def test_a_run_whose_time_is_up_has_a_status_of_its_own_and_says_how_to_go_on(
     assert command("train", repository / CONFIG, "--minutes", "-1").status == 2
 
 
-TINY = """
-name = "tiny"
-size = 8
-[unet]
-channels = [8, 16]
-blocks = [1, 1]
-attention = ["none", "joint"]
-head_channels = 8
-text_width = 16
-context_width = 16
-time_width = 16
-pool_heads = 2
-norm_groups = 4
-"""
-
-
-def test_a_plan_needs_a_stage_and_no_data(command: Command, tmp_path: Path) -> None:
-    file = tmp_path / "tiny.toml"
-    file.write_text(TINY)
+def test_a_plan_needs_a_stage_and_no_data(
+    command: Command, tmp_path: Path, tiny_cascade: Path, toml: Callable[..., str]
+) -> None:
+    file = tmp_path / "stage.toml"
+    stage = json.loads((tiny_cascade / "base16" / "config.json").read_text())
+    file.write_text(toml(stage))
     told = command("train", file, "--plan", "--gpus", 16, "--gpu", "a100-40gb", "--json")
     assert told.status == 0
     assert "have no [train]: planned are 1000 steps of one picture on each GPU" in told.err
@@ -68,12 +55,11 @@ def test_a_plan_needs_a_stage_and_no_data(command: Command, tmp_path: Path) -> N
     total, available = parts.pop("total"), parts.pop("available")
     assert (sum(parts.values()), available) == (total, 40 * 2**30)
     # A run's file may hold what a plan has no use for; that need not be there.
-    run = TINY.replace("name", "[stage]\nname", 1).replace("[unet]", "[stage.unet]")
-    run += '[train]\nsteps = 5\nbatch_size = 6\n[data]\nfolder = "nowhere"\n'
-    file.write_text(f'output = "nowhere"\n{run}')
+    run = {"stage": stage, "train": {"steps": 5, "batch_size": 6}, "data": {"folder": "nowhere"}}
+    file.write_text(toml({**run, "output": "nowhere"}))
     shown = command("train", file, "--plan", "--gpus", 2, "--set", "train.parallel.strategy=fsdp")
     assert shown.status == 0
-    assert "tiny on 2 h200, fsdp" in shown.out
+    assert "base16 on 2 h200, fsdp" in shown.out
     assert "5 steps of 6, 3 a pass" in shown.out
     refused = command("train", file, "--plan", "--gpus", 1, "--workspace", "1.0")
     assert refused.status == 2

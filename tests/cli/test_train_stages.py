@@ -5,12 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from cascade.cli.console import Status
 from cascade.config.cascade_run import CascadeRunConfig
-from cascade.config.folders import read_stage_config
 from cascade.training.report import read_log
 from cascade.whole import read_stages
 
@@ -18,25 +16,16 @@ Command = Callable[..., Any]
 
 
 @pytest.fixture
-def whole(tiny_cascade: Path, tmp_path: Path, toml: Callable[..., str]) -> Path:
+def whole(tmp_path: Path, training_file: Callable[..., Path]) -> Path:
     """The file of a cascade of two stages, beside theirs; its output is `made`."""
     for name in ("base16", "sr32"):
-        stage = read_stage_config(tiny_cascade / name)
-        data = tmp_path / f"data-{name}"
-        data.mkdir()
-        shape = (4, 3, stage.size, stage.size)
-        pictures = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-        np.save(data / "images.npy", pictures)
-        (data / "captions.jsonl").write_text('"a dog"\n' * 4)
-        values = {
-            "stage": stage.model_dump(mode="json"),
-            "train": {"steps": 5, "batch_size": 2, "log_every": 1},
-            "data": {"folder": str(data)},
-            "validation": {"images_per_prompt": 0, "x0_rows": 0},
-            "text_encoder": str(tiny_cascade / "text"),
-            "output": "nowhere",
-        }
-        (tmp_path / f"{name}.toml").write_text(toml(values))
+        training_file(
+            tmp_path,
+            name,
+            train={"steps": 5, "batch_size": 2, "log_every": 1},
+            validation={"images_per_prompt": 0, "x0_rows": 0},
+            output="nowhere",
+        )
     file = tmp_path / "cascade.toml"
     file.write_text(
         f'output = "{tmp_path / "made"}"\nrecipe = "mini"\n'

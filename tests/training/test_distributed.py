@@ -1,6 +1,5 @@
 """Two processes see the rows that one would and end with its weights."""
 
-import json
 import os
 import subprocess
 import sys
@@ -8,55 +7,28 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from cascade.config.folders import read_stage_config
 from cascade.config.train import PretrainConfig
 from cascade.training.pretrain import pretrain
 from cascade.training.report import read_log
 
-CONFIG = """
-text_encoder = "{text}"
-output = "{output}"
-data.folder = "{data}"
-
-[train]
-steps = 4
-batch_size = 8
-gradient_accumulation_steps = 2
-ema_decay = 0.9
-log_every = 1
-checkpoint_every = 2
-optimizer = {{ learning_rate = 1e-2, eps = 1e-2 }}
-
-[stage]
-"""
-
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory, tiny_cascade: Path) -> Path:
+def config(tmp_path_factory: pytest.TempPathFactory, training_file: Callable[..., Path]) -> Path:
     """A configuration of `cascade train`, the same for every test but for its output."""
-    folder = tmp_path_factory.mktemp("config")
-    data = folder / "data"
-    data.mkdir()
-    rng = np.random.default_rng(0)
-    np.save(data / "images.npy", rng.integers(0, 256, (10, 3, 16, 16), dtype=np.uint8))
-    (data / "captions.jsonl").write_text('["a dog", "a cat on the beach"]\n' * 10)
-    text = CONFIG.format(text=tiny_cascade / "text", output=folder / "none", data=data)
-    stage = read_stage_config(tiny_cascade / "base16").model_dump(mode="json", exclude_none=True)
-    lines = [f"{name} = {_toml(value)}" for name, value in stage.items()]
-    path = folder / "config.toml"
-    path.write_text(text + "\n".join(lines) + "\n")
-    return path
-
-
-def _toml(value: object) -> str:
-    if isinstance(value, dict):
-        return "{ " + ", ".join(f"{name} = {_toml(inner)}" for name, inner in value.items()) + " }"
-    return json.dumps(value)
+    train = {
+        "steps": 4,
+        "batch_size": 8,
+        "gradient_accumulation_steps": 2,
+        "ema_decay": 0.9,
+        "log_every": 1,
+        "checkpoint_every": 2,
+        "optimizer": {"learning_rate": 1e-2, "eps": 1e-2},
+    }
+    return training_file(tmp_path_factory.mktemp("config"), train=train)
 
 
 @pytest.fixture(scope="module")

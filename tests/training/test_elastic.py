@@ -9,46 +9,28 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from cascade.training.interrupt import REQUEUE_MARK
 
-CONFIG = """
-text_encoder = "{text}"
-output = "{output}"
-data.folder = "{data}"
-validation.images_per_prompt = 0
-train = {{ steps = 40, batch_size = 8, log_every = 1, checkpoint_every = 4, ema_decay = 0.9 }}
-[stage]
-name = "base8"
-size = 8
-text.max_length = 16
-[stage.unet]
-channels = [8, 16]
-blocks = [1, 1]
-attention = ["none", "joint"]
-head_channels = 8
-text_width = 128
-context_width = 16
-time_width = 16
-pool_heads = 2
-norm_groups = 4
-"""
 PATIENCE = 120.0
 Start = Callable[..., "subprocess.Popen[bytes]"]
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory, tiny_cascade: Path) -> Path:
+def config(tmp_path_factory: pytest.TempPathFactory, training_file: Callable[..., Path]) -> Path:
     """The run's configuration."""
-    data = tmp_path_factory.mktemp("elastic")
-    rng = np.random.default_rng(0)
-    np.save(data / "images.npy", rng.integers(0, 256, (10, 3, 8, 8), dtype=np.uint8))
-    (data / "captions.jsonl").write_text('["a dog", "a cat on the beach"]\n' * 10)
-    text = CONFIG.format(text=tiny_cascade / "text", output=data / "none", data=data)
-    (data / "config.toml").write_text(text)
-    return data / "config.toml"
+    return training_file(
+        tmp_path_factory.mktemp("elastic"),
+        train={
+            "steps": 40,
+            "batch_size": 8,
+            "log_every": 1,
+            "checkpoint_every": 4,
+            "ema_decay": 0.9,
+        },
+        validation={"images_per_prompt": 0},
+    )
 
 
 @pytest.fixture(scope="module")

@@ -3,9 +3,9 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 SCRIPT = """
@@ -48,43 +48,26 @@ with process_group(5.0, folder) as processes:
     for resident in ("true", "false"):
         loads.clear()
         changes = [f"output={folder / resident}", f"data.resident={resident}"]
-        pretrain(PretrainConfig.read(folder / "config.toml", changes))
+        pretrain(PretrainConfig.read(folder / "base16.toml", changes))
         assert len(loads) == processes.is_main, loads
     assert not (folder / "false" / "embeddings").exists()
-"""
-CONFIG = """
-text_encoder = "{text}"
-output = "{folder}/none"
-data.folder = "{folder}"
-train = {{ steps = 1, batch_size = 2 }}
-[stage]
-name = "base8"
-size = 8
-text.max_length = 16
-sampler.steps = 2
-[stage.unet]
-channels = [8, 16]
-blocks = [1, 1]
-attention = ["none", "joint"]
-head_channels = 8
-text_width = 128
-context_width = 16
-time_width = 16
-pool_heads = 2
-norm_groups = 4
 """
 
 
 @pytest.mark.dist
 @pytest.mark.slow
-def test_the_encoder_is_loaded_once(tmp_path: Path, tiny_cascade: Path) -> None:
-    rng = np.random.default_rng(0)
-    np.save(tmp_path / "images.npy", rng.integers(0, 256, (10, 3, 8, 8), dtype=np.uint8))
-    (tmp_path / "captions.jsonl").write_text('["a dog", "a cat on the beach"]\n' * 10)
-    text = tiny_cascade / "text"
-    (tmp_path / "config.toml").write_text(CONFIG.format(text=text, folder=tmp_path))
+def test_the_encoder_is_loaded_once(
+    tmp_path: Path, tiny_cascade: Path, training_file: Callable[..., Path]
+) -> None:
+    training_file(tmp_path, train={"steps": 1, "batch_size": 2})
     (tmp_path / "run.py").write_text(SCRIPT)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command = [*torchrun, "--nproc-per-node=2", tmp_path / "run.py", tmp_path, text]
+    command = [
+        *torchrun,
+        "--nproc-per-node=2",
+        tmp_path / "run.py",
+        tmp_path,
+        tiny_cascade / "text",
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run(command, env=environment, check=True, timeout=300)
