@@ -8,6 +8,7 @@ import typer
 from cascade.cli import values
 from cascade.cli.options import Flag
 from cascade.cli.shared import TEXT_FLAGS
+from cascade.cli.values import comma_separated
 from cascade.config.dreambooth import Recipe
 from cascade.config.recipes import RECIPES
 from cascade.config.trackers import TrackerName
@@ -16,11 +17,6 @@ BASE, SUPER_RESOLUTION = "base", "super_resolution"
 PRECISIONS: Final = {"no": "fp32", "bf16": "bf16", "auto": "auto"}
 PRIOR, MASKS, TRAINING = "Prior preservation", "Masks and scenes", "Training"
 SR, REPORT = "Super-resolution", "Validation"
-
-
-def comma_separated(text: str) -> tuple[str, ...]:
-    """Split a flag's value; an empty one has no parts."""
-    return tuple(part.strip() for part in text.split(",")) if text else ()
 
 
 def scenes_of(text: str) -> tuple[dict[str, str], ...]:

@@ -81,6 +81,11 @@ def output(told: str) -> Any:
     return typer.Option(*OUTPUT, parser=writable, metavar="FOLDER", help=told)
 
 
+def comma_separated(text: str) -> tuple[str, ...]:
+    """Split a flag's value; an empty one has no parts."""
+    return tuple(part.strip() for part in text.split(",")) if text else ()
+
+
 def numbers(text: str) -> Any:
     """Parse integers, as in 1,2,4; what is none is left to the setting to refuse."""
     words = [word.strip() for word in text.split(",")]

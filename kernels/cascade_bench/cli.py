@@ -68,12 +68,21 @@ def kernels(
     _tell(*bench_kernels(op or (), shapes or (), output or OUTPUT, config, quick))
 
 
-_TRAIN = ("against", "width", "side", "batch", "precision", "rounds", "repeats", "budget", "device")
+_TRAIN = ("against", "width", "side", "batch", "precision", "gradient_checkpointing")
+_TIMING = ("rounds", "repeats", "budget", "device")
 
 
-@with_options(TrainBenchConfig, [Flag("network", ("networks",)), *_flags(*_TRAIN)])
+@with_options(
+    TrainBenchConfig,
+    [
+        Flag("network", ("networks",)),
+        Flag("modes", ("modes",), kind=str, parser=values.comma_separated, metavar="NAME,NAME"),
+        *_flags(*_TRAIN),
+        *_flags(*_TIMING),
+    ],
+)
 def train(options: Options[TrainBenchConfig], output: Output = OUTPUT) -> None:
-    """Time a call of a network and a whole training step, with their memory."""
+    """Time a call of a network and a step of each project's own training, with their memory."""
     config = options.settings()
     from cascade_bench.train import bench_train
 

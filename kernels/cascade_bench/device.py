@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import torch
 
+from cascade.training.report import peak_rate
 from cascade_bench.records import Peaks
 from cascade_bench.timing import ClockStopwatch, EventStopwatch, Stopwatch
 from cascade_kernels.dispatch import architecture, table
@@ -55,7 +56,11 @@ def peaks(device: torch.device) -> Peaks:
     side = _MATMUL if on_gpu else 128
     a, b = torch.randn(2, side, side, dtype=torch.bfloat16, device=device)
     product = _median(lambda: a @ b, device)
-    return Peaks(copy_bandwidth=2e6 * size / copy, matmul_rate=2e6 * side**3 / product)
+    return Peaks(
+        copy_bandwidth=2e6 * size / copy,
+        matmul_rate=2e6 * side**3 / product,
+        nominal_rate=peak_rate(device, bf16=True),
+    )
 
 
 def _median(run: Callable[[], object], device: torch.device) -> float:

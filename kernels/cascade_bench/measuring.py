@@ -39,6 +39,7 @@ def bench_case(case: Case, config: BenchConfig) -> CaseResult:
         baseline=problem.baseline,
         ours=problem.ours,
         work=dict(problem.work),
+        images=problem.images,
         drift=drift,
         state=(before, state(device)),
         rows=tuple(rows),
@@ -122,6 +123,8 @@ def _time(
             status="ok",
             error=admitted[name][1],
             peak=weights[name],
+            comparable=problem.comparable(admitted[name][0]),
+            flops=problem.flops(admitted[name][0], mode),
             timing=timing,
         )
         for name, timing in timings.items()

@@ -8,10 +8,13 @@ from typing import Final, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from cascade.config.stage import StageConfig
-from cascade_bench.networks import PROVIDERS, Inputs, Made, Maker, Weights
+from cascade.model.layers import set_backend
+from cascade.model.unet import UNet
+from cascade_bench.networks import Inputs, Made, Maker, Training, Weights
+from cascade_bench.ours import ours
 from cascade_bench.problem import Problem
 from cascade_bench.records import Mode
 from cascade_bench.timing import Run
@@ -21,11 +24,17 @@ DTYPES: Final = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.fl
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkProblem(Problem):
-    """A network on a batch, in a type: of the weights of a call, of a step's autocast."""
+    """A network on a batch, in a type: of the weights of a call, of a step's autocast.
 
-    plain: Callable[[], Made]  # in float64 it is what is right
+    Attributes:
+        plain: makes our eager one, which in float64 is what is right.
+        training: of a step, where one is timed.
+    """
+
+    plain: Callable[[], Made]
     inputs: Inputs
     dtype: torch.dtype
+    training: Training | None = None
 
     @classmethod
     def of(
@@ -38,13 +47,13 @@ class NetworkProblem(Problem):
     ) -> Self:
         """Make a problem of a stage's network, timed by calls without gradients."""
         providers = {name: partial(make, stage, weights) for name, make in makers.items()}
-        ours = next(iter(makers))
+        first = next(iter(makers))
         return cls(
             device=inputs.x.device,
             providers=providers,
-            ours=ours,
-            baseline="eager" if "eager" in makers else ours,
-            plain=partial(PROVIDERS["eager"], stage, weights),
+            ours=first,
+            baseline="eager" if "eager" in makers else first,
+            plain=partial(ours, stage, weights),
             inputs=inputs,
             dtype=DTYPES[precision],
         )
@@ -52,7 +61,7 @@ class NetworkProblem(Problem):
     def gate(self) -> Callable[[Made], float]:
         """Return the error to float64 over twice that of our eager network in the same type.
 
-        What its own export has proven in eight bits, which has no twin to be measured by, passes.
+        What has no twin to be measured by passes.
         """
         few = self.inputs.first(1)
         plain = self.plain()
@@ -60,23 +69,44 @@ class NetworkProblem(Problem):
             exact = few.to(torch.float64).call(self._prepared(plain, torch.float64).eval())
 
         def error(made: Made) -> float:
-            out = self._call(made, few)()
+            # Of the batch that is timed: a compiled one would be compiled for another as well.
+            out = self._call(made, self.inputs)()[:1]
             return float((out.double() - exact).norm() / exact.norm())
 
         # Two sums of the same numbers differ by a few roundings whatever the plain one happens to.
         limit = 2 * error(plain) + 4 * torch.finfo(torch.float32).eps
-        return lambda made: 0.0 if made.proven else error(made) / limit
+        return lambda made: error(made) / limit if made.comparable else 0.0
 
     def call(self, made: Made, mode: Mode) -> Run:
         """Return a call without gradients, or a whole step."""
-        return self._call(made, self.inputs) if mode == "forward" else self._step(made)
+        if mode == "forward":
+            return self._call(made, self.inputs)
+        assert made.step is not None, "an engine is not trained"
+        assert self.training is not None, "a step is timed where there is one"
+        return made.step(made, self.training)
+
+    def comparable(self, made: Made) -> bool:
+        """Tell whether a network answers as ours does."""
+        return made.comparable
+
+    def flops(self, made: Made, mode: Mode) -> int | None:
+        """Count the network's operations; a backward pass takes two forward passes."""
+        if not self.images or not isinstance(made.network, nn.Module):
+            return None
+        row = self.inputs.first(1).on(torch.device("cpu"))
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            row.call(made.network)
+        passes = 3 if mode == "step" else 1
+        return int(counter.get_total_flops()) * passes * self.images
 
     def _prepared(self, made: Made, dtype: torch.dtype) -> nn.Module:
         assert isinstance(made.network, nn.Module)  # no engine is trained
         network = copy.deepcopy(made.network).to(self.device, dtype)
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if made.compiled:
-            network.compile(dynamic=False)
+        if isinstance(network, UNet):
+            set_backend(network, made.backend)
+        if made.compiled is not None:
+            network.compile(dynamic=False, mode=made.compiled)
         return network
 
     def _call(self, made: Made, inputs: Inputs) -> Callable[[], Tensor]:
@@ -85,18 +115,3 @@ class NetworkProblem(Problem):
         network = self._prepared(made, self.dtype).eval()
         given = inputs.to(self.dtype)
         return torch.inference_mode()(lambda: given.call(network))
-
-    def _step(self, made: Made) -> Run:
-        """Forward, mean square, backward and AdamW."""
-        network = self._prepared(made, torch.float32).train()
-        optimizer = torch.optim.AdamW(network.parameters(), lr=1e-6)
-        target, half = torch.randn_like(self.inputs.x), self.dtype != torch.float32
-
-        def run() -> None:
-            with torch.autocast(self.device.type, self.dtype, enabled=half):
-                out = self.inputs.call(network)
-            F.mse_loss(out[:, :3].float(), target).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-
-        return run

@@ -29,6 +29,7 @@ class Problem(ABC):
         baseline: the provider whose drift is watched, and with which others are compared.
         modes: what can be timed.
         work: what each mode must do at the least; empty where nobody has counted.
+        images: that a call works on; 0 where that is not what it does.
         weighed: whether the memory of a call is told.
         graphs: whether launches are no part of the time.
     """
@@ -39,6 +40,7 @@ class Problem(ABC):
     baseline: str
     modes: tuple[Mode, ...] = ("forward",)
     work: Mapping[Mode, Work] = field(default_factory=dict)
+    images: int = 0
     weighed: bool = False
     graphs: bool = False
 
@@ -49,6 +51,14 @@ class Problem(ABC):
     @abstractmethod
     def call(self, provider: Provider, mode: Mode) -> Run:
         """Return what a mode runs."""
+
+    def comparable(self, provider: Provider) -> bool:
+        """Tell whether a provider does the same thing as ours."""
+        return True
+
+    def flops(self, provider: Provider, mode: Mode) -> int | None:
+        """Return the operations of a call, or None where they are not counted."""
+        return None
 
 
 @dataclass(frozen=True)

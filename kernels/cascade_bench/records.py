@@ -23,10 +23,15 @@ class Work(Frozen):
 
 
 class Peaks(Frozen):
-    """The device's ceilings, measured in the same run: bytes read plus written, and bf16 FLOP."""
+    """The device's ceilings, measured in the same run: bytes read plus written, and bf16 FLOP.
+
+    Attributes:
+        nominal_rate: bf16 FLOP by its maker's data sheet, which a utilization is of.
+    """
 
     copy_bandwidth: float
     matmul_rate: float
+    nominal_rate: float | None = None
 
     def floor(self, work: Work) -> float:
         """Return the least time for some work, microseconds."""
@@ -53,6 +58,8 @@ class Row(Frozen):
     Attributes:
         error: the worst relative error over the limit that it had to keep.
         peak: bytes allocated at once beside what was there; None where that is not weighed.
+        flops: operations of the call as its network needs them; None where they are not counted.
+        comparable: whether it does the same thing as ours.
     """
 
     mode: Mode
@@ -61,6 +68,8 @@ class Row(Frozen):
     reason: str = ""
     error: float | None = None
     peak: int | None = None
+    flops: int | None = None
+    comparable: bool = True
     timing: Timing | None = None
 
 
@@ -79,6 +88,7 @@ class CaseResult(Frozen):
         group: the operation, network, stage or cascade.
         baseline: the provider that the others are compared with.
         ours: the provider that is this project's; the others are its alternatives.
+        images: that a call works on; 0 where that is not what it does.
         drift: of the baseline by mode, from the first round to the last.
         state: clocks, power, temperature, throttling: before and after.
     """
@@ -89,6 +99,7 @@ class CaseResult(Frozen):
     baseline: str
     ours: str
     work: dict[Mode, Work]
+    images: int = 0
     drift: dict[Mode, float]
     state: tuple[str, str]
     rows: tuple[Row, ...]
@@ -113,11 +124,11 @@ class CaseResult(Frozen):
         return row.timing.median if row and row.timing else None
 
     def best(self, mode: Mode) -> str | None:
-        """Return the fastest alternative that passed."""
+        """Return the fastest alternative that does the same thing and passed."""
         times = [
             (row.timing.median, row.provider)
             for row in self.rows
-            if row.mode == mode and row.provider != self.ours and row.timing
+            if row.mode == mode and row.provider != self.ours and row.comparable and row.timing
         ]
         return min(times)[1] if times else None
 

@@ -28,8 +28,9 @@ from cascade.text.files import EncoderFiles
 from cascade.text.prompts import PromptTable
 from cascade_bench.cold_start import PROMPT, engine_of
 from cascade_bench.harness import bench
-from cascade_bench.networks import known, narrowed, random_weights
+from cascade_bench.networks import narrowed, random_weights
 from cascade_bench.problem import Case, Problem
+from cascade_bench.providers import known
 from cascade_bench.records import Mode
 from cascade_bench.settings import SampleBenchConfig
 from cascade_bench.timing import Run

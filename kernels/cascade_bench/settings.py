@@ -6,6 +6,7 @@ from pydantic import Field
 
 from cascade.config.base import AtOnce, Frozen, Rows, Side, Width
 from cascade.config.parallel import ParallelConfig
+from cascade.config.train import Recomputation
 
 Rounds = Annotated[int, Field(strict=True, ge=2, le=10_000, description="turns of each provider")]
 Repeats = Annotated[
@@ -42,14 +43,23 @@ class TrainBenchConfig(BenchConfig):
     against: str = Field(
         min_length=1,
         default="eager,compiled",
-        description="a list of eager, compiled, triton, triton-compiled, diffusers and "
-        "diffusers-compiled; the first is what others are held against",
+        description="a list of eager, compiled, graphs (CUDA graphs), triton, triton-compiled, "
+        "triton-graphs, diffusers, diffusers-compiled and imagen-pytorch; the first is what others "
+        "are held against",
     )
     width: NarrowWidth = None
     side: NarrowSide = None
     batch: Rows = Field(default=2, description="pictures of a step")
     precision: Literal["fp32", "bf16"] = Field(
         default="fp32", description="in bf16 a call has its weights in it, a step autocast"
+    )
+    modes: tuple[Literal["forward", "step"], ...] = Field(
+        default=("forward", "step"),
+        min_length=1,
+        description="a call without gradients, or a step of each project's own training, as a list",
+    )
+    gradient_checkpointing: Recomputation = Field(
+        default="none", description="what a step computes again in its backward pass"
     )
 
 

@@ -19,8 +19,9 @@ from cascade.tables import Table
 from cascade_bench.cold_start import ENGINE
 from cascade_bench.harness import bench
 from cascade_bench.network_problem import NetworkProblem
-from cascade_bench.networks import PROVIDERS, Inputs, Made, Weights, known
+from cascade_bench.networks import Inputs, Made, Weights
 from cascade_bench.problem import Case, Problem
+from cascade_bench.providers import PROVIDERS, known
 from cascade_bench.settings import StageBenchConfig
 from cascade_export.bundle.bundle import Bundle
 
@@ -60,7 +61,7 @@ def _case(
     def engine(config: StageConfig, weights: Weights) -> Made:
         """Return the bundle's own."""
         network = bundle.stages(device=str(device))[place].denoiser.network
-        return Made(network, proven=manifest.quantisation != "none")
+        return Made(network, comparable=manifest.quantisation == "none")
 
     def opened() -> Problem:
         rows = batch * (1 if part.config.sampler.guidance == 1 else 2)

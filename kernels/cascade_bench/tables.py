@@ -12,11 +12,14 @@ from cascade_bench.records import CaseResult, Mode, Peaks, Row
 def tables(result: Result) -> list[Table]:
     """Return a table of every group and mode."""
     cases, ceilings = cases_of(result), peaks_of(result)
-    return [
-        _table(group, mode, [case for case in cases if case.group == group], ceilings)
-        for group in dict.fromkeys(case.group for case in cases)
-        for mode in next(case for case in cases if case.group == group).drift
-    ]
+    found: list[Table] = []
+    for group in dict.fromkeys(case.group for case in cases):
+        own = [case for case in cases if case.group == group]
+        for mode in own[0].drift:
+            found.append(_table(group, mode, own, ceilings))
+            if any(row.flops for case in own for row in case.rows):
+                found.append(_rates(group, mode, own, ceilings))
+    return found
 
 
 def _table(group: str, mode: Mode, cases: Sequence[CaseResult], ceilings: Peaks | None) -> Table:
@@ -34,6 +37,31 @@ def _table(group: str, mode: Mode, cases: Sequence[CaseResult], ceilings: Peaks 
         row += [", ".join(_memory(case.find(mode, name)) for name in names)] if weighed else []
         rows.append(row)
     return Table(head, rows, _note(cases, mode))
+
+
+def _rates(group: str, mode: Mode, cases: Sequence[CaseResult], ceilings: Peaks | None) -> Table:
+    names = list(dict.fromkeys(row.provider for case in cases for row in case.rows))
+    rows = [
+        [case.case, case.description]
+        + [_rate(case, case.find(mode, name), ceilings) for name in names]
+        for case in cases
+    ]
+    head = [f"{group}, {mode}, images/s", "sizes", *names]
+    note = (
+        "In brackets the operations that the network needs for an image, and what of the device's "
+        "bf16 peak, by its data sheet, is used for them (model FLOP/s utilization)."
+    )
+    return Table(head, rows, note)
+
+
+def _rate(case: CaseResult, row: Row | None, ceilings: Peaks | None) -> str:
+    if row is None or row.timing is None or row.flops is None:
+        return ""
+    seconds = row.timing.median / 1e6
+    told = f"{row.flops / case.images / 1e9:.4g} GFLOP"
+    if ceilings is not None and ceilings.nominal_rate is not None:
+        told += f", {row.flops / seconds / ceilings.nominal_rate:.1%}"
+    return f"{case.images / seconds:.4g} ({told})"
 
 
 def _note(cases: Sequence[CaseResult], mode: Mode) -> str:

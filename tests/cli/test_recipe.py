@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from cascade.cli.dreambooth import dreambooth
-from cascade.cli.dreambooth_flags import comma_separated, precision_of, scenes_of
+from cascade.cli.dreambooth_flags import precision_of, scenes_of
 from cascade.cli.recipe import PATHS, USED_BY, recipe_from_flags
+from cascade.cli.values import comma_separated
 from cascade.config.dreambooth import DreamBoothConfig, MaskConfig, Recipe
 from cascade.config.recipes import RECIPES
 from cascade.errors import UserError

@@ -1,16 +1,25 @@
 """`cascade bench train` and `sample`: equal answers first, then numbers that belong to them."""
 
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 import torch
 
+from cascade.config.train import TrainConfig
 from cascade.config.unet import UNetConfig
 from cascade.errors import UserError
+from cascade.training.learner import Learner
+from cascade.training.report import forward_flops
+from cascade.training.state import Progress
 from cascade_bench import networks, sample
 from cascade_bench.harness import cases_of
 from cascade_bench.kernels.shapes import stage_of
-from cascade_bench.networks import PROVIDERS, Inputs, Made, Weights, narrowed, random_weights
+from cascade_bench.networks import Inputs, Made, Weights, narrowed, random_weights
+from cascade_bench.ours import ours
+from cascade_bench.providers import PROVIDERS
 from cascade_bench.sample import bench_sample, write_cascade
 from cascade_bench.settings import SampleBenchConfig, TrainBenchConfig
 from cascade_bench.train import bench_train
@@ -41,6 +50,56 @@ def test_a_network_is_checked_timed_and_weighed(
         assert row.peak
         assert row.timing is not None
         assert len(row.timing.cold) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("imagen_pytorch") is None, reason="imagen-pytorch is not installed")
+@pytest.mark.parametrize("network", ["if-i-m", "if-ii-m"])
+def test_imagen_pytorch_is_trained_by_its_trainer(network: str, tmp_path: Path) -> None:
+    config = TrainBenchConfig.model_validate(
+        TINY | {"networks": (network,), "against": "eager,imagen-pytorch"}
+    )
+    (case,) = cases_of(bench_train(config, tmp_path)[0])
+    for mode in ("forward", "step"):
+        ours, theirs = (case.find(mode, name) for name in ("eager", "imagen-pytorch"))
+        assert ours is not None
+        assert theirs is not None
+        assert theirs.status == "ok", theirs.reason
+        assert theirs.flops != ours.flops
+        # Another network is no alternative.
+        assert case.best(mode) is None
+
+
+@pytest.mark.parametrize("compiled", [None, "default"])
+def test_the_step_is_the_training_loop_s(
+    compiled: Literal["default"] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    made_of: list[TrainConfig] = []
+    done: list[Progress] = []
+    step, init = Learner.step, Learner.__init__
+
+    def noted(self: Learner, *given: Any) -> None:
+        made_of.append(given[3])
+        init(self, *given)
+
+    def stepped(self: Learner, batches: Any, at: Progress) -> bool:
+        done.append(at)
+        return step(self, batches, at)
+
+    monkeypatch.setattr(Learner, "__init__", noted)
+    monkeypatch.setattr(Learner, "step", stepped)
+    monkeypatch.setitem(PROVIDERS, "here", partial(ours, compiled=compiled))  # type: ignore[arg-type]
+    config = {"networks": ("mini-base64",), "against": "here", "width": None, "modes": ("step",)}
+    (case,) = cases_of(bench_train(TrainBenchConfig.model_validate(TINY | config), tmp_path)[0])
+    (run,) = made_of
+    assert run.compile == (compiled is not None)
+    assert [at.step for at in done] == list(range(len(done)))
+    (row,) = case.rows
+    assert (row.mode, case.images) == ("step", 1)
+    # Forward once, and twice that for the way back.
+    stage = narrowed(stage_of("mini-base64"), None, 16)
+    assert row.flops == 3 * forward_flops(stage)
 
 
 @pytest.mark.parametrize("name", ["if-i-m", "if-ii-m"])
