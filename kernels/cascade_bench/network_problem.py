@@ -2,12 +2,13 @@
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from cascade.config.stage import StageConfig
@@ -69,6 +70,8 @@ class NetworkProblem(Problem):
             exact = few.to(torch.float64).call(self._prepared(plain, torch.float64).eval())
 
         def error(made: Made) -> float:
+            if "forward" not in self.modes:
+                made = replace(made, compiled=None)  # a step compiles something else
             # Of the batch that is timed: a compiled one would be compiled for another as well.
             out = self._call(made, self.inputs)()[:1]
             return float((out.double() - exact).norm() / exact.norm())
@@ -90,14 +93,17 @@ class NetworkProblem(Problem):
         return made.comparable
 
     def flops(self, made: Made, mode: Mode) -> int | None:
-        """Count the network's operations; a backward pass takes two forward passes."""
+        """Count the network's operations on one picture; those of a step as the plan does."""
         if not self.images or not isinstance(made.network, nn.Module):
             return None
         row = self.inputs.first(1).on(torch.device("cpu"))
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            row.call(made.network)
-        passes = 3 if mode == "step" else 1
-        return int(counter.get_total_flops()) * passes * self.images
+        # PyTorch does not count what its fused attention for CPUs does.
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            out = row.call(made.network)
+            if mode == "step":
+                out.sum().backward()
+        made.network.zero_grad()
+        return int(counter.get_total_flops()) * self.images
 
     def _prepared(self, made: Made, dtype: torch.dtype) -> nn.Module:
         assert isinstance(made.network, nn.Module)  # no engine is trained

@@ -11,8 +11,8 @@ import torch
 from cascade.config.train import TrainConfig
 from cascade.config.unet import UNetConfig
 from cascade.errors import UserError
+from cascade.training.flops import training_flops
 from cascade.training.learner import Learner
-from cascade.training.report import forward_flops
 from cascade.training.state import Progress
 from cascade_bench import networks, sample
 from cascade_bench.harness import cases_of
@@ -97,9 +97,7 @@ def test_the_step_is_the_training_loop_s(
     assert [at.step for at in done] == list(range(len(done)))
     (row,) = case.rows
     assert (row.mode, case.images) == ("step", 1)
-    # Forward once, and twice that for the way back.
-    stage = narrowed(stage_of("mini-base64"), None, 16)
-    assert row.flops == 3 * forward_flops(stage)
+    assert row.flops == training_flops(narrowed(stage_of("mini-base64"), None, 16))
 
 
 @pytest.mark.parametrize("name", ["if-i-m", "if-ii-m"])
