@@ -53,8 +53,7 @@ class _Part:
 class Guard:
     """Looks at each step's gradient before the step is taken; see `GuardConfig`.
 
-    All processes decide by the first one's norm: groups that each hold a whole network may add up
-    its squares in other orders, and their norms differ in the last bits.
+    The norm is the same in every process, and so is what each of them decides.
 
     Attributes:
         kept: what is part of a checkpoint: the latest norms, NaN where there were fewer; as many
@@ -94,8 +93,7 @@ class Guard:
         """
         if not self._config.is_active:
             return True
-        value = self._processes.from_first(lambda: float(norm))
-        median = float(self.kept["norms"][-self._config.window :].median())
+        value, median = float(norm), float(self.kept["norms"][-self._config.window :].median())
         spike = self._config.spike
         # Until the window is full the median is NaN, and no number is above it.
         sound = math.isfinite(value) and not (spike is not None and value > spike * median)

@@ -4,12 +4,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
+from typing import Final
 
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils import clip_grad_norm_
+from torch.nn.utils import get_total_norm
 
 from cascade.config.stage import StageConfig
 from cascade.config.train import TrainConfig
@@ -29,6 +30,7 @@ from cascade.training.optim import learning_rate, make_optimizer, set_learning_r
 from cascade.training.parallel import (
     accumulating,
     batch_share,
+    local,
     spread_stage,
     with_exchange,
 )
@@ -36,6 +38,8 @@ from cascade.training.report import Throughput
 from cascade.training.state import Progress, TrainState
 from cascade.training.watch import Place, Watch
 from cascade.training.weights import Weights
+
+_SMALLEST_NORM: Final = 1e-6  # PyTorch's, against division by zero
 
 
 class Learner:
@@ -190,9 +194,16 @@ class Learner:
 
     def _clipped(self) -> Tensor:
         """Cut the gradients to a norm; return what it was."""
-        parameters = self.stage.network.parameters()
-        norm = clip_grad_norm_(parameters, self._config.optimizer.max_grad_norm)
-        return (norm.full_tensor() if isinstance(norm, DTensor) else norm).detach()
+        weights = self.stage.network.parameters()
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
+        norm = get_total_norm(gradients)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        # Copies of a network may add up the squares in other orders; cut by norms that differ in
+        # the last bits they would drift apart.
+        norm = self._processes.all_reduce_mean(norm)
+        scale = (self._config.optimizer.max_grad_norm / (norm + _SMALLEST_NORM)).clamp(max=1.0)
+        torch._foreach_mul_([local(gradient) for gradient in gradients], scale)
+        return norm
 
     def _drop_gradients(self) -> None:
         network = self.stage.network

@@ -234,7 +234,8 @@ def measured_utilization(log: Path) -> float:
     Raises:
         UserError: it has noted none.
     """
-    shares = [status["mfu"] for status in read_log(log) if "mfu" in status]
+    # A plan's operations are those of the hardware too: what is recomputed counts.
+    shares = [status.get("hfu", status["mfu"]) for status in read_log(log) if "mfu" in status]
     if not shares:
         raise UserError(
             f"{log} has no line with mfu, which a run in bf16 on a known GPU writes; give the "

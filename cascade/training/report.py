@@ -133,7 +133,11 @@ class Throughput:
     def __init__(self, stage: StageConfig, config: TrainConfig, processes: Processes) -> None:
         self._device, self._world = processes.device, processes.world_size
         self._peak = peak_rate(processes.device, in_bf16(config.precision, processes.device))
-        self._row_flops = 0 if self._peak is None else training_flops(stage)
+        self._row_flops: dict[str, int] = {}
+        if self._peak is not None:
+            self._row_flops["mfu"] = training_flops(stage)
+            if config.gradient_checkpointing != "none":
+                self._row_flops["hfu"] = training_flops(stage, config.gradient_checkpointing)
         self._clear()
 
     def add(self, batch: Batch) -> None:
@@ -165,17 +169,18 @@ class Throughput:
         Returns:
             `images_per_second`, positions of the stream over all processes; `data_wait`, the share
             of the time that this process waited for batches; `peak_memory_gib` of
-            this process's device since it began; and `mfu`, the model FLOP/s utilization of that
-            device (0 to 1; Chowdhery et al. 2022, appendix B: what is recomputed does not count),
-            where its peak is known and the run computes in bfloat16.
+            this process's device since it began; and, where its peak is known and the run computes
+            in bfloat16, `mfu`, the model FLOP/s utilization of that device (0 to 1; Chowdhery et
+            al. 2022, appendix B), and of a run that recomputes `hfu`, which counts that as well.
         """
         self._measure()
         values = {
             "images_per_second": self._positions * self._world / self._seconds,
             "data_wait": self._waited / self._seconds,
         }
-        if self._peak is not None:
-            values["mfu"] = self._rows * self._row_flops / self._seconds / self._peak
+        for name, flops in self._row_flops.items():
+            assert self._peak is not None, "operations are counted where there is a peak"
+            values[name] = self._rows * flops / self._seconds / self._peak
         values["peak_memory_gib"] = peak_memory(self._device) / 2**30
         self._clear()
         return values

@@ -5,20 +5,16 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
-from cascade.config.guard import GuardConfig
 from cascade.data.batch import Batch, Samples
 from cascade.errors import UserError
 from cascade.stage import Stage
 from cascade.training.distributed import Processes
-from cascade.training.guard import Guard
 from cascade.training.report import read_log
-from cascade.training.state import Progress
 
 Run = Callable[..., Stage]
 Same = Callable[[Stage, Stage], bool]
@@ -113,29 +109,26 @@ def test_a_run_that_cannot_be_helped_ends(
 
 
 @dataclass(frozen=True)
-class Second(Processes):
-    """The second of two processes; what the first one makes is given."""
+class Agreed(Processes):
+    """One of several processes, whose mean norm is given."""
 
-    first: float = 1.0
+    norm: float = 1.0
 
-    def from_first(self, make: Callable[[], Any]) -> Any:
+    def all_reduce_mean(self, value: torch.Tensor) -> torch.Tensor:
         """See `Processes`."""
-        return self.first
+        return value if value.ndim else torch.full_like(value, self.norm)
 
 
-@pytest.mark.parametrize(("first", "own"), [(math.nan, 1.0), (1.0, math.nan), (2.0, 3.0)])
-def test_every_process_decides_by_the_first_one_s_norm(
-    tmp_path: Path, samples: Samples, first: float, own: float
+@pytest.mark.parametrize("norm", [2.0, math.nan])
+def test_every_process_decides_by_the_norm_that_all_agree_on(
+    tmp_path: Path, run: Run, norm: float
 ) -> None:
-    second = Second(1, 2, torch.device("cpu"), first=first)
-    guard = Guard(GuardConfig(action="skip"), tmp_path, second)
-    guard.note(range(2, 4), samples.rows(range(2, 4)), {"mse": torch.ones(2)})
-    sound = math.isfinite(first)
-    assert guard.accepts(torch.tensor(own), Progress(0, 0)) is sound
-    kept = float(guard.kept["norms"][-1])
-    assert (kept == first) is sound
-    told = sorted(path.name for path in tmp_path.rglob("rank-*"))
-    assert told == ([] if sound else ["rank-1.json", "rank-1.png"])
+    agreed = Agreed(0, 1, torch.device("cpu"), norm=norm)
+    run(tmp_path, processes=agreed, guard={"action": "skip"}, steps=1)
+    (told,) = read_log(tmp_path / "log.jsonl")
+    skipped = math.isnan(norm)
+    assert told["grad_norm"] == (0 if skipped else norm)
+    assert (tmp_path / "incidents").exists() is skipped
 
 
 def test_a_sound_run_is_left_as_it_is(tmp_path: Path, run: Run, same: Same, whole: object) -> None:
