@@ -146,5 +146,6 @@ def narrowed(config: StageConfig, width: int | None, size: int | None) -> StageC
         unet = UNetConfig.parse(unet.model_dump() | change, f"--width {width}")
     low_res = config.low_res
     if size is not None and low_res is not None:
-        low_res = low_res.model_copy(update={"size": size * low_res.size // config.size})
+        sides = {"size": size * low_res.size // config.size, "crop": None}
+        low_res = low_res.model_copy(update=sides)
     return config.model_copy(update={"unet": unet, "size": size or config.size, "low_res": low_res})

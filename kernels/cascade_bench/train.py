@@ -8,12 +8,10 @@ from typing import Final
 
 import torch
 
-from cascade.config.folders import CONFIGS
 from cascade.config.optimizer import OptimizerConfig
 from cascade.config.stage import StageConfig
 from cascade.config.train import TrainConfig
 from cascade.data.batch import crop_sides
-from cascade.errors import UserError
 from cascade.results import Result
 from cascade_bench.harness import bench
 from cascade_bench.kernels.shapes import stage_of
@@ -34,9 +32,6 @@ def bench_train(config: TrainBenchConfig, output: Path) -> tuple[Result, bool]:
 
 
 def _case(network: str, names: Sequence[str], config: TrainBenchConfig) -> Case:
-    if not (CONFIGS / f"{network}.toml").is_file():
-        there = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.toml")))
-        raise UserError(f"There is no configuration '{network}'; there are {there}.")
     stage = narrowed(stage_of(network), config.width, config.side)
     told = f"{stage.size}x{stage.size}, {stage.unet.channels[0]} channels, B{config.batch}"
     opening = partial(_problem, stage, names, config)

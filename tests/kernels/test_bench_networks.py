@@ -10,6 +10,7 @@ import torch
 
 from cascade.config.train import TrainConfig
 from cascade.config.unet import UNetConfig
+from cascade.data.batch import crop_sides
 from cascade.errors import UserError
 from cascade.training.flops import training_flops
 from cascade.training.learner import Learner
@@ -98,6 +99,11 @@ def test_the_step_is_the_training_loop_s(
     (row,) = case.rows
     assert (row.mode, case.images) == ("step", 1)
     assert row.flops == training_flops(narrowed(stage_of("mini-base64"), None, 16))
+
+
+def test_narrowed_to_a_side_a_stage_is_trained_on_whole_pictures_of_it() -> None:
+    assert crop_sides(stage_of("imagen-sr1024")) == (256, 64)
+    assert crop_sides(narrowed(stage_of("imagen-sr1024"), 32, 64)) == (64, 16)
 
 
 @pytest.mark.parametrize("name", ["if-i-m", "if-ii-m"])

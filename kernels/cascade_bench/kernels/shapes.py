@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from cascade.config.folders import CONFIGS, read_stage_file
 from cascade.config.stage import StageConfig
 from cascade.config.unet import Activation, LevelAttention
+from cascade.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,16 @@ class Level:
 
 
 def stage_of(network: str) -> StageConfig:
-    """Read the stage of a configuration in `configs`."""
-    return read_stage_file(CONFIGS / f"{network}.toml")
+    """Read the stage of a configuration in `configs`.
+
+    Raises:
+        UserError: there is none of this name.
+    """
+    path = CONFIGS / f"{network}.toml"
+    if not path.is_file():
+        there = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.toml")))
+        raise UserError(f"There is no configuration '{network}'; there are {there}.")
+    return read_stage_file(path)
 
 
 def levels(network: str) -> Iterator[Level]:
