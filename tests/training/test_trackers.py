@@ -116,11 +116,7 @@ def _next_second() -> None:
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted((folder / "run").glob("wandb/offline-run-*/*.wandb"), key=_written)
-
-
-def _written(path: Path) -> int:
-    return path.stat().st_mtime_ns
+    return sorted((folder / "run").glob("wandb/offline-run-*/*.wandb"))
 
 
 def _records(path: Path) -> Iterator[Any]:
