@@ -12,7 +12,6 @@ from torch.utils.checkpoint import (
     CheckpointPolicy,
     checkpoint,
     create_selective_checkpoint_contexts,
-    noop_context_fn,
 )
 
 from cascade.config.train import Recomputation
@@ -44,8 +43,10 @@ class Block(nn.Module):
         """Run the block; see `run`."""
         if self.recomputation == "none" or not (self.training and torch.is_grad_enabled()):
             return self.run(x, *conditions)
-        contexts = _SELECTIVE if self.recomputation == "selective" else noop_context_fn
-        out: Tensor = checkpoint(self.run, x, *conditions, use_reentrant=False, context_fn=contexts)
+        keeping: dict[str, Any] = (
+            {"context_fn": _SELECTIVE} if self.recomputation == "selective" else {}
+        )
+        out: Tensor = checkpoint(self.run, x, *conditions, use_reentrant=False, **keeping)
         return out
 
     def run(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:

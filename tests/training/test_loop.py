@@ -190,9 +190,10 @@ def test_a_run_in_emulated_bf16_is_told(
     [
         {},
         {"gradient_checkpointing": "selective"},
+        {"gradient_checkpointing": "full"},
         {"cuda_graphs": True, "gradient_accumulation_steps": 2},
     ],
-    ids=["plain", "selective", "graphs"],
+    ids=["plain", "selective", "full", "graphs"],
 )
 def test_compiled_blocks_end_with_the_same_weights(
     tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch, how: dict[str, object]
