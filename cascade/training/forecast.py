@@ -145,7 +145,7 @@ class Probe:
         def micro_batch() -> None:
             with autocast(run.precision, self.device):
                 losses = objective(built.denoiser, images, cond, Noise(range(rows)))
-                torch.stack(list(losses.terms.values())).sum().backward()
+            torch.stack(list(losses.terms.values())).sum().backward()
 
         return run.gradient_accumulation_steps * _seconds(micro_batch, self.device)
 

@@ -109,9 +109,8 @@ class Learner:
             return batches
         first = next(batches)
         batch = first.to(self._processes.device)
-        with autocast(self._config.precision, self._processes.device):
-            rows = self._scored(batch, Noise(batch.seeds))
-            torch.stack(list(rows.terms.values())).sum().backward()
+        rows = self._scored(batch, Noise(batch.seeds))
+        torch.stack(list(rows.terms.values())).sum().backward()
         self._drop_gradients()
         return chain([first], batches)
 
@@ -170,13 +169,12 @@ class Learner:
 
     def _add_gradient(self, batches: Iterator[Batch], turn: int, done: Progress) -> None:
         """Add the gradient of one micro-batch."""
-        share, config, device = self.share, self._config, self._processes.device
-        last = turn == share.accumulation - 1
-        with accumulating(self._network, last), autocast(config.precision, device):
+        share, config = self.share, self._config
+        with accumulating(self._network, turn == share.accumulation - 1):
             self.watch.at(done.step + 1, Place.DATA)
             with self.speed.waiting():
                 batch = next(batches)
-            batch = batch.to(device)
+            batch = batch.to(self._processes.device)
             self.watch.at(done.step + 1, Place.FORWARD)
             if config.cuda_graphs:
                 torch.compiler.cudagraph_mark_step_begin()
@@ -188,9 +186,12 @@ class Learner:
             self.speed.add(batch)
 
     def _scored(self, batch: Batch, noise: NoiseSource) -> RowLosses:
-        return row_losses(
-            self._denoiser, self._objective, batch, self._prompts, noise, self._tokens
-        )
+        # Autocast ends before the backward pass: it keeps the weights in bfloat16 as long as it
+        # lasts, and the pass would free them one after another.
+        with autocast(self._config.precision, self._processes.device):
+            return row_losses(
+                self._denoiser, self._objective, batch, self._prompts, noise, self._tokens
+            )
 
     def _clipped(self) -> Tensor:
         """Cut the gradients to a norm; return what it was."""

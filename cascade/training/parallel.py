@@ -54,9 +54,9 @@ def spread_stage(
     on_host = shared and run.parallel.offload
     network.to_empty(device="cpu" if on_host else processes.device)
     fill(network, weights)
-    if not shared and (processes.world_size > 1 or processes.device.type == "cuda"):
-        # Gradients of convolutions come channels_last, as their images are: DDP's buckets and
-        # cuDNN would copy weights laid out otherwise. FSDP2 shards contiguous weights only.
+    if not shared:
+        # Convolutions are fastest so, and their gradients come so: DDP's buckets and cuDNN would
+        # copy weights laid out otherwise. FSDP2 shards contiguous weights only.
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     stage = Stage(config, network.train())
     stage.set_backend(run.kernels)

@@ -17,10 +17,12 @@ from cascade.config.train import ObjectiveConfig, TrainConfig
 from cascade.data.batch import Batch, Samples
 from cascade.diffusion.denoiser import Conditioning
 from cascade.diffusion.noise import Noise
+from cascade.diffusion.objective import RowLosses
 from cascade.errors import UserError
 from cascade.model.precision import _tell
 from cascade.stage import Stage
 from cascade.text.prompts import PromptTable
+from cascade.training import learner
 from cascade.training.averages import Averages
 from cascade.training.checkpoint import Checkpoints
 from cascade.training.distributed import ALONE, Processes
@@ -35,7 +37,7 @@ Run = Callable[..., Stage]
 
 
 def _weights(stage: Stage) -> torch.Tensor:
-    return nn.utils.parameters_to_vector(stage.network.parameters()).detach()
+    return torch.cat([weight.detach().flatten() for weight in stage.network.parameters()])
 
 
 def test_a_step_is_adamws_on_the_clipped_gradient_of_the_mean_row_loss(
@@ -217,6 +219,25 @@ def test_compiled_blocks_end_with_the_same_weights(
         assert len(traced) == count * len(compiled.network.blocks)
         # The same operations, perhaps in another order.
         torch.testing.assert_close(_weights(compiled), _weights(plain), rtol=0, atol=2e-5)
+
+
+def test_autocast_keeps_no_weights_over_the_backward_pass(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bool] = []
+    score = learner.row_losses
+
+    def noted(*given: Any) -> RowLosses:
+        scored = score(*given)
+        assert torch.is_autocast_enabled("cpu")
+        scored.terms["mse"].register_hook(
+            lambda gradient: seen.append(torch.is_autocast_enabled("cpu"))
+        )
+        return scored
+
+    monkeypatch.setattr(learner, "row_losses", noted)
+    run(tmp_path, steps=1, precision="bf16")
+    assert seen == [False]
 
 
 @pytest.mark.parametrize(
