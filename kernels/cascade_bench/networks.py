@@ -108,7 +108,7 @@ class Made:
     network: nn.Module | Network
     step: "Callable[[Made, Training], Run] | None" = None
     compiled: Compilation | None = None
-    backend: Backend = "reference"
+    backend: Backend = "auto"
     comparable: bool = True
 
 

@@ -26,10 +26,10 @@ _PROMPT = "a photo of a dog"
 def ours(
     config: StageConfig,
     weights: Weights,
-    backend: Backend = "reference",
+    backend: Backend = "auto",
     compiled: Compilation | None = None,
 ) -> Made:
-    """Our network, with the kernels or without."""
+    """Our network, by default with the kernels that a run has by itself."""
     network = UNet(config.unet)
     network.load_state_dict(weights)
     return Made(network, _step, compiled, backend)
