@@ -95,7 +95,7 @@ def train(options: Options[TrainBenchConfig], output: Output = OUTPUT) -> None:
         Flag("strategy", ("parallel.strategy",)),
         Flag("replicas", ("parallel.replicas",)),
         Flag("processes", ("processes",), kind=str, parser=values.numbers, metavar="1,2,..."),
-        *_flags("network", "width", "side", "batch"),
+        *_flags("network", "width", "side", "batch", "precision", "gradient_checkpointing"),
     ],
 )
 def memory(options: Options[MemoryBenchConfig], output: Output = OUTPUT) -> None:

@@ -69,6 +69,8 @@ def run_of(config: MemoryBenchConfig, number: int) -> TrainConfig:
         batch_size=number * config.batch,
         ema_decay=0.999,
         parallel=config.parallel,
+        precision=config.precision,
+        gradient_checkpointing=config.gradient_checkpointing,
     )
 
 
@@ -122,8 +124,9 @@ def _table(weights: int, runs: Sequence[dict[str, Any]], config: MemoryBenchConf
         rows.append([run["processes"], *map(_mebibytes, sizes), f"{run['ratio']:.3f}"])
     told = (
         f"{config.network}, {weights:,} weights, {config.batch} rows a process, "
-        f"{config.parallel.strategy}, AdamW, an average. Measured is the most that one of the "
-        "processes took for the network and its training, from the second step on. Sizes in MiB."
+        f"{config.parallel.strategy}, {config.precision}, AdamW, an average. Measured is the most "
+        "that one of the processes took for the network and its training, from the second step on. "
+        "Sizes in MiB."
     )
     return Table(head, rows, told)
 

@@ -9,6 +9,10 @@ from cascade.config.parallel import ParallelConfig
 from cascade.config.train import Recomputation
 
 Rounds = Annotated[int, Field(strict=True, ge=2, le=10_000, description="turns of each provider")]
+Arithmetic = Literal["fp32", "bf16"]
+Recomputed = Annotated[
+    Recomputation, Field(description="what a step computes again in its backward pass")
+]
 Repeats = Annotated[
     int, Field(strict=True, ge=1, le=10_000, description="readings of each in a turn")
 ]
@@ -50,7 +54,7 @@ class TrainBenchConfig(BenchConfig):
     width: NarrowWidth = None
     side: NarrowSide = None
     batch: Rows = Field(default=2, description="pictures of a step")
-    precision: Literal["fp32", "bf16"] = Field(
+    precision: Arithmetic = Field(
         default="fp32", description="in bf16 a call has its weights in it, a step autocast"
     )
     modes: tuple[Literal["forward", "step"], ...] = Field(
@@ -58,9 +62,7 @@ class TrainBenchConfig(BenchConfig):
         min_length=1,
         description="a call without gradients, or a step of each project's own training, as a list",
     )
-    gradient_checkpointing: Recomputation = Field(
-        default="none", description="what a step computes again in its backward pass"
-    )
+    gradient_checkpointing: Recomputed = "none"
 
 
 class SampleBenchConfig(BenchConfig):
@@ -113,3 +115,7 @@ class MemoryBenchConfig(Frozen):
     parallel: ParallelConfig = Field(
         default=ParallelConfig(), description="how they share the network"
     )
+    precision: Arithmetic = Field(
+        default="fp32", description="of the arithmetic; weights are float32"
+    )
+    gradient_checkpointing: Recomputed = "none"
