@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from cascade.config.stage import StageConfig
 from cascade.data.batch import Batch, crop_sides
 from cascade.model.unet import UNet
+from cascade.stage import meta_network
 from cascade.text.prompts import PromptTable
 from cascade.training.distributed import Processes
 from cascade.training.learner import Learner
@@ -29,9 +30,9 @@ def ours(
     backend: Backend = "auto",
     compiled: Compilation | None = None,
 ) -> Made:
-    """Our network, by default with the kernels that a run has by itself."""
-    network = UNet(config.unet)
-    network.load_state_dict(weights)
+    """Our network, by default with the kernels that a run has by itself; it shares the weights."""
+    network = meta_network(config)
+    network.load_state_dict(weights, assign=True)
     return Made(network, _step, compiled, backend)
 
 

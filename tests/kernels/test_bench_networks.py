@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import pytest
 import torch
+from torch import nn
 
 from cascade.config.train import TrainConfig
 from cascade.config.unet import UNetConfig
@@ -131,8 +132,8 @@ def test_nothing_is_timed_whose_answers_differ(
 
     def spoilt(config: networks.StageConfig, weights: Weights) -> Made:
         made = PROVIDERS["eager"](config, weights)
-        with torch.no_grad():
-            made.network.get_parameter("conv_out.weight").mul_(1.01)
+        weight = made.network.get_parameter("conv_out.weight")
+        made.network.conv_out.weight = nn.Parameter(1.01 * weight.detach())
         return made
 
     monkeypatch.setitem(PROVIDERS, "spoilt", spoilt)  # type: ignore[arg-type]
