@@ -91,7 +91,7 @@ def test_wandb_offline_has_each_step_once(
     for call in calls:
         tell(*call)
         _next_second()
-    records = [record for file in _files(tmp_path) for record in _records(file)]
+    records = _written(tmp_path)
     (run,) = {record.run.run_id for record in records if record.HasField("run")}
     history = [record.history for record in records if record.HasField("history")]
     assert [one.step.num for one in history] == list(range(1, 8))
@@ -105,7 +105,7 @@ def test_wandb_offline_has_each_step_once(
     pictures = sorted((tmp_path / "run").glob("wandb/offline*/files/media/images/samples_*.png"))
     assert [path.name.split("_")[1] for path in pictures] == ["2", "4", "6"]
     tell(0, range(1, 2))  # begun anew
-    anew = {record.run.run_id for file in _files(tmp_path) for record in _records(file)} - {"", run}
+    anew = {record.run.run_id for record in _written(tmp_path)} - {"", run}
     assert len(anew) == 1
 
 
@@ -115,8 +115,16 @@ def _next_second() -> None:
     time.sleep(1 - now % 1)
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted((folder / "run").glob("wandb/offline-run-*/*.wandb"))
+def _written(folder: Path) -> list[Any]:
+    """Read W&B's files in their order; its own process may still write when a run has finished."""
+    end = time.monotonic() + 60
+    while True:
+        files = sorted((folder / "run").glob("wandb/offline-run-*/*.wandb"))
+        read = [list(_records(file)) for file in files]
+        if all(any(record.HasField("exit") for record in records) for records in read):
+            return [record for records in read for record in records]
+        assert time.monotonic() < end, "W&B has written no end of a run"
+        time.sleep(0.05)
 
 
 def _records(path: Path) -> Iterator[Any]:
@@ -124,11 +132,13 @@ def _records(path: Path) -> Iterator[Any]:
     from wandb.proto.wandb_internal_pb2 import Record
 
     data, at, whole = path.read_bytes(), 7, b""
-    while at < len(data):
+    while at + 7 <= len(data):
         if 2**15 - at % 2**15 < 7:  # no room for the head of a part
             at += 2**15 - at % 2**15
             continue
         _, length, kind = struct.unpack("<IHB", data[at : at + 7])
+        if at + 7 + length > len(data):
+            return  # it is being written
         whole += data[at + 7 : at + 7 + length]
         at += 7 + length
         if kind in (1, 4):  # whole, or the last part
