@@ -39,7 +39,7 @@ from cascade.training.state import Progress, TrainState
 from cascade.training.watch import Place, Watch
 from cascade.training.weights import Weights
 
-_SMALLEST_NORM: Final = 1e-6  # PyTorch's, against division by zero
+_EPS: Final = 1e-6  # of `clip_grad_norm_`, against division by zero
 
 
 class Learner:
@@ -54,7 +54,10 @@ class Learner:
     Attributes:
         stage: its weights; of a shared network this process's part.
         share: this process's part of a batch.
+        averages: of the weights, the first of which is published.
+        guard: decides which steps are taken.
         state: what a checkpoint holds.
+        speed: counts the rows and the time of steps.
         watch: notes where a step stands; looks at the clock while it is entered.
 
     Raises:
@@ -202,7 +205,7 @@ class Learner:
         # Copies of a network may add up the squares in other orders; cut by norms that differ in
         # the last bits they would drift apart.
         norm = self._processes.all_reduce_mean(norm)
-        scale = (self._config.optimizer.max_grad_norm / (norm + _SMALLEST_NORM)).clamp(max=1.0)
+        scale = (self._config.optimizer.max_grad_norm / (norm + _EPS)).clamp(max=1.0)
         torch._foreach_mul_([local(gradient) for gradient in gradients], scale)
         return norm
 

@@ -47,7 +47,7 @@ def bench_memory(config: MemoryBenchConfig, output: Path) -> tuple[Result, Table
     jobs = {number: Job(stage=stage, run=run_of(config, number)) for number in config.processes}
     plans = {number: planned(job, number, device) for number, job in jobs.items()}
     _require_devices(device, max(jobs))
-    reset_peak_memory(device)
+    reset_peak_memory(device)  # refuses where the processes could not
     runs: list[dict[str, Any]] = []
     for number, job in jobs.items():
         taken, plan = measured(job, number), sum(plans[number].values())

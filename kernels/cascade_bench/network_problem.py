@@ -93,7 +93,7 @@ class NetworkProblem(Problem):
         return made.comparable
 
     def flops(self, made: Made, mode: Mode) -> int | None:
-        """Count the network's operations on one picture; those of a step as the plan does."""
+        """Count one picture's operations, times the pictures; of a step as a run's plan does."""
         if not self.images or not isinstance(made.network, nn.Module):
             return None
         row = self.inputs.first(1).on(torch.device("cpu"))

@@ -79,11 +79,10 @@ def _diffusers_step(made: Made, training: Training) -> Run:
 
     assert isinstance(made.network, DiffusersNetwork)
     inputs, run = training.inputs, training.run
-    network = copy.deepcopy(made.network.network)
-    device = inputs.x.device
-    network.to(device).train()
     if run.gradient_checkpointing == "selective":
         raise CannotError("diffusers recomputes whole blocks or nothing")
+    device = inputs.x.device
+    network = copy.deepcopy(made.network.network).to(device).train()
     if run.gradient_checkpointing == "full":
         network.enable_gradient_checkpointing()
     if made.compiled is not None:

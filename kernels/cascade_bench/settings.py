@@ -10,7 +10,7 @@ from cascade.config.train import Recomputation
 
 Rounds = Annotated[int, Field(strict=True, ge=2, le=10_000, description="turns of each provider")]
 Arithmetic = Literal["fp32", "bf16"]
-Recomputed = Annotated[
+GradientCheckpointing = Annotated[
     Recomputation, Field(description="what a step computes again in its backward pass")
 ]
 Repeats = Annotated[
@@ -62,7 +62,7 @@ class TrainBenchConfig(BenchConfig):
         min_length=1,
         description="a call without gradients, or a step of each project's own training, as a list",
     )
-    gradient_checkpointing: Recomputed = "none"
+    gradient_checkpointing: GradientCheckpointing = "none"
 
 
 class SampleBenchConfig(BenchConfig):
@@ -118,4 +118,4 @@ class MemoryBenchConfig(Frozen):
     precision: Arithmetic = Field(
         default="fp32", description="of the arithmetic; weights are float32"
     )
-    gradient_checkpointing: Recomputed = "none"
+    gradient_checkpointing: GradientCheckpointing = "none"

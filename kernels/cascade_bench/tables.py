@@ -23,7 +23,7 @@ def tables(result: Result) -> list[Table]:
 
 
 def _table(group: str, mode: Mode, cases: Sequence[CaseResult], ceilings: Peaks | None) -> Table:
-    names = list(dict.fromkeys(row.provider for case in cases for row in case.rows))
+    names = _providers(cases)
     counted = ceilings is not None and any(mode in case.work for case in cases)
     weighed = any(row.peak is not None for case in cases for row in case.rows)
     head = [f"{group}, {mode}, ms", "sizes", *names, "best alternative / ours"]
@@ -39,8 +39,12 @@ def _table(group: str, mode: Mode, cases: Sequence[CaseResult], ceilings: Peaks 
     return Table(head, rows, _note(cases, mode))
 
 
+def _providers(cases: Sequence[CaseResult]) -> list[str]:
+    return list(dict.fromkeys(row.provider for case in cases for row in case.rows))
+
+
 def _rates(group: str, mode: Mode, cases: Sequence[CaseResult], ceilings: Peaks | None) -> Table:
-    names = list(dict.fromkeys(row.provider for case in cases for row in case.rows))
+    names = _providers(cases)
     rows = [
         [case.case, case.description]
         + [_rate(case, case.find(mode, name), ceilings) for name in names]
