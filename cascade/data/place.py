@@ -1,0 +1,156 @@
+"""Where a data set lies: a folder, or an address of an object store that fsspec knows.
+
+What is far is fetched whole, file by file, into a folder that all processes of a machine share and
+whose size is bounded.
+"""
+
+import hashlib
+import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from filelock import FileLock
+
+from cascade.errors import UserError
+from cascade.files import file_digest, replacing
+from cascade.progress import warn
+
+_Got = TypeVar("_Got")
+
+_ATTEMPTS: Final = 5
+_FIRST_WAIT: Final = 0.5  # seconds; doubled after each failed attempt
+_TOUCHED: Final = 60.0  # seconds; a file in use is marked as such no more often
+_GONE: Final = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+
+
+def is_address(text: str) -> bool:
+    """Report whether a text is an address and no path: `s3://bucket/data`."""
+    return "://" in text
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder of files that are read and never changed.
+
+    Attributes:
+        address: a path, or an address with its scheme.
+        cache: gets what is fetched from an address.
+        cache_bytes: that the cache may hold; what was unused for longest goes.
+    """
+
+    address: str
+    cache: Path
+    cache_bytes: int = 2**40
+
+    @property
+    def is_far(self) -> bool:
+        """Whether files have to be fetched."""
+        return is_address(self.address)
+
+    def inside(self, name: str) -> "Place":
+        """Return a folder in it."""
+        return Place(f"{self.address.rstrip('/')}/{name}", self.cache, self.cache_bytes)
+
+    def has(self, name: str) -> bool:
+        """Report whether there is a file of this name."""
+        if not self.is_far:
+            return (Path(self.address) / name).is_file()
+        system, root = _system(self.address)
+        return bool(self._tried(lambda: system.exists(f"{root}/{name}"), name))
+
+    def fetch(self, name: str, sha256: str | None = None) -> Path:
+        """Return a file's path on this machine; fetch it where it is far and not there yet.
+
+        Args:
+            name: of the file.
+            sha256: that a fetched file must have; it is fetched anew where another is there.
+
+        Raises:
+            UserError: there is no such file, the place does not answer, or answers wrong.
+        """
+        if not self.is_far:
+            path = Path(self.address) / name
+            if not path.is_file():
+                raise UserError(f"There is no {name} in {self.address}; copy the data again.")
+            return path
+        path = self._cached(name)
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Several processes of this machine ask for the same shard at about the same time.
+            with FileLock(path.with_name(f".{path.name}.lock")):
+                if not path.is_file():
+                    self._fetch(name, path, sha256)
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > _TOUCHED:
+                os.utime(path)
+        return path
+
+    def _cached(self, name: str) -> Path:
+        key = hashlib.sha256(self.address.encode()).hexdigest()[:16]
+        return self.cache / key / name
+
+    def _fetch(self, name: str, path: Path, sha256: str | None) -> None:
+        system, root = _system(self.address)
+
+        def get() -> None:
+            with replacing(path) as partial:
+                system.get_file(f"{root}/{name}", str(partial))
+                if sha256 is not None and file_digest(partial) != sha256:
+                    raise ConnectionError("what arrived has another checksum")
+
+        self._tried(get, name)
+        _shrink(self.cache, self.cache_bytes, path)
+
+    def _tried(self, ask: Callable[[], _Got], name: str) -> _Got:
+        """Ask again where the answer fails, ever more patiently."""
+        for attempt in range(_ATTEMPTS):
+            try:
+                return ask()
+            except _GONE:
+                raise UserError(
+                    f"There is no {name} in {self.address}; copy the data again."
+                ) from None
+            except Exception as error:  # noqa: BLE001  each store has its own errors
+                trouble = error
+                if attempt + 1 < _ATTEMPTS:
+                    warn(f"{self.address}/{name} could not be read ({error}); trying again.")
+                    time.sleep(_FIRST_WAIT * 2**attempt)
+        raise UserError(
+            f"{self.address}/{name} could not be read in {_ATTEMPTS} attempts ({trouble}); check "
+            "the address, the network and the permissions."
+        ) from None
+
+
+def _system(address: str) -> tuple[Any, str]:
+    """Return the file system of an address, and the path in it."""
+    try:
+        import fsspec
+    except ImportError:
+        raise UserError(
+            f"Reading {address} needs fsspec; install the extra 'data': pip install "
+            "'dreamcascade[data]'."
+        ) from None
+    try:
+        system, root = fsspec.core.url_to_fs(address.rstrip("/"))
+    except (ImportError, ValueError) as error:
+        raise UserError(f"{address} cannot be opened ({error}); install what it names.") from None
+    return system, str(root)
+
+
+def _shrink(cache: Path, limit: int, kept: Path) -> None:
+    """Remove what was unused for longest until a cache is small enough.
+
+    A file that another process reads stays readable to it until it is closed.
+    """
+    files = [(path.stat(), path) for path in cache.glob("*/[!.]*") if path.is_file()]
+    size = sum(stat.st_size for stat, _ in files)
+    for stat, path in sorted(files, key=lambda file: file[0].st_mtime):
+        if size <= limit:
+            return
+        if path != kept:
+            path.unlink(missing_ok=True)
+            size -= stat.st_size
