@@ -6,7 +6,7 @@ import zlib
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Final, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageCms, ImageFile, ImageOps, UnidentifiedImageError
@@ -35,6 +35,21 @@ _NOTES: Final = 2**16
 _LARGEST_PROFILE: Final = 2**24  # bytes; printers' profiles have some three million
 
 
+class Encoded(NamedTuple):
+    """A picture's file in memory, and what people know it by."""
+
+    data: bytes
+    name: str
+
+    def __str__(self) -> str:
+        return self.name
+
+    def open(self, mode: str) -> IO[bytes]:
+        """Open it as a `Path` is opened, to be read."""
+        assert mode == "rb", "it is read"
+        return io.BytesIO(self.data)
+
+
 def is_picture(path: Path) -> bool:
     """Report whether a file's content is a picture's, whatever its name."""
     try:
@@ -45,13 +60,13 @@ def is_picture(path: Path) -> bool:
     return True
 
 
-def read_upright(path: Path, least_side: int | None = None) -> Image.Image:
+def read_upright(path: Path | Encoded, least_side: int | None = None) -> Image.Image:
     """Decode a picture upright and in sRGB: RGBA where it has transparency, else RGB.
 
     An embedded colour profile is converted, one that is damaged is left out, as viewers do.
 
     Args:
-        path: the file.
+        path: the file, on a disk or in memory.
         least_side: a shorter side that is enough, pixels. A JPEG is then decoded at a half, a
             quarter or an eighth of its size where that is no less: of a large photo neither the
             memory nor the time is spent. None decodes every pixel.
@@ -134,7 +149,7 @@ def _turn(file: ImageFile.ImageFile) -> None:
         file.load()  # which fails where the pixels are the trouble
 
 
-def _in_srgb(file: ImageFile.ImageFile, bits: int, path: Path) -> Image.Image:
+def _in_srgb(file: ImageFile.ImageFile, bits: int, path: Path | Encoded) -> Image.Image:
     """Return the loaded picture's colours, and its transparency as an alpha channel."""
     alpha = _alpha(file, bits)
     file.info.pop("transparency", None)  # Pillow would convert it too
@@ -161,7 +176,7 @@ def _alpha(file: ImageFile.ImageFile, bits: int) -> Image.Image | None:
     return Image.fromarray(opaque.astype(np.uint8) * 255)
 
 
-def _in_8_bits(file: ImageFile.ImageFile, bits: int, path: Path) -> Image.Image:
+def _in_8_bits(file: ImageFile.ImageFile, bits: int, path: Path | Encoded) -> Image.Image:
     """Return the colours in 8 bits, in a mode that a profile may be of: L, RGB, CMYK, LAB."""
     # A PGM's numbers are scaled to 16 bits, and held in 32.
     if file.mode.startswith("I;16") or (file.mode == "I" and file.format == "PPM"):

@@ -16,7 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from cascade.config.stage import ResizeKernel
-from cascade.data.decoding import read_upright
+from cascade.data.decoding import Encoded, read_upright
 from cascade.data.finding import find_pictures
 from cascade.errors import UserError
 from cascade.files import write_bytes
@@ -86,7 +86,7 @@ def require_sides(paths: Sequence[Path], sizes: Sequence[tuple[int, int]], least
         )
 
 
-def read_image(path: Path, least_side: int | None = None) -> Image.Image:
+def read_image(path: Path | Encoded, least_side: int | None = None) -> Image.Image:
     """Decode one picture upright and in RGB; transparency is laid on white.
 
     Args:
