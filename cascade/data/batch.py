@@ -21,6 +21,7 @@ from torch import Tensor
 from cascade.config.stage import StageConfig
 from cascade.data.images import resize, to_tensor
 from cascade.diffusion.noise import to_device
+from cascade.text.packed import PackedTexts
 
 Offset = tuple[int, int]
 """Top and left of a crop, in low-resolution pixels."""
@@ -39,6 +40,7 @@ class Batch:
         terms: B names of the loss term a row belongs to, for the report.
         positions: how many positions of the stream the rows stand for.
         pixel_weights: B 1 H W, the factor of each pixel's loss, about 1 on average; None is 1.
+        texts: the prompts' embeddings, where whoever made the rows had them at hand.
     """
 
     images: Tensor
@@ -49,6 +51,7 @@ class Batch:
     terms: tuple[str, ...]
     positions: int
     pixel_weights: Tensor | None = None
+    texts: PackedTexts | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """Return the same rows on another device; see `to_device`."""
@@ -57,11 +60,18 @@ class Batch:
             for name in ("images", "low_res", "weights", "pixel_weights")
             if (value := getattr(self, name)) is not None
         }
+        if self.texts is not None:
+            tokens = to_device(self.texts.tokens, device)
+            tensors["texts"] = replace(self.texts, tokens=tokens)
         return replace(self, **tensors)
 
 
 def concatenate(first: Batch, second: Batch) -> Batch:
-    """Put two kinds of rows of the same positions into one batch (instance and prior rows)."""
+    """Put two kinds of rows of the same positions into one batch (instance and prior rows).
+
+    Raises:
+        ValueError: one has its texts' embeddings and the other has not.
+    """
     low_res = None
     if first.low_res is not None and second.low_res is not None:
         low_res = torch.cat([first.low_res, second.low_res])
@@ -74,6 +84,7 @@ def concatenate(first: Batch, second: Batch) -> Batch:
         terms=first.terms + second.terms,
         positions=first.positions,
         pixel_weights=_both_weights(first, second),
+        texts=_both_texts(first.texts, second.texts),
     )
 
 
@@ -85,6 +96,14 @@ def _both_weights(first: Batch, second: Batch) -> Tensor | None:
         for batch in (first, second)
     ]
     return torch.cat(parts)
+
+
+def _both_texts(first: PackedTexts | None, second: PackedTexts | None) -> PackedTexts | None:
+    if first is None and second is None:
+        return None
+    if first is None or second is None:
+        raise ValueError("Only one of two batches has the embeddings of its texts.")
+    return first.joined(second)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from cascade.diffusion.noise import Noise, NoiseSource, Stratified, to_device
 from cascade.diffusion.objective import Objective, RowLosses
 from cascade.diffusion.philox import PhiloxNoise
 from cascade.diffusion.schedule import TIMESTEPS
+from cascade.text.encoder import TextEmbedding
 from cascade.text.prompts import PromptSource
 from cascade.training.distributed import Processes
 
@@ -91,14 +92,27 @@ def row_losses(
         tokens: to pad texts to, or None for the longest of the batch: a compiled network is
             compiled anew for every length.
     """
-    device = batch.images.device
-    text = prompts.rows(batch.prompts)
+    text = batch_text(batch, prompts)
     if tokens is not None:
         text = text.extended(tokens)
-    cond = Conditioning(
-        to_device(text.embedding, device), to_device(text.mask, device), batch.low_res
-    )
+    cond = Conditioning(text.embedding, text.mask, batch.low_res)
     return objective(denoiser, batch.images, cond, noise, batch.pixel_weights)
+
+
+def batch_text(batch: Batch, prompts: PromptSource) -> TextEmbedding:
+    """Return the embeddings of a batch's prompts, B L D in float32, on the batch's device.
+
+    Those that came with the batch are taken as they are; its null text is the source's.
+    """
+    device, texts = batch.images.device, batch.texts
+    if texts is None:
+        return _on(device, prompts.rows(batch.prompts))
+    null = _on(device, prompts.rows([None]))
+    return texts.padded(null)
+
+
+def _on(device: torch.device, text: TextEmbedding) -> TextEmbedding:
+    return TextEmbedding(to_device(text.embedding, device), to_device(text.mask, device))
 
 
 def row_noise(batch: Batch, first: int, config: TrainConfig) -> NoiseSource:

@@ -7,6 +7,7 @@ from cascade.data.captioned import CaptionedArray, CaptionedSamples
 from cascade.data.images import resize, to_tensors
 from cascade.text.prompts import PromptEncoder, PromptSource, PromptTable
 from cascade.training.distributed import Processes
+from cascade.training.losses import batch_text
 from cascade.training.other_stages import OtherStages
 from cascade.training.panels import X0Panel
 from cascade.training.validation import Draw, SampleGrid, Validation, cascade_grid
@@ -32,7 +33,7 @@ def make_validation(
         draws += _grids(config, samples.data, others, encoder, processes)
     if config.validation.x0_rows:
         rows = samples.rows(range(config.validation.x0_rows))
-        draws.append(X0Panel(rows, prompts.rows(rows.prompts), processes))
+        draws.append(X0Panel(rows, batch_text(rows, prompts), processes))
     return Validation(draws, config.output, processes) if draws else None
 
 

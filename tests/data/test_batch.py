@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 import pytest
@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cascade.data.batch import Batch, RankSlice, Stream, concatenate
+from cascade.text.packed import PackedTexts
 
 
 def batch_of(positions: Sequence[int], term: str = "mse", weight: float = 1.0) -> Batch:
@@ -104,3 +105,17 @@ def test_concatenate_keeps_rows_together_and_counts_positions_once() -> None:
     assert both.low_res is not None
     assert len(both.low_res) == 6
     assert both.to(torch.device("cpu")).seeds == both.seeds
+
+
+def test_concatenate_puts_embedded_texts_one_behind_the_other() -> None:
+    def texts(*lengths: int) -> PackedTexts:
+        rows = [torch.full((length, 2), float(length)) if length else None for length in lengths]
+        return PackedTexts.pack(rows, 2)
+
+    first = replace(batch_of(range(2)), texts=texts(3, 0))
+    both = concatenate(first, replace(batch_of(range(2), "prior"), texts=texts(1, 2))).texts
+    assert both is not None
+    assert both.lengths == (3, 0, 1, 2)
+    assert both.tokens[:, 0].tolist() == [3, 3, 3, 1, 2, 2]
+    with pytest.raises(ValueError, match="Only one of two batches"):
+        concatenate(first, batch_of(range(2), "prior"))

@@ -15,9 +15,10 @@ from cascade.diffusion.noise import Noise
 from cascade.diffusion.objective import RowLosses
 from cascade.diffusion.philox import PhiloxNoise
 from cascade.stage import Stage
+from cascade.text.packed import PackedTexts
 from cascade.text.prompts import PromptTable
 from cascade.training.distributed import Processes
-from cascade.training.losses import Losses
+from cascade.training.losses import Losses, batch_text, row_losses
 from cascade.training.objective import make_objective
 from cascade.training.report import read_log
 
@@ -80,3 +81,30 @@ def test_quarters_are_those_of_the_drawn_timesteps(
         quarters = [status[f"loss/t{place}"] for place in range(4)]
         assert status["loss"] == pytest.approx(sum(quarters) / 4, rel=1e-6)
         assert len(set(quarters)) == 4
+
+
+@pytest.mark.parametrize("captions", [("a dog", None, "two cats", None), ("a dog",), (None, None)])
+def test_texts_that_come_with_a_batch_give_the_losses_of_a_table(
+    samples: Samples, stage_config: StageConfig, captions: tuple[str | None, ...]
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows = {
+        "a dog": torch.randn(3, 16, generator=generator).bfloat16(),
+        "two cats": torch.randn(5, 16, generator=generator).bfloat16(),
+    }
+    null = torch.randn(4, 16, generator=generator).bfloat16()
+    table = PromptTable({None: null, **rows})
+    # A source of the null text alone: nothing else may be looked up in it.
+    nothing = PromptTable({None: null})
+    batch = replace(samples.rows(range(len(captions))), prompts=captions)
+    texts = PackedTexts.pack([None if text is None else rows[text] for text in captions], 16)
+    beside = replace(batch, texts=texts).to(torch.device("cpu"))
+    assert torch.equal(batch_text(beside, nothing).mask, batch_text(batch, table).mask)
+    stage = Stage.build(stage_config, seed=0)
+    objective = make_objective(stage, ObjectiveConfig())
+    losses = [
+        row_losses(stage.denoiser, objective, one, source, Noise(batch.seeds), tokens=12)
+        for one, source in ((beside, nothing), (batch, table))
+    ]
+    assert torch.equal(losses[0].terms["mse"], losses[1].terms["mse"])
+    assert losses[0].terms["mse"].isfinite().all()
