@@ -22,10 +22,10 @@ from torch import Tensor
 
 from cascade.config.evaluate import StageScoreConfig
 from cascade.data.captioned import CaptionedArray
+from cascade.data.grid import image_grid
 from cascade.evaluate import enlargement, metrics
 from cascade.evaluate.enlargement import Pairs, make_pairs
 from cascade.evaluate.features import FeatureExtractor
-from cascade.evaluate.grid import image_grid
 from cascade.evaluate.judge import Judge
 from cascade.evaluate.judge_config import AttributeName
 from cascade.evaluate.stored import OnDone, PictureSet, evenly, stored_features, to_bytes, to_floats

@@ -8,9 +8,9 @@ from typing import Final, TypeAlias
 from PIL import Image
 
 from cascade.config.stage import SubjectConfig
+from cascade.data.grid import image_grid
 from cascade.data.images import to_pil
 from cascade.evaluate.alone import cut_out
-from cascade.evaluate.grid import image_grid
 from cascade.evaluate.report import Figure, Report, Section, loss_curves
 from cascade.evaluate.subject import BEFORE, Drawn, Photos, photos_at, subject_prompts
 from cascade.evaluate.subject_metrics import METRICS

@@ -10,8 +10,8 @@ from typing import Final
 
 from PIL import Image
 
+from cascade.data.grid import image_grid
 from cascade.data.images import write_png
-from cascade.evaluate.grid import image_grid
 from cascade.evaluate.report import Figure, Report, Section
 from cascade.files import write_bytes
 from cascade.tables import Table

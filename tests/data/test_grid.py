@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cascade.evaluate.grid import image_grid
+from cascade.data.grid import image_grid
 
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
 
