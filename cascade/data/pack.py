@@ -13,12 +13,15 @@ A pack is a folder, on a disk or in an object store:
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Final, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import Field
 
 from cascade.config.base import Frozen, Name
+from cascade.errors import UserError
+from cascade.files import read_json
 
 MANIFEST: Final = "pack.json"
 QUARANTINE: Final = "quarantine.jsonl"
@@ -41,6 +44,8 @@ COLUMNS: Final = {
     "source": "string",  # where the picture is from, an address or a path
 }
 """Columns of an index and their Arrow types."""
+
+_ROWS: Final = 2**16  # of an index that are held at once
 
 _Size = Annotated[int, Field(strict=True, ge=0)]
 _Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -86,6 +91,16 @@ class PackManifest(Frozen):
             digest.update(f"{shard.split} {shard.sha256}\n".encode())
         return digest.hexdigest()[:16]
 
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read the manifest.
+
+        Raises:
+            UserError: it is missing or damaged.
+        """
+        mend = "copy the data again, or pack it to its end"
+        return cls.parse(read_json(path, mend), str(path))
+
     def of_split(self, split: Split) -> tuple[ShardEntry, ...]:
         """Return the shards of a split, in order."""
         return tuple(shard for shard in self.shards if shard.split == split)
@@ -113,3 +128,38 @@ def caption_hash(captions: Sequence[str]) -> int:
 def schema(numbers: Sequence[str]) -> Mapping[str, str]:
     """Return the columns of an index, and their Arrow types."""
     return COLUMNS | dict.fromkeys(numbers, "double")
+
+
+def read_index(path: Path, columns: Sequence[str] | None = None) -> Iterator[Any]:
+    """Yield a shard's index in parts, each a `pyarrow.RecordBatch`: no index is held whole.
+
+    Args:
+        columns: those that are read; None reads all.
+
+    Raises:
+        UserError: it is no index.
+    """
+    parquet = import_parquet()
+    import pyarrow
+
+    try:
+        with parquet.ParquetFile(path) as file:
+            held = file.schema_arrow.names
+            missing = [name for name in columns or COLUMNS if name not in held]
+            if missing:
+                raise UserError(f"{path} has no column '{missing[0]}'; copy the data again.")
+            yield from file.iter_batches(_ROWS, columns=columns)
+    except (pyarrow.ArrowException, OSError) as error:
+        told = str(error).splitlines()[0]
+        raise UserError(f"{path} cannot be read ({told}); copy the data again.") from None
+
+
+def import_parquet() -> Any:
+    """Return `pyarrow.parquet`, which only packs need."""
+    try:
+        import pyarrow.parquet as parquet
+    except ImportError:
+        raise UserError(
+            "Packed data needs pyarrow; install the extra 'data': pip install 'dreamcascade[data]'."
+        ) from None
+    return parquet

@@ -89,6 +89,21 @@ class Place:
                 os.utime(path)
         return path
 
+    def read(self, name: str, offset: int, size: int) -> bytes:
+        """Return a part of a file, of which nothing else is fetched; less where the file ends.
+
+        Raises:
+            UserError: as `fetch`.
+        """
+        path = self._cached(name) if self.is_far else self.fetch(name)
+        if path.is_file():
+            with path.open("rb") as file:
+                file.seek(offset)
+                return file.read(size)
+        system, root = _system(self.address)
+        end = offset + size
+        return bytes(self._tried(lambda: system.cat_file(f"{root}/{name}", offset, end), name))
+
     def _cached(self, name: str) -> Path:
         key = hashlib.sha256(self.address.encode()).hexdigest()[:16]
         return self.cache / key / name

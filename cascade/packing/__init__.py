@@ -1,0 +1,1 @@
+"""Data sets in shards: made, looked at, checked and rid of copies."""
