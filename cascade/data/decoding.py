@@ -50,6 +50,14 @@ class Encoded(NamedTuple):
         return io.BytesIO(self.data)
 
 
+class PictureError(UserError):
+    """A picture that cannot be decoded."""
+
+    def __init__(self, file: object, fault: str, mend: str) -> None:
+        super().__init__(f"{file} {fault}; {mend}.")
+        self.fault = fault
+
+
 def is_picture(path: Path) -> bool:
     """Report whether a file's content is a picture's, whatever its name."""
     try:
@@ -58,6 +66,19 @@ def is_picture(path: Path) -> bool:
     except UNREADABLE:
         return False
     return True
+
+
+def picture_format(path: Path | Encoded) -> str:
+    """Return Pillow's word for what a picture's file is, such as JPEG.
+
+    Raises:
+        PictureError: as `read_upright`.
+    """
+    try:
+        with path.open("rb") as stream:
+            return _opened(stream)[0].format or ""
+    except UNREADABLE as error:
+        raise _unreadable(path, error) from None
 
 
 def read_upright(path: Path | Encoded, least_side: int | None = None) -> Image.Image:
@@ -70,23 +91,42 @@ def read_upright(path: Path | Encoded, least_side: int | None = None) -> Image.I
         least_side: a shorter side that is enough, pixels. A JPEG is then decoded at a half, a
             quarter or an eighth of its size where that is no less: of a large photo neither the
             memory nor the time is spent. None decodes every pixel.
+
+    Raises:
+        PictureError: it cannot be decoded.
     """
     try:
         with path.open("rb") as stream:
             file, bits = _opened(stream)
             if file.width * file.height > LARGEST:
-                raise UserError(
-                    f"{path} is {file.width}x{file.height}, more than {LARGEST // 10**6} million "
-                    "pixels; make it smaller."
-                )
+                size, limit = f"{file.width}x{file.height}", f"{LARGEST // 10**6} million pixels"
+                raise PictureError(path, f"is {size}, more than {limit}", "make it smaller")
             if least_side is not None:
                 file.draft(None, (least_side, least_side))
             _turn(file)
             return _in_srgb(file, bits, path)
     except UNREADABLE as error:
-        raise UserError(
-            f"{path} cannot be read as a picture ({error}); replace or remove it."
-        ) from None
+        raise _unreadable(path, error) from None
+
+
+def on_ground(image: Image.Image, colour: str) -> Image.Image:
+    """Lay what is transparent on a colour."""
+    if image.mode == "RGB":
+        return image
+    return Image.alpha_composite(Image.new("RGBA", image.size, colour), image).convert("RGB")
+
+
+def no_larger(image: Image.Image, side: int) -> Image.Image:
+    """Shrink a picture until its shorter side has at most `side` pixels."""
+    scale = side / min(image.size)
+    if scale >= 1:
+        return image
+    width, height = (round(scale * length) for length in image.size)
+    return image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=None)
+
+
+def _unreadable(path: Path | Encoded, error: Exception) -> PictureError:
+    return PictureError(path, f"cannot be read as a picture ({error})", "replace or remove it")
 
 
 def _opened(stream: IO[bytes]) -> tuple[ImageFile.ImageFile, int]:
@@ -186,9 +226,10 @@ def _in_8_bits(file: ImageFile.ImageFile, bits: int, path: Path | Encoded) -> Im
             samples = 255 - samples  # 0 is white
         return Image.fromarray(samples.astype(np.uint8))
     if file.mode in ("I", "F"):
-        raise UserError(
-            f"{path} holds numbers of 32 bits, of which nobody states what is black and what is "
-            "white; save it with 8 or 16 bits."
+        raise PictureError(
+            path,
+            "holds numbers of 32 bits, of which nobody states what is black and what is white",
+            "save it with 8 or 16 bits",
         )
     if file.mode in ("1", "LA"):
         return file.convert("L")

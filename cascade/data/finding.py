@@ -8,10 +8,10 @@ from typing import Final
 from cascade.data.decoding import is_picture
 from cascade.errors import UserError
 
-# Of files that are meant to be pictures, even where they cannot be read.
-_SUFFIXES: Final = frozenset(
+PICTURE_SUFFIXES: Final = frozenset(
     {".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 )
+"""Of files that are meant to be pictures, even where they cannot be read."""
 MASK_SUFFIX: Final = "-masklabel.png"  # OneTrainer's name for a mask beside its photo
 # Cameras' own formats: some are TIFFs, and what is read of them is a small preview.
 _RAW: Final = frozenset(
@@ -22,6 +22,8 @@ _RAW: Final = frozenset(
 )
 # Other pictures that Pillow does not read as such.
 _FOREIGN: Final = frozenset({".heic", ".heif", ".hif", ".jxl", ".psd", ".svg", ".xcf"})
+FOREIGN_SUFFIXES: Final = _RAW | _FOREIGN
+"""Of pictures that cannot be read here."""
 _HEIF_BRANDS: Final = (b"heic", b"heix", b"hevc", b"mif1", b"msf1")
 _FEW = 5
 
@@ -84,7 +86,7 @@ def sort_files(folder: Path) -> SortedFiles:
             others.append(path.name)
         elif _is_foreign(path):
             foreign.append(path.name)
-        elif path.suffix.lower() in _SUFFIXES or is_picture(path):
+        elif path.suffix.lower() in PICTURE_SUFFIXES or is_picture(path):
             pictures.append(path)
         else:
             others.append(path.name)

@@ -16,7 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from cascade.config.stage import ResizeKernel
-from cascade.data.decoding import Encoded, read_upright
+from cascade.data.decoding import Encoded, no_larger, on_ground, read_upright
 from cascade.data.finding import find_pictures
 from cascade.errors import UserError
 from cascade.files import write_bytes
@@ -92,7 +92,7 @@ def read_image(path: Path | Encoded, least_side: int | None = None) -> Image.Ima
     Args:
         least_side: a shorter side that is enough; see `read_upright`.
     """
-    return _on_ground(read_upright(path, least_side), "white")
+    return on_ground(read_upright(path, least_side), "white")
 
 
 def read_alpha(path: Path) -> Image.Image | None:
@@ -103,13 +103,7 @@ def read_alpha(path: Path) -> Image.Image | None:
 
 def read_mask(path: Path) -> Image.Image:
     """Decode a mask file upright and in grey; what is transparent in it is black."""
-    return _on_ground(read_upright(path), "black").convert("L")
-
-
-def _on_ground(image: Image.Image, colour: str) -> Image.Image:
-    if image.mode == "RGB":
-        return image
-    return Image.alpha_composite(Image.new("RGBA", image.size, colour), image).convert("RGB")
+    return on_ground(read_upright(path), "black").convert("L")
 
 
 def square(image: Image.Image) -> Image.Image:
@@ -122,15 +116,6 @@ def centred_square(image: Image.Image) -> Box:
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     return left, top, left + side, top + side
-
-
-def no_larger(image: Image.Image, side: int) -> Image.Image:
-    """Shrink a picture until its shorter side has at most `side` pixels."""
-    scale = side / min(image.size)
-    if scale >= 1:
-        return image
-    width, height = (round(scale * length) for length in image.size)
-    return image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=None)
 
 
 def resize(image: Image.Image, size: int, kernel: ResizeKernel) -> Image.Image:

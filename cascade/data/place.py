@@ -59,7 +59,7 @@ class Place:
         """Report whether there is a file of this name."""
         if not self.is_far:
             return (Path(self.address) / name).is_file()
-        system, root = _system(self.address)
+        system, root = file_system(self.address)
         return bool(self._tried(lambda: system.exists(f"{root}/{name}"), name))
 
     def fetch(self, name: str, sha256: str | None = None) -> Path:
@@ -100,7 +100,7 @@ class Place:
             with path.open("rb") as file:
                 file.seek(offset)
                 return file.read(size)
-        system, root = _system(self.address)
+        system, root = file_system(self.address)
         end = offset + size
         return bytes(self._tried(lambda: system.cat_file(f"{root}/{name}", offset, end), name))
 
@@ -109,7 +109,7 @@ class Place:
         return self.cache / key / name
 
     def _fetch(self, name: str, path: Path, sha256: str | None) -> None:
-        system, root = _system(self.address)
+        system, root = file_system(self.address)
 
         def get() -> None:
             with replacing(path) as partial:
@@ -140,8 +140,8 @@ class Place:
         ) from None
 
 
-def _system(address: str) -> tuple[Any, str]:
-    """Return the file system of an address, and the path in it."""
+def file_system(address: str) -> tuple[Any, str]:
+    """Return fsspec's file system of an address or a path, and the path in it."""
     try:
         import fsspec
     except ImportError:
@@ -149,6 +149,8 @@ def _system(address: str) -> tuple[Any, str]:
             f"Reading {address} needs fsspec; install the extra 'data': pip install "
             "'dreamcascade[data]'."
         ) from None
+    if not is_address(address):  # which fsspec would take apart at "::" and the like
+        return fsspec.filesystem("file"), str(Path(address).absolute())
     try:
         system, root = fsspec.core.url_to_fs(address.rstrip("/"))
     except (ImportError, ValueError) as error:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, PngImagePlugin, features
 
-from cascade.data.decoding import is_picture, read_upright
+from cascade.data.decoding import Encoded, PictureError, is_picture, picture_format, read_upright
 from cascade.data.images import read_image
 from cascade.errors import UserError
 
@@ -160,3 +160,11 @@ def test_cmyk_is_converted_with_and_without_a_profile(tmp_path: Path) -> None:
     Image.new("CMYK", (SIDE, SIDE), (255, 0, 0, 0)).save(buffer, "TIFF", icc_profile=_profile())
     (tmp_path / "odd.tiff").write_bytes(buffer.getvalue())  # a profile of RGB says nothing of ink
     assert read_image(tmp_path / "odd.tiff").getpixel((0, 0)) == (0, 255, 255)
+
+
+def test_a_fault_is_also_told_without_the_picture() -> None:
+    with pytest.raises(PictureError, match=r"^a\.tar/7 cannot be read as a picture") as caught:
+        read_upright(Encoded(b"no picture", "a.tar/7"))
+    assert caught.value.fault.startswith("cannot be read as a picture")
+    with pytest.raises(PictureError, match="cannot be read"):
+        picture_format(Encoded(b"no picture", "a.tar/7"))
