@@ -125,15 +125,24 @@ def new_folder(folder: Path) -> Iterator[None]:
         raise
 
 
-def remove_partials(folder: Path) -> None:
+def remove_partials(folder: Path, of: str = "*") -> None:
     """Remove what `replacing` left in a folder when its process was killed.
 
     What is new may be another's, who is writing it at this moment.
+
+    Args:
+        of: which file they were to become.
     """
-    for partial in folder.glob(".*.partial"):
+    for partial in folder.glob(f".{of}.*.partial"):
         with suppress(FileNotFoundError):  # renamed or removed by now
             if time.time() - partial.stat().st_mtime > _WRITTEN_WITHIN:
                 partial.unlink()
+
+
+def user_cache(name: str) -> Path:
+    """Return the folder of a cache of the user's."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "dreamcascade" / name
 
 
 def require_writable(folder: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Final, TypeVar
 import typer
 
 from cascade.config.folders import cascade_folder
+from cascade.data.place import is_address
 from cascade.errors import UserError
 from cascade.files import require_writable
 
@@ -60,6 +61,11 @@ def existing(text: str | Path) -> Path:
     if not found.exists():
         raise UserError(f"There is no file {found}; check the path.")
     return found
+
+
+def place(text: str) -> str:
+    """Parse the place of a data set: an existing folder, or an address of an object store."""
+    return text if is_address(text) else str(folder(text))
 
 
 def cascade(text: str) -> str:

@@ -24,6 +24,16 @@ class EmbedConfig(Frozen):
         "captions.jsonl; may be repeated",
     )
     caption: tuple[str, ...] = Field(default=(), description="one caption; may be repeated")
+    data: tuple[str, ...] = Field(
+        default=(),
+        description="a pack, a folder or an address, whose captions are embedded beside its "
+        "pictures; may be repeated",
+    )
+    prefix: str = Field(default="", description="text to put before every caption of the packs")
+    cache: Path | None = Field(
+        default=None,
+        description="gets what is fetched of packs at an address; the user's cache if left out",
+    )
     text: TextConfig | None = Field(
         default=None, description="conventions, with an encoder; a cascade has its own"
     )
@@ -31,7 +41,8 @@ class EmbedConfig(Frozen):
     batch_size: Rows = Field(default=32, description="captions embedded at once")
     shard: str | None = Field(
         default=None,
-        description="do the I-th of N shares of the captions; torchrun's own if left out",
+        description="do the I-th of N shares of the captions, and of the packs' shards; torchrun's "
+        "own if left out",
     )
     shard_size: Annotated[int, Field(strict=True, gt=0, le=2**20)] = Field(
         default=256, description="size of the store's files, MiB"
@@ -42,8 +53,10 @@ class EmbedConfig(Frozen):
 
     @model_validator(mode="after")
     def _has_work(self) -> Self:
-        if not self.captions and not self.caption:
-            raise ValueError("there is nothing to embed; give captions, or a caption")
+        if not self.captions and not self.caption and not self.data:
+            raise ValueError("there is nothing to embed; give captions, a caption, or packed data")
+        if self.prefix and not self.data:
+            raise ValueError("a prefix is for the captions of packs; give data, or leave it out")
         if (self.encoder is None) == (self.cascade is None):
             raise ValueError(
                 "the encoder comes from a folder or from a cascade; give one of the two"

@@ -62,6 +62,22 @@ class Place:
         system, root = file_system(self.address)
         return bool(self._tried(lambda: system.exists(f"{root}/{name}"), name))
 
+    def names(self) -> frozenset[str]:
+        """Return the names of its files in one listing; none where there is no such folder."""
+        if not self.is_far:
+            folder = Path(self.address)
+            entries = os.scandir(folder) if folder.is_dir() else ()
+            return frozenset(entry.name for entry in entries if entry.is_file())
+        system, root = file_system(self.address)
+
+        def ask() -> frozenset[str]:
+            system.invalidate_cache()  # what another process has written since
+            found = system.ls(root, detail=True) if system.isdir(root) else ()
+            files = (entry["name"] for entry in found if entry["type"] == "file")
+            return frozenset(name.rpartition("/")[2] for name in files)
+
+        return self._tried(ask, "its list of files")
+
     def fetch(self, name: str, sha256: str | None = None) -> Path:
         """Return a file's path on this machine; fetch it where it is far and not there yet.
 

@@ -7,7 +7,6 @@ goes on where it stopped and ends with the same files.
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from cascade.data.finding import SortedFiles, sort_files
 from cascade.data.images import read_image, require_sides, resize, square, to_pil, write_png
 from cascade.diffusion.noise import Noise, derive_seed
 from cascade.errors import UserError
-from cascade.files import file_digest, remove_partials, write_bytes
+from cascade.files import file_digest, remove_partials, user_cache, write_bytes
 from cascade.model.precision import in_bf16
 from cascade.sampling import Tables, sample_stages
 from cascade.stage import Stage
@@ -187,5 +186,4 @@ def read_pictures(paths: Sequence[Path]) -> tuple[Image.Image, ...]:
 
 def default_folder() -> Path:
     """Return the user's cache of class images."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "dreamcascade" / "class-images"
+    return user_cache("class-images")

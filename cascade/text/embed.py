@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Final, Self
 
@@ -54,9 +55,53 @@ class Share:
         launch = Launch.read()
         return cls(launch.rank, launch.world_size)
 
-    def __contains__(self, key: bytes) -> bool:
-        """Report whether a key falls into the share."""
-        return int.from_bytes(key) % self.parts == self.part
+    def __contains__(self, number: int) -> bool:
+        """Report whether a number falls into the share: a key's, or a place in a list."""
+        return number % self.parts == self.part
+
+
+@dataclass(frozen=True)
+class Embedder:
+    """What captions are embedded by: an encoder that is loaded when the first of them is.
+
+    Attributes:
+        files: of the encoder.
+        text: how it reads captions.
+        mode: how it is held.
+        device: where it runs.
+        batch_size: captions embedded at once.
+    """
+
+    files: EncoderFiles
+    text: TextConfig
+    mode: EncoderMode
+    device: str
+    batch_size: int
+
+    @classmethod
+    def open(
+        cls, encoder: Path, text: TextConfig, mode: EncoderMode, device: str, batch_size: int
+    ) -> Self:
+        """Open an encoder's folder, and check that its files fit each other."""
+        files = EncoderFiles.open(encoder)
+        meta_model(files)
+        return cls(files, text, mode, device, batch_size)
+
+    @cached_property
+    def conventions(self) -> Conventions:
+        """What its embeddings are made with."""
+        return Conventions.of(self.files, self.mode == "int8", self.text)
+
+    @cached_property
+    def encoder(self) -> TextEncoder:
+        """The encoder, loaded."""
+        loaded = TextEncoder.load(self.files, self.mode, self.device)
+        say(f"The text encoder is held in {loaded.mode} on {self.device}.")
+        return loaded
+
+    def open_store(self, folder: Path) -> EmbeddingStore:
+        """Open a store of its embeddings, made where there is none."""
+        return _open_or_make(folder, self.files, self.conventions)
 
 
 @dataclass(frozen=True)
@@ -73,34 +118,19 @@ class _Work:
 
 
 def fill(
-    folder: Path,
-    encoder: Path,
-    captions: Iterable[str],
-    *,
-    text: TextConfig,
-    mode: EncoderMode,
-    device: str,
-    batch_size: int,
-    share: Share,
-    shard_bytes: int,
+    folder: Path, embedder: Embedder, captions: Iterable[str], *, share: Share, shard_bytes: int
 ) -> None:
     """Add captions to a store, which is made where there is none, and report the progress.
 
     Args:
         shard_bytes: size at which a shard is written.
     """
-    texts = list(captions)
-    files = EncoderFiles.open(encoder)
-    meta_model(files)
-    conventions = Conventions.of(files, mode == "int8", text)
-    store = _open_or_make(folder, files, conventions)
-    work = _plan(store, files, texts, share, torch.bfloat16)
+    store = embedder.open_store(folder)
+    work = _plan(store, embedder.files, captions, share, torch.bfloat16)
     if not work.captions:
         return
-    report_lost(files.tokenizer, sampled(list(work.captions.values())), text)
-    loaded = TextEncoder.load(files, mode, device)
-    say(f"The text encoder is held in {loaded.mode} on {device}.")
-    _fill(loaded, store, work, batch_size, shard_bytes)
+    report_lost(embedder.files.tokenizer, sampled(list(work.captions.values())), embedder.text)
+    _fill(embedder.encoder, store, work, embedder.batch_size, shard_bytes)
 
 
 def keep(
@@ -158,18 +188,13 @@ def _plan(
     """Find the captions of a share that a store lacks, and check that the disk has room."""
     made = store.conventions
     keyed = {made.key(caption): caption for caption in ("", *captions)}
-    mine = {key: text for key, text in keyed.items() if key in share}
+    mine = {key: text for key, text in keyed.items() if int.from_bytes(key) in share}
     lacking = {key: text for key, text in mine.items() if store.index.find(key) is None}
     texts = list(lacking.values())
     sample = sampled(texts)
-    tokens = round(sum(_lengths(files, made, sample)) * len(texts) / max(1, len(sample)))
+    tokens = round(sum(token_lengths(files, made, sample)) * len(texts) / max(1, len(sample)))
     size = tokens * made.width * dtype.itemsize
-    free = shutil.disk_usage(store.folder).free
-    if free < size:
-        raise UserError(
-            f"The embeddings of {len(texts)} captions take about {size / 2**30:.1f} GiB but "
-            f"{free / 2**30:.1f} GiB are free in {store.folder}; free some, or give another folder."
-        )
+    require_room(store.folder, size, len(texts))
     stored = len(mine) - len(lacking)
     say(
         f"{len(lacking)} captions to embed ({stored} are there): about {tokens} tokens, "
@@ -183,20 +208,59 @@ def _embed(
 ) -> Generator[int]:
     """Embed what a store lacks; yield how many captions every batch has."""
     keys, rows, size = list[bytes](), list[Tensor](), 0
+    lacking, made = list(work.captions), store.conventions
     try:
-        for batch in _batches(encoder.files, store.conventions, work, batch_size):
-            answer = encoder.embed([work.captions[key] for key in batch], store.conventions.text)
-            for key, row, mask in zip(batch, answer.embedding, answer.mask, strict=True):
-                keys.append(key)
-                rows.append(row[mask].to("cpu", work.dtype))
-                size += rows[-1].nbytes
-            if size >= shard_bytes:
-                _write_shard(store.folder, keys, rows)
-                keys, rows, size = [], [], 0
-            yield len(batch)
+        for first in range(0, len(lacking), window := batch_size * _WINDOW):
+            some = lacking[first : first + window]
+            texts = [work.captions[key] for key in some]
+            lengths = token_lengths(encoder.files, made, texts)
+            for batch in in_batches(encoder, made.text, texts, lengths, batch_size, work.dtype):
+                keys += [some[place] for place, _ in batch]
+                rows += [row for _, row in batch]
+                size += sum(row.nbytes for _, row in batch)
+                if size >= shard_bytes:
+                    _write_shard(store.folder, keys, rows)
+                    keys, rows, size = [], [], 0
+                yield len(batch)
     finally:  # interrupted, a process keeps what it has
         if keys:
             _write_shard(store.folder, keys, rows)
+
+
+def in_batches(
+    encoder: TextEncoder,
+    text: TextConfig,
+    captions: Sequence[str],
+    lengths: Sequence[int],
+    batch_size: int,
+    dtype: torch.dtype,
+) -> Iterator[list[tuple[int, Tensor]]]:
+    """Embed captions, about equally long ones at once; yield their places and embeddings.
+
+    Args:
+        lengths: tokens of each.
+
+    Yields:
+        The places of a batch's captions, each with its embedding: L D, on the CPU.
+    """
+    order = sorted(range(len(captions)), key=lengths.__getitem__)
+    for start in range(0, len(order), batch_size):
+        places = order[start : start + batch_size]
+        answer = encoder.embed([captions[place] for place in places], text)
+        # In one piece: selecting rows on a GPU would wait for it once a caption.
+        embedding, mask = answer.embedding.to("cpu", dtype), answer.mask.cpu()
+        rows = zip(places, embedding, mask, strict=True)
+        yield [(place, row[tokens]) for place, row, tokens in rows]
+
+
+def require_room(folder: Path, size: int, count: int) -> None:
+    """Refuse embeddings of so many bytes, of so many captions, for which a disk has no room."""
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        raise UserError(
+            f"The embeddings of {count} captions take about {size / 2**30:.1f} GiB but "
+            f"{free / 2**30:.1f} GiB are free in {folder}; free some, or give another folder."
+        )
 
 
 def _is_vacant(folder: Path) -> bool:
@@ -204,26 +268,14 @@ def _is_vacant(folder: Path) -> bool:
     return all(p.name == "spiece.model" or p.suffix == ".partial" for p in folder.iterdir())
 
 
-def _lengths(files: EncoderFiles, made: Conventions, captions: Sequence[str]) -> list[int]:
+def token_lengths(files: EncoderFiles, made: Conventions, captions: Sequence[str]) -> list[int]:
+    """Return how many tokens of each caption are stored."""
     if not made.masked:
         return [made.max_length] * len(captions)
     return [
         len(files.tokenizer.encode(clean(caption, made.cleaning), made.max_length))
         for caption in captions
     ]
-
-
-def _batches(
-    files: EncoderFiles, made: Conventions, work: _Work, batch_size: int
-) -> Iterator[list[bytes]]:
-    """Yield keys of captions that are about equally long."""
-    keys = list(work.captions)
-    for first in range(0, len(keys), window := batch_size * _WINDOW):
-        some = keys[first : first + window]
-        lengths = _lengths(files, made, [work.captions[key] for key in some])
-        order = sorted(range(len(some)), key=lengths.__getitem__)
-        for start in range(0, len(some), batch_size):
-            yield [some[index] for index in order[start : start + batch_size]]
 
 
 def _write_shard(folder: Path, keys: Sequence[bytes], rows: Sequence[Tensor]) -> None:

@@ -4,6 +4,7 @@ A store is a folder:
 
 * `store.json`: the conventions its embeddings were made with;
 * `spiece.model`: the tokenizer's vocabulary;
+* `pictures/`: embeddings that lie beside the pictures of data sets, `cascade.data.texts`;
 * `*.safetensors`: shards, each with `rows` (T D: the embeddings of its captions one after another,
   unpadded; bfloat16, or float32 where they are to be the encoder's to the last bit), `lengths`
   (int32, N: rows of each) and `keys` (uint8, N 16).
@@ -90,6 +91,13 @@ class Conventions:
         """Return the hash that a caption's embedding is stored under."""
         text = clean(caption, self.cleaning).encode("utf-8", "surrogatepass")
         return hashlib.blake2b(self._prefix + text, digest_size=KEY_BYTES).digest()
+
+    def command(self, encoder: str, output: str) -> list[str]:
+        """Return the command that adds embeddings to a store, without what is to be embedded."""
+        command = ["cascade", "embed", "--encoder", encoder, "--output", output]
+        command += ["--cleaning", self.cleaning, "--max-length", str(self.max_length)]
+        command += [] if self.masked else ["--unmasked"]
+        return command + (["--encoder-mode", "int8"] if self.quantised else [])
 
 
 @dataclass(frozen=True)
@@ -224,11 +232,7 @@ class EmbeddingStore:
         return TextEmbedding.padded([self.row(prompt) for prompt in prompts])
 
     def _missing(self, captions: Sequence[str]) -> UserError:
-        made = self.conventions
-        command = ["cascade", "embed", "--encoder", self.encoder, "--output", str(self.folder)]
-        command += ["--cleaning", made.cleaning, "--max-length", str(made.max_length)]
-        command += [] if made.masked else ["--unmasked"]
-        command += ["--encoder-mode", "int8"] if made.quantised else []
+        command = self.conventions.command(self.encoder, str(self.folder))
         for caption in captions[:_NAMED]:
             command += ["--caption", caption]
         others = f" and {len(captions) - 1} more" if len(captions) > 1 else ""

@@ -17,7 +17,7 @@ from cascade.config.stage import NullText, TextConfig
 from cascade.errors import UserError
 from cascade.launch import NEEDED
 from cascade.text.captions import read_captions
-from cascade.text.embed import Share, fill
+from cascade.text.embed import Embedder, Share, fill
 from cascade.text.encoder import TextEmbedding, TextEncoder
 from cascade.text.files import EncoderFiles
 from cascade.text.prompts import OnlinePrompts, PromptTable, open_text
@@ -45,8 +45,10 @@ def filled(encoder_folder: Path, tmp_path: Path) -> Fill:
             "batch_size": 2,
             "share": Share(),
             "shard_bytes": 1,  # every batch is a shard
-        }
-        fill(tmp_path / name, encoder_folder, captions, **{**settings, **changes})  # type: ignore[arg-type]
+        } | changes
+        sharing = {key: settings.pop(key) for key in ("share", "shard_bytes")}
+        embedder = Embedder.open(encoder_folder, **settings)  # type: ignore[arg-type]
+        fill(tmp_path / name, embedder, captions, **sharing)  # type: ignore[arg-type]
         return EmbeddingStore.open(tmp_path / name)
 
     return filled

@@ -16,7 +16,7 @@ from cascade.dreambooth.personalise import personalise
 from cascade.errors import UserError
 from cascade.pipeline import Cascade
 from cascade.stage import Stage
-from cascade.text.embed import Share, fill
+from cascade.text.embed import Embedder, Share, fill
 from cascade.text.encoder import TextEncoder
 from cascade.text.store import EmbeddingStore
 from cascade.training.pretrain import pretrain
@@ -28,17 +28,9 @@ SHORT = TrainConfig(steps=2, batch_size=2)
 def store(tiny_cascade: Path, tmp_path: Path) -> Path:
     """The embeddings of three prompts."""
     text = read_stage_config(tiny_cascade / "base16").text
-    fill(
-        tmp_path / "store",
-        tiny_cascade / "text",
-        ["a dog", "a cat", "a zug dog"],
-        text=text,
-        mode="auto",
-        device="cpu",
-        batch_size=8,
-        share=Share(),
-        shard_bytes=1 << 20,
-    )
+    embedder = Embedder.open(tiny_cascade / "text", text, "auto", "cpu", batch_size=8)
+    captions = ["a dog", "a cat", "a zug dog"]
+    fill(tmp_path / "store", embedder, captions, share=Share(), shard_bytes=1 << 20)
     return tmp_path / "store"
 
 
