@@ -13,6 +13,7 @@ import html
 import re
 import warnings
 from collections.abc import Iterable
+from functools import lru_cache
 from re import Pattern
 from typing import Final, TypeAlias, assert_never
 from urllib.parse import unquote_plus
@@ -26,6 +27,10 @@ _Rule: TypeAlias = tuple[Pattern[str], str]
 def _rules(*pairs: tuple[str, str]) -> tuple[_Rule, ...]:
     return tuple((re.compile(pattern), replacement) for pattern, replacement in pairs)
 
+
+# Captions whose cleaned text is remembered: a shard's, for each is cleaned to be found, counted and
+# embedded, and IF's rules take longer than all the rest of it.
+_LATEST: Final = 2**14
 
 _FILE: Final = "(?:png|jpg|jpeg|bmp|webp|eps|pdf|apk|mp4)"
 _DOMAIN: Final = r"[a-z0-9.\-]+\.(?:com|co|ru|net|org|edu|gov|it)[\w/\-]*\b/?(?!@)"
@@ -113,8 +118,8 @@ def clean(text: str, cleaning: Cleaning) -> str:
             return " ".join(text.split())
         case "lower":
             return " ".join(text.lower().split())
-        case "deepfloyd":  # twice, as IF does: the first pass can lay a second match bare
-            return _clean_once(_clean_once(text))
+        case "deepfloyd":
+            return _clean_as_if(text)
         case _:
             assert_never(cleaning)
 
@@ -122,6 +127,12 @@ def clean(text: str, cleaning: Cleaning) -> str:
 def names_side(prompt: str | None) -> bool:
     """Report whether a prompt speaks of left or right, which a mirrored picture would belie."""
     return prompt is not None and _SIDE.search(prompt) is not None
+
+
+@lru_cache(maxsize=_LATEST)
+def _clean_as_if(text: str) -> str:
+    """Apply IF's rules twice, as IF does: the first pass can lay a second match bare."""
+    return _clean_once(_clean_once(text))
 
 
 def _clean_once(text: str) -> str:
