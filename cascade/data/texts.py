@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 
 import numpy as np
+from safetensors import SafetensorError
 from torch import Tensor
 
 from cascade.data.pack import ShardEntry
@@ -87,10 +88,14 @@ class TextShard(NamedTuple):
                 _starts(file.get_tensor("lengths").numpy()),
                 _starts(file.get_tensor("counts").numpy()),
             )
-        except Exception as error:  # noqa: BLE001  safetensors' own for a tensor that is not there
+        except SafetensorError as error:
             raise UserError(f"{path} is damaged ({error}); {mend}.") from None
-        captions = len(shard.keys)
-        if not len(shard.starts) - 1 == shard.firsts[-1] == captions:
+        tokens, captions = shard.rows.get_shape()[0], len(shard.keys)
+        if (shard.starts[-1], len(shard.starts) - 1, shard.firsts[-1]) != (
+            tokens,
+            captions,
+            captions,
+        ):
             raise UserError(f"{path} is damaged (its tensors do not fit each other); {mend}.")
         return shard
 

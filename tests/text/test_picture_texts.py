@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 import torch
 from pyarrow import parquet
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from cascade.cli.app import app
@@ -281,6 +282,15 @@ def test_a_changed_index_and_damaged_files_are_named(embed: Embed, tmp_path: Pat
     manifest = write_pack(pack)
     texts = embed(pack, "damaged")
     file = Path(texts.files.address) / file_name(manifest.shards[0], "")
-    file.write_bytes(file.read_bytes()[:-2])
-    with pytest.raises(UserError, match=f"{file.name} is damaged"):
+    whole, tensors = file.read_bytes(), load_file(file)
+    file.write_bytes(whole[:-2])
+    damages = [{"lengths": tensors["lengths"] + 1}, {"counts": tensors["counts"][1:]}]
+    for damage in [{}, *damages, {"keys": tensors["keys"][1:]}]:
+        if damage:
+            save_file(tensors | damage, file)
+        with pytest.raises(UserError, match=f"{file.name} is damaged"):
+            texts.row(manifest.shards[0], 0, 0, "a photo of a dog")
+    del tensors["counts"]  # a shard of the store itself
+    save_file(tensors, file)
+    with pytest.raises(UserError, match=f"{file.name} is damaged .*counts"):
         texts.row(manifest.shards[0], 0, 0, "a photo of a dog")

@@ -108,3 +108,14 @@ def test_texts_that_come_with_a_batch_give_the_losses_of_a_table(
     ]
     assert torch.equal(losses[0].terms["mse"], losses[1].terms["mse"])
     assert losses[0].terms["mse"].isfinite().all()
+
+
+@pytest.mark.gpu
+def test_texts_that_come_with_a_batch_are_padded_on_a_gpu_as_on_the_host(samples: Samples) -> None:
+    null = PromptTable({None: torch.ones(2, 16)})
+    texts = PackedTexts.pack([torch.rand(3, 16).bfloat16(), None, torch.rand(5, 16).bfloat16()], 16)
+    batch = replace(samples.rows(range(3)), texts=texts)
+    there, here = batch_text(batch.to(torch.device("cuda")), null), batch_text(batch, null)
+    assert there.embedding.is_cuda
+    assert torch.equal(there.embedding.cpu(), here.embedding)
+    assert torch.equal(there.mask.cpu(), here.mask)
