@@ -9,6 +9,7 @@ from cascade import __version__
 from cascade.cli.assemble import assemble
 from cascade.cli.checkpoint import checkpoint
 from cascade.cli.console import run_command
+from cascade.cli.data import data
 from cascade.cli.diffusers_flags import KnowsDiffusers
 from cascade.cli.doctor import doctor
 from cascade.cli.dreambooth import dreambooth
@@ -40,6 +41,7 @@ app.command()(identifiers)
 app.command("import")(import_cascade)
 app.command()(export_diffusers)
 app.add_typer(checkpoint, name="checkpoint")
+app.add_typer(data, name="data")
 app.add_typer(evaluate, name="evaluate")
 
 

@@ -7,7 +7,8 @@ from typing import Final
 
 from cascade.errors import UserError
 
-_FIELDS: Final = ("caption", "captions", "text")
+CAPTION_FIELDS: Final = ("caption", "captions", "text")
+"""Of objects in JSON, the first that is there."""
 
 
 def read_captions(path: Path) -> Iterator[str]:
@@ -48,12 +49,12 @@ def parse_captions(file: Path, number: int, line: str) -> tuple[str, ...]:
     except (ValueError, RecursionError):
         value = None
     if isinstance(value, dict):
-        value = next((value[field] for field in _FIELDS if field in value), None)
+        value = next((value[field] for field in CAPTION_FIELDS if field in value), None)
     captions = [value] if isinstance(value, str) else value
     listed = isinstance(captions, list) and captions
     if not listed or not all(isinstance(text, str) for text in captions):
         raise UserError(
             f"Line {number} of {file} holds no caption; write a JSON string, a list of strings, or "
-            f"an object with one of the fields {', '.join(_FIELDS)}."
+            f"an object with one of the fields {', '.join(CAPTION_FIELDS)}."
         )
     return tuple(captions)

@@ -13,6 +13,7 @@ from cascade.config.embed import EmbedConfig
 from cascade.config.engine import BundleOptions, EngineOptions
 from cascade.config.evaluate import DrawingConfig, StageScoreConfig, SubjectScoreConfig
 from cascade.config.memory import MemoryConfig
+from cascade.config.pack import PackConfig
 from cascade.config.recipes import RECIPES
 from cascade.config.sample import LoraOptions, SampleConfig, SampleOptions
 from cascade.config.stage import AugmentationLevel
@@ -58,6 +59,7 @@ WHOLE: tuple[Frozen, ...] = (
     ),
     MemoryConfig(size=64),
     EmbedConfig(output=Path("store"), cascade="mini", caption=("a dog",)),
+    PackConfig(sources=("photos",), output=Path("pack"), shrink=512, most_aspect=2.0, workers=2),
     JudgeConfig(attributes={"concept": Attribute(words={"dog": ("dog",)})}),
     SubjectScoreConfig(),
     StageScoreConfig(side=64, steps=5, guidance=1.0),

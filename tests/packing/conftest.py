@@ -1,11 +1,13 @@
 """Packs written by hand, record by record, as another program would write them."""
 
 import io
+import json
 import tarfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +17,7 @@ from pyarrow import parquet
 
 from cascade.data.pack import (
     MANIFEST,
+    QUARANTINE,
     Note,
     PackManifest,
     ShardEntry,
@@ -133,3 +136,85 @@ def write_pack() -> WritePack:
 def record() -> type[Record]:
     """What `write_pack` is given."""
     return Record
+
+
+Picture = Callable[..., bytes]
+
+
+def _picture(seed: int, size: tuple[int, int] = (48, 32), kind: str = "JPEG") -> bytes:
+    colours = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(colours).resize(size, Image.Resampling.BICUBIC).save(buffer, kind)
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="session")
+def picture() -> Picture:
+    """Encode a picture: a soft pattern of a seed."""
+    return _picture
+
+
+Members = Iterable[tuple[str, bytes]]
+
+
+def _tar_of(members: Members) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for name, data in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="session")
+def tar_of() -> Callable[[Members], bytes]:
+    """Make a tar of names and what is in them."""
+    return _tar_of
+
+
+def _rows_of(pack: Path) -> list[dict[str, Any]]:
+    manifest = PackManifest.load(pack / MANIFEST)
+    rows = []
+    for shard in manifest.shards:
+        data = (pack / shard.tar).read_bytes()
+        with tarfile.open(pack / shard.tar) as tar:
+            names = tar.getnames()
+        index = parquet.read_table(pack / shard.index)
+        assert index.schema.names == list(schema(manifest.numbers))
+        assert (shard.sha256, shard.size) == (file_digest(pack / shard.tar), len(data))
+        assert shard.index_sha256 == file_digest(pack / shard.index)
+        assert len(index) == shard.records == len(names) / 2
+        for place, row in enumerate(index.to_pylist()):
+            picture = data[row["offset"] :][: row["size"]]
+            note = data[row["note_offset"] :][: row["note_size"]]
+            assert zlib.crc32(picture, zlib.crc32(note)) == row["crc32"]
+            assert names[2 * place] == f"{row['key']}.json"
+            said = Note(**json.loads(note))
+            assert list(said.captions) == row["captions"]
+            assert caption_hash(said.captions) == row["caption_hash"]
+            assert (said.licence, said.source) == (row["licence"], row["source"])
+            with Image.open(io.BytesIO(picture)) as image:
+                assert image.size == (row["width"], row["height"])
+            rows.append({**row, "picture": picture, "split": shard.split})
+    return rows
+
+
+RowsOf = Callable[[Path], list[dict[str, Any]]]
+
+
+@pytest.fixture(scope="session")
+def rows_of() -> RowsOf:
+    """Read a pack's rows with their pictures and splits; tars, notes and indexes must agree."""
+    return _rows_of
+
+
+def _left_of(pack: Path) -> dict[str, str]:
+    lines = (pack / QUARANTINE).read_text(encoding="utf-8").splitlines()
+    return {line["source"]: line["reason"] for line in map(json.loads, lines)}
+
+
+@pytest.fixture(scope="session")
+def left_of() -> Callable[[Path], dict[str, str]]:
+    """Read a pack's quarantine: the reason of each source."""
+    return _left_of

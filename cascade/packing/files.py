@@ -1,0 +1,158 @@
+"""Files of a folder or of an object store: listed, opened, read."""
+
+import io
+import os
+import posixpath
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from cascade.data.place import file_system, is_address
+from cascade.errors import UserError
+
+_BUFFER: Final = 2**20  # bytes read at once
+_BRACES: Final = re.compile(r"\{([^{}]*)\}")
+_RANGE: Final = re.compile(r"(\d+)\.\.(\d+)")
+
+
+class Unreachable(UserError):
+    """A store does not answer: asking again later may help."""
+
+
+class Entry(NamedTuple):
+    """What a folder holds."""
+
+    name: str
+    size: int
+    is_folder: bool
+
+
+@dataclass(frozen=True)
+class Files:
+    """A file, or the files below a folder.
+
+    Attributes:
+        address: of fsspec, or a path.
+    """
+
+    address: str
+
+    @property
+    def name(self) -> str:
+        """Its last part."""
+        if not is_address(self.address):
+            return Path(self.address).absolute().name
+        return self.address.partition("?")[0].rstrip("/").rpartition("/")[2]
+
+    def inside(self, name: str) -> "Files":
+        """Return what a folder holds by this name."""
+        return Files(f"{self.address.rstrip('/')}/{name}") if name else self
+
+    def is_folder(self) -> bool:
+        """Report whether it is a folder."""
+        system, root = file_system(self.address)
+        return bool(self.answered(system.isdir, root))
+
+    def exists(self) -> bool:
+        """Report whether there is such a file or folder."""
+        system, root = file_system(self.address)
+        return bool(self.answered(system.exists, root))
+
+    def listed(self) -> list[Entry]:
+        """List a folder, in the order of the names."""
+        if not is_address(self.address):
+            return sorted(_local(Path(self.address)))
+        system, root = file_system(self.address)
+        found = self.answered(system.ls, root, detail=True)
+        return sorted(
+            Entry(posixpath.basename(name), int(one.get("size") or 0), one["type"] == "directory")
+            for one in found
+            if (name := str(one["name"]).rstrip("/")) != root.rstrip("/")
+        )
+
+    def open(self) -> io.BufferedReader:
+        """Open it for reading.
+
+        Raises:
+            FileNotFoundError: there is none.
+            Unreachable: the store does not answer, now or while it is read.
+        """
+        system, root = file_system(self.address)
+        return io.BufferedReader(_Reading(self.answered(system.open, root, "rb"), self), _BUFFER)
+
+    def read(self) -> bytes:
+        """Read it whole; errors as of `open`."""
+        system, root = file_system(self.address)
+        return bytes(self.answered(system.cat_file, root))
+
+    def answered(self, ask: Any, *given: Any, **named: Any) -> Any:
+        """Ask a store, and tell its own errors as `Unreachable`."""
+        try:
+            return ask(*given, **named)
+        except (FileNotFoundError, UserError):
+            raise
+        except Exception as error:  # noqa: BLE001  each store has its own errors
+            raise Unreachable(
+                f"{self.address} could not be read ({error}); check the address, the network and "
+                "the permissions, and start the same command again: it goes on."
+            ) from None
+
+
+class _Reading(io.RawIOBase):
+    """An open file whose store may stop answering."""
+
+    def __init__(self, stream: Any, files: Files) -> None:
+        self._stream, self._files = stream, files
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._files.answered(self._stream.read, len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return int(self._stream.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._stream.tell())
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return bool(self._stream.seekable())
+
+
+def _local(folder: Path) -> Iterator[Entry]:
+    """List a folder of this machine; links lead on, except to a folder that they are in."""
+    for entry in os.scandir(folder):
+        try:
+            is_folder, size = entry.is_dir(), entry.stat().st_size
+        except OSError:  # a link that leads nowhere: reading it will say so
+            is_folder, size = False, 0
+        if is_folder and entry.is_symlink():
+            real = Path(entry.path).resolve()
+            if folder.resolve().is_relative_to(real):
+                continue
+        yield Entry(entry.name, size, is_folder)
+
+
+def expanded(text: str) -> Iterator[str]:
+    """Yield what a list in braces stands for: `a-{00..02}.tar`, `{train,test}.tar`."""
+    found = _BRACES.search(text)
+    if found is None:
+        yield text
+        return
+    ends = _RANGE.fullmatch(found[1])
+    if ends is not None:
+        width = len(ends[1])
+        words = [f"{number:0{width}}" for number in range(int(ends[1]), int(ends[2]) + 1)]
+    else:
+        words = found[1].split(",")
+    for word in words:
+        yield from expanded(f"{text[: found.start()]}{word}{text[found.end() :]}")

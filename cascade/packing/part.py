@@ -1,0 +1,203 @@
+"""Packing of one part: what a worker process does."""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from cascade.config.pack import PackConfig
+from cascade.data.pack import Split
+from cascade.files import read_json, write_json
+from cascade.packing.arrays import read_array
+from cascade.packing.files import Files, Unreachable
+from cascade.packing.pictures import Record, is_held_out, prepared
+from cascade.packing.plan import Part, quarantine_of, read_part
+from cascade.packing.records import Found, LeftOut, Refused, row_of_json
+from cascade.packing.shards import Piece, ShardWriter
+from cascade.packing.tables import read_table
+from cascade.packing.tars import Tar
+from cascade.progress import warn
+
+_ATTEMPTS: Final = 4
+_FIRST_WAIT: Final = 2.0  # seconds; doubled after each failed attempt
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of a part.
+
+    Attributes:
+        pieces: its shards.
+        numbers: names of their numbers.
+        left_out: counted by the reason.
+        unused: members that are not taken over, counted by their ending.
+    """
+
+    pieces: tuple[Piece, ...]
+    numbers: tuple[str, ...]
+    left_out: dict[str, int]
+    unused: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every part is packed with.
+
+    Attributes:
+        work: folder that gets the shards.
+        config: the settings.
+        class_names: of the classes' numbers.
+    """
+
+    work: Path
+    config: PackConfig
+    class_names: tuple[str, ...]
+
+
+def read_result(work: Path, number: int) -> Result | None:
+    """Return what became of a part; None where it is not done."""
+    path = _result(work, number)
+    if not path.is_file():
+        return None
+    found: Any = read_json(path, f"remove {work} to begin anew")
+    pieces = tuple(Piece(**piece) for piece in found.pop("pieces"))
+    return Result(pieces=pieces, **found)
+
+
+def pack_part(job: Job, number: int, tick: Callable[[], None]) -> None:
+    """Pack a part, and note that it is done; try again where its store does not answer.
+
+    Args:
+        job: what it is packed with.
+        number: of the part.
+        tick: called with every record; what it raises ends the work.
+    """
+    for attempt in range(_ATTEMPTS):
+        try:
+            result = _packed(job, number, tick)
+        except Unreachable as error:
+            if attempt + 1 == _ATTEMPTS:
+                raise
+            warn(f"{error} Trying again.")
+            time.sleep(_FIRST_WAIT * 2**attempt)
+        else:
+            write_json(asdict(result), _result(job.work, number))
+            return
+
+
+def _packed(job: Job, number: int, tick: Callable[[], None]) -> Result:
+    part, rows = read_part(job.work, number)
+    unused: dict[str, int] = {}
+    with (
+        quarantine_of(job.work, number).open("w", encoding="ascii") as quarantine,
+        _Shards(job, number) as shards,
+    ):
+        left_out = Counter[str]()
+        for place, found in enumerate(_records(part, rows, job.config, unused)):
+            tick()
+            left: LeftOut
+            if isinstance(found, LeftOut):
+                left = found
+            else:
+                try:
+                    record = prepared(found, job.config, job.class_names)
+                except Refused as refused:
+                    left = LeftOut(found.source, refused.reason, refused.detail)
+                else:
+                    shards.add(f"{number:06d}-{place:08d}", record, part.split)
+                    continue
+            left_out[left.reason] += 1
+            quarantine.write(left.dump())
+        shards.finish()
+    return Result(
+        pieces=tuple(shards.pieces),
+        numbers=tuple(sorted(shards.numbers)),
+        left_out=dict(sorted(left_out.items())),
+        unused=dict(sorted(unused.items())),
+    )
+
+
+def _records(
+    part: Part, rows: Iterator[Any], config: PackConfig, unused: dict[str, int]
+) -> Iterator[Found | LeftOut]:
+    match part.kind:
+        case "files":
+            yield from (_of_file(part, *row) for row in rows)
+        case "tar":
+            yield from Tar(part, unused).read()
+        case "table":
+            yield from read_table(part, config)
+        case "array":
+            yield from read_array(part, rows)
+
+
+def _of_file(part: Part, path: str, beside: list[str], said: list[Any]) -> Found | LeftOut:
+    """Read a picture's file and what lies beside it."""
+    root, source = Files(part.address), f"{part.name}/{path}"
+    try:
+        stem = path.rpartition(".")[0]
+        texts = {ending: root.inside(f"{stem}.{ending}").read() for ending in beside}
+        if "json" in texts:
+            said = [*said, row_of_json(texts["json"])]
+        picture = root.inside(path).read()
+        return Found(source, picture, tuple(said), texts.get("txt"), texts.get("cls"))
+    except FileNotFoundError:
+        return LeftOut(source, "its file is not there")
+    except Refused as refused:
+        return LeftOut(source, refused.reason)
+
+
+@dataclass
+class _Shards:
+    """The shards of a part: of each split one at a time is being written."""
+
+    job: Job
+    number: int
+    pieces: list[Piece] = field(default_factory=list)
+    numbers: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self._stack = ExitStack()
+        self._open: dict[Split, ShardWriter] = {}
+
+    def __enter__(self) -> "_Shards":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
+
+    def add(self, key: str, record: Record, split: Split) -> None:
+        config = self.job.config
+        if is_held_out(record.phash, config.held_out):
+            split = "validation"
+        shard = self._open.get(split)
+        if shard is not None and (
+            shard.records >= config.shard_records
+            or shard.size + len(record.picture) > config.shard_size << 20
+        ):
+            self._close(split)
+            shard = None
+        if shard is None:
+            shard = self._open[split] = self._stack.enter_context(self._begin(split))
+        shard.add(key, record)
+
+    def finish(self) -> None:
+        """Close what is still open."""
+        for split in sorted(self._open):
+            self._close(split)
+
+    def _begin(self, split: Split) -> ShardWriter:
+        place = sum(piece.split == split for piece in self.pieces)
+        return ShardWriter(self.job.work, f"{split}-{self.number:06d}-{place:04d}", split)
+
+    def _close(self, split: Split) -> None:
+        piece, numbers = self._open.pop(split).close()
+        self.pieces.append(piece)
+        self.numbers.update(numbers)
+
+
+def _result(work: Path, number: int) -> Path:
+    return work / f"done-{number}.json"
