@@ -15,7 +15,8 @@ import torch
 from cascade import Cascade
 from cascade.config.folders import cascade_folder
 from cascade.config.train import TrainConfig
-from cascade.data.batch import Batch, Stream
+from cascade.data.batch import Batch
+from cascade.data.stream import Stream
 from cascade.diffusion.denoiser import Conditioning, Denoiser
 from cascade.diffusion.noise import NoiseSource, derive_seed
 from cascade.diffusion.objective import RowLosses

@@ -6,7 +6,8 @@ from typing import Annotated, Final, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from cascade.config.averages import AverageConfig, warmed_up_decay
-from cascade.config.base import Count, Frozen, Looks, Positive, Rows, Seed, Share
+from cascade.config.base import Count, Frozen, Looks, Positive, Rows, Seed
+from cascade.config.data import DataConfig
 from cascade.config.encoder import Embeddings, EncoderMode
 from cascade.config.guard import GuardConfig
 from cascade.config.machine import MachineConfig
@@ -209,20 +210,6 @@ class TrainConfig(Frozen):
     def may_grow(self) -> bool:
         """Whether more steps only add to the run: no step's rate depends on how many there are."""
         return self.optimizer.schedule == "constant"
-
-
-class DataConfig(Frozen):
-    """A folder of pictures with captions, and how a training row is drawn from it."""
-
-    folder: Path = Field(description="holds images.npy and captions.jsonl")
-    caption_dropout: Share = Field(
-        default=0.1, description="share of rows trained on without their caption"
-    )
-    flip: bool = Field(default=True, description="mirror half of the rows")
-    resident: bool = Field(
-        default=False,
-        description="hold all pictures, and the embeddings of all captions, on the training device",
-    )
 
 
 class ValidationConfig(Frozen):

@@ -1,17 +1,12 @@
-"""Training batches, the streams they come from, and the crops that their rows are made of.
+"""Training batches, and the crops that their rows are made of.
 
 Shapes: `B` rows, `C H W` pixels of the high resolution, `C h w` of the low, in [-1, 1].
-
-A *position* is an index into the endless stream of training samples. Everything random about a row
-(which sample, its flip, its dropped caption, its timestep and noise) is a function of the run's
-seed and the position, so a run can stop and go on anywhere, on any number of processes.
 """
 
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from cascade.config.stage import StageConfig
-from cascade.data.images import resize, to_tensor
+from cascade.data.images import normalised, resize, to_tensor
 from cascade.diffusion.noise import to_device
 from cascade.text.packed import PackedTexts
 
@@ -32,7 +27,7 @@ class Batch:
     """Rows of pictures with their captions, weights and noise seeds.
 
     Attributes:
-        images: B C H W, the pictures the stage is to make.
+        images: B C H W, the pictures the stage is to make; uint8 until they are on their device.
         low_res: B C h w, their clean low-resolution twins, or None for a base stage.
         prompts: B captions; None is the unconditional text.
         seeds: B seeds of each row's timestep and noise.
@@ -41,6 +36,7 @@ class Batch:
         positions: how many positions of the stream the rows stand for.
         pixel_weights: B 1 H W, the factor of each pixel's loss, about 1 on average; None is 1.
         texts: the prompts' embeddings, where whoever made the rows had them at hand.
+        skipped: pictures of no use, which others stand in for: where they are, and why.
     """
 
     images: Tensor
@@ -52,18 +48,28 @@ class Batch:
     positions: int
     pixel_weights: Tensor | None = None
     texts: PackedTexts | None = None
+    skipped: tuple[str, ...] = ()
 
     def to(self, device: torch.device) -> "Batch":
-        """Return the same rows on another device; see `to_device`."""
-        tensors: dict[str, Any] = {
-            name: to_device(value, device)
-            for name in ("images", "low_res", "weights", "pixel_weights")
-            if (value := getattr(self, name)) is not None
-        }
-        if self.texts is not None:
-            tokens = to_device(self.texts.tokens, device)
-            tensors["texts"] = replace(self.texts, tokens=tokens)
-        return replace(self, **tensors)
+        """Return the same rows on another device, pixels in [-1, 1]; see `to_device`."""
+        moved = self._with(lambda tensor: to_device(tensor, device))
+        low_res = None if moved.low_res is None else normalised(moved.low_res)
+        return replace(moved, images=normalised(moved.images), low_res=low_res)
+
+    def pin_memory(self) -> "Batch":
+        """Return the same rows where a GPU copies from by itself; `DataLoader` asks for it."""
+        return self._with(Tensor.pin_memory)
+
+    def _with(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        """Return the same rows with each of their tensors changed."""
+        changed: dict[str, Any] = {}
+        for name in (field.name for field in fields(self)):
+            value = getattr(self, name)
+            if isinstance(value, Tensor):
+                changed[name] = change(value)
+            elif isinstance(value, PackedTexts):
+                changed[name] = replace(value, tokens=change(value.tokens))
+        return replace(self, **changed)
 
 
 def concatenate(first: Batch, second: Batch) -> Batch:
@@ -104,71 +110,6 @@ def _both_texts(first: PackedTexts | None, second: PackedTexts | None) -> Packed
     if first is None or second is None:
         raise ValueError("Only one of two batches has the embeddings of its texts.")
     return first.joined(second)
-
-
-@dataclass(frozen=True)
-class RankSlice:
-    """The part of each global batch that one process works on.
-
-    A global batch of `batch_size` positions is cut into `accumulation * world_size` micro-batches;
-    the process takes every `world_size`-th of them.
-    """
-
-    batch_size: int
-    accumulation: int = 1
-    rank: int = 0
-    world_size: int = 1
-
-    @property
-    def micro_batch(self) -> int:
-        """Positions in one micro-batch."""
-        return self.batch_size // (self.accumulation * self.world_size)
-
-    def positions(self, start: int, turn: int) -> range:
-        """Return the positions of the `turn`-th micro-batch of the global batch at `start`."""
-        first = start + (turn * self.world_size + self.rank) * self.micro_batch
-        return range(first, first + self.micro_batch)
-
-
-class Samples(Protocol):
-    """A source with random access: rows as a pure function of their positions."""
-
-    def rows(self, positions: Sequence[int]) -> Batch:
-        """Return the rows at these positions of the stream."""
-        ...
-
-
-@dataclass(frozen=True)
-class Stream:
-    """An endless source of micro-batches that can start at any position.
-
-    Attributes:
-        samples: where rows come from.
-        prefetch: prepare the next micro-batch while one is worked on; of no use where a device
-            gathers rows.
-    """
-
-    samples: Samples
-    prefetch: bool = True
-
-    def batches(self, start: int, part: RankSlice) -> Iterator[Batch]:
-        """Yield a process's micro-batches from the global batch at `start` on, in order."""
-        turns = _turns(start, part)
-        if not self.prefetch:
-            yield from map(self.samples.rows, turns)
-        with ThreadPoolExecutor(max_workers=1) as pool:
-            pending = pool.submit(self.samples.rows, next(turns))
-            while True:
-                batch = pending.result()
-                pending = pool.submit(self.samples.rows, next(turns))
-                yield batch
-
-
-def _turns(start: int, part: RankSlice) -> Iterator[range]:
-    while True:
-        for turn in range(part.accumulation):
-            yield part.positions(start, turn)
-        start += part.batch_size
 
 
 @lru_cache(maxsize=4)

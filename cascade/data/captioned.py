@@ -1,222 +1,266 @@
-"""Captioned pictures in one memory-mapped array, the format of `cascade train`.
+"""Training rows of one stage from captioned pictures: shuffled, cut, mirrored, captions dropped.
 
-A dataset is a folder:
-
-* `images.npy`: uint8, N C S S, read through a memory map;
-* `captions.jsonl`: line i holds the equally good captions of picture i, a JSON list or one string;
-* `dataset.json`: size, count, resize kernel, sources and licence, for people.
-
-Shapes: `B` rows, `N` pictures of the dataset, `C S S` pixels of one; `h w` low-resolution pixels.
+Shapes: `B` rows; pixels are uint8 until a batch is moved to its device.
 """
 
-import hashlib
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
+from itertools import chain
 from typing import Final
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
+from cascade.config.data import RowConfig
 from cascade.config.stage import StageConfig
-from cascade.data.batch import Batch, crop_offsets, crop_pair, permutation, whole_pair
+from cascade.data.batch import Batch, crop_sides
+from cascade.data.choosing import Choice, choose, random_words
+from cascade.data.cutting import Window, cut, enough
+from cascade.data.dataset import Dataset, UnusableRecord
+from cascade.data.mixture import Mixture
+from cascade.data.order import Order, mixed
 from cascade.diffusion.noise import derive_seed
-from cascade.diffusion.philox import philox4x32, round_keys
 from cascade.errors import UserError
-from cascade.files import read_text
-from cascade.text.captions import parse_captions
-from cascade.text.cleaning import names_side
 
-_DIGESTED: Final = 256  # pictures of a dataset that its digest reads
+_SUBSTITUTES: Final = 16  # records of a shard that are tried for one that is of no use
+_FETCHES: Final = 4  # shards at once
 
 
 @dataclass(frozen=True)
-class CaptionedArray:
-    """An opened dataset: pictures N C S S (uint8) and the captions of each."""
-
-    images: np.ndarray
-    captions: tuple[tuple[str, ...], ...]
-
-    @classmethod
-    def open(cls, folder: Path) -> "CaptionedArray":
-        """Open a dataset folder without reading the pictures into memory."""
-        for name in ("images.npy", "captions.jsonl"):
-            if not (folder / name).is_file():
-                raise UserError(
-                    f"The data folder {folder} has no {name}; a dataset is a folder with "
-                    "images.npy (uint8, N 3 S S) and captions.jsonl (a JSON list per line)."
-                )
-        images = _open_images(folder / "images.npy")
-        captions = _read_captions(folder / "captions.jsonl")
-        if len(captions) != len(images):
-            raise UserError(
-                f"{folder} has {len(images)} pictures but {len(captions)} lines of captions; "
-                "write one line of captions per picture."
-            )
-        return cls(images, captions)
-
-    def digest(self) -> str:
-        """Return a SHA-256 of all captions and of some hundred pictures."""
-        digest = hashlib.sha256(f"{self.images.shape}".encode())
-        for captions in self.captions:
-            digest.update(json.dumps(captions).encode())
-        for index in range(0, len(self.images), -(-len(self.images) // _DIGESTED)):
-            digest.update(self.images[index].tobytes())
-        return digest.hexdigest()
-
-    def picture(self, index: int) -> Image.Image:
-        """Return one picture."""
-        return Image.fromarray(np.ascontiguousarray(self.images[index].transpose(1, 2, 0)))
-
-
-@dataclass(frozen=True)
-class Decisions:
-    """The random choices of rows, and nothing of their pixels.
+class Source:
+    """One of the sets that rows come from.
 
     Attributes:
-        index: B int64, which pictures.
-        mirrored: B bool.
-        top: B int64, where the crop begins, in low-resolution pixels of the mirrored picture.
-        left: B int64.
-        prompts: B captions; None is the unconditional text.
-        seeds: B seeds of each row's timestep and noise.
+        data: its pictures.
+        weight: its share of the rows, in any unit.
+        size: width and height of a whole picture as it is trained on, pixels.
+        prefix: put before each caption.
     """
 
-    index: np.ndarray
-    mirrored: np.ndarray
-    top: np.ndarray
-    left: np.ndarray
-    prompts: tuple[str | None, ...]
-    seeds: tuple[int, ...]
+    data: Dataset
+    weight: float
+    size: tuple[int, int]
+    prefix: str = ""
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """Return a picture's captions as they are trained on."""
+        return tuple(self.prefix + caption for caption in self.data.captions(index))
+
+    def all_captions(self) -> Iterator[tuple[str, ...]]:
+        """Yield every picture's captions as they are trained on."""
+        for captions in self.data.all_captions():
+            yield tuple(self.prefix + caption for caption in captions)
+
+    @cached_property
+    def ends(self) -> np.ndarray:
+        """Records up to the end of each shard."""
+        return np.cumsum(self.data.counts)
+
+    def shards(self, index: np.ndarray) -> np.ndarray:
+        """Return the shards that records lie in."""
+        return np.searchsorted(self.ends, index, side="right")
 
 
 @dataclass(frozen=True)
 class CaptionedSamples:
-    """Training rows of one stage from a dataset: shuffled, mirrored, captions dropped.
+    """Training rows of one stage: a pure function of the seed and their positions.
 
-    Every epoch is a new permutation keyed by (seed, epoch).
+    Attributes:
+        sources: where pictures come from.
+        stage: that is trained.
+        seed: of the run.
+        config: how rows are drawn.
+        group: consecutive positions whose rows have one shape.
     """
 
-    data: CaptionedArray
+    sources: tuple[Source, ...]
     stage: StageConfig
     seed: int
-    caption_dropout: float
-    flip: bool
+    config: RowConfig
+    group: int = 1
 
-    def __post_init__(self) -> None:
-        """Refuse pictures that are not of the stage's size."""
-        side = self.data.images.shape[-1]
-        if side != self.stage.size:
-            raise UserError(
-                f"The pictures are {side} pixels wide but stage '{self.stage.name}' makes "
-                f"{self.stage.size}; prepare the data at the stage's size."
-            )
+    def __len__(self) -> int:
+        """Return the number of pictures."""
+        return int(self.first[-1])
 
-    def rows(self, positions: Sequence[int]) -> Batch:
-        """Return the rows at these positions; see `cascade.data.batch`."""
-        chosen = self.decide(positions)
-        pairs = [
-            self._pair(*row)
-            for row in zip(chosen.index, chosen.mirrored, chosen.top, chosen.left, strict=True)
-        ]
-        low = [low for _, low in pairs if low is not None]
-        return Batch(
-            images=torch.stack([high for high, _ in pairs]),
-            low_res=torch.stack(low) if low else None,
-            prompts=chosen.prompts,
-            seeds=chosen.seeds,
-            weights=torch.ones(len(pairs)),
-            terms=("mse",) * len(pairs),
-            positions=len(pairs),
-        )
-
-    def decide(self, positions: Sequence[int]) -> Decisions:
-        """Make the random choices of the rows at these positions, all at once."""
-        at = np.asarray(positions, dtype=np.int64)
-        index = self._pictures(at)
-        mirror, caption, drop, top, left, low, high, _ = _words(self.seed, at)
-        choices = _below(caption, self._caption_counts[index])
-        dropped = drop < self.caption_dropout * 2**32
-        offsets = crop_offsets(self.stage)
-        prompts = tuple(
-            None if nothing else self.data.captions[picture][choice]
-            for picture, choice, nothing in zip(index, choices, dropped, strict=True)
-        )
-        # A mirrored picture would belie a caption that says "on the left".
-        turns = np.array([not names_side(prompt) for prompt in prompts]) & self.flip
-        return Decisions(
-            index=index,
-            mirrored=(mirror < 2**31) & turns,
-            top=_below(top, offsets),
-            left=_below(left, offsets),
-            prompts=prompts,
-            seeds=tuple(((high >> 1 << 32) | low).tolist()),
-        )
+    def place(self, number: int) -> tuple[int, int]:
+        """Return the source of a picture of all sources, laid end to end, and its index there."""
+        source = int(np.searchsorted(self.first, number, side="right")) - 1
+        return source, number - int(self.first[source])
 
     @cached_property
-    def _caption_counts(self) -> np.ndarray:
-        return np.array([len(captions) for captions in self.data.captions])
+    def first(self) -> np.ndarray:
+        """Pictures of the sources before each, int64; the last is all of them."""
+        return np.cumsum([0, *(int(source.ends[-1]) for source in self.sources)])
 
-    def _pictures(self, positions: np.ndarray) -> np.ndarray:
-        count = len(self.data.images)
-        epochs = positions // count
-        index = np.empty_like(positions)
-        for epoch in np.unique(epochs):
-            order = permutation(count, derive_seed(self.seed, "epoch", int(epoch)))
-            of_epoch = epochs == epoch
-            index[of_epoch] = order[positions[of_epoch] % count]
-        return index
-
-    def _pair(
-        self, index: int, mirrored: bool, top: int, left: int
-    ) -> tuple[Tensor, Tensor | None]:
-        high, low = whole_pair(self.stage, self.data.picture(index))
-        if mirrored:  # the small one after it was made: a twin made beforehand has the same bits
-            high, low = high.flip(-1), None if low is None else low.flip(-1)
-        return crop_pair(self.stage, high, low, (top, left))
-
-
-def _open_images(path: Path) -> np.ndarray:
-    try:
-        images: np.ndarray = np.load(path, mmap_mode="r")
-    except (ValueError, OSError, EOFError) as error:
-        raise UserError(f"{path} cannot be read ({error}); make the dataset again.") from None
-    if not isinstance(images, np.ndarray):
-        raise UserError(f"{path} is an archive of arrays; save one array, with numpy.save.")
-    right = images.ndim == 4 and images.shape[1] == 3 and images.shape[2] == images.shape[3]
-    if not right or images.dtype != np.uint8 or not len(images):
-        raise UserError(
-            f"{path} holds {images.dtype} of shape {images.shape}; "
-            "it must be uint8 of shape N 3 S S, with at least one picture."
+    def rows(self, positions: Sequence[int]) -> Batch:
+        """Return the rows at these positions; see `cascade.data.stream`."""
+        skipped = list[str]()
+        made = [
+            self._made(position, choice, skipped)
+            for position, choice in zip(positions, self.decide(positions), strict=True)
+        ]
+        choices = [choice for choice, _, _ in made]
+        low = [low for _, _, low in made if low is not None]
+        return Batch(
+            images=stacked([high for _, high, _ in made]),
+            low_res=stacked(low) if low else None,
+            prompts=tuple(choice.prompt for choice in choices),
+            seeds=tuple(choice.seed for choice in choices),
+            weights=torch.ones(len(made)),
+            terms=("mse",) * len(made),
+            positions=len(made),
+            skipped=tuple(skipped),
         )
-    return images
+
+    def decide(self, positions: Sequence[int]) -> list[Choice]:
+        """Make the random choices of the rows at these positions, all at once."""
+        at = np.asarray(positions, dtype=np.int64)
+        return self._decided(at, *self._records(at))
+
+    def bring(self, positions: Sequence[int]) -> None:
+        """Fetch the shards that rows are made of, where they are far."""
+        sources, index = self._records(np.asarray(positions, dtype=np.int64))
+        with ThreadPoolExecutor(_FETCHES) as pool:
+            for number in np.unique(sources).tolist():
+                source = self.sources[number]
+                shards = np.unique(source.shards(index[sources == number])).tolist()
+                list(pool.map(source.data.bring, shards))
+
+    def captions(self, number: int) -> tuple[str, ...]:
+        """Return the captions of a picture of all sources, laid end to end."""
+        source, index = self.place(number)
+        return self.sources[source].captions(index)
+
+    def whole(self, number: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return the pixels of a picture of all sources, uncropped, as `pixels`."""
+        source, index = self.place(number)
+        try:
+            return self.uncropped.pixels(Choice(source, index))
+        except UnusableRecord as error:
+            raise UserError(
+                f"{self.sources[source].data.name(index)} is of no use ({error}); pack the "
+                "pictures again without it."
+            ) from None
+
+    @cached_property
+    def uncropped(self) -> "CaptionedSamples":
+        """Return the same samples with whole pictures in their rows."""
+        low_res = self.stage.low_res
+        if low_res is None or low_res.crop is None:
+            return self
+        whole = low_res.model_copy(update={"crop": None})
+        return replace(self, stage=self.stage.model_copy(update={"low_res": whole}))
+
+    def all_captions(self) -> Iterator[tuple[str, ...]]:
+        """Yield every picture's captions as they are trained on, source by source."""
+        return chain.from_iterable(source.all_captions() for source in self.sources)
+
+    def pixels(self, choice: Choice) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return a row's pixels and their low-resolution twin, H W 3 and h w 3.
+
+        Raises:
+            UnusableRecord: its picture is damaged, or too small.
+        """
+        source = self.sources[choice.source]
+        window = self._window(choice, *source.data.size(choice.index), source.size)
+        side = min(source.size)
+        whole = source.data.size(choice.index)
+        picture = source.data.picture(choice.index, enough(side, window, whole))
+        left = choice.left
+        if choice.mirrored and self.stage.low_res is not None:
+            left = self.stage.low_res.size - crop_sides(self.stage)[1] - left
+        scale = picture.width / whole[0]
+        high, low = cut(self.stage, picture, scale, window, source.size, (choice.top, left))
+        if not choice.mirrored:
+            return high, low
+        return high[:, ::-1], None if low is None else low[:, ::-1]
+
+    def _made(
+        self, position: int, choice: Choice, skipped: list[str]
+    ) -> tuple[Choice, np.ndarray, np.ndarray | None]:
+        """Make a row; another record of the same shard stands in for one that is of no use."""
+        source = self.sources[choice.source]
+        shard = int(source.shards(np.array(choice.index)))
+        count = int(source.data.counts[shard])
+        first = int(source.ends[shard]) - count
+        for attempt in range(_SUBSTITUTES):
+            try:
+                return choice, *self.pixels(choice)
+            except UnusableRecord as error:
+                skipped.append(f"{source.data.name(choice.index)} ({error})")
+            word = int(mixed(derive_seed(self.seed, "substitute"), position, attempt))
+            # Any other of the shard.
+            index = first + (choice.index - first + 1 + word % max(1, count - 1)) % count
+            at, sources = np.array([position]), np.array([choice.source])
+            (choice,) = self._decided(at, sources, np.array([index]))
+        raise UserError(
+            f"{_SUBSTITUTES} pictures of one shard are of no use, as {skipped[-1]}; see 'cascade "
+            "data check', and pack them again."
+        )
+
+    def _window(self, choice: Choice, width: int, height: int, size: tuple[int, int]) -> Window:
+        """Return the part of a picture that a row shows, of the shape of `size`."""
+        largest = min(width / size[0], height / size[1])
+        if largest < 1:
+            raise UnusableRecord(
+                f"{width}x{height} is smaller than the {size[0]}x{size[1]} that are trained on"
+            )
+        least = max(self.config.least_scale, 1 / largest)
+        scale = largest * (least + choice.scale * (1 - least))
+        wide, high = min(scale * size[0], width), min(scale * size[1], height)
+        if self.config.crop == "random":
+            left, top = choice.across * (width - wide), choice.down * (height - high)
+        else:
+            left, top = (width - wide) // 2, (height - high) // 2
+        return Window(left, top, left + wide, top + high)
+
+    def _records(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the source of each position's picture, and its index in it."""
+        sources, own = self._mixture.of(positions)
+        index = np.empty_like(own)
+        for number, order in enumerate(self._orders):
+            of_source = sources == number
+            if of_source.any():
+                index[of_source] = order.indices(own[of_source])
+        return sources, index
+
+    def _decided(
+        self, positions: np.ndarray, sources: np.ndarray, index: np.ndarray
+    ) -> list[Choice]:
+        words = random_words(self.seed, positions)
+        return [
+            choose(self.config, self.stage, (source, at), self._captions(source, at), row)
+            for source, at, row in zip(sources.tolist(), index.tolist(), words, strict=True)
+        ]
+
+    def _captions(self, source: int, index: int) -> tuple[str, ...]:
+        try:
+            return self.sources[source].captions(index)
+        except UnusableRecord:  # its pixels, read next, will be of no use either
+            return ("",)
+
+    @cached_property
+    def _mixture(self) -> Mixture:
+        weights = tuple(source.weight for source in self.sources)
+        return Mixture(weights, self.seed, self.group)
+
+    @cached_property
+    def _orders(self) -> tuple[Order, ...]:
+        return tuple(
+            Order(
+                source.data.counts,
+                derive_seed(self.seed, "source", number),
+                self.config.window,
+                self.config.lanes,
+            )
+            for number, source in enumerate(self.sources)
+        )
 
 
-def _read_captions(path: Path) -> tuple[tuple[str, ...], ...]:
-    # Not `splitlines`, which also breaks at separators that may stand inside a JSON string.
-    lines = read_text(path).removesuffix("\n").split("\n")
-    return tuple(parse_captions(path, number, line) for number, line in enumerate(lines, start=1))
-
-
-def _words(seed: int, positions: np.ndarray) -> np.ndarray:
-    """Return eight random 32-bit words of every position, 8 x B int64.
-
-    Philox and not a generator of NumPy's per row, of which a thousand take tens of milliseconds.
-    """
-    position, zero = torch.from_numpy(positions), torch.zeros((), dtype=torch.int64)
-    keys = round_keys(torch.tensor(derive_seed(seed, "row")))
-    words = [
-        word
-        for block in range(2)
-        for word in philox4x32((position & 0xFFFFFFFF, position >> 32, zero + block, zero), keys)
-    ]
-    return torch.stack(words).numpy()
-
-
-def _below(words: np.ndarray, count: np.ndarray | int) -> np.ndarray:
-    """Turn 32-bit words into integers in [0, count)."""
-    return words * count >> 32
+def stacked(pictures: Sequence[np.ndarray]) -> Tensor:
+    """Return pictures H W C as one tensor B C H W."""
+    return torch.from_numpy(np.stack([picture.transpose(2, 0, 1) for picture in pictures]))

@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 
 
-class CorruptRecord(Exception):
-    """A record's bytes are not what was written, or no picture: it is told, and left out."""
+class UnusableRecord(Exception):
+    """A record gives no row: it is damaged, or too small; another takes its place."""
 
 
 class Dataset(Protocol):
@@ -34,7 +34,7 @@ class Dataset(Protocol):
             least_side: a shorter side that is enough, pixels; see `read_upright`.
 
         Raises:
-            CorruptRecord: it cannot be decoded.
+            UnusableRecord: it is damaged.
         """
         ...
 

@@ -193,7 +193,7 @@ def _shards(folder: Path, packs: Sequence[Place], prefix: str) -> list[_Shard]:
         there[shard_name(file.name)].append(file)
     found: dict[str, _Shard] = {}
     for place in packs:
-        for entry in PackManifest.load(place.fetch(MANIFEST)).shards:
+        for entry in PackManifest.load(place.fetch(MANIFEST, fresh=True)).shards:
             name = file_name(entry, prefix)
             found[name] = _Shard(place, entry, folder / name, tuple(there[entry.name]))
     return list(found.values())

@@ -127,11 +127,20 @@ def resize(image: Image.Image, size: int, kernel: ResizeKernel) -> Image.Image:
 
 def to_tensor(image: Image.Image | np.ndarray) -> Tensor:
     """Return a picture (8-bit, H W C) as a C H W tensor in [-1, 1]."""
-    pixels = torch.from_numpy(np.array(image, dtype=np.uint8))
-    return pixels.permute(2, 0, 1).float().div_(127.5).sub_(1.0)
+    return normalised(torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1))
 
 
-def to_tensors(images: Sequence[Image.Image]) -> Tensor:
+def normalised(pixels: Tensor) -> Tensor:
+    """Return 8-bit pixels in [-1, 1], in float32; others are returned as they are."""
+    if pixels.dtype != torch.uint8:
+        return pixels
+    # A divisor of its own: by a plain number a GPU multiplies with the reciprocal, which is another
+    # last bit than the CPU's.
+    half = torch.full((), 127.5, device=pixels.device)
+    return pixels.float().div_(half).sub_(1.0)
+
+
+def to_tensors(images: Sequence[Image.Image | np.ndarray]) -> Tensor:
     """Return pictures of one size as a B C H W tensor in [-1, 1]."""
     return torch.stack([to_tensor(image) for image in images])
 

@@ -28,6 +28,9 @@ QUARANTINE: Final = "quarantine.jsonl"
 
 Split = Literal["train", "validation"]
 
+Aspect = tuple[Annotated[int, Field(strict=True, gt=0)], Annotated[int, Field(strict=True, gt=0)]]
+"""Width to height, as 3:2."""
+
 COLUMNS: Final = {
     "key": "string",  # the members' name without its ending
     "offset": "int64",  # of the picture's bytes in the tar
@@ -56,6 +59,9 @@ class ShardEntry(Frozen):
 
     name: Name = Field(description="of its files, without the ending")
     split: Split = Field(default="train", description="what its pictures are for")
+    aspect: Aspect | None = Field(
+        default=None, description="that its pictures are nearest to, where they were sorted by it"
+    )
     records: Annotated[int, Field(strict=True, gt=0)] = Field(description="pictures in it")
     size: _Size = Field(description="of the tar, bytes")
     sha256: _Digest = Field(description="of the tar")

@@ -16,7 +16,7 @@ from typing import Any, Final, TypeVar
 from filelock import FileLock
 
 from cascade.errors import UserError
-from cascade.files import file_digest, replacing
+from cascade.files import file_digest
 from cascade.progress import warn
 
 _Got = TypeVar("_Got")
@@ -78,12 +78,13 @@ class Place:
 
         return self._tried(ask, "its list of files")
 
-    def fetch(self, name: str, sha256: str | None = None) -> Path:
+    def fetch(self, name: str, sha256: str | None = None, fresh: bool = False) -> Path:
         """Return a file's path on this machine; fetch it where it is far and not there yet.
 
         Args:
             name: of the file.
-            sha256: that a fetched file must have; it is fetched anew where another is there.
+            sha256: that a fetched file must have.
+            fresh: fetch it whether it is there or not: it may have changed.
 
         Raises:
             UserError: there is no such file, the place does not answer, or answers wrong.
@@ -93,12 +94,12 @@ class Place:
             if not path.is_file():
                 raise UserError(f"There is no {name} in {self.address}; copy the data again.")
             return path
-        path = self._cached(name)
-        if not path.is_file():
-            path.parent.mkdir(parents=True, exist_ok=True)
+        path = self._cached(name, sha256)
+        if fresh or not path.is_file():
+            _make_folder(path.parent)
             # Several processes of this machine ask for the same shard at about the same time.
             with FileLock(path.with_name(f".{path.name}.lock")):
-                if not path.is_file():
+                if fresh or not path.is_file():
                     self._fetch(name, path, sha256)
         with suppress(OSError):
             if time.time() - path.stat().st_mtime > _TOUCHED:
@@ -120,20 +121,26 @@ class Place:
         end = offset + size
         return bytes(self._tried(lambda: system.cat_file(f"{root}/{name}", offset, end), name))
 
-    def _cached(self, name: str) -> Path:
+    def _cached(self, name: str, sha256: str | None = None) -> Path:
+        """Return where a file is kept: beside those of the same name and another content."""
         key = hashlib.sha256(self.address.encode()).hexdigest()[:16]
-        return self.cache / key / name
+        return self.cache / key / (sha256 or "latest")[:16] / name
 
     def _fetch(self, name: str, path: Path, sha256: str | None) -> None:
         system, root = file_system(self.address)
 
-        def get() -> None:
-            with replacing(path) as partial:
-                system.get_file(f"{root}/{name}", str(partial))
-                if sha256 is not None and file_digest(partial) != sha256:
-                    raise ConnectionError("what arrived has another checksum")
+        partial = path.with_name(f".{name}.{os.getpid()}.partial")
 
-        self._tried(get, name)
+        def get() -> None:
+            system.get_file(f"{root}/{name}", str(partial))
+            if sha256 is not None and file_digest(partial) != sha256:
+                raise ConnectionError("what arrived has another checksum")
+
+        try:
+            self._tried(get, name)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
         _shrink(self.cache, self.cache_bytes, path)
 
     def _tried(self, ask: Callable[[], _Got], name: str) -> _Got:
@@ -174,12 +181,21 @@ def file_system(address: str) -> tuple[Any, str]:
     return system, str(root)
 
 
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"The cache {folder} cannot be written ({error.strerror}); name another folder."
+        ) from None
+
+
 def _shrink(cache: Path, limit: int, kept: Path) -> None:
     """Remove what was unused for longest until a cache is small enough.
 
     A file that another process reads stays readable to it until it is closed.
     """
-    files = [(path.stat(), path) for path in cache.glob("*/[!.]*") if path.is_file()]
+    files = [(path.stat(), path) for path in cache.glob("*/*/[!.]*") if path.is_file()]
     size = sum(stat.st_size for stat, _ in files)
     for stat, path in sorted(files, key=lambda file: file[0].st_mtime):
         if size <= limit:

@@ -50,7 +50,7 @@ def shard_name(file: str) -> str:
 
 def bring_store(store: Place) -> Path:
     """Return a store's folder on this machine, without what lies beside pictures."""
-    note = store.fetch(NOTE)
+    note = store.fetch(NOTE, fresh=True)
     if store.is_far:
         for name in sorted(store.names()):
             store.fetch(name)
@@ -131,7 +131,7 @@ class PictureTexts:
     @classmethod
     def open(cls, store: Place, data: str, prefix: str = "") -> Self:
         """Open what a store, near or far, has of a pack."""
-        note = read_note(store.fetch(NOTE).parent)
+        note = read_note(store.fetch(NOTE, fresh=True).parent)
         return cls(store.inside(PICTURES), data, prefix, *note)
 
     @property

@@ -15,7 +15,7 @@ import torch
 from cascade.config.dreambooth import DreamBoothConfig
 from cascade.config.folders import MANIFEST
 from cascade.config.train import FREE
-from cascade.data.batch import Stream
+from cascade.data.stream import Stream
 from cascade.diffusion.noise import derive_seed
 from cascade.dreambooth.batches import DreamBoothSamples
 from cascade.dreambooth.concepts import concepts_of

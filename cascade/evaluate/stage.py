@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from cascade.config.evaluate import StageScoreConfig
-from cascade.data.captioned import CaptionedArray
+from cascade.data.array import CaptionedArray
 from cascade.data.grid import image_grid
 from cascade.evaluate import enlargement, metrics
 from cascade.evaluate.enlargement import Pairs, make_pairs

@@ -10,7 +10,7 @@ from PIL import Image
 
 from cascade.config.evaluate import StageScoreConfig
 from cascade.config.stage import StageConfig
-from cascade.data.captioned import CaptionedArray
+from cascade.data.array import CaptionedArray
 from cascade.data.images import read_photos
 from cascade.errors import UserError
 from cascade.evaluate.stored import evenly
@@ -66,4 +66,4 @@ class TruePictures:
 
 def captions_of(data: CaptionedArray, rows: NDArray[np.int64]) -> list[str]:
     """Return the first caption of some of a dataset's pictures."""
-    return [data.captions[int(row)][0] for row in rows]
+    return [data.captions(int(row))[0] for row in rows]

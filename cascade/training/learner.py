@@ -181,7 +181,7 @@ class Learner:
             self.watch.at(done.step + 1, Place.FORWARD)
             if config.cuda_graphs:
                 torch.compiler.cudagraph_mark_step_begin()
-            noise = row_noise(batch, share.positions(0, turn).start, config)
+            noise = row_noise(batch, share.positions(0, turn), config)
             rows = self._scored(batch, noise)
             self.watch.at(done.step + 1, Place.BACKWARD)
             self.guard.note(share.positions(done.images, turn), batch, rows.terms)

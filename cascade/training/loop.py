@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cascade.config.stage import StageConfig
 from cascade.config.train import TrainConfig
-from cascade.data.batch import Stream
+from cascade.data.stream import Stream
 from cascade.diffusion.objective import Objective
 from cascade.stage import Stage
 from cascade.text.prompts import PromptSource

@@ -115,8 +115,8 @@ def _on(device: torch.device, text: TextEmbedding) -> TextEmbedding:
     return TextEmbedding(to_device(text.embedding, device), to_device(text.mask, device))
 
 
-def row_noise(batch: Batch, first: int, config: TrainConfig) -> NoiseSource:
-    """Return the rows' noise; `first` is the micro-batch's position in its global batch."""
+def row_noise(batch: Batch, places: range, config: TrainConfig) -> NoiseSource:
+    """Return the rows' noise; `places` are the micro-batch's positions in its global batch."""
     on_device = config.noise == "device"
     noise: NoiseSource = (
         PhiloxNoise(batch.seeds, batch.images.device) if on_device else Noise(batch.seeds)
@@ -124,5 +124,5 @@ def row_noise(batch: Batch, first: int, config: TrainConfig) -> NoiseSource:
     if not config.stratified:
         return noise
     # Every kind of rows has one at each position; each kind is spread for itself.
-    places = first + torch.arange(len(batch.seeds)) % batch.positions
-    return Stratified(noise, places, config.batch_size)
+    strata = torch.tensor(places).repeat(len(batch.seeds) // batch.positions)
+    return Stratified(noise, strata, config.batch_size)

@@ -26,7 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 from cascade.config.parallel import ParallelConfig
 from cascade.config.stage import StageConfig
 from cascade.config.train import TrainConfig
-from cascade.data.batch import RankSlice
+from cascade.data.stream import RankSlice
 from cascade.errors import UserError
 from cascade.model.precision import in_bf16
 from cascade.model.recompute import Block, set_recomputation

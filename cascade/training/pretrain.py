@@ -11,9 +11,11 @@ import torch
 from cascade.config.folders import read_stage_config
 from cascade.config.stage import StageConfig
 from cascade.config.train import FREE, PretrainConfig
-from cascade.data.batch import Stream
-from cascade.data.captioned import CaptionedArray, CaptionedSamples
+from cascade.data.captioned import CaptionedSamples
+from cascade.data.opening import data_identity, open_samples
+from cascade.data.place import is_address
 from cascade.data.resident import ResidentSamples
+from cascade.data.stream import SKIPPED, Skipping, Stream
 from cascade.errors import UserError
 from cascade.files import file_digest
 from cascade.progress import is_heard
@@ -122,15 +124,9 @@ def _plan(config: PretrainConfig) -> _Plan:
     check_variance(config.stage, config.train.objective)
     check_optimizer(config.train.optimizer)
     check_trackers(config.train, config.output)
-    samples = CaptionedSamples(
-        CaptionedArray.open(config.data.folder),
-        config.stage,
-        config.train.seed,
-        config.data.caption_dropout,
-        config.data.flip,
-    )
-    text = _open_text(config, samples.data)
-    captions = chain.from_iterable(sampled(samples.data.captions))
+    samples = open_samples(config.data, config.stage, config.train.seed, config.train.batch_size)
+    text = _open_text(config, samples)
+    captions = chain.from_iterable(map(samples.captions, sampled(range(len(samples)))))
     report_lost(text.tokenizer, captions, config.stage.text)
     named = config.validation.cascade
     others = None if named is None else open_others(named, config.stage, text)
@@ -164,7 +160,7 @@ def _require_memory(plan: _Plan, processes: Processes) -> None:
 
 def _tell(plan: _Plan, processes: Processes) -> None:
     """Tell what is going to be done, and about how long it will take."""
-    config, pictures = plan.config, len(plan.samples.data.images)
+    config, pictures = plan.config, len(plan.samples)
     if not is_heard():  # nobody would see what the probe costs
         return
     steps = checkpoint_steps(config.output / CHECKPOINTS)
@@ -180,31 +176,27 @@ def _claim(plan: _Plan) -> RunClaim:
     grows = can_grow(config.train, folder, config.output)
     return RunClaim(
         output=config.output,
-        identity=_identity(config, plan.text, plan.samples.data),
+        identity=_identity(config, plan.text, plan.samples),
         growing={"train.steps"} if grows else set(),
         onwards=f"set initial_weights to {folder}",
     )
 
 
 def _identity(
-    config: PretrainConfig, text: EncoderFiles | EmbeddingStore, data: CaptionedArray
+    config: PretrainConfig, text: EncoderFiles | EmbeddingStore, samples: CaptionedSamples
 ) -> dict[str, object]:
     """Return everything that the weights depend on; files by their content, not their path."""
     start = config.initial_weights
     return {
         "stage": config.stage.model_dump(mode="json"),
         "train": config.train.model_dump(mode="json", exclude=set(FREE)),
-        "data": {
-            "pictures and captions": data.digest(),
-            "caption_dropout": config.data.caption_dropout,
-            "flip": config.data.flip,
-        },
+        "data": data_identity(samples),
         "text": text_identity(text),
         "initial_weights": None if start is None else file_digest(start / "model.safetensors"),
     }
 
 
-def _open_text(config: PretrainConfig, data: CaptionedArray) -> EncoderFiles | EmbeddingStore:
+def _open_text(config: PretrainConfig, samples: CaptionedSamples) -> EncoderFiles | EmbeddingStore:
     """Check what captions are turned into embeddings by; a store must hold every one of them."""
     text = open_text(config.text_encoder, config.embeddings)
     if text.width != config.stage.unet.text_width:
@@ -215,28 +207,40 @@ def _open_text(config: PretrainConfig, data: CaptionedArray) -> EncoderFiles | E
         )
     if isinstance(text, EmbeddingStore):
         text.check_text(config.stage.text)
-        text.require(["", *config.validation.prompts, *chain.from_iterable(data.captions)])
+        text.require(["", *config.validation.prompts, *chain.from_iterable(samples.all_captions())])
     return text
 
 
 def _stream(config: PretrainConfig, samples: CaptionedSamples, device: torch.device) -> Stream:
-    if config.data.resident:
+    data = config.data
+    if data.resident:
         return Stream(ResidentSamples(samples, device), prefetch=False)
-    return Stream(samples)
+    return Stream(
+        samples,
+        workers=data.workers,
+        pin=device.type == "cuda",
+        bring=samples.bring if any(is_address(one.folder) for one in data.all_sets) else None,
+        ahead=data.window // 2,
+        skipping=Skipping(data.most_skipped, config.output / SKIPPED),
+    )
 
 
 def _embedded(plan: _Plan, processes: Processes) -> tuple[PromptSource, Validation | None]:
     """Embed everything the encoder is needed for; it is freed on return if captions are cached."""
-    config, data = plan.config, plan.samples.data
+    config, samples = plan.config, plan.samples
     encoder = open_encoder(plan.text, config.encoder_mode, processes.device, processes)
     if config.data.resident:
-        prompts: PromptSource = resident_prompts(config, plan.text, encoder, data, processes.device)
+        prompts: PromptSource = resident_prompts(
+            config, plan.text, encoder, samples, processes.device
+        )
     else:
-        prompts = _prompts(encoder, config, data)
-    return prompts, make_validation(config, plan.samples, plan.others, encoder, prompts, processes)
+        prompts = _prompts(encoder, config, samples)
+    return prompts, make_validation(config, samples, plan.others, encoder, prompts, processes)
 
 
-def _prompts(encoder: PromptEncoder, config: PretrainConfig, data: CaptionedArray) -> PromptSource:
+def _prompts(
+    encoder: PromptEncoder, config: PretrainConfig, samples: CaptionedSamples
+) -> PromptSource:
     text = config.stage.text
     if isinstance(encoder, TextEncoder | SharedEncoder) and encoder.mode == "layerwise":
         raise UserError(
@@ -244,7 +248,7 @@ def _prompts(encoder: PromptEncoder, config: PretrainConfig, data: CaptionedArra
             "embed the captions first with 'cascade embed' and give the store as embeddings."
         )
     if isinstance(encoder, SharedEncoder):
-        encoder = encoder.keep(config.output, chain.from_iterable(data.captions), text)
+        encoder = encoder.keep(config.output, chain.from_iterable(samples.all_captions()), text)
     if isinstance(encoder, EmbeddingStore):  # as quick as memory, and its rows may be far larger
         return OnlinePrompts(encoder, text, cache_size=0)
     return OnlinePrompts(encoder, text)

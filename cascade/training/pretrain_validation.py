@@ -1,10 +1,11 @@
 """What `cascade train` draws on the way: its prompts, and rows of its data."""
 
+import torch
 from torch import Tensor
 
 from cascade.config.train import PretrainConfig
-from cascade.data.captioned import CaptionedArray, CaptionedSamples
-from cascade.data.images import resize, to_tensors
+from cascade.data.captioned import CaptionedSamples
+from cascade.data.images import to_tensors
 from cascade.text.prompts import PromptEncoder, PromptSource, PromptTable
 from cascade.training.distributed import Processes
 from cascade.training.losses import batch_text
@@ -30,27 +31,27 @@ def make_validation(
     """
     draws: list[Draw] = []
     if config.validation.images_per_prompt:
-        draws += _grids(config, samples.data, others, encoder, processes)
+        draws += _grids(config, samples, others, encoder, processes)
     if config.validation.x0_rows:
-        rows = samples.rows(range(config.validation.x0_rows))
+        rows = samples.rows(range(config.validation.x0_rows)).to(torch.device("cpu"))
         draws.append(X0Panel(rows, batch_text(rows, prompts), processes))
     return Validation(draws, config.output, processes) if draws else None
 
 
 def _grids(
     config: PretrainConfig,
-    data: CaptionedArray,
+    samples: CaptionedSamples,
     others: OtherStages | None,
     encoder: PromptEncoder,
     processes: Processes,
 ) -> list[SampleGrid]:
     each, named = config.validation.images_per_prompt, config.validation.prompts
-    captions = [data.captions[index % len(data.captions)][0] for index in range(each)]
+    captions = [samples.captions(index % len(samples))[0] for index in range(each)]
     prompts = [prompt for prompt in named for _ in range(each)] or captions
     # In one order in every process: they embed together.
     texts = dict.fromkeys(s.text for s in (config.stage, *(others.configs if others else ())))
     tables = {text: PromptTable.build(encoder, prompts, text) for text in texts}
-    low_res = _low_res_of(config, data, len(prompts))
+    low_res = _low_res_of(config, samples, len(prompts))
     if others is None or low_res is None:
         later = () if others is None else tuple(others.later)
         return [SampleGrid(prompts, tables, each, low_res, later, processes=processes)]
@@ -60,10 +61,9 @@ def _grids(
     ]
 
 
-def _low_res_of(config: PretrainConfig, data: CaptionedArray, count: int) -> Tensor | None:
-    """Downscale the first images of the data by the checkpoint's kernel."""
-    low_res = config.stage.low_res
-    if low_res is None:
+def _low_res_of(config: PretrainConfig, samples: CaptionedSamples, count: int) -> Tensor | None:
+    """Downscale the first pictures of the data by the checkpoint's kernel."""
+    if config.stage.low_res is None:
         return None
-    pictures = [data.picture(index % len(data.images)) for index in range(count)]
-    return to_tensors([resize(p, low_res.size, config.stage.resize) for p in pictures])
+    twins = [samples.whole(index % len(samples))[1] for index in range(count)]
+    return to_tensors([twin for twin in twins if twin is not None])

@@ -5,7 +5,7 @@ from itertools import chain
 import torch
 
 from cascade.config.train import PretrainConfig
-from cascade.data.captioned import CaptionedArray, CaptionedSamples
+from cascade.data.captioned import CaptionedSamples
 from cascade.data.resident import resident_bytes
 from cascade.environment import device_memory
 from cascade.errors import UserError
@@ -24,7 +24,7 @@ def require_memory(
 
     The network, its gradients and its activations come on top of it.
     """
-    captions = chain.from_iterable(samples.data.captions)
+    captions = chain.from_iterable(samples.all_captions())
     # Captions are reckoned at their full length, and the null text is one more.
     tokens = (1 + len(set(captions))) * config.stage.text.max_length
     table = tokens * text.width * _table_type(config, text).itemsize
@@ -32,7 +32,7 @@ def require_memory(
     free = free_memory(device)
     if pictures + table > free:
         raise UserError(
-            f"With data.resident {len(samples.data.images)} pictures take "
+            f"With data.resident {len(samples)} pictures take "
             f"{pictures / 2**30:.1f} GiB and their captions {table / 2**30:.1f} GiB of the memory "
             f"of {device}, where {free / 2**30:.1f} GiB are free; set data.resident = false, or "
             "train on fewer pictures."
@@ -50,13 +50,13 @@ def resident_prompts(
     config: PretrainConfig,
     opened: EncoderFiles | EmbeddingStore,
     encoder: PromptEncoder,
-    data: CaptionedArray,
+    samples: CaptionedSamples,
     device: torch.device,
 ) -> PromptTable:
     """Embed every caption of the data with the encoder, or the store, that was opened."""
     return PromptTable.build(
         encoder,
-        chain.from_iterable(data.captions),
+        chain.from_iterable(samples.all_captions()),
         config.stage.text,
         _table_type(config, opened),
         device,

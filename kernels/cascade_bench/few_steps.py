@@ -21,7 +21,8 @@ from cascade.config.base import Frozen
 from cascade.config.stage import StageConfig
 from cascade.config.train import TrainConfig
 from cascade.config.unet import UNetConfig
-from cascade.data.batch import Batch, Stream, crop_sides
+from cascade.data.batch import Batch, crop_sides
+from cascade.data.stream import Stream
 from cascade.diffusion.noise import derive_seed
 from cascade.environment import held_memory, peak_memory, reset_peak_memory
 from cascade.errors import UserError

@@ -8,6 +8,7 @@ from typing import Any, get_args
 import pytest
 
 from cascade.config.base import Frozen
+from cascade.config.data import DataConfig, DataSetConfig, RowConfig
 from cascade.config.dreambooth import DrawnConfig, DreamBoothConfig
 from cascade.config.embed import EmbedConfig
 from cascade.config.engine import BundleOptions, EngineOptions
@@ -57,6 +58,7 @@ WHOLE: tuple[Frozen, ...] = (
         levels={"sr": LEVEL},
         engines=BundleOptions(threads=2, max_memory=100),
     ),
+    DataConfig(sets=(DataSetConfig(folder="pictures", weight=2.0),)),
     MemoryConfig(size=64),
     EmbedConfig(output=Path("store"), cascade="mini", caption=("a dog",)),
     PackConfig(sources=("photos",), output=Path("pack"), shrink=512, most_aspect=2.0, workers=2),
@@ -116,7 +118,7 @@ def test_no_number_was_left_out() -> None:
     # What a pack tells of itself is counted and measured, not set.
     held = {kind for kind in held if kind.__module__ != "cascade.data.pack"}
     # Only their heirs are made.
-    parents = {DrawnConfig, DrawingConfig, EngineOptions, LoraOptions, SampleOptions}
+    parents = {DrawnConfig, DrawingConfig, EngineOptions, LoraOptions, RowConfig, SampleOptions}
     everywhere = {
         (kind, name)
         for kind in held - parents

@@ -10,7 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cascade.data.batch import Batch, RankSlice, Stream, concatenate
+from cascade.data.batch import Batch, concatenate
+from cascade.data.stream import RankSlice, Stream
 from cascade.text.packed import PackedTexts
 
 
@@ -61,10 +62,10 @@ def test_every_position_is_worked_on_exactly_once(
         turns = [
             position
             for turn in range(accumulation)
-            for share in shares
-            for position in share.positions(start, turn)
+            for row in zip(*(share.positions(start, turn) for share in shares), strict=True)
+            for position in row
         ]
-        # Turn by turn, the processes together read the stream from front to back.
+        # Turn by turn, the processes together read the stream from front to back, side by side.
         assert turns == list(range(start, start + size))
 
 
@@ -74,7 +75,7 @@ def test_a_stream_keeps_the_order_and_starts_anywhere(prefetch: bool) -> None:
     share = RankSlice(batch_size=12, accumulation=2, rank=1, world_size=2)
     batches = list(islice(Stream(samples, prefetch).batches(24, share), 5))
     seen = [batch.seeds for batch in batches]
-    assert seen == [(27, 28, 29), (33, 34, 35), (39, 40, 41), (45, 46, 47), (51, 52, 53)]
+    assert seen == [(25, 27, 29), (31, 33, 35), (37, 39, 41), (43, 45, 47), (49, 51, 53)]
     assert (threading.get_ident() in samples.threads) != prefetch
 
 

@@ -10,11 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
+from cascade.config.data import DataConfig, RowConfig
 from cascade.config.stage import LowResConfig, StageConfig
 from cascade.config.unet import UNetConfig
+from cascade.data.array import CaptionedArray
 from cascade.data.batch import draw_offset, make_pair, permutation
-from cascade.data.captioned import CaptionedArray, CaptionedSamples
+from cascade.data.captioned import CaptionedSamples, Source
 from cascade.data.images import resize, to_tensor
+from cascade.data.opening import open_samples
 from cascade.errors import UserError
 
 COUNT, SIZE = 12, 16
@@ -66,13 +69,15 @@ def data(folder: Path) -> CaptionedArray:
     return CaptionedArray.open(folder)
 
 
-def samples(data: CaptionedArray, stage: StageConfig = BASE, **changes: Any) -> CaptionedSamples:
-    settings = {"seed": 3, "caption_dropout": 0.0, "flip": False} | changes
-    return CaptionedSamples(data, stage, **settings)
+def samples(
+    data: CaptionedArray, stage: StageConfig = BASE, seed: int = 3, **changes: Any
+) -> CaptionedSamples:
+    rows = RowConfig(**({"caption_dropout": 0.0, "flip": False} | changes))
+    return CaptionedSamples((Source(data, 1.0, (SIZE, SIZE)),), stage, seed, rows)
 
 
 def which(images: torch.Tensor) -> list[int]:
-    return [round(float(v)) for v in (images[:, 0, 0, 0] + 1) * 127.5]
+    return images[:, 0, 0, 0].tolist()
 
 
 def test_pictures_stay_on_the_disk(data: CaptionedArray) -> None:
@@ -126,7 +131,7 @@ def test_rates_of_dropped_captions_and_mirrored_pictures(data: CaptionedArray) -
     dropped = sum(prompt is None for prompt in batch.prompts)
     # Binomial: 300 +- 4 standard deviations of 15.
     assert 240 < dropped < 360
-    originals = torch.stack([to_tensor(data.picture(i)) for i in which(batch.images)])
+    originals = torch.from_numpy(data.images[which(batch.images)])
     same = (batch.images == originals).flatten(1).all(1)
     mirrored = (batch.images == originals.flip(3)).flatten(1).all(1)
     assert bool((same ^ mirrored).all())
@@ -174,7 +179,7 @@ def test_without_a_crop_the_pair_is_whole(crop: int | None) -> None:
 def test_separators_inside_captions_do_not_break_lines(tmp_path: Path) -> None:
     captions = [["a\u2028b", "c\x85d"], ["e\x0cf"]]
     data = CaptionedArray.open(write_dataset(tmp_path, pictures(2), captions))
-    assert data.captions == (("a\u2028b", "c\x85d"), ("e\x0cf",))
+    assert data.texts == (("a\u2028b", "c\x85d"), ("e\x0cf",))
 
 
 @pytest.mark.parametrize(
@@ -212,9 +217,9 @@ def test_damaged_and_missing_files_are_named(tmp_path: Path, folder: Path) -> No
         CaptionedArray.open(tmp_path)
 
 
-def test_pictures_must_be_of_the_stage_s_size(data: CaptionedArray) -> None:
+def test_pictures_must_be_as_large_as_the_stage_s(folder: Path) -> None:
     with pytest.raises(UserError, match="16 pixels wide but stage 'base' makes 32"):
-        samples(data, BASE.model_copy(update={"size": 32}))
+        open_samples(DataConfig(folder=folder), BASE.model_copy(update={"size": 32}), 0, 4)
 
 
 def test_no_row_belies_its_caption(tmp_path: Path) -> None:
@@ -222,9 +227,11 @@ def test_no_row_belies_its_caption(tmp_path: Path) -> None:
     sided = [["a dog on the left", "a dog"], ["a cat, right of a tree", "a cat"]] * (COUNT // 2)
     data = CaptionedArray.open(write_dataset(tmp_path / "sided", pictures(), sided))
     chosen = samples(data, flip=True, caption_dropout=0.3).decide(range(400))
-    named = np.array(["left" in (one or "") or "right" in (one or "") for one in chosen.prompts])
-    assert not chosen.mirrored[named].any()
-    assert 0.3 < chosen.mirrored[~named].mean() < 0.7
+    prompts = [one.prompt or "" for one in chosen]
+    named = np.array(["left" in prompt or "right" in prompt for prompt in prompts])
+    mirrored = np.array([one.mirrored for one in chosen])
+    assert not mirrored[named].any()
+    assert 0.3 < mirrored[~named].mean() < 0.7
     assert 100 < named.sum() < 200
 
 
@@ -232,7 +239,7 @@ def test_a_byte_order_mark_is_no_part_of_a_caption(folder: Path, tmp_path: Path)
     marked = write_dataset(tmp_path / "marked", pictures(), [["a dog"]] * COUNT)
     text = (marked / "captions.jsonl").read_bytes()
     (marked / "captions.jsonl").write_bytes(b"\xef\xbb\xbf" + text)
-    assert CaptionedArray.open(marked).captions == (("a dog",),) * COUNT
+    assert CaptionedArray.open(marked).texts == (("a dog",),) * COUNT
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from cascade.config.data import RowConfig
 from cascade.config.stage import LowResConfig, ResizeKernel, StageConfig
 from cascade.config.unet import UNetConfig
-from cascade.data.captioned import CaptionedArray, CaptionedSamples
+from cascade.data.array import CaptionedArray
+from cascade.data.captioned import CaptionedSamples, Source
 from cascade.data.images import resize, to_tensor
 from cascade.data.resident import ResidentSamples, resident_bytes
 
@@ -49,14 +51,16 @@ def data() -> CaptionedArray:
 
 
 def samples(data: CaptionedArray, config: StageConfig) -> CaptionedSamples:
-    return CaptionedSamples(data, config, seed=3, caption_dropout=0.2, flip=True)
+    return CaptionedSamples(
+        (Source(data, 1.0, (SIZE, SIZE)),), config, 3, RowConfig(caption_dropout=0.2)
+    )
 
 
 def check(data: CaptionedArray, config: StageConfig, device: torch.device) -> None:
     one_by_one = samples(data, config)
     resident = ResidentSamples(one_by_one, device)
     for positions in (range(64), range(COUNT - 5, COUNT + 5), [7 * COUNT + 1]):
-        expected, batch = one_by_one.rows(positions), resident.rows(positions)
+        expected, batch = one_by_one.rows(positions).to(CPU), resident.rows(positions)
         assert batch.images.device.type == device.type
         back = batch.to(CPU)
         assert torch.equal(back.images, expected.images)
@@ -81,19 +85,19 @@ def test_a_gpu_gathers_the_same_bits(data: CaptionedArray, config: StageConfig) 
 
 def test_a_mirrored_crop_has_the_mirrored_twin_s_pixels(data: CaptionedArray) -> None:
     source = samples(data, stage(8, "lanczos"))
-    chosen, batch = source.decide(range(200)), source.rows(range(200))
+    chosen, batch = source.decide(range(200)), source.rows(range(200)).to(CPU)
     assert batch.low_res is not None
     places = set()
-    for row, index in enumerate(chosen.index):
-        picture = data.picture(index)
+    for row, one in enumerate(chosen):
+        picture = data.picture(one.index)
         high, low = to_tensor(picture), to_tensor(resize(picture, 4, "lanczos"))
-        if chosen.mirrored[row]:
+        if one.mirrored:
             high, low = high.flip(-1), low.flip(-1)
-        top, left = int(chosen.top[row]), int(chosen.left[row])
+        top, left = one.top, one.left
         expected = high[:, 4 * top : 4 * top + 8, 4 * left : 4 * left + 8]
         assert torch.equal(batch.images[row], expected)
         assert torch.equal(batch.low_res[row], low[:, top : top + 2, left : left + 2])
-        places.add((top, left, bool(chosen.mirrored[row])))
+        places.add((top, left, one.mirrored))
     assert len(places) == 3 * 3 * 2  # every place, mirrored and not
 
 

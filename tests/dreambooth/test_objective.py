@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from cascade.config.train import ObjectiveConfig, TrainConfig
-from cascade.data.batch import Batch, Stream
+from cascade.data.batch import Batch
+from cascade.data.stream import Stream
 from cascade.diffusion.denoiser import Conditioning
 from cascade.diffusion.noise import Noise
 from cascade.dreambooth.batches import Concept, DreamBoothSamples

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from cascade.data.captioned import CaptionedArray
+from cascade.data.array import CaptionedArray
 from cascade.errors import UserError
 
 MODULES = ("captions", "dress", "prepare", "sprites", "world")
@@ -138,7 +138,7 @@ def test_a_dataset_is_what_training_reads(
     world = tools.world.World.open(sprites)
     for number in range(6):
         picture = world.picture(number)
-        assert data.captions[number] == picture.captions
+        assert data.captions(number) == picture.captions
         assert vocabulary["scene"][labels[number, 2]] == picture.labels.scene
 
 
@@ -149,7 +149,7 @@ def test_photos_follow_the_composed_pictures(
     job = tools.prepare.Job("sr", 16, 2, "training", turns=3)
     tools.prepare.write_dataset(job, sprites, tmp_path / "sr", 1, (photo,))
     data = CaptionedArray.open(tmp_path / "sr")
-    assert data.captions[2:] == (("red trousers",),) * 3
+    assert data.texts[2:] == (("red trousers",),) * 3
     assert (data.images[2:] == np.array([255, 0, 0])[:, None, None]).all()
     assert (np.load(tmp_path / "sr" / "labels.npy")[2:] == -1).all()
 

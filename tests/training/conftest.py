@@ -14,7 +14,8 @@ from cascade.config.optimizer import OptimizerConfig
 from cascade.config.stage import DiffusionConfig, SamplerConfig, StageConfig
 from cascade.config.train import TrainConfig
 from cascade.config.unet import UNetConfig
-from cascade.data.batch import Batch, Samples, Stream
+from cascade.data.batch import Batch
+from cascade.data.stream import Samples, Stream
 from cascade.diffusion.noise import derive_seed
 from cascade.stage import Stage
 from cascade.text.prompts import PromptTable

@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from cascade.data.batch import Batch, Samples
+from cascade.data.batch import Batch
+from cascade.data.stream import Samples
 from cascade.errors import UserError
 from cascade.stage import Stage
 from cascade.training.distributed import Processes

@@ -14,7 +14,8 @@ from torch import nn
 
 from cascade.config.stage import StageConfig
 from cascade.config.train import ObjectiveConfig, TrainConfig
-from cascade.data.batch import Batch, Samples
+from cascade.data.batch import Batch
+from cascade.data.stream import Samples
 from cascade.diffusion.denoiser import Conditioning
 from cascade.diffusion.noise import Noise
 from cascade.diffusion.objective import RowLosses

@@ -18,7 +18,7 @@ from cascade.data.batch import Batch
 from cascade.data.captioned import CaptionedSamples
 from cascade.errors import UserError
 from cascade.stage import Stage
-from cascade.text.embed import Share, fill
+from cascade.text.embed import Embedder, Share, fill
 from cascade.training.interrupt import TimeIsUp
 from cascade.training.pretrain import foretell, pretrain
 from cascade.training.report import read_log
@@ -94,12 +94,10 @@ def test_resident_captions_come_from_a_store(
 ) -> None:
     fill(
         tmp_path / "store",
-        tiny_cascade / "text",
+        Embedder.open(
+            tiny_cascade / "text", TextConfig(max_length=16, cleaning="lower"), "float32", "cpu", 4
+        ),
         [f"{start}{noun}" for start in ("a red ", "") for noun in ("dog", "cat")],
-        text=TextConfig(max_length=16, cleaning="lower"),
-        mode="float32",
-        device="cpu",
-        batch_size=4,
         share=Share(),
         shard_bytes=10**6,
     )

@@ -10,7 +10,7 @@ import torch
 
 from cascade.config.stage import StageConfig
 from cascade.config.train import TrainConfig
-from cascade.data.batch import Samples
+from cascade.data.stream import Samples
 from cascade.environment import peak_memory
 from cascade.training import report
 from cascade.training.distributed import Processes

@@ -10,7 +10,7 @@ from torch import Tensor
 from cascade.config.folders import read_stage_config
 from cascade.config.stage import StageConfig
 from cascade.config.train import ObjectiveConfig
-from cascade.data.batch import Samples
+from cascade.data.stream import Samples
 from cascade.diffusion.denoiser import Conditioning
 from cascade.diffusion.noise import Noise
 from cascade.diffusion.objective import BaseObjective

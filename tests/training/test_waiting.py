@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 import torch
 
+from cascade.config.data import RowConfig
 from cascade.config.stage import StageConfig
 from cascade.config.train import TrainConfig
-from cascade.data.batch import Batch, Samples, Stream
-from cascade.data.captioned import CaptionedArray, CaptionedSamples
+from cascade.data.array import CaptionedArray
+from cascade.data.batch import Batch
+from cascade.data.captioned import CaptionedSamples, Source
 from cascade.data.resident import ResidentSamples
+from cascade.data.stream import Samples, Stream
 from cascade.text.prompts import PromptSource, PromptTable
 from cascade.training.distributed import Processes
 from cascade.training.loop import train
@@ -64,8 +67,9 @@ def _resident(
 ) -> tuple[Samples, PromptSource]:
     images = np.random.default_rng(0).integers(0, 256, (30, 3, 8, 8), dtype=np.uint8)
     data = CaptionedArray(images, (("a dog",),) * 30)
+    rows = CaptionedSamples((Source(data, 1.0, (8, 8)),), stage, 0, RowConfig())
     embeddings = {prompt: table.rows([prompt]).embedding[0] for prompt in (None, "a dog")}
     return (
-        ResidentSamples(CaptionedSamples(data, stage, 0, 0.1, True), device),
+        ResidentSamples(rows, device),
         PromptTable(embeddings, device, one_length=True),
     )

@@ -21,7 +21,8 @@ from torch.distributed.checkpoint import FileSystemWriter
 from cascade.config.base import merged
 from cascade.config.stage import StageConfig
 from cascade.config.train import TrainConfig
-from cascade.data.batch import Batch, Samples, Stream
+from cascade.data.batch import Batch
+from cascade.data.stream import Samples, Stream
 from cascade.text.prompts import PromptTable
 from cascade.training.distributed import Processes, process_group
 from cascade.training.interrupt import TimeIsUp

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from captions import ACCESSORIES, STYLES, places
-from cascade.data.captioned import CaptionedArray
+from cascade.data.array import CaptionedArray
 from cascade.errors import UserError
 from cascade.evaluate.judge_config import Attribute, AttributeName, Stated
 from cascade.files import read_json

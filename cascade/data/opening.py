@@ -1,0 +1,82 @@
+"""Opening of what `[data]` names: packs near and far, arrays, or several of them."""
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+from cascade.config.data import DataConfig, DataSetConfig, RowConfig
+from cascade.config.stage import StageConfig
+from cascade.data.array import CaptionedArray
+from cascade.data.captioned import CaptionedSamples, Source
+from cascade.data.dataset import Dataset
+from cascade.data.pack import MANIFEST, Aspect, Split
+from cascade.data.packed import Packed
+from cascade.data.place import Place
+from cascade.errors import UserError
+
+
+def open_samples(
+    data: DataConfig, stage: StageConfig, seed: int, batch_size: int
+) -> CaptionedSamples:
+    """Open all sets of pictures, as the rows of a stage."""
+    if data.shapes == "aspect" and stage.low_res is not None:
+        raise UserError(
+            f"Stage '{stage.name}' is trained on what it enlarges, which is square; set "
+            'data.shapes = "square".'
+        )
+    sources = tuple(source for one in data.all_sets for source in _sources(data, one, stage))
+    alike = data.shapes == "square"
+    return CaptionedSamples(sources, stage, seed, data, 1 if alike else batch_size)
+
+
+def data_identity(samples: CaptionedSamples) -> dict[str, object]:
+    """Return everything of the data that weights depend on; pictures by content, not by place."""
+    values = samples.config.model_dump(mode="json", include=set(RowConfig.model_fields))
+    sets = [
+        {"content": one.data.digest(), "weight": one.weight, "prefix": one.prefix, "size": one.size}
+        for one in samples.sources
+    ]
+    return values | {"sets": json.loads(json.dumps(sets))}
+
+
+def open_dataset(place: Place, split: Split = "train") -> Packed | CaptionedArray:
+    """Open a pack's split, or an array, all of which is for training."""
+    if place.is_far or (Path(place.address) / MANIFEST).is_file():
+        return Packed(place, split)
+    return CaptionedArray.open(Path(place.address))
+
+
+def place_of(data: DataConfig, address: str) -> Place:
+    """Return a place whose files are kept as the settings say."""
+    return Place(address, data.cache.expanduser(), round(data.cache_gib * 2**30))
+
+
+def aspect_size(stage: StageConfig, aspect: Aspect) -> tuple[int, int]:
+    """Return the width and height of an aspect ratio that has about as many pixels as a square."""
+    ratio, factor = aspect[0] / aspect[1], stage.unet.factor
+    sides = (stage.size * math.sqrt(ratio), stage.size / math.sqrt(ratio))
+    width, height = (max(1, round(side / factor)) * factor for side in sides)
+    return width, height
+
+
+def _sources(data: DataConfig, one: DataSetConfig, stage: StageConfig) -> Iterator[Source]:
+    found = open_dataset(place_of(data, one.folder))
+    total = int(found.counts.sum())
+    square = stage.size, stage.size
+    if isinstance(found, CaptionedArray):
+        side = found.images.shape[-1]
+        if side < stage.size:
+            raise UserError(
+                f"The pictures of {one.folder} are {side} pixels wide but stage '{stage.name}' "
+                f"makes {stage.size}; prepare the data at the stage's size."
+            )
+        yield Source(found, one.weight or total, square, one.prefix)
+    elif data.shapes == "square":
+        yield Source(found, one.weight or total, square, one.prefix)
+    else:
+        for aspect in found.aspects():
+            part: Dataset = found.of_aspect(aspect)
+            share = int(part.counts.sum()) / total
+            weight = (one.weight or total) * share
+            yield Source(part, weight, aspect_size(stage, aspect), one.prefix)

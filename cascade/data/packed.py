@@ -1,0 +1,191 @@
+"""Reading of a pack (`cascade.data.pack`): any record by its number, one range of one file.
+
+Of the indexes only the numbers are held, and of the shards read last; notes are read with the
+pictures. A pack can be sent to another process, which opens what it reads for itself.
+"""
+
+import os
+import zlib
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from copy import copy
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final, NamedTuple, Self
+
+import numpy as np
+from PIL import Image
+from pydantic import ValidationError
+
+from cascade.data.dataset import UnusableRecord
+from cascade.data.decoding import Encoded
+from cascade.data.images import read_image
+from cascade.data.pack import (
+    MANIFEST,
+    Aspect,
+    Note,
+    PackManifest,
+    ShardEntry,
+    Split,
+    import_parquet,
+    read_index,
+)
+from cascade.data.place import Place
+from cascade.errors import UserError
+
+_HELD: Final = 1_000_000  # records whose numbers are held at once: some 40 MB
+_OPEN: Final = 128  # files, below the number that systems let a process open
+_NUMBERS: Final = ("offset", "size", "note_offset", "note_size", "crc32", "width", "height")
+
+
+class _Shard(NamedTuple):
+    """An opened shard: its tar, and the numbers of its index, a row per record."""
+
+    tar: int
+    numbers: dict[str, np.ndarray]
+
+
+class Packed:
+    """One split of a pack: a `Dataset`.
+
+    Args:
+        place: of the pack.
+        split: whose pictures.
+    """
+
+    def __init__(self, place: Place, split: Split = "train") -> None:
+        self.place, self.split = place, split
+        self.manifest = PackManifest.load(place.fetch(MANIFEST, fresh=True))
+        self.shards: Sequence[ShardEntry] = self.manifest.of_split(split)
+        if not self.shards:
+            raise UserError(
+                f"The pack {place.address} has no pictures for {split}; pack it again, with "
+                "--held-out for those of validation."
+            )
+        import_parquet()
+        self._opened: OrderedDict[int, _Shard] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what is open."""
+        return self.__dict__ | {"_opened": OrderedDict()}
+
+    def aspects(self) -> tuple[Aspect, ...]:
+        """Return the aspect ratios that the pictures are sorted by."""
+        found = dict.fromkeys(shard.aspect for shard in self.shards)
+        if None in found:
+            raise UserError(
+                f"The pack {self.place.address} is not sorted by aspect ratio; pack it again with "
+                '--by-aspect, or set data.shapes = "square".'
+            )
+        return tuple(aspect for aspect in found if aspect is not None)
+
+    def of_aspect(self, aspect: Aspect) -> Self:
+        """Return those of one aspect ratio."""
+        part = copy(self)
+        part.__dict__.pop("counts", None)
+        part.__dict__.pop("_ends", None)
+        part.shards = tuple(shard for shard in self.shards if shard.aspect == aspect)
+        part._opened = OrderedDict()
+        return part
+
+    @cached_property
+    def counts(self) -> np.ndarray:
+        """Records of each shard."""
+        return np.array([shard.records for shard in self.shards])
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """Return a picture's captions.
+
+        Raises:
+            UnusableRecord: it is damaged.
+        """
+        shard, number = self._find(index)
+        numbers = shard.numbers
+        data = os.pread(
+            shard.tar, int(numbers["note_size"][number]), int(numbers["note_offset"][number])
+        )
+        try:
+            return Note.model_validate_json(data).captions
+        except ValidationError as error:
+            raise UnusableRecord(f"the note is damaged ({error.errors()[0]['msg']})") from None
+
+    def picture(self, index: int, least_side: int | None = None) -> Image.Image:
+        """Decode a picture; see `Dataset.picture`."""
+        shard, number = self._find(index)
+        of = {name: int(column[number]) for name, column in shard.numbers.items()}
+        data = os.pread(shard.tar, of["offset"] + of["size"] - of["note_offset"], of["note_offset"])
+        picture = data[of["offset"] - of["note_offset"] :]
+        if zlib.crc32(picture, zlib.crc32(data[: of["note_size"]])) != of["crc32"]:
+            raise UnusableRecord("the checksum is another")
+        try:
+            return read_image(Encoded(picture, "the picture"), least_side)
+        except UserError as error:
+            raise UnusableRecord(str(error)) from None
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Return a picture's width and height as the index has them, pixels."""
+        shard, number = self._find(index)
+        return int(shard.numbers["width"][number]), int(shard.numbers["height"][number])
+
+    def name(self, index: int) -> str:
+        """Return the shard, and the record's number in it."""
+        shard, number = self._at(index)
+        return f"record {number} of {self.place.address}/{self.shards[shard].tar}"
+
+    def all_captions(self) -> Iterator[tuple[str, ...]]:
+        """Yield every picture's captions, shard by shard."""
+        for shard in self.shards:
+            for part in read_index(self._index(shard), ["captions"]):
+                yield from map(tuple, part["captions"].to_pylist())
+
+    def digest(self) -> str:
+        """Return the content's name; `Place` and names of shards are no part of it."""
+        return f"{self.manifest.id} {self.split}"
+
+    def bring(self, shard: int) -> None:
+        """Fetch a shard and its index, where they are far."""
+        entry = self.shards[shard]
+        self._index(entry)
+        self.place.fetch(entry.tar, entry.sha256)
+
+    def at(self, index: int) -> tuple[ShardEntry, int]:
+        """Return the shard of a record, and the record's number in it."""
+        shard, number = self._at(index)
+        return self.shards[shard], number
+
+    @cached_property
+    def _ends(self) -> np.ndarray:
+        return np.cumsum(self.counts)
+
+    def _at(self, index: int) -> tuple[int, int]:
+        shard = int(np.searchsorted(self._ends, index, side="right"))
+        return shard, index - int(self._ends[shard]) + self.shards[shard].records
+
+    def _find(self, index: int) -> tuple[_Shard, int]:
+        shard, number = self._at(index)
+        if shard not in self._opened:
+            self._opened[shard] = self._open(shard)
+            held = sum(self.shards[one].records for one in self._opened)
+            while len(self._opened) > 1 and (held > _HELD or len(self._opened) > _OPEN):
+                oldest, closed = self._opened.popitem(last=False)
+                os.close(closed.tar)
+                held -= self.shards[oldest].records
+        self._opened.move_to_end(shard)
+        return self._opened[shard], number
+
+    def _open(self, shard: int) -> _Shard:
+        entry = self.shards[shard]
+        parts = list(read_index(self._index(entry), _NUMBERS))
+        numbers = {
+            name: np.concatenate([part[name].to_numpy() for part in parts]) for name in _NUMBERS
+        }
+        tar = self.place.fetch(entry.tar, entry.sha256)
+        if tar.stat().st_size != entry.size or len(numbers["size"]) != entry.records:
+            raise UserError(
+                f"{tar} or its index is not as {MANIFEST} says; copy the pack again, and see "
+                f"'cascade data check {self.place.address}'."
+            )
+        return _Shard(os.open(tar, os.O_RDONLY), numbers)
+
+    def _index(self, entry: ShardEntry) -> Path:
+        return self.place.fetch(entry.index, entry.index_sha256)
