@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -125,15 +125,17 @@ def new_folder(folder: Path) -> Iterator[None]:
         raise
 
 
-def remove_partials(folder: Path, of: str = "*") -> None:
+def remove_partials(folder: Path, of: Container[str] | None = None) -> None:
     """Remove what `replacing` left in a folder when its process was killed.
 
     What is new may be another's, who is writing it at this moment.
 
     Args:
-        of: which file they were to become.
+        of: the files that they were to become; all if left out.
     """
-    for partial in folder.glob(f".{of}.*.partial"):
+    for partial in folder.glob(".*.partial"):
+        if of is not None and partial.name[1:].rsplit(".", 2)[0] not in of:
+            continue
         with suppress(FileNotFoundError):  # renamed or removed by now
             if time.time() - partial.stat().st_mtime > _WRITTEN_WITHIN:
                 partial.unlink()

@@ -108,6 +108,7 @@ class PackEmbedding:
         folder.mkdir(exist_ok=True)
         shards = _shards(folder, packs, prefix)
         mine = [shard for number, shard in enumerate(shards) if number in share]
+        remove_partials(folder, {shard.file.name for shard in mine})
         lacking = tuple(shard for shard in mine if not shard.file.exists())
         every = max(1, len(lacking) // _LOOKED_AT)
         seen = [shard.captions(prefix, whole=False) for shard in lacking[::every]]
@@ -205,7 +206,6 @@ def _embed(job: _Job, path: Path, embedder: Embedder) -> Generator[int]:
     fresh = token_lengths(embedder.files, made, texts)
     lengths = dict(zip(job.texts, fresh, strict=True))
     lengths |= {key: file.length(place) for key, (file, place) in job.earlier.items()}
-    remove_partials(path.parent, path.name)
     with replacing(path) as partial, _writing(partial, job, lengths, made.width) as put:
         for key, (file, place) in job.earlier.items():
             put(file.row(place), job.places[key])

@@ -1,5 +1,6 @@
 """Embeddings beside pictures: what a pack's captions are embedded to, and how they are found."""
 
+import os
 import pickle
 import shlex
 import shutil
@@ -164,6 +165,19 @@ def test_shares_side_by_side_write_what_one_process_writes(embed: Embed, tmp_pat
         counts.append(len(_files(tmp_path / "shared")))
     assert counts == [1, 3]
     assert _files(tmp_path / "shared") == _files(tmp_path / "alone")
+
+
+def test_what_a_killed_process_left_goes_with_its_share(embed: Embed, tmp_path: Path) -> None:
+    manifest = write_pack(tmp_path / "pack")
+    embed(tmp_path / "pack")
+    folder = tmp_path / "store" / PICTURES
+    left = [folder / f".{file_name(shard, '')}.1.partial" for shard in manifest.shards]
+    for partial in left:
+        partial.touch()
+    os.utime(left[0], (0, 0))
+    os.utime(left[1], (0, 0))
+    embed(tmp_path / "pack", share="1/2")  # the first and the third
+    assert [partial.exists() for partial in left] == [False, True, True]  # the third is new
 
 
 @pytest.mark.parametrize("batch", range(4))
