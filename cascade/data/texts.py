@@ -153,13 +153,13 @@ class PictureTexts:
                 f"{self.files.address}, {missing[0].name} among them; {self._mend()}"
             )
 
-    def row(self, shard: ShardEntry, record: int, number: int, caption: str) -> Tensor:
+    def row(self, shard: ShardEntry, record: int, number: int, prompt: str) -> Tensor:
         """Return the embedding of one caption, L D in bfloat16.
 
         Args:
             record: place of the picture in its shard.
             number: place of the caption among the picture's.
-            caption: as the pack has it, without the prefix.
+            prompt: the caption as it is trained on, with the prefix.
 
         Raises:
             UserError: the shard has no file, or it has another caption's embedding there.
@@ -174,11 +174,11 @@ class PictureTexts:
             ) from None
         if record < len(texts.firsts) - 1:
             first, end = texts.firsts[record : record + 2].tolist()
-            key = self.conventions.key(self.prefix + caption)
+            key = self.conventions.key(prompt)
             if first + number < end and texts.keys[first + number].tobytes() == key:
                 return texts.row(first + number)
         raise UserError(
-            f"{self.files.address}/{name} has not the embedding of '{caption}' for caption "
+            f"{self.files.address}/{name} has not the embedding of '{prompt}' for caption "
             f"{number} of record {record}: shard and index are not of one pack, or the file is "
             f"damaged; see 'cascade data check {shlex.quote(self.data)}', remove the file and "
             f"{self._mend()}"

@@ -112,7 +112,7 @@ def test_every_caption_has_the_row_that_the_encoder_makes(
     sent = pickle.loads(pickle.dumps(texts))  # to a worker process
     for entry, record, number in _all(manifest):
         caption = SHARDS[entry.name][record][number]
-        row = sent.row(entry, record, number, caption)
+        row = sent.row(entry, record, number, prefix + caption)
         expected = encoder.embed([prefix + caption], TEXT).embedding[0].bfloat16()
         assert row.dtype == torch.bfloat16
         # In another batch a last bit of float32 may turn a rounding to 8 bits.
@@ -279,11 +279,11 @@ def test_the_command_in_the_error_embeds_what_is_missing(
     with pytest.raises(UserError, match=r"Of 4 shards of .* 4 have no embeddings"):
         texts.require(manifest.shards)
     with pytest.raises(UserError, match=r"The shard train-2 of .* has no embeddings") as error:
-        texts.row(manifest.shards[3], 0, 0, "a cat in the snow")
+        texts.row(manifest.shards[3], 0, 0, "a  photo: a cat in the snow")
     command = shlex.split(str(error.value).partition("cascade embed ")[2])
     assert CliRunner().invoke(app, ["embed", *command]).exception is None
     texts.require(manifest.shards)
-    texts.row(manifest.shards[3], 0, 0, "a cat in the snow")
+    texts.row(manifest.shards[3], 0, 0, "a  photo: a cat in the snow")
 
 
 def test_a_changed_index_and_damaged_files_are_named(embed: Embed, tmp_path: Path) -> None:
