@@ -160,6 +160,15 @@ def read_index(path: Path, columns: Sequence[str] | None = None) -> Iterator[Any
         raise UserError(f"{path} cannot be read ({told}); copy the data again.") from None
 
 
+def is_index(path: Path) -> bool:
+    """Report whether a file is a shard's index, whatever it is called."""
+    try:
+        next(read_index(path), None)
+    except UserError:
+        return False
+    return True
+
+
 def import_parquet() -> Any:
     """Return `pyarrow.parquet`, which only packs need."""
     try:
