@@ -6,6 +6,7 @@ import typer
 
 from cascade.cli import values
 from cascade.cli.console import Quiet, resumable
+from cascade.cli.data_info import check, info
 from cascade.cli.options import Flag, Options, with_options
 from cascade.config.pack import PackConfig
 
@@ -57,3 +58,7 @@ def pack(
 
     with resumable():
         run(config)
+
+
+data.command()(info)
+data.command()(check)

@@ -156,7 +156,7 @@ def _lines(index: Path, goes: np.ndarray, originals: Sequence[str]) -> Iterator[
         at += len(part)
         for key, source in zip(*(column.to_pylist() for column in some.columns), strict=True):
             line = {"source": source or key, "reason": f"{REASON} of {next(copies)}"}
-            yield f"{json.dumps(line, ensure_ascii=False)}\n".encode()
+            yield f"{json.dumps(line)}\n".encode()
 
 
 def _without(folder: Path, shard: ShardEntry, stays: np.ndarray) -> ShardEntry | None:
@@ -177,7 +177,7 @@ def _without(folder: Path, shard: ShardEntry, stays: np.ndarray) -> ShardEntry |
     name = _next_name(shard.name)
     tar, index = folder / f"{name}.tar", folder / f"{name}.parquet"
     with replacing(index) as partial:  # before the tar, which is known by it to be a shard's
-        import_parquet().write_table(table.filter(_mask(stays)), partial)
+        import_parquet().write_table(table.filter(_mask(stays)), partial, compression="zstd")
         _sync(partial)
     bounds = np.flatnonzero(np.diff(np.r_[False, stays, False]))  # of the runs that stay
     with replacing(tar) as partial, (folder / shard.tar).open("rb") as source:

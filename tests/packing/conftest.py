@@ -58,8 +58,9 @@ Shards = Mapping[str, Sequence[Record]]
 WritePack = Callable[..., PackManifest]
 
 
-def _write_shard(folder: Path, name: str, records: Sequence[Record]) -> None:
-    numbers = sorted({number for record in records for number in record.numbers})
+def _write_shard(
+    folder: Path, name: str, records: Sequence[Record], numbers: Sequence[str]
+) -> None:
     types = schema(numbers)
     columns: dict[str, list[object]] = {column: [] for column in types}
     at = 0
@@ -104,9 +105,12 @@ def _write_shard(folder: Path, name: str, records: Sequence[Record]) -> None:
 
 def _write_pack(folder: Path, shards: Shards, left_out: Mapping[str, int] = {}) -> PackManifest:
     folder.mkdir(parents=True, exist_ok=True)
+    numbers = sorted(
+        {number for records in shards.values() for record in records for number in record.numbers}
+    )
     entries = []
     for name, records in shards.items():
-        _write_shard(folder, name, records)
+        _write_shard(folder, name, records, numbers)
         tar = folder / f"{name}.tar"
         entries.append(
             ShardEntry(
@@ -118,9 +122,6 @@ def _write_pack(folder: Path, shards: Shards, left_out: Mapping[str, int] = {}) 
                 index_sha256=file_digest(folder / f"{name}.parquet"),
             )
         )
-    numbers = sorted(
-        {number for records in shards.values() for record in records for number in record.numbers}
-    )
     manifest = PackManifest(shards=tuple(entries), numbers=tuple(numbers), left_out=dict(left_out))
     (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
     return manifest
