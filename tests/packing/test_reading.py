@@ -53,3 +53,28 @@ def test_a_part_of_a_file_is_the_same_from_near_and_far(tmp_path: Path) -> None:
     assert not (tmp_path / "cache").exists()
     far.fetch("x.tar")
     assert far.read("x.tar", 7, 2) == data[7:9]
+
+
+def test_what_a_store_lacks_is_told_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slept(seconds: float) -> None:
+        raise AssertionError("it was asked again")
+
+    monkeypatch.setattr("time.sleep", slept)
+    with pytest.raises(UserError, match=r"There is no x\.tar in memory://nothing"):
+        Place("memory://nothing", tmp_path).fetch("x.tar")
+
+
+def test_what_arrives_wrong_is_asked_for_again_and_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr("time.sleep", waited.append)
+    with fsspec.open("memory://wrong/x.tar", "wb") as file:
+        file.write(b"other")
+    with pytest.raises(UserError, match=r"could not be read .*another checksum"):
+        Place("memory://wrong", tmp_path).fetch("x.tar", "0" * 64)
+    assert waited == [0.5, 1.0, 2.0, 4.0]
+    assert not list(tmp_path.rglob("*x.tar*.partial"))
+    assert not list(tmp_path.rglob("x.tar"))
