@@ -13,6 +13,7 @@ from cascade.config.dreambooth import DrawnConfig, DreamBoothConfig
 from cascade.config.embed import EmbedConfig
 from cascade.config.engine import BundleOptions, EngineOptions
 from cascade.config.evaluate import DrawingConfig, StageScoreConfig, SubjectScoreConfig
+from cascade.config.look import CheckConfig, InfoConfig
 from cascade.config.memory import MemoryConfig
 from cascade.config.pack import PackConfig
 from cascade.config.recipes import RECIPES
@@ -60,6 +61,8 @@ WHOLE: tuple[Frozen, ...] = (
     ),
     DataConfig(sets=(DataSetConfig(folder="pictures", weight=2.0),)),
     MemoryConfig(size=64),
+    InfoConfig(),
+    CheckConfig(workers=2),
     EmbedConfig(output=Path("store"), cascade="mini", caption=("a dog",)),
     PackConfig(sources=("photos",), output=Path("pack"), shrink=512, most_aspect=2.0, workers=2),
     JudgeConfig(attributes={"concept": Attribute(words={"dog": ("dog",)})}),

@@ -188,7 +188,6 @@ def test_a_far_pack_is_checked_where_it_lies(pack: Path) -> None:
     assert "train-1/" in named(check_pack("memory://check", ALONE))
 
 
-@pytest.mark.slow
 def test_processes_find_what_one_does(pack: Path) -> None:
     for shard, key in (("train-0", "b"), ("train-1", "c")):
         flip(pack / f"{shard}.tar", row(pack, shard, key)["offset"])

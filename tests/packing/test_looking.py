@@ -135,8 +135,7 @@ def test_pictures_are_taken_one_from_each_equal_part(total: int, count: int) -> 
     taken = evenly(total, count, 0)
     count = min(total, count)
     assert len(taken) == count
-    parts = [part for part in range(count) for _ in range(1)]
-    for part, index in zip(parts, taken.tolist(), strict=True):
+    for part, index in enumerate(taken.tolist()):
         assert total * part // count <= index < total * (part + 1) // count
     if total > 10 * count:
         assert evenly(total, count, 1).tolist() != taken.tolist()
