@@ -22,13 +22,13 @@ from cascade.data.pack import (
     PackManifest,
     ShardEntry,
     Split,
-    import_parquet,
     is_index,
     read_index,
 )
 from cascade.errors import UserError
 from cascade.files import file_digest, remove_partials, replacing, write_json
 from cascade.packing.hashes import BITS, first_of_copies
+from cascade.packing.shards import write_index
 from cascade.progress import progress_bar, say, warn
 
 REASON: Final = "duplicate"
@@ -176,16 +176,19 @@ def _without(folder: Path, shard: ShardEntry, stays: np.ndarray) -> ShardEntry |
         table = table.set_column(column, table.schema.field(name), pa.array(values))
     name = _next_name(shard.name)
     tar, index = folder / f"{name}.tar", folder / f"{name}.parquet"
-    with replacing(index) as partial:  # before the tar, which is known by it to be a shard's
-        import_parquet().write_table(table.filter(_mask(stays)), partial, compression="zstd")
-        _sync(partial)
+    # Before the tar, which is known by it to be a shard's.
+    write_index(index, table.filter(_mask(stays)))
     bounds = np.flatnonzero(np.diff(np.r_[False, stays, False]))  # of the runs that stay
-    with replacing(tar) as partial, (folder / shard.tar).open("rb") as source:
-        with partial.open("wb") as target:
-            for first, last in bounds.reshape(-1, 2).tolist():
-                _copy(source, target, int(starts[first]), int(ends[last - 1]))
-            _copy(source, target, int(ends[-1]), shard.size)
-        _sync(partial)
+    with (
+        replacing(tar) as partial,
+        (folder / shard.tar).open("rb") as source,
+        partial.open("wb") as target,
+    ):
+        for first, last in bounds.reshape(-1, 2).tolist():
+            _copy(source, target, int(starts[first]), int(ends[last - 1]))
+        _copy(source, target, int(ends[-1]), shard.size)
+        target.flush()
+        os.fsync(target.fileno())
     return ShardEntry(
         name=name,
         split=shard.split,
@@ -206,11 +209,6 @@ def _mask(values: np.ndarray) -> Any:
     import pyarrow as pa
 
     return pa.array(values)
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 def _copy(source: IO[bytes], target: IO[bytes], start: int, end: int) -> None:
