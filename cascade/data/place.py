@@ -112,9 +112,8 @@ class Place:
         Raises:
             UserError: as `fetch`.
         """
-        path = self._cached(name) if self.is_far else self.fetch(name)
-        if path.is_file():
-            with path.open("rb") as file:
+        if not self.is_far:
+            with self.fetch(name).open("rb") as file:
                 file.seek(offset)
                 return file.read(size)
         system, root = file_system(self.address)

@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 from rich.console import Console
 
-from cascade.data.captioned import CaptionedArray
+from cascade.data.array import IMAGES, CaptionedArray
 from cascade.data.pack import MANIFEST, read_index
 from cascade.data.place import is_address
 from cascade.errors import UserError
@@ -21,7 +21,6 @@ from cascade.packing.fetching import fetched, read_manifest
 from cascade.packing.figures import Bins, Spread, Tally
 from cascade.progress import progress_bar
 
-ARRAY: Final = "images.npy"
 _CARD: Final = "dataset.json"
 _READ: Final = ("width", "height", "captions", "licence", "source")
 _TOP: Final = 10  # names that are told
@@ -103,10 +102,10 @@ def is_array(place: str) -> bool:
     folder = Path(place)
     if (folder / MANIFEST).is_file():
         return False
-    if (folder / ARRAY).is_file():
+    if (folder / IMAGES).is_file():
         return True
     raise UserError(
-        f"{folder} is no data set: it has neither {MANIFEST} nor {ARRAY}; give the folder of a "
+        f"{folder} is no data set: it has neither {MANIFEST} nor {IMAGES}; give the folder of a "
         "pack, or make one with 'cascade data pack'."
     )
 
@@ -117,10 +116,10 @@ def _of_array(folder: Path) -> DataDescription:
     data = CaptionedArray.open(folder)
     card = folder / _CARD
     licence = read_json(card).get("licence", "") if card.is_file() else ""
-    height, width = data.images.shape[2:]
+    width, height = data.size(0)
     figures = _Figures(())
-    for begin in range(0, len(data.captions), _PART):
-        captions = data.captions[begin : begin + _PART]
+    for begin in range(0, len(data.texts), _PART):
+        captions = data.texts[begin : begin + _PART]
         count = len(captions)
         columns = {
             "width": pa.array(np.full(count, width)),
@@ -130,8 +129,8 @@ def _of_array(folder: Path) -> DataDescription:
             "source": pa.array([""] * count),
         }
         figures.add(pa.RecordBatch.from_pydict(columns))
-    size = (folder / ARRAY).stat().st_size
-    splits = {"all": {"pictures": len(data.captions), "shards": 1, "bytes": size}}
+    size = (folder / IMAGES).stat().st_size
+    splits = {"all": {"pictures": len(data.texts), "shards": 1, "bytes": size}}
     return figures.described(str(folder), "", splits, {})
 
 

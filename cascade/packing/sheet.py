@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 from PIL import Image
 
-from cascade.data.captioned import CaptionedArray
+from cascade.data.array import CaptionedArray
 from cascade.data.decoding import Encoded
 from cascade.data.grid import image_grid
 from cascade.data.images import read_image
@@ -61,8 +61,8 @@ def evenly(total: int, count: int, seed: int) -> np.ndarray:
 
 def _of_array(folder: Path, count: int, seed: int) -> Iterator[_Seen]:
     data = CaptionedArray.open(folder)
-    for index in evenly(len(data.captions), count, seed):
-        yield data.picture(int(index)), data.captions[index][0]
+    for index in evenly(len(data.texts), count, seed).tolist():
+        yield data.picture(index), data.captions(index)[0]
 
 
 def _of_pack(address: str, count: int, seed: int) -> Iterator[_Seen]:

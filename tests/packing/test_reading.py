@@ -51,8 +51,6 @@ def test_a_part_of_a_file_is_the_same_from_near_and_far(tmp_path: Path) -> None:
         assert near.read("x.tar", offset, size) == data[offset : offset + size]
         assert far.read("x.tar", offset, size) == data[offset : offset + size]
     assert not (tmp_path / "cache").exists()
-    far.fetch("x.tar")
-    assert far.read("x.tar", 7, 2) == data[7:9]
 
 
 def test_what_a_store_lacks_is_told_at_once(
