@@ -1,5 +1,6 @@
 """Settings of `cascade data pack`."""
 
+import math
 import operator
 import re
 from collections.abc import Callable, Mapping
@@ -18,7 +19,9 @@ _TESTS: Final[Mapping[str, Callable[[float, float], bool]]] = {
     "<": operator.lt,
     ">": operator.gt,
 }
-_CONDITION: Final = re.compile(rf"\s*(.+?)\s*({'|'.join(_TESTS)})\s*(\S+)\s*")
+_CONDITION: Final = re.compile(rf"\s*([^<>=!]*[^<>=!\s])\s*({'|'.join(_TESTS)})\s*([^\s=]+)\s*")
+# A user with a password, and a signature, of an address.
+_SECRET: Final = re.compile(r"(?<=://)[^/@]*@|\?.*")
 
 SHRUNK_QUALITY: Final = 95
 """Of JPEGs that are made of larger pictures."""
@@ -40,7 +43,7 @@ class Condition(NamedTuple):
         """
         found = _CONDITION.fullmatch(text)
         try:
-            if found is not None:
+            if found is not None and math.isfinite(float(found[3])):
                 return cls(found[1], found[2], float(found[3]))
         except ValueError:
             pass
@@ -131,5 +134,9 @@ class PackConfig(Frozen):
         return self
 
     def identity(self) -> dict[str, Any]:
-        """Return all that the pack's bytes depend on, and nothing else."""
-        return self.model_dump(mode="json", exclude={"output", "workers"})
+        """Return all that the pack's bytes depend on, and nothing else; addresses without keys."""
+        settings = self.model_dump(mode="json", exclude={"output", "workers"})
+        settings["sources"] = [
+            _SECRET.sub("", source) if "://" in source else source for source in self.sources
+        ]
+        return settings

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from cascade.errors import UserError
-from cascade.packing.files import Files
+from cascade.packing.files import Files, Unreadable
 from cascade.packing.plan import Part, PlanWriter
 from cascade.packing.records import Found
 from cascade.text.captions import parse_captions
@@ -74,7 +74,7 @@ def _shape(folder: Files) -> tuple[tuple[int, ...], int]:
 def _licence(folder: Files) -> str:
     try:
         about = json.loads(folder.inside("dataset.json").read())
-    except (FileNotFoundError, ValueError):
+    except (Unreadable, ValueError):
         return ""
     licence = about.get("licence", "") if isinstance(about, dict) else ""
     return licence if isinstance(licence, str) else ""

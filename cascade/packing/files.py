@@ -21,6 +21,14 @@ class Unreachable(UserError):
     """A store does not answer: asking again later may help."""
 
 
+class Unreadable(Exception):
+    """A file is not there, or may not be read: no later asking helps, and other files can be."""
+
+    def __init__(self, address: str, reason: str) -> None:
+        super().__init__(reason)
+        self.address = address
+
+
 class Entry(NamedTuple):
     """What a folder holds."""
 
@@ -76,7 +84,7 @@ class Files:
         """Open it for reading.
 
         Raises:
-            FileNotFoundError: there is none.
+            Unreadable: there is none, or this one is kept from us.
             Unreachable: the store does not answer, now or while it is read.
         """
         system, root = file_system(self.address)
@@ -91,13 +99,22 @@ class Files:
         """Ask a store, and tell its own errors as `Unreachable`."""
         try:
             return ask(*given, **named)
-        except (FileNotFoundError, UserError):
+        except UserError:
             raise
+        except FileNotFoundError:
+            raise Unreadable(self.address, "its file is not there") from None
+        except (IsADirectoryError, PermissionError):
+            if not is_address(self.address):  # far away, all of them may be forbidden
+                raise Unreadable(self.address, "its file cannot be read") from None
+            raise self._unreachable("it is forbidden") from None
         except Exception as error:  # noqa: BLE001  each store has its own errors
-            raise Unreachable(
-                f"{self.address} could not be read ({error}); check the address, the network and "
-                "the permissions, and start the same command again: it goes on."
-            ) from None
+            raise self._unreachable(error) from None
+
+    def _unreachable(self, trouble: object) -> Unreachable:
+        return Unreachable(
+            f"{self.address} could not be read ({trouble}); check the address, the network and "
+            "the permissions, and start the same command again: it goes on."
+        )
 
 
 class _Reading(io.RawIOBase):
@@ -135,6 +152,9 @@ def _local(folder: Path) -> Iterator[Entry]:
             is_folder, size = entry.is_dir(), entry.stat().st_size
         except OSError:  # a link that leads nowhere: reading it will say so
             is_folder, size = False, 0
+        else:
+            if not is_folder and not entry.is_file():  # a pipe would never end
+                continue
         if is_folder and entry.is_symlink():
             real = Path(entry.path).resolve()
             if folder.resolve().is_relative_to(real):

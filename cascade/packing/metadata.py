@@ -9,6 +9,7 @@ import json
 import posixpath
 import sqlite3
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,9 +31,12 @@ class Metadata:
         name: what people know it by.
         database: a file for the rows.
         plan: is told of lines that cannot be read.
+        texts: columns that are no numbers, whatever a CSV has there.
     """
 
-    def __init__(self, table: Files, name: str, database: Path, plan: PlanWriter) -> None:
+    def __init__(
+        self, table: Files, name: str, database: Path, plan: PlanWriter, texts: frozenset[str]
+    ) -> None:
         self._name, self._database = name, database
         database.unlink(missing_ok=True)
         self._rows = sqlite3.connect(database, isolation_level=None)
@@ -40,7 +44,7 @@ class Metadata:
         self._rows.execute("PRAGMA synchronous = OFF")
         self._rows.execute("CREATE TABLE rows (file TEXT PRIMARY KEY, said TEXT) WITHOUT ROWID")
         self._rows.execute("BEGIN")
-        for row in _rows(table, name, plan):
+        for row in _rows(table, name, plan, texts):
             file = row.pop(_FILE_NAME, None)
             if not isinstance(file, str):
                 plan.leave(LeftOut(name, f"a row without {_FILE_NAME}"))
@@ -84,14 +88,16 @@ def _clean(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def _rows(table: Files, name: str, plan: PlanWriter) -> Iterator[dict[str, Any]]:
+def _rows(
+    table: Files, name: str, plan: PlanWriter, texts: frozenset[str]
+) -> Iterator[dict[str, Any]]:
     if table.name.endswith(".parquet"):
         yield from _of_parquet(table, name)
         return
     with table.open() as stream, io.TextIOWrapper(stream, "utf-8-sig", newline="") as lines:
         try:
             if table.name.endswith(".csv"):
-                yield from _of_csv(lines, name)
+                yield from _of_csv(lines, name, texts)
                 return
             for number, line in enumerate(lines, start=1):
                 if not line.strip():
@@ -108,12 +114,16 @@ def _rows(table: Files, name: str, plan: PlanWriter) -> Iterator[dict[str, Any]]
             raise UserError(f"{name} is not UTF-8 text ({error}); save it as UTF-8.") from None
 
 
-def _of_csv(lines: Iterable[str], name: str) -> Iterator[dict[str, Any]]:
+def _of_csv(lines: Iterable[str], name: str, texts: frozenset[str]) -> Iterator[dict[str, Any]]:
     reader = csv.DictReader(lines)
     _require_file_name(reader.fieldnames or (), name)
     try:
         for row in reader:
-            yield {key: _number(value) for key, value in row.items() if isinstance(key, str)}
+            yield {
+                key: (value or "") if key in texts or key == _FILE_NAME else _number(value)
+                for key, value in row.items()
+                if isinstance(key, str)
+            }
     except csv.Error as error:
         raise UserError(f"{name} is no CSV ({error}); mend it or use metadata.jsonl.") from None
 
@@ -141,7 +151,7 @@ def _require_file_name(columns: Any, name: str) -> None:
 
 
 def _number(text: Any) -> Any:
-    try:
-        return float(text)
-    except (TypeError, ValueError):
-        return text or ""
+    for kind in (int, float):
+        with suppress(TypeError, ValueError):
+            return kind(text)
+    return text or ""

@@ -12,7 +12,7 @@ from cascade.config.pack import PackConfig
 from cascade.data.pack import Split
 from cascade.files import read_json, write_json
 from cascade.packing.arrays import read_array
-from cascade.packing.files import Files, Unreachable
+from cascade.packing.files import Files, Unreachable, Unreadable
 from cascade.packing.pictures import Record, is_held_out, prepared
 from cascade.packing.plan import Part, quarantine_of, read_part
 from cascade.packing.records import Found, LeftOut, Refused, row_of_json
@@ -144,8 +144,8 @@ def _of_file(part: Part, path: str, beside: list[str], said: list[Any]) -> Found
             said = [*said, row_of_json(texts["json"])]
         picture = root.inside(path).read()
         return Found(source, picture, tuple(said), texts.get("txt"), texts.get("cls"))
-    except FileNotFoundError:
-        return LeftOut(source, "its file is not there")
+    except Unreadable as error:
+        return LeftOut(source, str(error))
     except Refused as refused:
         return LeftOut(source, refused.reason)
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -21,6 +21,8 @@ from cascade.data.pack import Note
 from cascade.packing.records import Found, Refused, note_of
 
 _ENDINGS: Final = {"JPEG": "jpg", "JPEG2000": "jp2", "MPO": "jpg", "TIFF": "tif"}
+
+_SIDES: Final = ("width", "height")  # which nobody needs to bring
 
 
 @dataclass(frozen=True)
@@ -49,11 +51,12 @@ def prepared(found: Found, config: PackConfig, class_names: Sequence[str]) -> Re
         Refused: it is to be left out.
     """
     note = note_of(found, config, class_names)
-    _require_numbers(note, config)
+    _require_numbers(note.numbers, config)
     file = Encoded(found.picture, found.source)
     try:
         image = read_upright(file)
         _require_shape(image.size, config)
+        _require_numbers(dict(zip(_SIDES, image.size, strict=True)), config, of_sides=True)
         if config.shrink is not None and min(image.size) > config.shrink:
             file = Encoded(_encoded(no_larger(image, config.shrink)), found.source)
             image = read_upright(file)
@@ -77,9 +80,13 @@ def is_held_out(phash: int, share: float) -> bool:
     return int.from_bytes(digest, "big") < share * 2**64
 
 
-def _require_numbers(note: Note, config: PackConfig) -> None:
+def _require_numbers(
+    numbers: Mapping[str, float], config: PackConfig, of_sides: bool = False
+) -> None:
     for text, condition in zip(config.where, config.conditions, strict=True):
-        value = note.numbers.get(condition.name)
+        if (condition.name in _SIDES) != of_sides:
+            continue
+        value = numbers.get(condition.name)
         if value is None:
             raise Refused(f"no number '{condition.name}'")
         if not condition.holds(value):

@@ -14,9 +14,17 @@ from cascade.text.captions import CAPTION_FIELDS
 MOST_BYTES: Final = 2**28
 """Of a picture's file: what is larger is not read."""
 
+BESIDE: Final = ("txt", "json", "cls")
+"""Endings of what is read beside a picture: its captions, all about it, its class."""
+
+FOREIGN: Final = "a kind of picture that cannot be read here"
+TOO_LARGE: Final = "a file that is too large"
+"""Reasons that several kinds of sources give."""
+
 _LICENCE: Final = ("licence", "license")
 _SOURCE: Final = ("source", "url")
 _CLASS: Final = ("cls", "label")
+_LONGEST: Final = 8  # letters of an ending
 _NUMBERS: Final = "numbers"  # of a pack's own notes
 
 Row = Mapping[str, Any]
@@ -67,6 +75,12 @@ class Found:
     rows: tuple[Row, ...] = ()
     text: bytes | None = None
     label: bytes | None = None
+
+
+def kind_of(name: str) -> str:
+    """Return the ending by which files that are not taken over are counted."""
+    ending = name.lower().rpartition(".")[2]
+    return ending if ending.isalnum() and len(ending) <= _LONGEST else "other"
 
 
 def row_of_json(data: bytes) -> Row:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 from cascade.config.pack import PackConfig
 from cascade.data.finding import FOREIGN_SUFFIXES, MASK_SUFFIX, PICTURE_SUFFIXES
@@ -12,15 +12,13 @@ from cascade.data.pack import MANIFEST, PackManifest
 from cascade.data.place import is_address
 from cascade.errors import UserError
 from cascade.packing.arrays import CAPTIONS, IMAGES, plan_array
-from cascade.packing.files import Entry, Files, expanded
+from cascade.packing.files import Entry, Files, Unreadable, expanded
 from cascade.packing.metadata import METADATA, Metadata
 from cascade.packing.plan import PlanWriter
-from cascade.packing.records import MOST_BYTES, LeftOut
+from cascade.packing.records import BESIDE, FOREIGN, MOST_BYTES, TOO_LARGE, LeftOut, kind_of
 from cascade.packing.tables import plan_table
 from cascade.packing.tars import TAR_SUFFIXES
-
-BESIDE: Final = ("txt", "json", "cls")
-"""Endings of what may lie beside a picture."""
+from cascade.text.captions import CAPTION_FIELDS
 
 
 class _Governed(NamedTuple):
@@ -51,6 +49,27 @@ class Planner:
             UserError: it is not there, or holds nothing that can be packed.
         """
         before = self.plan.parts
+        try:
+            self._add(source)
+        except Unreadable as error:
+            raise UserError(
+                f"{source} cannot be packed: of {error.address}, {error}; check the path and its "
+                "rights."
+            ) from None
+        if self.plan.parts == before:
+            raise UserError(
+                f"{source} holds nothing to pack; give a folder of pictures, webdataset tars, "
+                "Parquet files with pictures, an array data set or a pack."
+            )
+
+    def file(self, file: Files, name: str) -> None:
+        """Add a tar or a Parquet file."""
+        if name.lower().endswith(".parquet"):
+            plan_table(file, name, self.config, self.plan)
+        else:
+            self.plan.part("tar", file.address, name)
+
+    def _add(self, source: str) -> None:
         for address in (source,) if _is_there(source) else expanded(source):
             files = Files(_absolute(address))
             name = files.name
@@ -64,18 +83,6 @@ class Planner:
                 raise UserError(
                     f"{address} is no folder, tar or Parquet file that is there; check the path."
                 )
-        if self.plan.parts == before:
-            raise UserError(
-                f"{source} holds nothing to pack; give a folder of pictures, webdataset tars, "
-                "Parquet files with pictures, an array data set or a pack."
-            )
-
-    def file(self, file: Files, name: str) -> None:
-        """Add a tar or a Parquet file."""
-        if name.lower().endswith(".parquet"):
-            plan_table(file, name, self.config, self.plan)
-        else:
-            self.plan.part("tar", file.address, name)
 
 
 class _Folder:
@@ -114,9 +121,10 @@ class _Folder:
         path = _joined(inner, found)
         depth = inner.count("/") + bool(inner)
         database = self._planner.work / f"metadata-{depth}.sqlite"
-        return _Governed(
-            Metadata(self._root.inside(path), self._named(path), database, self._plan), inner
-        )
+        asked = self._planner.config.caption_column
+        texts = frozenset({*CAPTION_FIELDS, *((asked,) if asked else ())})
+        table = self._root.inside(path)
+        return _Governed(Metadata(table, self._named(path), database, self._plan, texts), inner)
 
     def _file(self, inner: str, entry: Entry, names: set[str], governed: _Governed | None) -> None:
         path, low = _joined(inner, entry.name), entry.name.lower()
@@ -129,10 +137,9 @@ class _Folder:
         elif suffix in PICTURE_SUFFIXES:
             self._picture(path, entry, names, governed)
         elif suffix in FOREIGN_SUFFIXES:
-            reason = "a kind of picture that cannot be read here"
-            self._plan.leave(LeftOut(self._named(path), reason))
+            self._plan.leave(LeftOut(self._named(path), FOREIGN))
         elif suffix[1:] not in BESIDE and entry.name not in METADATA:
-            self._plan.unused[suffix[1:]] += 1
+            self._plan.unused[kind_of(entry.name)] += 1
 
     def _picture(
         self, path: str, entry: Entry, names: set[str], governed: _Governed | None
@@ -142,7 +149,7 @@ class _Folder:
             said = governed.table.take(path.removeprefix(f"{governed.folder}/"))
         if entry.size > MOST_BYTES:
             source = self._named(path)
-            self._plan.leave(LeftOut(source, "a file that is too large", f"{entry.size} bytes"))
+            self._plan.leave(LeftOut(source, TOO_LARGE, f"{entry.size} bytes"))
             return
         if self._part_of != self._plan.parts or not self._plan.has_room(entry.size):
             self._plan.part("files", self._root.address, self._root.name)

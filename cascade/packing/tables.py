@@ -6,9 +6,9 @@ from typing import Any, Final
 from cascade.config.pack import PackConfig
 from cascade.data.pack import import_parquet
 from cascade.errors import UserError
-from cascade.packing.files import Files
+from cascade.packing.files import Files, Unreadable
 from cascade.packing.plan import Part, PlanWriter
-from cascade.packing.records import MOST_BYTES, Found, LeftOut
+from cascade.packing.records import MOST_BYTES, TOO_LARGE, Found, LeftOut
 
 _IMAGES: Final = ("image", "img", "picture", "jpg", "jpeg", "png", "webp", "bytes", "image_bytes")
 _PATHS: Final = ("file_name", "image_path", "path", "file", *_IMAGES)
@@ -29,6 +29,9 @@ def plan_table(file: Files, name: str, config: PackConfig, plan: PlanWriter) -> 
             sizes = [(group.num_rows, group.total_byte_size) for group in groups]
     except (pyarrow.ArrowException, OSError) as error:
         plan.leave(LeftOut(name, _DAMAGED, _first_line(error)))
+        return
+    except Unreadable as error:
+        plan.leave(LeftOut(name, str(error)))
         return
     most_rows, most_bytes = config.shard_records, config.shard_size << 20
     first = rows = size = 0
@@ -85,9 +88,9 @@ def read_table(part: Part, config: PackConfig) -> Iterator[Found | LeftOut]:
                         yield _found(row, column, file, f"{part.name}#{before + number - 1}")
         except (pyarrow.ArrowException, OSError) as error:
             source = f"{part.name}, row group {group} from row {number}"
-            yield LeftOut(
-                source, "a part of a Parquet file that cannot be read", _first_line(error)
-            )
+            yield LeftOut(source, _DAMAGED, _first_line(error))
+        except Unreadable as error:
+            yield LeftOut(part.name, str(error))
 
 
 def _found(row: dict[str, Any], column: str, file: Files, source: str) -> Found | LeftOut:
@@ -99,7 +102,7 @@ def _found(row: dict[str, Any], column: str, file: Files, source: str) -> Found 
     if not isinstance(picture, bytes):
         return LeftOut(source, "no picture")
     if len(picture) > MOST_BYTES:
-        return LeftOut(source, "a file that is too large", f"{len(picture)} bytes")
+        return LeftOut(source, TOO_LARGE, f"{len(picture)} bytes")
     return Found(source, picture, (row,))
 
 
@@ -107,8 +110,8 @@ def read_file(file: Files, source: str, *rows: dict[str, Any], **more: Any) -> F
     """Return a picture that is a file."""
     try:
         return Found(source, file.read(), rows, **more)
-    except FileNotFoundError:
-        return LeftOut(source, "its file is not there")
+    except Unreadable as error:
+        return LeftOut(source, str(error))
 
 
 def _holds_bytes(kind: Any) -> bool:

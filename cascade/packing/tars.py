@@ -6,12 +6,21 @@ from collections.abc import Iterator
 from typing import Any, Final, cast
 
 from cascade.data.finding import FOREIGN_SUFFIXES, PICTURE_SUFFIXES
-from cascade.packing.files import Files
+from cascade.packing.files import Files, Unreadable
 from cascade.packing.plan import Part
-from cascade.packing.records import MOST_BYTES, Found, LeftOut, Refused, row_of_json
+from cascade.packing.records import (
+    BESIDE,
+    FOREIGN,
+    MOST_BYTES,
+    TOO_LARGE,
+    Found,
+    LeftOut,
+    Refused,
+    kind_of,
+    row_of_json,
+)
 
 TAR_SUFFIXES: Final = (".tar", ".tar.gz", ".tgz")
-_TEXTS: Final = ("txt", "json", "cls")
 # Everything that a damaged archive raises.
 _DAMAGED: Final = (tarfile.TarError, EOFError, OSError, ValueError, OverflowError, zlib.error)
 _CUT: Final = "a tar that ends too early"
@@ -68,8 +77,8 @@ class Tar:
                     yield member.name, data
                 if not tar.ended:
                     raise tarfile.ReadError("there is no end mark")
-        except FileNotFoundError:
-            yield LeftOut(self._part.name, "its file is not there")
+        except Unreadable as error:
+            yield LeftOut(self._part.name, str(error))
         except _DAMAGED as error:
             yield LeftOut(self._part.name, _CUT, str(error))
 
@@ -80,9 +89,10 @@ class Tar:
         pictures = [end for end in group if f".{end.rpartition('.')[2]}" in PICTURE_SUFFIXES]
         plain = [end for end in pictures if "." not in end]
         texts = {end.rpartition(".")[2]: end for end in group}
-        used = {*pictures, *(texts[kind] for kind in _TEXTS if kind in texts)}
+        used = {*pictures, *(texts[kind] for kind in BESIDE if kind in texts)}
         for ending in group.keys() - used:
-            self.unused[ending] = self.unused.get(ending, 0) + 1
+            kind = kind_of(ending)
+            self.unused[kind] = self.unused.get(kind, 0) + 1
         chosen = plain or pictures
         if len(chosen) != 1:
             foreign = any(f".{end}" in FOREIGN_SUFFIXES for end in group)
@@ -90,11 +100,11 @@ class Tar:
             return
         picture = group[chosen[0]]
         if isinstance(picture, int):
-            yield LeftOut(source, "a file that is too large", f"{picture} bytes")
+            yield LeftOut(source, TOO_LARGE, f"{picture} bytes")
             return
-        said = {kind: group[texts[kind]] for kind in _TEXTS if kind in texts}
+        said = {kind: group[texts[kind]] for kind in BESIDE if kind in texts}
         text, told, label = (
-            value if isinstance(value := said.get(kind), bytes) else None for kind in _TEXTS
+            value if isinstance(value := said.get(kind), bytes) else None for kind in BESIDE
         )
         try:
             rows = () if told is None else (row_of_json(told),)
@@ -124,7 +134,7 @@ class _Archive(tarfile.TarFile):
 
 
 def _none(foreign: bool) -> str:
-    return "a kind of picture that cannot be read here" if foreign else "no picture"
+    return FOREIGN if foreign else "no picture"
 
 
 def _parted(name: str) -> tuple[str, str]:
