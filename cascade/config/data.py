@@ -88,8 +88,9 @@ class DataConfig(RowConfig):
         description="processes that decode for each that trains; 0 is a thread, enough for small "
         "pictures",
     )
-    cache: Path = Field(
-        default=Path("~/.cache/dreamcascade"), description="gets what is fetched from an address"
+    cache: Path | None = Field(
+        default=None,
+        description="gets what is fetched from an address; the user's cache if left out",
     )
     cache_gib: Annotated[float, Field(strict=True, gt=0.0, le=2.0**20)] = Field(
         default=100.0, description="that the cache may hold; what was unused for longest goes"

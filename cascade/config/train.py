@@ -7,8 +7,8 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from cascade.config.averages import AverageConfig, warmed_up_decay
 from cascade.config.base import Count, Frozen, Looks, Positive, Rows, Seed
-from cascade.config.data import DataConfig
-from cascade.config.encoder import Embeddings, EncoderMode
+from cascade.config.data import DataConfig, Location
+from cascade.config.encoder import EncoderMode
 from cascade.config.guard import GuardConfig
 from cascade.config.machine import MachineConfig
 from cascade.config.optimizer import OptimizerConfig
@@ -251,7 +251,11 @@ class PretrainConfig(Frozen):
     )
     text_encoder: Path | None = Field(default=None, description="folder of a T5 encoder")
     encoder_mode: EncoderMode = "auto"
-    embeddings: Embeddings = None
+    embeddings: Location | None = Field(
+        default=None,
+        description="a store made by 'cascade embed', used instead of the text encoder; or its "
+        "address",
+    )
     output: Path = Field(description="folder of the run; the stage is in it at the end")
     initial_weights: Path | None = Field(
         default=None, description="folder of a stage to go on from"

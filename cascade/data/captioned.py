@@ -19,49 +19,16 @@ from cascade.config.stage import StageConfig
 from cascade.data.batch import Batch, crop_sides
 from cascade.data.choosing import Choice, choose, random_words
 from cascade.data.cutting import Window, cut, enough
-from cascade.data.dataset import Dataset, UnusableRecord
+from cascade.data.dataset import UnusableRecord
 from cascade.data.mixture import Mixture
 from cascade.data.order import Order, mixed
+from cascade.data.source import Source
 from cascade.diffusion.noise import derive_seed
 from cascade.errors import UserError
+from cascade.text.packed import PackedTexts
 
 _SUBSTITUTES: Final = 16  # records of a shard that are tried for one that is of no use
 _FETCHES: Final = 4  # shards at once
-
-
-@dataclass(frozen=True)
-class Source:
-    """One of the sets that rows come from.
-
-    Attributes:
-        data: its pictures.
-        weight: its share of the rows, in any unit.
-        size: width and height of a whole picture as it is trained on, pixels.
-        prefix: put before each caption.
-    """
-
-    data: Dataset
-    weight: float
-    size: tuple[int, int]
-    prefix: str = ""
-
-    def captions(self, index: int) -> tuple[str, ...]:
-        """Return a picture's captions as they are trained on."""
-        return tuple(self.prefix + caption for caption in self.data.captions(index))
-
-    def all_captions(self) -> Iterator[tuple[str, ...]]:
-        """Yield every picture's captions as they are trained on."""
-        for captions in self.data.all_captions():
-            yield tuple(self.prefix + caption for caption in captions)
-
-    @cached_property
-    def ends(self) -> np.ndarray:
-        """Records up to the end of each shard."""
-        return np.cumsum(self.data.counts)
-
-    def shards(self, index: np.ndarray) -> np.ndarray:
-        """Return the shards that records lie in."""
-        return np.searchsorted(self.ends, index, side="right")
 
 
 @dataclass(frozen=True)
@@ -113,6 +80,7 @@ class CaptionedSamples:
             weights=torch.ones(len(made)),
             terms=("mse",) * len(made),
             positions=len(made),
+            texts=self._texts(choices),
             skipped=tuple(skipped),
         )
 
@@ -179,22 +147,41 @@ class CaptionedSamples:
             return high, low
         return high[:, ::-1], None if low is None else low[:, ::-1]
 
+    def embeddings(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield every caption with its embedding, which lies beside its picture."""
+        for source in self.sources:
+            for index, captions in enumerate(source.all_captions()):
+                for number, caption in enumerate(captions):
+                    row = source.embedding(index, number, caption)
+                    assert row is not None, "it is no null text"
+                    yield caption, row
+
+    @property
+    def has_texts(self) -> bool:
+        """Whether rows bring their captions' embeddings."""
+        return all(source.texts is not None for source in self.sources)
+
+    def _texts(self, choices: Sequence[Choice]) -> PackedTexts | None:
+        if not self.has_texts:
+            return None
+        rows = [
+            self.sources[one.source].embedding(one.index, one.caption, one.prompt)
+            for one in choices
+        ]
+        return PackedTexts.pack(rows, self.stage.unet.text_width)
+
     def _made(
         self, position: int, choice: Choice, skipped: list[str]
     ) -> tuple[Choice, np.ndarray, np.ndarray | None]:
         """Make a row; another record of the same shard stands in for one that is of no use."""
         source = self.sources[choice.source]
-        shard = int(source.shards(np.array(choice.index)))
-        count = int(source.data.counts[shard])
-        first = int(source.ends[shard]) - count
         for attempt in range(_SUBSTITUTES):
             try:
                 return choice, *self.pixels(choice)
             except UnusableRecord as error:
                 skipped.append(f"{source.data.name(choice.index)} ({error})")
             word = int(mixed(derive_seed(self.seed, "substitute"), position, attempt))
-            # Any other of the shard.
-            index = first + (choice.index - first + 1 + word % max(1, count - 1)) % count
+            index = source.neighbour(choice.index, word)
             at, sources = np.array([position]), np.array([choice.source])
             (choice,) = self._decided(at, sources, np.array([index]))
         raise UserError(

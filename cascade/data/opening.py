@@ -3,17 +3,21 @@
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from cascade.config.data import DataConfig, DataSetConfig, RowConfig
 from cascade.config.stage import StageConfig
 from cascade.data.array import CaptionedArray
-from cascade.data.captioned import CaptionedSamples, Source
+from cascade.data.captioned import CaptionedSamples
 from cascade.data.dataset import Dataset
 from cascade.data.pack import MANIFEST, Aspect, Split
 from cascade.data.packed import Packed
 from cascade.data.place import Place
+from cascade.data.source import Source
+from cascade.data.texts import PICTURES, PictureTexts
 from cascade.errors import UserError
+from cascade.files import user_cache
 
 
 def open_samples(
@@ -28,6 +32,23 @@ def open_samples(
     sources = tuple(source for one in data.all_sets for source in _sources(data, one, stage))
     alike = data.shapes == "square"
     return CaptionedSamples(sources, stage, seed, data, 1 if alike else batch_size)
+
+
+def with_texts(samples: CaptionedSamples, store: Place) -> CaptionedSamples:
+    """Let rows bring their captions' embeddings, if a store has them beside the pictures.
+
+    Raises:
+        UserError: it has those of some shards and lacks others.
+    """
+    packs = [source.data for source in samples.sources if isinstance(source.data, Packed)]
+    if len(packs) < len(samples.sources) or not store.inside(PICTURES).names():
+        return samples
+    sources = []
+    for source, pack in zip(samples.sources, packs, strict=True):
+        texts = PictureTexts.open(store, pack.place.address, source.prefix)
+        texts.require(pack.shards)
+        sources.append(replace(source, texts=texts))
+    return replace(samples, sources=tuple(sources))
 
 
 def data_identity(samples: CaptionedSamples) -> dict[str, object]:
@@ -49,7 +70,7 @@ def open_dataset(place: Place, split: Split = "train") -> Packed | CaptionedArra
 
 def place_of(data: DataConfig, address: str) -> Place:
     """Return a place whose files are kept as the settings say."""
-    return Place(address, data.cache.expanduser(), round(data.cache_gib * 2**30))
+    return Place(address, data.cache or user_cache("data"), round(data.cache_gib * 2**30))
 
 
 def aspect_size(stage: StageConfig, aspect: Aspect) -> tuple[int, int]:

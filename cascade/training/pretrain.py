@@ -12,10 +12,11 @@ from cascade.config.folders import read_stage_config
 from cascade.config.stage import StageConfig
 from cascade.config.train import FREE, PretrainConfig
 from cascade.data.captioned import CaptionedSamples
-from cascade.data.opening import data_identity, open_samples
+from cascade.data.opening import data_identity, open_samples, place_of, with_texts
 from cascade.data.place import is_address
 from cascade.data.resident import ResidentSamples
 from cascade.data.stream import SKIPPED, Skipping, Stream
+from cascade.data.texts import bring_store
 from cascade.errors import UserError
 from cascade.files import file_digest
 from cascade.progress import is_heard
@@ -125,7 +126,7 @@ def _plan(config: PretrainConfig) -> _Plan:
     check_optimizer(config.train.optimizer)
     check_trackers(config.train, config.output)
     samples = open_samples(config.data, config.stage, config.train.seed, config.train.batch_size)
-    text = _open_text(config, samples)
+    text, samples = _open_text(config, samples)
     captions = chain.from_iterable(map(samples.captions, sampled(range(len(samples)))))
     report_lost(text.tokenizer, captions, config.stage.text)
     named = config.validation.cascade
@@ -196,19 +197,28 @@ def _identity(
     }
 
 
-def _open_text(config: PretrainConfig, samples: CaptionedSamples) -> EncoderFiles | EmbeddingStore:
-    """Check what captions are turned into embeddings by; a store must hold every one of them."""
-    text = open_text(config.text_encoder, config.embeddings)
+def _open_text(
+    config: PretrainConfig, samples: CaptionedSamples
+) -> tuple[EncoderFiles | EmbeddingStore, CaptionedSamples]:
+    """Check what captions are turned into embeddings by; a store must have every one of them.
+
+    Returns:
+        The encoder or the store, and the samples, which bring what lies beside the pictures.
+    """
+    store = None if config.embeddings is None else place_of(config.data, config.embeddings)
+    text = open_text(config.text_encoder, None if store is None else bring_store(store))
     if text.width != config.stage.unet.text_width:
         raise UserError(
             f"The text embeddings of {config.embeddings or config.text_encoder} are {text.width} "
             f"wide but the network expects {config.stage.unet.text_width}; set unet.text_width to "
             f"{text.width}."
         )
-    if isinstance(text, EmbeddingStore):
+    if store is not None and isinstance(text, EmbeddingStore):
         text.check_text(config.stage.text)
-        text.require(["", *config.validation.prompts, *chain.from_iterable(samples.all_captions())])
-    return text
+        samples = with_texts(samples, store)
+        captions = () if samples.has_texts else chain.from_iterable(samples.all_captions())
+        text.require(chain(["", *config.validation.prompts], captions))
+    return text, samples
 
 
 def _stream(config: PretrainConfig, samples: CaptionedSamples, device: torch.device) -> Stream:

@@ -3,6 +3,7 @@
 from itertools import chain
 
 import torch
+from torch import Tensor
 
 from cascade.config.train import PretrainConfig
 from cascade.data.captioned import CaptionedSamples
@@ -54,6 +55,10 @@ def resident_prompts(
     device: torch.device,
 ) -> PromptTable:
     """Embed every caption of the data with the encoder, or the store, that was opened."""
+    if samples.has_texts:
+        null = PromptTable.build(encoder, (), config.stage.text).rows([None]).embedding[0]
+        rows: dict[str | None, Tensor] = {None: null.bfloat16(), **dict(samples.embeddings())}
+        return PromptTable(rows, device, one_length=True)
     return PromptTable.build(
         encoder,
         chain.from_iterable(samples.all_captions()),
