@@ -45,7 +45,7 @@ class Source:
             return None
         assert self.texts is not None, "they lie beside the pictures"
         assert isinstance(self.data, Packed), "which are a pack's"
-        return self.texts.row(*self.data.at(index), number, caption.removeprefix(self.prefix))
+        return self.texts.row(*self.data.at(index), number, caption)
 
     @cached_property
     def ends(self) -> np.ndarray:

@@ -144,6 +144,7 @@ class Throughput:
         """Count one micro-batch of this process."""
         self._positions += batch.positions
         self._rows += len(batch.images)
+        self._skipped += len(batch.skipped)
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -168,8 +169,8 @@ class Throughput:
 
         Returns:
             `images_per_second`, positions of the stream over all processes; `data_wait`, the share
-            of the time that this process waited for batches; `peak_memory_gib` of
-            this process's device since it began; and, where its peak is known and the run computes
+            of the time that this process waited for batches; `skipped`, if there were any, its
+            rows whose pictures were of no use; `peak_memory_gib` of its device since it began; and, where its peak is known and the run computes
             in bfloat16, `mfu`, the model FLOP/s utilization of that device (0 to 1; Chowdhery et
             al. 2022, appendix B), and of a run that recomputes `hfu`, which counts that as well.
         """
@@ -181,6 +182,8 @@ class Throughput:
         for name, flops in self._row_flops.items():
             assert self._peak is not None, "operations are counted where there is a peak"
             values[name] = self._rows * flops / self._seconds / self._peak
+        if self._skipped:
+            values["skipped"] = self._skipped
         values["peak_memory_gib"] = peak_memory(self._device) / 2**30
         self._clear()
         return values
@@ -192,7 +195,7 @@ class Throughput:
         self._seconds += time.perf_counter() - self._since
 
     def _clear(self) -> None:
-        self._positions = self._rows = 0
+        self._positions = self._rows = self._skipped = 0
         self._seconds = self._waited = 0.0
         self._since = time.perf_counter()
 
