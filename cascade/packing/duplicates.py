@@ -189,14 +189,14 @@ def _without(folder: Path, shard: ShardEntry, stays: np.ndarray) -> ShardEntry |
         _copy(source, target, int(ends[-1]), shard.size)
         target.flush()
         os.fsync(target.fileno())
-    return ShardEntry(
-        name=name,
-        split=shard.split,
-        records=int(stays.sum()),
-        size=tar.stat().st_size,
-        sha256=file_digest(tar),
-        index_sha256=file_digest(index),
-    )
+    changes = {
+        "name": name,
+        "records": int(stays.sum()),
+        "size": tar.stat().st_size,
+        "sha256": file_digest(tar),
+        "index_sha256": file_digest(index),
+    }
+    return ShardEntry(**dict(shard) | changes)
 
 
 def _next_name(name: str) -> str:

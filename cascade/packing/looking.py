@@ -222,5 +222,6 @@ def _origins(sources: Any) -> Any:
 
 
 def _counted(names: Any) -> Iterator[tuple[str, int]]:
-    for one in names.value_counts():
-        yield one["values"].as_py() or "", one["counts"].as_py()
+    counts = names.value_counts()
+    values = (name or "" for name in counts.field("values").to_pylist())
+    yield from zip(values, counts.field("counts").to_pylist(), strict=True)

@@ -176,6 +176,23 @@ def test_copies_go_and_all_else_keeps_its_bytes(
     assert "train-0.2.tar" in listing(tmp_path)
 
 
+def test_all_else_that_the_manifest_says_of_a_shard_stays(
+    tmp_path: Path, write_pack: Any, record: Any
+) -> None:
+    made = write_pack(tmp_path, {"validation-0": [record("a"), record("b")]})
+    told = json.loads(made.model_dump_json())
+    told["shards"][0]["aspect"] = [3, 2]
+    told["settings"] = {"held_out": 1.0}
+    (tmp_path / MANIFEST).write_text(json.dumps(told))
+    before = PackManifest.load(tmp_path / MANIFEST)
+    drop_duplicates(tmp_path, 0)
+    after = PackManifest.load(tmp_path / MANIFEST)
+    new = {"name", "records", "size", "sha256", "index_sha256"}
+    assert after.shards[0].model_dump(exclude=new) == before.shards[0].model_dump(exclude=new)
+    new = {"shards", "left_out"}
+    assert after.model_dump(exclude=new) == before.model_dump(exclude=new)
+
+
 class Killed(BaseException):
     """What nothing catches, as nothing does a kill."""
 
