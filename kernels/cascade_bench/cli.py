@@ -1,6 +1,6 @@
 """`cascade bench`, by entry points: how fast kernels, training, sampling and stages are here.
 
-And what the processes of a training hold.
+And what feeds a training, and what its processes hold.
 """
 
 import os
@@ -14,6 +14,7 @@ from cascade.cli.options import Flag, Options, with_options
 from cascade.cli.shared import BundleArgument, BundleOption
 from cascade_bench.settings import (
     BenchConfig,
+    DataBenchConfig,
     MemoryBenchConfig,
     SampleBenchConfig,
     StageBenchConfig,
@@ -124,6 +125,28 @@ def sample(
 
     folder = None if cascade is None else cascade_folder(cascade)
     _tell(*bench_sample(folder, bundle, config, output))
+
+
+@with_options(
+    DataBenchConfig,
+    [
+        Flag("data", ("data",), parser=values.folder, metavar="FOLDER"),
+        Flag("modes", ("modes",), kind=str, parser=values.comma_separated, metavar="NAME,NAME"),
+        Flag("size", ("sizes",), kind=str, parser=values.numbers, metavar="64,256,..."),
+        *_flags("against", "workers", "batch", "records"),
+        Flag("indexed", ("indexed",), kind=str, parser=values.numbers, metavar="1000000,..."),
+        *_flags("pictures", "rounds", "repeats", "budget"),
+    ],
+)
+def data(options: Options[DataBenchConfig], output: Output = OUTPUT) -> None:
+    """Read the same pictures by every provider: how many a second, their start, their memory."""
+    config = options.settings()
+    from cascade_bench.data_bench import bench_data
+
+    result, complete, large = bench_data(config, output)
+    _tell(result, complete)
+    for table in large:
+        typer.echo(table.markdown())
 
 
 _STAGES = ("against", "rounds", "repeats", "budget", "steps", "device")

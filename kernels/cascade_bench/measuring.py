@@ -14,7 +14,7 @@ from cascade_bench.device import state
 from cascade_bench.problem import CannotError, Case, Problem, Provider
 from cascade_bench.records import CaseResult, Mode, Row
 from cascade_bench.settings import BenchConfig
-from cascade_bench.timing import Run, Stopwatch, measure, side_stream, stopwatch
+from cascade_bench.timing import Run, Stopwatch, measure, side_stream
 
 
 def bench_case(case: Case, config: BenchConfig) -> CaseResult:
@@ -105,7 +105,7 @@ def _time(
     for name, (provider, _) in admitted.items():
         try:
             run = problem.call(provider, mode)
-            watches[name] = stopwatch(run, problem.device, problem.graphs)
+            watches[name] = problem.watch(run)
             weights[name] = peak_bytes(run, problem.device) if problem.weighed else None
         except refusals() as error:
             if lost(problem.device):

@@ -20,13 +20,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cascade.config.stage import StageConfig
-from cascade.errors import UserError
 from cascade.formats.export import check_expressible
 from cascade.formats.keys import entries
 from cascade.formats.unet import unet_to_diffusers
 from cascade.progress import silence
 from cascade_bench.networks import Compilation, Made, Training, Weights
-from cascade_bench.problem import CannotError
+from cascade_bench.problem import CannotError, missing
 from cascade_bench.timing import Run
 
 _STEPS = 1000  # of the diffusion, in both
@@ -46,7 +45,7 @@ class DiffusersNetwork(nn.Module):
             try:
                 from diffusers import UNet2DConditionModel
             except ImportError as error:
-                raise _missing("diffusers", error) from None
+                raise missing("diffusers", error) from None
         kind: Any = UNet2DConditionModel  # published without types
         self.network = kind.from_config(unet_to_diffusers(config.unet, config.size))
         parts = (entry.split(weights[entry.ours]) for entry in entries(config.unet))
@@ -125,7 +124,7 @@ class ImagenPytorchNetwork(nn.Module):
             try:
                 from imagen_pytorch import Unet
             except ImportError as error:
-                raise _missing("imagen-pytorch", error) from None
+                raise missing("imagen-pytorch", error) from None
         unet, attends = config.unet, tuple(kind != "none" for kind in config.unet.attention)
         first = unet.channels[0]
         if any(each % first for each in unet.channels):
@@ -205,10 +204,3 @@ def _no_hub() -> Iterator[None]:
 
     with patch.object(T5Config, "from_pretrained", lambda name: T5Config(d_model=768)), silence():
         yield
-
-
-def _missing(package: str, error: ImportError) -> UserError:
-    return UserError(
-        f"To compare with {package}, install it: pip install {package}; or leave it out of "
-        f"--against. ({error})"
-    )

@@ -7,8 +7,9 @@ from typing import Any, TypeAlias
 
 import torch
 
+from cascade.errors import UserError
 from cascade_bench.records import Mode, Work
-from cascade_bench.timing import Run
+from cascade_bench.timing import Run, Stopwatch, stopwatch
 
 Provider: TypeAlias = Any
 """One way to do a case, made and ready; what it is, is the problem's affair."""
@@ -16,6 +17,14 @@ Provider: TypeAlias = Any
 
 class CannotError(RuntimeError):
     """A provider cannot run a problem; the message is the reason."""
+
+
+def missing(package: str, error: ImportError) -> UserError:
+    """Return what is told of a package to compare with that is not installed."""
+    return UserError(
+        f"To compare with {package}, install it: pip install {package}; or leave it out of "
+        f"--against. ({error})"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +60,10 @@ class Problem(ABC):
     @abstractmethod
     def call(self, provider: Provider, mode: Mode) -> Run:
         """Return what a mode runs."""
+
+    def watch(self, run: Run) -> Stopwatch:
+        """Return what times a call."""
+        return stopwatch(run, self.device, self.graphs)
 
     def comparable(self, provider: Provider) -> bool:
         """Tell whether a provider does the same thing as ours."""

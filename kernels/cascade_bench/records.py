@@ -8,8 +8,9 @@ from typing import Literal, TypeAlias
 
 from cascade.config.base import Frozen
 
-Mode: TypeAlias = Literal["forward", "backward", "both", "step"]
-"""A call without gradients, its backward pass alone, both, or a whole training step."""
+Mode: TypeAlias = Literal["forward", "backward", "both", "step", "reading"]
+"""A call without gradients, its backward pass alone, both, a whole training step, or batches of a
+stream that others prepare."""
 
 Method = Literal["graph", "events", "wall clock", "processor's clock"]
 Status = Literal["ok", "wrong", "cannot"]

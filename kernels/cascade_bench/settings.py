@@ -1,10 +1,11 @@
 """Settings of the benchmarks; no torch."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from cascade.config.base import AtOnce, Frozen, Rows, Side, Width
+from cascade.config.base import AtOnce, Frozen, Rows, Side, Size, Width
 from cascade.config.parallel import ParallelConfig
 from cascade.config.train import Recomputation
 
@@ -119,3 +120,46 @@ class MemoryBenchConfig(Frozen):
         default="fp32", description="of the arithmetic; weights are float32"
     )
     gradient_checkpointing: GradientCheckpointing = "none"
+
+
+class DataBenchConfig(BenchConfig):
+    """Settings of `cascade bench data`."""
+
+    rounds: Rounds = 5
+    repeats: Repeats = 1
+    against: str = Field(
+        min_length=1,
+        default="ours,webdataset,webdataset-reduced,datasets",
+        description="a list of ours, webdataset, webdataset-reduced (JPEGs decoded no larger than "
+        "it takes, as ours) and datasets; the first is what others are held against",
+    )
+    data: Path | None = Field(
+        default=None,
+        description="a pack's folder; JPEGs like photos, of 512x384 to 2048x1536 pixels, are made "
+        "where it is left out",
+    )
+    modes: tuple[Literal["speed", "start-up", "memory"], ...] = Field(
+        default=("speed", "start-up", "memory"),
+        min_length=1,
+        description="pictures a second, what opening a large pack takes, and what reading on in "
+        "it holds, as a list",
+    )
+    sizes: tuple[Size, ...] = Field(
+        default=(64, 256, 1024), min_length=1, description="sides of the pictures, pixels, a list"
+    )
+    workers: Annotated[int, Field(strict=True, gt=0, le=256)] = Field(
+        default=2, description="processes that decode"
+    )
+    batch: AtOnce = Field(default=32, description="pictures of a batch")
+    records: Annotated[int, Field(strict=True, gt=0, le=10**6)] = Field(
+        default=256, description="pictures of a reading, and of the pack that is made"
+    )
+    indexed: tuple[Annotated[int, Field(strict=True, gt=0, le=10**9)], ...] = Field(
+        default=(10**6, 10**7, 10**8),
+        min_length=1,
+        description="records of the packs that are opened, whose shards are one and the same, a "
+        "list; the memory is of the last",
+    )
+    pictures: Annotated[int, Field(strict=True, gt=0, le=10**9)] = Field(
+        default=200_000, description="pictures read for the memory"
+    )

@@ -17,7 +17,7 @@ def tables(result: Result) -> list[Table]:
         own = [case for case in cases if case.group == group]
         for mode in own[0].drift:
             found.append(_table(group, mode, own, ceilings))
-            if any(row.flops for case in own for row in case.rows):
+            if any(case.images for case in own):
                 found.append(_rates(group, mode, own, ceilings))
     return found
 
@@ -51,6 +51,8 @@ def _rates(group: str, mode: Mode, cases: Sequence[CaseResult], ceilings: Peaks 
         for case in cases
     ]
     head = [f"{group}, {mode}, images/s", "sizes", *names]
+    if not any(row.flops for case in cases for row in case.rows):
+        return Table(head, rows)
     note = (
         "In brackets the operations that the network needs for an image, and what of the device's "
         "bf16 peak, by its data sheet, is used for them (model FLOP/s utilization)."
@@ -59,9 +61,11 @@ def _rates(group: str, mode: Mode, cases: Sequence[CaseResult], ceilings: Peaks 
 
 
 def _rate(case: CaseResult, row: Row | None, ceilings: Peaks | None) -> str:
-    if row is None or row.timing is None or row.flops is None:
+    if row is None or row.timing is None:
         return ""
     seconds = row.timing.median / 1e6
+    if row.flops is None:
+        return f"{case.images / seconds:.4g}"
     told = f"{row.flops / case.images / 1e9:.4g} GFLOP"
     if ceilings is not None and ceilings.nominal_rate is not None:
         told += f", {row.flops / seconds / ceilings.nominal_rate:.1%}"
