@@ -20,10 +20,12 @@ FLAGS = (
     Flag("least_side", ("least_side",), _WHAT),
     Flag("most_aspect", ("most_aspect",), _WHAT),
     Flag("where", ("where",), _WHAT, metavar="CONDITION"),
+    Flag("duplicates", ("duplicates",), _WHAT, metavar="BITS"),
     Flag("held_out", ("held_out",), _WHAT, metavar="SHARE"),
     Flag("shrink", ("shrink",), _SHARDS, metavar="SIDE"),
     Flag("shard_size", ("shard_size",), _SHARDS),
     Flag("shard_records", ("shard_records",), _SHARDS),
+    Flag("by_aspect", ("by_aspect",), _SHARDS, names=("--by-aspect",)),
     Flag("workers", ("workers",)),
 )
 

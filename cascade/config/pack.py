@@ -94,6 +94,11 @@ class PackConfig(Frozen):
         description="leave out pictures whose number is not so, as in 'aesthetic>=5'; may be "
         "repeated",
     )
+    duplicates: Annotated[int, Field(strict=True, ge=0, le=16)] | None = Field(
+        default=None,
+        description="leave out pictures whose perceptual hash has at most so many bits other than "
+        "an earlier one's; 4 finds copies of another size or quality",
+    )
     held_out: Share = Field(
         default=0.0, description="share of the pictures that are for validation alone"
     )
@@ -101,6 +106,9 @@ class PackConfig(Frozen):
         default=256, description="size of a shard at most, MiB"
     )
     shard_records: Count = Field(default=10_000, description="pictures of a shard at most")
+    by_aspect: bool = Field(
+        default=False, description="shards of pictures of about one aspect ratio each"
+    )
     workers: Annotated[int, Field(strict=True, gt=0, le=1024)] | None = Field(
         default=None, description="processes at work; one per core if left out"
     )

@@ -31,6 +31,11 @@ Split = Literal["train", "validation"]
 Aspect = tuple[Annotated[int, Field(strict=True, gt=0)], Annotated[int, Field(strict=True, gt=0)]]
 """Width to height, as 3:2."""
 
+ASPECTS: Final[tuple[Aspect, ...]] = (
+    *((1, 2), (9, 16), (2, 3), (3, 4), (1, 1), (4, 3), (3, 2), (16, 9), (2, 1)),
+)
+"""That pictures are sorted by; each belongs to the nearest, by the ratio of the ratios."""
+
 COLUMNS: Final = {
     "key": "string",  # the members' name without its ending
     "offset": "int64",  # of the picture's bytes in the tar

@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Any, Final, get_args
 
 from cascade.config.pack import PackConfig
-from cascade.data.pack import MANIFEST, QUARANTINE, PackManifest, ShardEntry, Split, import_parquet
+from cascade.data.pack import (
+    ASPECTS,
+    MANIFEST,
+    QUARANTINE,
+    PackManifest,
+    ShardEntry,
+    Split,
+    import_parquet,
+)
 from cascade.files import file_digest, replacing, write_json
 from cascade.packing.part import read_result
 from cascade.packing.plan import Planned, quarantine_of
@@ -51,13 +59,19 @@ def gather(work: Path, planned: Planned) -> Finished:
 
 def finish(
     output: Path, work: Path, found: Finished, config: PackConfig, settings: Mapping[str, Any]
-) -> PackManifest:
+) -> None:
     """Move the shards into their place; write the manifest last."""
     numbers = sorted(found.numbers)
     entries = []
     for split in get_args(Split):
-        pieces = [piece for piece in found.pieces if piece.split == split]
-        for number, joined in enumerate(_joined(pieces, config)):
+        groups = [
+            joined
+            for aspect in (None, *ASPECTS)
+            for joined in _joined(
+                (one for one in found.pieces if (one.split, one.aspect) == (split, aspect)), config
+            )
+        ]
+        for number, joined in enumerate(groups):
             entries.append(_placed(output, work, f"{split}-{number:06d}", joined, numbers))
     manifest = PackManifest(
         shards=tuple(entries),
@@ -66,8 +80,6 @@ def finish(
         settings=dict(settings),
     )
     write_json(manifest.model_dump(mode="json"), output / MANIFEST)
-    shutil.rmtree(work)
-    return manifest
 
 
 def write_quarantine(output: Path, work: Path, parts: int) -> None:
@@ -112,6 +124,7 @@ def _placed(
     return ShardEntry(
         name=name,
         split=pieces[0].split,
+        aspect=pieces[0].aspect,
         records=sum(piece.records for piece in pieces),
         size=tar.stat().st_size,
         sha256=pieces[0].sha256 if len(pieces) == 1 else file_digest(tar),

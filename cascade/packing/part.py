@@ -9,17 +9,19 @@ from pathlib import Path
 from typing import Any, Final
 
 from cascade.config.pack import PackConfig
-from cascade.data.pack import Split
+from cascade.data.pack import Aspect, Split
 from cascade.files import read_json, write_json
 from cascade.packing.arrays import read_array
 from cascade.packing.files import Files, Unreachable, Unreadable
-from cascade.packing.pictures import Record, is_held_out, prepared
+from cascade.packing.pictures import Record, is_held_out, nearest_aspect, prepared
 from cascade.packing.plan import Part, quarantine_of, read_part
 from cascade.packing.records import Found, LeftOut, Refused, row_of_json
 from cascade.packing.shards import Piece, ShardWriter
 from cascade.packing.tables import read_table
 from cascade.packing.tars import Tar
 from cascade.progress import warn
+
+_Kind = tuple[Split, Aspect | None]
 
 _ATTEMPTS: Final = 4
 _FIRST_WAIT: Final = 2.0  # seconds; doubled after each failed attempt
@@ -63,7 +65,10 @@ def read_result(work: Path, number: int) -> Result | None:
     if not path.is_file():
         return None
     found: Any = read_json(path, f"remove {work} to begin anew")
-    pieces = tuple(Piece(**piece) for piece in found.pop("pieces"))
+    pieces = tuple(
+        Piece(**{**piece, "aspect": piece["aspect"] and tuple(piece["aspect"])})
+        for piece in found.pop("pieces")
+    )
     return Result(pieces=pieces, **found)
 
 
@@ -152,7 +157,7 @@ def _of_file(part: Part, path: str, beside: list[str], said: list[Any]) -> Found
 
 @dataclass
 class _Shards:
-    """The shards of a part: of each split one at a time is being written."""
+    """The shards of a part: of each kind, one at a time is being written."""
 
     job: Job
     number: int
@@ -161,7 +166,8 @@ class _Shards:
 
     def __post_init__(self) -> None:
         self._stack = ExitStack()
-        self._open: dict[Split, ShardWriter] = {}
+        self._open: dict[_Kind, ShardWriter] = {}
+        self._begun = 0
 
     def __enter__(self) -> "_Shards":
         return self
@@ -173,28 +179,29 @@ class _Shards:
         config = self.job.config
         if is_held_out(record.phash, config.held_out):
             split = "validation"
-        shard = self._open.get(split)
+        kind = split, nearest_aspect(record.size) if config.by_aspect else None
+        shard = self._open.get(kind)
         if shard is not None and (
             shard.records >= config.shard_records
             or shard.size + len(record.picture) > config.shard_size << 20
         ):
-            self._close(split)
+            self._close(kind)
             shard = None
         if shard is None:
-            shard = self._open[split] = self._stack.enter_context(self._begin(split))
+            shard = self._open[kind] = self._stack.enter_context(self._begin(*kind))
         shard.add(key, record)
 
     def finish(self) -> None:
         """Close what is still open."""
-        for split in sorted(self._open):
-            self._close(split)
+        for kind in list(self._open):
+            self._close(kind)
 
-    def _begin(self, split: Split) -> ShardWriter:
-        place = sum(piece.split == split for piece in self.pieces)
-        return ShardWriter(self.job.work, f"{split}-{self.number:06d}-{place:04d}", split)
+    def _begin(self, split: Split, aspect: Aspect | None) -> ShardWriter:
+        self._begun += 1
+        return ShardWriter(self.job.work, f"{self.number}-{self._begun}", split, aspect)
 
-    def _close(self, split: Split) -> None:
-        piece, numbers = self._open.pop(split).close()
+    def _close(self, kind: _Kind) -> None:
+        piece, numbers = self._open.pop(kind).close()
         self.pieces.append(piece)
         self.numbers.update(numbers)
 

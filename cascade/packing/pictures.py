@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -17,7 +18,7 @@ from cascade.data.decoding import (
     picture_format,
     read_upright,
 )
-from cascade.data.pack import Note
+from cascade.data.pack import ASPECTS, Aspect, Note
 from cascade.packing.records import Found, Refused, note_of
 
 _ENDINGS: Final = {"JPEG": "jpg", "JPEG2000": "jp2", "MPO": "jpg", "TIFF": "tif"}
@@ -72,6 +73,14 @@ def perceptual_hash(image: Image.Image) -> int:
     from imagehash import phash
 
     return int(str(phash(on_ground(image, "white"))), 16)
+
+
+def nearest_aspect(size: tuple[int, int]) -> Aspect:
+    """Return the aspect ratio that a picture of a width and height belongs to."""
+    width, height = size
+    return min(
+        ASPECTS, key=lambda aspect: abs(math.log(width * aspect[1]) - math.log(height * aspect[0]))
+    )
 
 
 def is_held_out(phash: int, share: float) -> bool:

@@ -7,7 +7,8 @@ import shutil
 import signal
 import threading
 import warnings
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from cascade.config.pack import PackConfig
 from cascade.data.pack import MANIFEST, QUARANTINE, PackManifest
 from cascade.errors import UserError
 from cascade.files import read_json, read_text, write_json
+from cascade.packing.duplicates import drop_duplicates
 from cascade.packing.finish import Finished, finish, gather, write_quarantine
 from cascade.packing.part import Job, pack_part, read_result
 from cascade.packing.plan import Planned, PlanWriter, read_plan
@@ -31,6 +33,7 @@ from cascade.progress import amount, progress_bar, say
 WORK: Final = ".packing"
 """Folder of what is unfinished, in the pack's own."""
 
+_DONE: Final = ".packing-done"  # what it is called before it is removed
 _SETTINGS: Final = "settings.json"
 _LOOK: Final = 0.5  # seconds between two looks at how far the processes are
 _TOLD: Final = 8  # reasons of the summary
@@ -46,22 +49,41 @@ def pack(config: PackConfig) -> PackManifest:
     class_names, settings = _settings(config)
     output, work = config.output, config.output / WORK
     if (output / MANIFEST).is_file():
-        return _packed_before(output, settings)
+        manifest = PackManifest.load(output / MANIFEST)
+        if manifest.settings != settings:
+            raise UserError(f"{output} holds another pack; choose another folder.")
+        if not work.exists():
+            shutil.rmtree(output / _DONE, ignore_errors=True)
+            say(f"{output} is packed already: {_counted(manifest)}.")
+            return manifest
     with _alone(output):
         planned = _begin(config, settings)
-        job = Job(work, config, class_names)
         missing = [number for number in range(planned.parts) if not read_result(work, number)]
-        _work(job, missing, planned.parts)
+        _work(Job(work, config, class_names), missing, planned.parts)
         found = gather(work, planned)
-        write_quarantine(output, work, planned.parts)
-        if not found.pieces:
-            shutil.rmtree(work)
-            raise UserError(
-                f"Every picture was left out ({_reasons(found)}); {output / QUARANTINE} says why."
-            )
-        manifest = finish(output, work, found, config, settings)
+        if not (output / MANIFEST).is_file():
+            _finish(config, found, planned, settings)
+        if config.duplicates is not None:
+            drop_duplicates(output, config.duplicates)
+        manifest = PackManifest.load(output / MANIFEST)
+        work.rename(output / _DONE)  # what is half removed is not gone on with
+    shutil.rmtree(output / _DONE, ignore_errors=True)
     _summary(output, manifest, found)
     return manifest
+
+
+def _finish(
+    config: PackConfig, found: Finished, planned: Planned, settings: dict[str, Any]
+) -> None:
+    output, work = config.output, config.output / WORK
+    write_quarantine(output, work, planned.parts)
+    if not found.pieces:
+        shutil.rmtree(work)
+        raise UserError(
+            f"Every picture was left out ({_reasons(found.left_out)}); {output / QUARANTINE} says "
+            "why."
+        )
+    finish(output, work, found, config, settings)
 
 
 def _settings(config: PackConfig) -> tuple[tuple[str, ...], dict[str, Any]]:
@@ -85,15 +107,6 @@ def _require_packages() -> None:
             "'dreamcascade[data]'."
         ) from None
     del fsspec, imagehash
-
-
-def _packed_before(output: Path, settings: dict[str, Any]) -> PackManifest:
-    manifest = PackManifest.load(output / MANIFEST)
-    if manifest.settings != settings:
-        raise UserError(f"{output} holds another pack; choose another folder.")
-    shutil.rmtree(output / WORK, ignore_errors=True)
-    say(f"{output} is packed already: {_counted(manifest)}.")
-    return manifest
 
 
 @contextmanager
@@ -241,8 +254,8 @@ def _counted(manifest: PackManifest) -> str:
     return f"{records:,} pictures in {len(manifest.shards):,} shards, {amount(size)}"
 
 
-def _reasons(found: Finished) -> str:
-    counts = found.left_out.most_common()
+def _reasons(left_out: Mapping[str, int]) -> str:
+    counts = Counter(left_out).most_common()
     more = sum(count for _, count in counts[_TOLD:])
     told = [f"{reason}: {count:,}" for reason, count in counts[:_TOLD]]
     return ", ".join([*told, f"other reasons: {more:,}"] if more else told)
@@ -252,9 +265,11 @@ def _summary(output: Path, manifest: PackManifest, found: Finished) -> None:
     held_out = sum(shard.records for shard in manifest.of_split("validation"))
     for_validation = f", {held_out:,} of them for validation" if held_out else ""
     say(f"{output}: {_counted(manifest)}{for_validation}.")
-    if found.left_out:
-        count = found.left_out.total()
-        say(f"Left out: {count:,} ({_reasons(found)}); {output / QUARANTINE} names each.")
+    if manifest.left_out:
+        count = sum(manifest.left_out.values())
+        told = _reasons(manifest.left_out)
+        say(f"Left out: {count:,} ({told}); {output / QUARANTINE} names each.")
     if found.unused:
         named = ", ".join(f"{count:,} {name}" for name, count in found.unused.most_common(_TOLD))
         say(f"Not taken over, as what they mean is not known: files of the kinds {named}.")
+    say(f"Look at it: cascade data info {output}")

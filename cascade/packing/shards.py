@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Final, Self
 
-from cascade.data.pack import Split, caption_hash, import_parquet, schema
+from cascade.data.pack import Aspect, Split, caption_hash, import_parquet, schema
 from cascade.files import replacing
 from cascade.packing.pictures import Record
 
@@ -26,6 +26,7 @@ class Piece:
     Attributes:
         name: of its files in the working folder, without the ending.
         split: what its pictures are for.
+        aspect: that all of them are nearest to, where they are sorted by it.
         records: how many.
         payload: bytes of the tar before its end mark.
         sha256: of the tar.
@@ -33,6 +34,7 @@ class Piece:
 
     name: str
     split: Split
+    aspect: Aspect | None
     records: int
     payload: int
     sha256: str
@@ -84,10 +86,11 @@ class TarFile:
 
 
 class ShardWriter:
-    """A shard of one split that is being written; without `close` nothing of it stays."""
+    """A shard that is being written; without `close` nothing of it stays."""
 
-    def __init__(self, folder: Path, name: str, split: Split) -> None:
-        self._folder, self._name, self._split = folder, name, split
+    def __init__(self, folder: Path, name: str, split: Split, aspect: Aspect | None) -> None:
+        self._folder, self._name = folder, name
+        self._split, self._aspect = split, aspect
         self._stack, self._rows = ExitStack(), list[dict[str, Any]]()
         partial = self._stack.enter_context(replacing(folder / f"{name}.tar"))
         self._tar = TarFile(self._stack.enter_context(partial.open("wb")))
@@ -145,6 +148,7 @@ class ShardWriter:
         piece = Piece(
             name=self._name,
             split=self._split,
+            aspect=self._aspect,
             records=self.records,
             payload=payload,
             sha256=sha256,

@@ -48,6 +48,42 @@ def test_filters_tell_what_they_leave_out(
     )
 
 
+def test_shards_by_aspect_ratio(
+    photos: Path, tmp_path: Path, rows_of: Callable[[Path], Rows]
+) -> None:
+    config = PackConfig(
+        sources=(str(photos),), output=tmp_path / "pack", workers=1, by_aspect=True, duplicates=0
+    )
+    manifest = pack(config)
+    of_row = [shard.aspect for shard in manifest.shards for _ in range(shard.records)]
+    found = {
+        row["captions"][0]: aspect
+        for row, aspect in zip(rows_of(tmp_path / "pack"), of_row, strict=True)
+    }
+    assert found == {
+        "number 0": (4, 3),  # 40x30
+        "number 1": (1, 2),  # 30x90: nothing is nearer
+        "number 2": (1, 1),
+        "number 3": (4, 3),  # 120x100: by the ratio of the ratios 1.11, and 1.2 from a square
+    }
+
+
+def test_copies_are_left_out_and_copies_of_aspects_shards_stay_theirs(
+    photos: Path, tmp_path: Path, picture: Callable[..., bytes], rows_of: Callable[[Path], Rows]
+) -> None:
+    (photos / "copy.png").write_bytes(picture(2, (64, 64), "PNG"))
+    (photos / "copy.txt").write_text("copy")
+    config = PackConfig(
+        sources=(str(photos),), output=tmp_path / "pack", workers=1, by_aspect=True, duplicates=4
+    )
+    manifest = pack(config)
+    assert manifest.left_out == {"duplicate": 1}
+    assert [shard.aspect for shard in manifest.shards] == [(1, 2), (1, 1), (4, 3)]
+    captions = [row["captions"] for row in rows_of(tmp_path / "pack")]
+    assert ["number 2"] in captions
+    assert ["copy"] not in captions
+
+
 @pytest.mark.parametrize(
     ("text", "value", "holds"),
     [

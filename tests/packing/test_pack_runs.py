@@ -104,6 +104,28 @@ def test_a_command_stopped_while_it_finishes_goes_on(
     assert bytes_of(whole) == bytes_of(stopped)
 
 
+def test_a_command_stopped_before_copies_are_left_out_goes_on(
+    photos: Path, tmp_path: Path, picture: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cascade.packing import run
+
+    (photos / "copy.png").write_bytes(picture(1, kind="PNG"))
+    (photos / "copy.txt").write_text("copy")
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    manifest = pack(config_of(photos, whole, duplicates=2))
+    assert manifest.left_out["duplicate"] == 1
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "drop_duplicates", stop)
+    with pytest.raises(KeyboardInterrupt):
+        pack(config_of(photos, stopped, duplicates=2))
+    monkeypatch.undo()
+    assert pack(config_of(photos, stopped, duplicates=2)) == manifest
+    assert bytes_of(whole) == bytes_of(stopped)
+
+
 @pytest.mark.dist
 def test_a_killed_command_leaves_no_process_and_goes_on(photos: Path, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
