@@ -3,10 +3,11 @@
 from itertools import islice
 
 from cascade.config.data import RowConfig
-from cascade.data.captioned import CaptionedSamples, Source
+from cascade.data.captioned import CaptionedSamples
 from cascade.data.pack import read_index
 from cascade.data.packed import Packed
 from cascade.data.place import Place
+from cascade.data.source import Source
 from cascade.data.stream import RankSlice, Stream
 from cascade_bench.data_feeds import SEED, Asked, Feed, Named
 from cascade_bench.few_steps import TINY
