@@ -170,9 +170,10 @@ class Throughput:
         Returns:
             `images_per_second`, positions of the stream over all processes; `data_wait`, the share
             of the time that this process waited for batches; `skipped`, if there were any, its
-            rows whose pictures were of no use; `peak_memory_gib` of its device since it began; and, where its peak is known and the run computes
-            in bfloat16, `mfu`, the model FLOP/s utilization of that device (0 to 1; Chowdhery et
-            al. 2022, appendix B), and of a run that recomputes `hfu`, which counts that as well.
+            rows whose pictures were of no use; `peak_memory_gib` of its device since it began; and,
+            where its peak is known and the run computes in bfloat16, `mfu`, the model FLOP/s
+            utilization of that device (0 to 1; Chowdhery et al. 2022, appendix B), and of a run
+            that recomputes `hfu`, which counts that as well.
         """
         self._measure()
         values = {
