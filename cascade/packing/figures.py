@@ -1,9 +1,8 @@
 """Figures of data sets of any size in bounded memory: parts are added, and none is kept."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from fractions import Fraction
 from itertools import pairwise
 from typing import Any, Final
 
@@ -85,11 +84,11 @@ class Bins:
         return cls(edges, (f"below {edges[0]}", *inner, f"{edges[-1]} and more"))
 
     @classmethod
-    def nearest(cls, *ratios: str) -> "Bins":
+    def nearest(cls, ratios: Sequence[tuple[int, int]]) -> "Bins":
         """Make bins of ratios such as 3:2, ascending; a number is in the nearest one's."""
-        values = [float(Fraction(ratio.replace(":", "/"))) for ratio in ratios]
-        edges = (one * other for one, other in pairwise(values))
-        return cls(tuple(edge**0.5 for edge in edges), ratios)
+        values = [one / other for one, other in ratios]
+        edges = tuple((one * other) ** 0.5 for one, other in pairwise(values))
+        return cls(edges, tuple(f"{one}:{other}" for one, other in ratios))
 
     def add(self, values: np.ndarray) -> None:
         """Add numbers."""

@@ -13,7 +13,7 @@ import numpy as np
 from rich.console import Console
 
 from cascade.data.array import IMAGES, CaptionedArray
-from cascade.data.pack import MANIFEST, read_index
+from cascade.data.pack import ASPECTS, MANIFEST, read_index
 from cascade.data.place import is_address
 from cascade.errors import UserError
 from cascade.files import read_json
@@ -147,10 +147,7 @@ class _Figures:
         }
         self._histograms = {
             "side": Bins.whole(64, 128, 256, 512, 768, 1024, 2048, 4096),
-            "aspect": Bins.nearest(
-                *("1:3", "1:2", "9:16", "2:3", "3:4", "4:5", "1:1"),
-                *("5:4", "4:3", "3:2", "16:9", "2:1", "3:1"),
-            ),
+            "aspect": Bins.nearest(ASPECTS),
             "captions": Bins.whole(1, 2, 3, 4, 5, 10),
             "words": Bins.whole(1, 5, 10, 20, 40, 80, 160),
         }

@@ -49,7 +49,7 @@ def test_bins_of_whole_numbers_say_what_is_in_them() -> None:
 
 
 def test_a_ratio_is_in_the_nearest_bin() -> None:
-    bins = Bins.nearest("9:16", "1:1", "4:3", "3:2")
+    bins = Bins.nearest(((9, 16), (1, 1), (4, 3), (3, 2)))
     bins.add(np.array([1 / 9, 0.56, 1.01, 640 / 480, 1.4, 1.45, 7.0]))
     assert bins.told() == {"9:16": 2, "1:1": 1, "4:3": 2, "3:2": 2}
 
