@@ -233,7 +233,7 @@ def _in_8_bits(file: ImageFile.ImageFile, bits: int, path: Path | Encoded) -> Im
         )
     if file.mode in ("1", "LA"):
         return file.convert("L")
-    return file if file.mode in ("L", "CMYK", "LAB") else file.convert("RGB")
+    return file if file.mode in ("L", "RGB", "CMYK", "LAB") else file.convert("RGB")
 
 
 def _by_profile(image: Image.Image, profile: bytes | None) -> Image.Image:

@@ -1,8 +1,9 @@
 """Packing of one part: what a worker process does."""
 
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, Final
 
 from cascade.config.pack import PackConfig
 from cascade.data.pack import Aspect, Split
+from cascade.data.place import is_address
 from cascade.files import read_json, write_json
 from cascade.packing.arrays import read_array
 from cascade.packing.files import Files, Unreachable, Unreadable
@@ -24,6 +26,7 @@ from cascade.progress import warn
 _Kind = tuple[Split, Aspect | None]
 
 _ATTEMPTS: Final = 4
+_AT_ONCE: Final = 16  # files of a far folder, in memory
 _FIRST_WAIT: Final = 2.0  # seconds; doubled after each failed attempt
 
 
@@ -130,13 +133,28 @@ def _records(
 ) -> Iterator[Found | LeftOut]:
     match part.kind:
         case "files":
-            yield from (_of_file(part, *row) for row in rows)
+            yield from _of_files(part, rows)
         case "tar":
             yield from Tar(part, unused).read()
         case "table":
             yield from read_table(part, config)
         case "array":
             yield from read_array(part, rows)
+
+
+def _of_files(part: Part, rows: Iterator[Any]) -> Iterator[Found | LeftOut]:
+    """Yield the records of a folder; those of a far one are asked for side by side."""
+    if not is_address(part.address):
+        yield from (_of_file(part, *row) for row in rows)
+        return
+    waiting = deque[Future[Found | LeftOut]]()
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        for row in rows:
+            waiting.append(pool.submit(_of_file, part, *row))
+            if len(waiting) == _AT_ONCE:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def _of_file(part: Part, path: str, beside: list[str], said: list[Any]) -> Found | LeftOut:

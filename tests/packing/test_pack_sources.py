@@ -195,13 +195,16 @@ def test_an_address_of_an_object_store(
     packed: Callable[..., Rows], picture: Callable[..., bytes], tar_of: Callable[..., bytes]
 ) -> None:
     store = fsspec.filesystem("memory")
-    store.pipe("/packing/photos/in/a.jpg", picture(1))
-    store.pipe("/packing/photos/in/a.txt", b"a dog")
+    for number in range(40):  # more than are asked for at once
+        store.pipe(f"/packing/photos/in/{number:02}.jpg", picture(number))
+        store.pipe(f"/packing/photos/in/{number:02}.txt", f"number {number}".encode())
     store.pipe("/packing/d.tar", tar_of([("b.jpg", picture(2)), ("b.txt", b"a cat")]))
     rows = packed("memory://packing/photos", "memory://packing/{d,d}.tar")
     store.rm("/packing", recursive=True)
-    assert [row["captions"] for row in rows] == [["a dog"], ["a cat"], ["a cat"]]
-    assert rows[0]["source"] == "photos/in/a.jpg"
+    captions = [row["captions"][0] for row in rows]
+    assert captions == [*(f"number {number}" for number in range(40)), "a cat", "a cat"]
+    assert [row["picture"] for row in rows[:40]] == [picture(number) for number in range(40)]
+    assert rows[0]["source"] == "photos/in/00.jpg"
 
 
 def test_a_pack_is_packed_again_and_keeps_what_is_held_out(
