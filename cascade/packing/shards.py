@@ -88,7 +88,7 @@ class TarFile:
 class ShardWriter:
     """A shard that is being written; without `close` nothing of it stays."""
 
-    def __init__(self, folder: Path, name: str, split: Split, aspect: Aspect | None) -> None:
+    def __init__(self, folder: Path, name: str, split: Split, aspect: Aspect | None = None) -> None:
         self._folder, self._name = folder, name
         self._split, self._aspect = split, aspect
         self._stack, self._rows = ExitStack(), list[dict[str, Any]]()
