@@ -74,7 +74,7 @@ def _manifest(folder: Path, shards: list[ShardEntry]) -> None:
 def _shard(
     folder: Path, name: str, numbers: np.ndarray, picture: Callable[[int], bytes]
 ) -> ShardEntry:
-    with ShardWriter(folder, name, "train") as writer:
+    with ShardWriter(folder, name, "train", aspect=None) as writer:
         for number in numbers.tolist():
             writer.add(f"{number:09d}", _record(picture(number), number))
         piece, _ = writer.close()
