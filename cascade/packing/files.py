@@ -1,5 +1,6 @@
 """Files of a folder or of an object store: listed, opened, read."""
 
+import errno
 import io
 import os
 import posixpath
@@ -13,6 +14,7 @@ from cascade.data.place import file_system, is_address
 from cascade.errors import UserError
 
 _BUFFER: Final = 2**20  # bytes read at once
+_PASSING: Final = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT)  # of disks in a network
 _BRACES: Final = re.compile(r"\{([^{}]*)\}")
 _RANGE: Final = re.compile(r"(\d+)\.\.(\d+)")
 
@@ -99,14 +101,15 @@ class Files:
         """Ask a store, and tell its own errors as `Unreachable`."""
         try:
             return ask(*given, **named)
-        except UserError:
+        except (MemoryError, UserError):
             raise
         except FileNotFoundError:
             raise Unreadable(self.address, "its file is not there") from None
-        except (IsADirectoryError, PermissionError):
-            if not is_address(self.address):  # far away, all of them may be forbidden
-                raise Unreadable(self.address, "its file cannot be read") from None
-            raise self._unreachable("it is forbidden") from None
+        except OSError as error:
+            # Far away, what fails for one file may fail for all.
+            if is_address(self.address) or error.errno in _PASSING:
+                raise self._unreachable(error) from None
+            raise Unreadable(self.address, "its file cannot be read") from None
         except Exception as error:  # noqa: BLE001  each store has its own errors
             raise self._unreachable(error) from None
 

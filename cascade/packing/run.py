@@ -8,10 +8,10 @@ import signal
 import threading
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from itertools import islice
 from multiprocessing import connection
 from pathlib import Path
@@ -214,11 +214,14 @@ def _work(job: Job, missing: list[int], parts: int) -> None:
                 pack_part(job, number, tick)
                 bar.advance(task)
             return
-        for done, seen in _in_processes(job, missing, workers):
-            bar.update(task, advance=done, details=f"{seen:,} records")
+        with closing(_in_processes(job, missing, workers)) as steps:
+            for done, seen in steps:
+                bar.update(task, advance=done, details=f"{seen:,} records")
 
 
-def _in_processes(job: Job, missing: list[int], workers: int) -> Iterator[tuple[int, int]]:
+def _in_processes(
+    job: Job, missing: list[int], workers: int
+) -> Generator[tuple[int, int], None, None]:
     """Yield how many parts were just done, and how many records were seen since the start."""
     context = multiprocessing.get_context("spawn")
     seen, stop = context.Value("Q", 0), context.Event()

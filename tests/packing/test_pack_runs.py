@@ -1,5 +1,6 @@
 """A pack is the same whoever made it: stopped and gone on with, by one process or by several."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -150,6 +151,19 @@ def _ends(group: int) -> bool:
             return True
         time.sleep(0.05)
     return False
+
+
+@pytest.mark.dist
+def test_an_interrupted_command_leaves_no_process_at_once(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rich.progress.Progress.update", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        pack(config_of(photos, tmp_path / "pack", workers=2))
+    assert multiprocessing.active_children() == []
 
 
 @pytest.mark.dist
