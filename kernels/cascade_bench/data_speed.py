@@ -48,6 +48,7 @@ class FeedStopwatch(ClockStopwatch):
 
     def __init__(self, reading: Reading, ahead: int) -> None:
         self.method = "wall clock"
+        self.processor = []
         self._reading, self._ahead = reading, Reading(reading.feed, ahead)
         next(reading.feed.batches)
         _wait()
@@ -55,9 +56,10 @@ class FeedStopwatch(ClockStopwatch):
     def cold(self) -> float:
         """Return the time of a reading."""
         self._ahead()
-        start = time.perf_counter()
+        start, before = time.perf_counter(), processor_seconds(family())
         self._reading()
-        taken = time.perf_counter() - start
+        taken, after = time.perf_counter() - start, processor_seconds(family())
+        self.processor.append(1e6 * (after - before))
         _wait()
         return 1e6 * taken
 

@@ -4,7 +4,8 @@ Times are microseconds, rates bytes or operations per second.
 """
 
 import statistics
-from typing import Literal, TypeAlias
+from collections.abc import Sequence
+from typing import Literal, Self, TypeAlias
 
 from cascade.config.base import Frozen
 
@@ -40,17 +41,28 @@ class Peaks(Frozen):
 
 
 class Timing(Frozen):
-    """Samples of one provider: with the L2 cache flushed before every run, and without."""
+    """Samples of one provider: with the L2 cache flushed before every run, and without.
+
+    Attributes:
+        processor: what the cold ones took of the processors, by all processes; empty where one
+            process does the work, or a device.
+    """
 
     method: Method
     cold: tuple[float, ...]
     warm: tuple[float, ...]
+    processor: tuple[float, ...] = ()
     note: str = ""
 
     @property
     def median(self) -> float:
         """The middle of the cold samples, which stand for a run amid a network."""
         return statistics.median(self.cold)
+
+    @property
+    def median_processor(self) -> float | None:
+        """The middle of what was taken of the processors."""
+        return statistics.median(self.processor) if self.processor else None
 
 
 class Row(Frozen):
@@ -80,6 +92,13 @@ class Spread(Frozen):
     median: float
     low: float
     high: float
+
+    @classmethod
+    def of(cls, ours: Sequence[float], theirs: Sequence[float]) -> Self:
+        """Return that of theirs over ours."""
+        ratios = [other / one for one, other in zip(ours, theirs, strict=True)]
+        fifths = statistics.quantiles(ratios, n=5, method="inclusive")
+        return cls(median=statistics.median(ratios), low=fifths[0], high=fifths[-1])
 
 
 class CaseResult(Frozen):
@@ -138,10 +157,16 @@ class CaseResult(Frozen):
         one, other = self.find(mode, provider), self.find(mode, to)
         if one is None or other is None or one.timing is None or other.timing is None:
             return None
-        pairs = zip(one.timing.cold, other.timing.cold, strict=True)
-        ratios = [theirs / ours for ours, theirs in pairs]
-        fifths = statistics.quantiles(ratios, n=5, method="inclusive")
-        return Spread(median=statistics.median(ratios), low=fifths[0], high=fifths[-1])
+        return Spread.of(one.timing.cold, other.timing.cold)
+
+    def processor_ratio(self, mode: Mode, provider: str, to: str) -> Spread | None:
+        """Return the same ratio of what is taken of the processors."""
+        one, other = self.find(mode, provider), self.find(mode, to)
+        if one is None or other is None or one.timing is None or other.timing is None:
+            return None
+        taken = one.timing.processor, other.timing.processor
+        # Nothing is shorter than a tick of the system's clock.
+        return Spread.of(*taken) if all(all(of) for of in taken) else None
 
     def gain(self, mode: Mode) -> float | None:
         """Return the best alternative's time over ours; None where the device drifted."""

@@ -19,6 +19,8 @@ def tables(result: Result) -> list[Table]:
             found.append(_table(group, mode, own, ceilings))
             if any(case.images for case in own):
                 found.append(_rates(group, mode, own, ceilings))
+            if any(row.timing and row.timing.processor for case in own for row in case.rows):
+                found.append(_processors(group, mode, own))
     return found
 
 
@@ -58,6 +60,32 @@ def _rates(group: str, mode: Mode, cases: Sequence[CaseResult], ceilings: Peaks 
         "bf16 peak, by its data sheet, is used for them (model FLOP/s utilization)."
     )
     return Table(head, rows, note)
+
+
+def _processors(group: str, mode: Mode, cases: Sequence[CaseResult]) -> Table:
+    names = _providers(cases)
+    rows = [
+        [case.case, case.description, *(_processor(case, mode, name) for name in names)]
+        for case in cases
+    ]
+    head = [f"{group}, {mode}, processor's ms an image", "sizes", *names]
+    note = (
+        "What all processes take of the processors, which does not depend on who else runs; in "
+        f"brackets how little beside {cases[0].baseline}, as above."
+    )
+    return Table(head, rows, note)
+
+
+def _processor(case: CaseResult, mode: Mode, name: str) -> str:
+    row = case.find(mode, name)
+    taken = row.timing.median_processor if row and row.timing else None
+    ratio = case.processor_ratio(mode, name, case.baseline)
+    if taken is None:
+        return ""
+    told = f"{taken / case.images / 1000:.4g}"
+    if ratio is None or name == case.baseline:
+        return told
+    return f"{told} ({ratio.median:.2f}, {ratio.low:.2f} to {ratio.high:.2f})"
 
 
 def _rate(case: CaseResult, row: Row | None, ceilings: Peaks | None) -> str:

@@ -90,6 +90,7 @@ class ClockStopwatch:
     note = ""
 
     def __init__(self, run: Run) -> None:
+        self.processor: list[float] = []  # see `Timing`; of whoever lets other processes work
         alone = torch.get_num_threads() == 1
         self._run, self._clock = run, time.process_time if alone else time.perf_counter
         self.method: Method = "processor's clock" if alone else "wall clock"
@@ -158,7 +159,11 @@ def measure(
             warm[name] += readings if clock else [watch.warm() for _ in range(repeats)]
     timings = {
         name: Timing(
-            method=watch.method, note=watch.note, cold=tuple(cold[name]), warm=tuple(warm[name])
+            method=watch.method,
+            note=watch.note,
+            cold=tuple(cold[name]),
+            warm=tuple(warm[name]),
+            processor=tuple(watch.processor) if isinstance(watch, ClockStopwatch) else (),
         )
         for name, watch in watches.items()
     }

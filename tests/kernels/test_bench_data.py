@@ -118,6 +118,7 @@ def test_every_provider_shows_pillow_s_picture_of_the_whole_file(
     assert (first.shape, first.dtype) == ((6, 3, 16, 16), torch.uint8)
     watch = of.watch(of.call(feed, "reading"))
     assert (watch.method, watch.cold() > 0) == ("wall clock", True)
+    assert len(watch.processor) == 1
 
 
 @pytest.mark.parametrize("name", ["ours"])
@@ -148,7 +149,7 @@ def test_pictures_are_compared_before_they_are_timed(tmp_path: Path) -> None:
             "plain": "ok",
             "mirrored": "wrong",
         }
-    times, rates = tables(result)
+    times, rates, processors = tables(result)
     assert times.head[0] == "pictures, reading, ms"
     assert rates.head[0] == "pictures, reading, images/s"
     time = cases[0].time("reading", "plain")
@@ -156,6 +157,8 @@ def test_pictures_are_compared_before_they_are_timed(tmp_path: Path) -> None:
     row = dict(zip(rates.head, rates.rows[0], strict=True))
     assert (row["plain"], row["mirrored"]) == (f"{12e6 / time:.4g}", "")
     assert rates.note == ""
+    assert processors.head[2:] == rates.head[2:]
+    assert dict(zip(processors.head, processors.rows[0], strict=True))["mirrored"] == ""
 
 
 def test_who_is_not_installed_is_told_of_and_left_out(
