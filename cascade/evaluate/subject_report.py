@@ -60,6 +60,7 @@ class Found:
 
 def training_seconds(log: Log) -> float:
     """Add up the seconds that a run spent on its steps, over all its starts."""
+    log = [line for line in log if "images_per_second" in line]  # a look at the stage has none
     images = pairwise([0.0, *(line["images"] for line in log)])
     return sum(
         (now - before) / line["images_per_second"]

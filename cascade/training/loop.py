@@ -21,10 +21,10 @@ from cascade.training.interrupt import Interrupts, Stop
 from cascade.training.learner import Learner
 from cascade.training.report import Report
 from cascade.training.state import Progress
-from cascade.training.validation import Pictures
+from cascade.training.validation import Look
 from cascade.training.weights import Weights
 
-Validate = Callable[[Stage, int], Pictures]
+Validate = Callable[[Stage, int], Look]
 
 
 def train(
@@ -50,7 +50,7 @@ def train(
         run_dir: gets `log.jsonl` and `checkpoints/`.
         processes: this process's place in the run.
         validate: called by every process with the stage (averaged weights) and the step, now and
-            then and at the end; returns what the first process has drawn.
+            then and at the end; returns what the first process has found.
         deadline: by `time.monotonic`; the run stops after the first step that ends later.
         objective: another than the configuration's.
 
@@ -112,18 +112,20 @@ def train(
                     raise interrupts.end(stop, step)
                 every = config.validate_every or config.steps
                 if step % every == 0 and step < config.steps:
-                    _look(learner, validate, report, step)
+                    _look(learner, validate, report, done)
             # Also where a run goes on that had done its last step.
-            _look(learner, validate, report, done.step)
+            _look(learner, validate, report, done)
     learner.averages.publish()
     return learner.stage
 
 
-def _look(learner: Learner, validate: Validate | None, report: Report, step: int) -> None:
-    """Draw pictures by the weights that are published."""
+def _look(learner: Learner, validate: Validate | None, report: Report, done: Progress) -> None:
+    """Look at the weights that are published."""
     if validate is not None:
         with learner.paused(), learner.averages.published():
-            report.pictures(step, validate(learner.stage, step))
+            look = validate(learner.stage, done.step)
+            report.figures(done._asdict(), look.figures)
+            report.pictures(done.step, look.pictures)
 
 
 def _due(step: int, every: int | None, config: TrainConfig) -> bool:

@@ -18,12 +18,12 @@ from cascade.data.batch import Batch
 from cascade.environment import peak_memory
 from cascade.files import write_bytes
 from cascade.model.precision import in_bf16
-from cascade.progress import progress_bar
+from cascade.progress import progress_bar, say
 from cascade.training.distributed import Processes
 from cascade.training.flops import training_flops
 from cascade.training.losses import QUARTERS
 from cascade.training.trackers import Tracker, open_trackers
-from cascade.training.validation import Pictures
+from cascade.training.validation import Figures, Pictures
 
 LOG: Final = "log.jsonl"
 """The file of a run's statuses, in its folder."""
@@ -42,7 +42,8 @@ class Report:
 
     A status is the mean since the one before: `step`, `images` (positions of the stream seen),
     `loss`, one `loss/TERM` per term, `loss/t0` to `loss/t3` by quarters of the timesteps,
-    `learning_rate`, `grad_norm`, and the speed (`Throughput`).
+    `learning_rate`, `grad_norm`, and the speed (`Throughput`). The figures of a look stand in a
+    line of their own, with its step.
 
     Args:
         run_dir: gets `log.jsonl`, and what the run's trackers keep there.
@@ -105,10 +106,7 @@ class Report:
         """Show and append one status."""
         if self._task is None:
             return
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({**values, "time": time.time()}) + "\n")
-        for tracker in self._trackers:
-            tracker.status(int(values["step"]), values)
+        self._tell(values)
         terms = {
             name.removeprefix("loss/"): value
             for name, value in values.items()
@@ -120,11 +118,39 @@ class Report:
             speed += f", MFU {values['mfu']:.0%}"
         self._progress.update(self._task, details=f"{shown}  {speed}")
 
+    def figures(self, done: Mapping[str, int], figures: Figures) -> None:
+        """Say and append the figures of a look, in a line of their own.
+
+        Args:
+            done: `step` and `images` so far.
+        """
+        if self._task is None or not figures:
+            return
+        step = done["step"]
+        if step == self._start and self._has(step, figures):
+            return  # by the run that had done this step, of the same weights
+        self._tell({**done, **figures})
+        said = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
+        say(f"Step {step}: {said}.")
+
     def pictures(self, step: int, pictures: Pictures) -> None:
         """Tell the trackers of pictures that were drawn at a step."""
         for name, picture in pictures.items():
             for tracker in self._trackers:
                 tracker.picture(step, name, picture)
+
+    def _has(self, step: int, figures: Figures) -> bool:
+        """Return whether the log has these figures of a step."""
+        return any(
+            line["step"] == step and figures.keys() <= line.keys() for line in read_log(self._path)
+        )
+
+    def _tell(self, values: Mapping[str, float]) -> None:
+        """Append a line, and tell the trackers what it holds."""
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({**values, "time": time.time()}) + "\n")
+        for tracker in self._trackers:
+            tracker.status(int(values["step"]), values)
 
 
 class Throughput:

@@ -1,7 +1,7 @@
-"""The pictures a run draws of itself: the same prompts, rows and noise again and again."""
+"""The looks a run takes at itself: the same prompts, rows and noise again and again."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -18,37 +18,54 @@ from cascade.training.other_stages import OtherStages
 Pictures = Mapping[str, Image.Image]
 """What was drawn, by the name of the folder that keeps it."""
 
+Figures = Mapping[str, float]
+"""What was measured, by the names it has in the log."""
+
 Draw = Callable[[Stage], Pictures]
 """From a stage, with the weights that are looked at, to pictures; every process calls it."""
+
+Score = Callable[[Stage], Figures]
+"""The same to figures."""
 
 _AT_ONCE = 4  # pictures of another stage, which lies in memory beside the one in training
 
 
 @dataclass(frozen=True)
+class Look:
+    """What a look at a stage in training has found."""
+
+    pictures: Pictures = field(default_factory=dict)
+    figures: Figures = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Validation:
-    """Draws all pictures of a run; writes `NAME/step-N.png` of each.
+    """Draws all pictures of a run and takes its figures; writes `NAME/step-N.png` of each picture.
 
     Attributes:
         draws: what draws them.
         run_dir: gets the folders.
         processes: of the run; all draw, the first writes.
+        scores: what takes the figures.
     """
 
     draws: Sequence[Draw]
     run_dir: Path
     processes: Processes = ALONE
+    scores: Sequence[Score] = ()
 
-    def __call__(self, stage: Stage, step: int) -> Pictures:
-        """Draw and write; every process calls it, and the first is given what was drawn."""
+    def __call__(self, stage: Stage, step: int) -> Look:
+        """Look and write; every process calls it, and the first is given what was found."""
         training = stage.network.training
         stage.network.eval()
         pictures = {name: one for draw in self.draws for name, one in draw(stage).items()}
+        figures = {name: one for score in self.scores for name, one in score(stage).items()}
         stage.network.train(training)
         if not self.processes.is_main:
-            return {}
+            return Look()
         for name, picture in pictures.items():
             write_png(picture, self.run_dir / name / f"step-{step:06d}.png")
-        return pictures
+        return Look(pictures, figures)
 
 
 @dataclass(frozen=True)

@@ -166,6 +166,7 @@ def test_a_new_metric_is_one_function_and_one_entry(monkeypatch: pytest.MonkeyPa
 def test_training_seconds_are_those_of_the_loop() -> None:
     log = [
         {"images": 40.0, "images_per_second": 4.0},
+        {"images": 50.0, "val_loss": 0.1},  # a look at the stage
         {"images": 60.0, "images_per_second": 2.0},  # slower, perhaps after a restart
     ]
     assert training_seconds(log) == 20.0

@@ -32,7 +32,7 @@ from cascade.training.objective import make_objective
 from cascade.training.optim import make_optimizer
 from cascade.training.report import read_log
 from cascade.training.state import TrainState
-from cascade.training.validation import Pictures
+from cascade.training.validation import Look
 
 Run = Callable[..., Stage]
 
@@ -261,14 +261,14 @@ def test_replayed_blocks_end_with_the_same_weights(tmp_path: Path, run: Run) -> 
     cuda = Processes(0, 1, torch.device("cuda"))
     drawn: list[torch.Tensor] = []
 
-    def validate(stage: Stage, step: int) -> Pictures:
+    def validate(stage: Stage, step: int) -> Look:
         network, text = stage.network, torch.zeros(1, 3, 16, device="cuda")
         x, mask = torch.ones(1, 3, 8, 8, device="cuda"), torch.ones(1, 3, device="cuda").bool()
         with torch.no_grad():
             for t in (900.0, 100.0):
                 x = network(x, torch.tensor([t], device="cuda"), text, mask)
         drawn.append(x.clone())
-        return {}
+        return Look()
 
     how = {"processes": cuda, "validate": validate, "validate_every": 2, "compile": True}
     how |= {"gradient_accumulation_steps": 2}
@@ -303,16 +303,35 @@ def test_pictures_drawn_on_the_way_change_nothing(
 ) -> None:
     steps: list[int] = []
 
-    def validate(stage: Stage, step: int) -> Pictures:
+    def validate(stage: Stage, step: int) -> Look:
         steps.append(step)
         torch.rand(3)  # whoever draws from the global generator must not disturb the run
-        return {}
+        return Look()
 
     looked = run(tmp_path, validate=validate, validate_every=4)
     assert steps == [4, 6]  # and at the end
     assert same(whole.stage, looked)
     run(tmp_path, validate=validate)  # stopped behind its last step, before it drew
     assert steps == [4, 6, 6]
+
+
+def test_a_look_s_figures_are_told_once_however_often_a_run_goes_on(
+    tmp_path: Path, run: Run, killed_at: Callable[..., None]
+) -> None:
+    def validate(stage: Stage, step: int) -> Look:
+        return Look(figures={"val_loss": 0.5})
+
+    def steps() -> list[float]:
+        return [line["step"] for line in read_log(tmp_path / "log.jsonl") if "val_loss" in line]
+
+    looked = {"validate": validate, "validate_every": 1, "checkpoint_every": 3}
+    killed_at(20, tmp_path, **looked)
+    assert steps() == [1, 2, 3, 4, 5]
+    run(tmp_path, **looked)
+    assert steps() == [1, 2, 3, 4, 5, 6]
+    whole = (tmp_path / "log.jsonl").read_bytes()
+    run(tmp_path, **looked)  # it has done its last step, and looks again
+    assert (tmp_path / "log.jsonl").read_bytes() == whole
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from cascade.config.train import TrainConfig
 from cascade.stage import Stage, meta_network
 from cascade.training.interrupt import PREEMPTION, Preempted, TimeIsUp
 from cascade.training.report import read_log
-from cascade.training.validation import Pictures
+from cascade.training.validation import Look
 
 Run = Callable[..., Stage]
 Same = Callable[[Stage, Stage], bool]
@@ -76,10 +76,10 @@ def test_dropout_is_drawn_from_the_step(
 def test_a_signal_saves_the_state_and_the_next_run_goes_on(
     tmp_path: Path, run: Run, same: Same, whole: Any, number: signal.Signals
 ) -> None:
-    def send(stage: Stage, step: int) -> Pictures:
+    def send(stage: Stage, step: int) -> Look:
         if step == 2:
             signal.raise_signal(number)  # to this thread, at once
-        return {}
+        return Look()
 
     rarely = {"validate_every": 1, "checkpoint_every": 5}
     signals = (signal.SIGINT, *PREEMPTION)
@@ -117,11 +117,11 @@ def test_a_run_within_its_time_is_not_stopped(
 
 
 def test_a_second_ctrl_c_stops_at_once(tmp_path: Path, run: Run) -> None:
-    def send_twice(stage: Stage, step: int) -> Pictures:
+    def send_twice(stage: Stage, step: int) -> Look:
         # Not `os.kill`: another thread might get the second one later, and end the whole worker.
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
-        return {}
+        return Look()
 
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, validate=send_twice, validate_every=1, checkpoint_every=5)

@@ -34,7 +34,7 @@ def _no_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def telling(
     tmp_path: Path, stage_config: StageConfig, train_config: TrainConfig
 ) -> Callable[[str], Tell]:
-    """Tell a tracker of a run's steps: a status each, and a picture at every second one."""
+    """Tell a tracker of a run's steps: a status each, and a look at every second one."""
 
     def telling(name: str) -> Tell:
         wandb = {"mode": "offline"}
@@ -51,6 +51,9 @@ def telling(
                         values = {"step": step, "loss": 1 / step, "loss/t0": 2 / step}
                         report.status({**values, "images_per_second": 3.0})
                         if step % 2 == 0:
+                            report.figures(
+                                {"step": step, "images": 4 * step}, {"val_loss": 3 / step}
+                            )
                             report.pictures(step, {"samples": picture})
 
         return tell
@@ -75,6 +78,8 @@ def test_tensorboard_has_each_step_once(
         found = {event.step: event.value for event in events.Scalars(name)}
         assert found == pytest.approx({step: factor / step for step in range(1, 8)})
         assert len(events.Scalars(name)) == 7
+    looks = {event.step: event.value for event in events.Scalars("val_loss")}
+    assert looks == pytest.approx({step: 3 / step for step in (2, 4, 6)})
     assert [(image.step, image.width) for image in events.Images("samples")] == [
         (2, 6),
         (4, 6),
@@ -95,13 +100,14 @@ def test_wandb_offline_has_each_step_once(
     (run,) = {record.run.run_id for record in records if record.HasField("run")}
     history = [record.history for record in records if record.HasField("history")]
     assert [one.step.num for one in history] == list(range(1, 8))
-    losses = {
-        one.step.num: float(item.value_json)
-        for one in history
-        for item in one.item
-        if (item.key or "/".join(item.nested_key)) == "loss"
-    }
-    assert losses == pytest.approx({step: 1 / step for step in range(1, 8)})
+    found: dict[str, dict[int, float]] = {"loss": {}, "val_loss": {}}
+    for one in history:
+        for item in one.item:
+            name = item.key or "/".join(item.nested_key)
+            if name in found:
+                found[name][one.step.num] = float(item.value_json)
+    assert found["loss"] == pytest.approx({step: 1 / step for step in range(1, 8)})
+    assert found["val_loss"] == pytest.approx({step: 3 / step for step in (2, 4, 6)})
     pictures = sorted((tmp_path / "run").glob("wandb/offline*/files/media/images/samples_*.png"))
     assert [path.name.split("_")[1] for path in pictures] == ["2", "4", "6"]
     tell(0, range(1, 2))  # begun anew
