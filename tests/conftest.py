@@ -172,7 +172,7 @@ def training_file(tiny_cascade: Path, toml: Callable[..., str]) -> Callable[...,
     def written(folder: Path, stage: str = "base16", **settings: object) -> Path:
         config = json.loads((tiny_cascade / stage / "config.json").read_text(encoding="utf-8"))
         data = folder / f"data-{stage}"
-        data.mkdir()
+        data.mkdir(parents=True)
         shape = (10, 3, config["size"], config["size"])
         rng = np.random.default_rng(0)
         np.save(data / "images.npy", rng.integers(0, 256, shape, dtype=np.uint8))

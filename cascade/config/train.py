@@ -154,8 +154,8 @@ class TrainConfig(Frozen):
     )
     validate_every: Count | None = Field(
         default=None,
-        description="draw validation pictures every so many steps too, by the stage in training; "
-        "that is every validate_every * batch_size images",
+        description="draw validation pictures and score held-out ones every so many steps too, by "
+        "the stage in training; that is every validate_every * batch_size images",
     )
     trackers: Trackers = ()
     logging_dir: LoggingDir = Path("tensorboard")
@@ -212,8 +212,12 @@ class TrainConfig(Frozen):
         return self.optimizer.schedule == "constant"
 
 
+HELD_OUT_ROWS: Final = 256
+"""Held-out pictures that are scored where no number is given."""
+
+
 class ValidationConfig(Frozen):
-    """The pictures drawn while training."""
+    """The pictures drawn, and the held-out ones scored, while training."""
 
     prompts: tuple[str, ...] = Field(
         default=(), description="none named are the captions of the first pictures, once each"
@@ -230,10 +234,24 @@ class ValidationConfig(Frozen):
         "training: they make what it enlarges, and enlarge what it makes",
     )
 
+    loss_rows: Annotated[int, Field(strict=True, ge=0, le=2**16)] | None = Field(
+        default=None,
+        description="held-out pictures whose loss is told at five noise levels, which all "
+        f"processes hold in memory together; 0 is none. Left out, {HELD_OUT_ROWS} of those that "
+        "there are",
+    )
+    data: Location | None = Field(
+        default=None,
+        description="a pack or an array of held-out pictures, instead of what the packs trained on "
+        "hold out; all of them where it holds none out itself",
+    )
+
     @model_validator(mode="after")
     def _draws(self) -> Self:
         if self.cascade is not None and self.images_per_prompt == 0:
             raise ValueError("a cascade is named and images_per_prompt is 0; leave one out")
+        if self.data is not None and self.loss_rows == 0:
+            raise ValueError("data is named and loss_rows is 0; leave one out")
         return self
 
 
@@ -247,7 +265,7 @@ class PretrainConfig(Frozen):
     )
     data: DataConfig = Field(description="on which pictures")
     validation: ValidationConfig = Field(
-        default=ValidationConfig(), description="what is drawn on the way"
+        default=ValidationConfig(), description="what is looked at on the way"
     )
     text_encoder: Path | None = Field(default=None, description="folder of a T5 encoder")
     encoder_mode: EncoderMode = "auto"

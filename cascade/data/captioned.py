@@ -17,7 +17,7 @@ from torch import Tensor
 from cascade.config.data import RowConfig
 from cascade.config.stage import StageConfig
 from cascade.data.batch import Batch, crop_sides
-from cascade.data.choosing import Choice, choose, random_words
+from cascade.data.choosing import Choice, Choose, choose, random_words
 from cascade.data.cutting import Window, cut, enough
 from cascade.data.dataset import UnusableRecord
 from cascade.data.mixture import Mixture
@@ -41,6 +41,7 @@ class CaptionedSamples:
         seed: of the run.
         config: how rows are drawn.
         group: consecutive positions whose rows have one shape.
+        chooser: makes the choices of a row.
     """
 
     sources: tuple[Source, ...]
@@ -48,6 +49,7 @@ class CaptionedSamples:
     seed: int
     config: RowConfig
     group: int = 1
+    chooser: Choose = choose
 
     def __len__(self) -> int:
         """Return the number of pictures."""
@@ -88,6 +90,11 @@ class CaptionedSamples:
         """Make the random choices of the rows at these positions, all at once."""
         at = np.asarray(positions, dtype=np.int64)
         return self._decided(at, *self._records(at))
+
+    def sizes(self, positions: Sequence[int]) -> list[tuple[int, int]]:
+        """Return the size of the whole picture at each of these positions, width and height."""
+        sources, _ = self._records(np.asarray(positions, dtype=np.int64))
+        return [self.sources[source].size for source in sources.tolist()]
 
     def bring(self, positions: Sequence[int]) -> None:
         """Fetch the shards that rows are made of, where they are far."""
@@ -220,7 +227,7 @@ class CaptionedSamples:
     ) -> list[Choice]:
         words = random_words(self.seed, positions)
         return [
-            choose(self.config, self.stage, (source, at), self._captions(source, at), row)
+            self.chooser(self.config, self.stage, (source, at), self._captions(source, at), row)
             for source, at, row in zip(sources.tolist(), index.tolist(), words, strict=True)
         ]
 

@@ -1,6 +1,6 @@
 """The random choices of a training row: all that is random about its picture and its caption."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,6 +45,10 @@ class Choice:
     seed: int = 0
 
 
+Choose = Callable[[RowConfig, StageConfig, tuple[int, int], Sequence[str], Sequence[int]], Choice]
+"""Makes a row's choices; arguments as of `choose`."""
+
+
 def choose(
     config: RowConfig,
     stage: StageConfig,
@@ -76,6 +80,21 @@ def choose(
         caption=number,
         prompt=prompt,
         seed=high >> 1 << 32 | low,
+    )
+
+
+def choose_plainly(
+    config: RowConfig,
+    stage: StageConfig,
+    record: tuple[int, int],
+    captions: Sequence[str],
+    words: Sequence[int],
+) -> Choice:
+    """Leave nothing but the seed to chance: the middle of the picture, and its first caption."""
+    at_random = choose(config, stage, record, captions, words)
+    middle = crop_offsets(stage) // 2
+    return Choice(
+        *record, top=middle, left=middle, caption=0, prompt=captions[0], seed=at_random.seed
     )
 
 

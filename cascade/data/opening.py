@@ -11,7 +11,7 @@ from cascade.config.stage import StageConfig
 from cascade.data.array import CaptionedArray
 from cascade.data.captioned import CaptionedSamples
 from cascade.data.dataset import Dataset
-from cascade.data.pack import MANIFEST, Aspect, Split
+from cascade.data.pack import MANIFEST, Aspect, PackManifest, Split
 from cascade.data.packed import Packed
 from cascade.data.place import Place
 from cascade.data.source import Source
@@ -29,7 +29,7 @@ def open_samples(
             f"Stage '{stage.name}' is trained on what it enlarges, which is square; set "
             'data.shapes = "square".'
         )
-    sources = tuple(source for one in data.all_sets for source in _sources(data, one, stage))
+    sources = tuple(source for one in data.all_sets for source in open_sources(data, one, stage))
     alike = data.shapes == "square"
     return CaptionedSamples(sources, stage, seed, data, 1 if alike else batch_size)
 
@@ -63,9 +63,21 @@ def data_identity(samples: CaptionedSamples) -> dict[str, object]:
 
 def open_dataset(place: Place, split: Split = "train") -> Packed | CaptionedArray:
     """Open a pack's split, or an array, all of which is for training."""
-    if place.is_far or (Path(place.address) / MANIFEST).is_file():
+    if _is_pack(place):
         return Packed(place, split)
     return CaptionedArray.open(Path(place.address))
+
+
+def held_out_split(place: Place) -> Split:
+    """Return the split of pictures that a run is to be scored on: all, where none are held out."""
+    if not _is_pack(place):
+        return "train"
+    manifest = PackManifest.load(place.fetch(MANIFEST, fresh=True))
+    return "validation" if manifest.of_split("validation") else "train"
+
+
+def _is_pack(place: Place) -> bool:
+    return place.is_far or (Path(place.address) / MANIFEST).is_file()
 
 
 def place_of(data: DataConfig, address: str) -> Place:
@@ -81,8 +93,11 @@ def aspect_size(stage: StageConfig, aspect: Aspect) -> tuple[int, int]:
     return width, height
 
 
-def _sources(data: DataConfig, one: DataSetConfig, stage: StageConfig) -> Iterator[Source]:
-    found = open_dataset(place_of(data, one.folder))
+def open_sources(
+    data: DataConfig, one: DataSetConfig, stage: StageConfig, split: Split = "train"
+) -> Iterator[Source]:
+    """Open one of the sets; one sorted by aspect ratio is a source for each of them."""
+    found = open_dataset(place_of(data, one.folder), split)
     total = int(found.counts.sum())
     square = stage.size, stage.size
     if isinstance(found, CaptionedArray):

@@ -63,6 +63,7 @@ class Packed:
                 "--held-out for those of validation."
             )
         import_parquet()
+        self._aspect: Aspect | None = None
         self._opened: OrderedDict[int, _Shard] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -81,12 +82,17 @@ class Packed:
 
     def of_aspect(self, aspect: Aspect) -> Self:
         """Return those of one aspect ratio."""
-        part = copy(self)
-        part.__dict__.pop("counts", None)
-        part.__dict__.pop("_ends", None)
-        part.shards = tuple(shard for shard in self.shards if shard.aspect == aspect)
-        part._opened = OrderedDict()
+        part = self._part([shard for shard in self.shards if shard.aspect == aspect])
+        part._aspect = aspect
         return part
+
+    def of_split(self, split: Split) -> Self | None:
+        """Return those of another split, of the same aspect ratio; None if there are none."""
+        wanted = self._aspect
+        shards = self.manifest.of_split(split)
+        part = self._part([one for one in shards if wanted is None or one.aspect == wanted])
+        part.split = split
+        return part if part.shards else None
 
     @cached_property
     def counts(self) -> np.ndarray:
@@ -152,6 +158,14 @@ class Packed:
         """Return the shard of a record, and the record's number in it."""
         shard, number = self._at(index)
         return self.shards[shard], number
+
+    def _part(self, shards: Sequence[ShardEntry]) -> Self:
+        part = copy(self)
+        part.__dict__.pop("counts", None)
+        part.__dict__.pop("_ends", None)
+        part.shards = tuple(shards)
+        part._opened = OrderedDict()
+        return part
 
     @cached_property
     def _ends(self) -> np.ndarray:

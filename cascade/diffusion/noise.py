@@ -112,6 +112,29 @@ class Stratified:
         return (strata + within) / self._count
 
 
+class AtTime:
+    """A `NoiseSource` whose uniforms are all one number: every row has the same timestep.
+
+    Args:
+        source: of the normals; its uniforms are not drawn.
+        time: in [0, 1).
+    """
+
+    def __init__(self, source: NoiseSource, time: float) -> None:
+        self._source, self._time = source, time
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def normal(self, *shape: int) -> Tensor:
+        """Draw unit normals: B x shape, float32."""
+        return self._source.normal(*shape)
+
+    def uniform(self) -> Tensor:
+        """Return the one number for each image: B, float64."""
+        return torch.full((len(self),), self._time, dtype=torch.float64)
+
+
 class LowResolution:
     """Noise conditioning augmentation (Imagen, section 2.4): how a stage sees its smaller image.
 

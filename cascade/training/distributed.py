@@ -1,7 +1,7 @@
 """The processes of a run. Started by `torchrun`, or one process alone."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -77,6 +77,14 @@ class Processes:
         parts = [torch.empty_like(part) for _ in range(self.world_size)]
         dist.all_gather(parts, part.contiguous(), group=self.hosts)
         return torch.cat(parts)[:count]
+
+    def gathered(self, part: Sequence[str]) -> list[str]:
+        """Return the texts of all processes, the first one's first; every process asks."""
+        if self.world_size == 1:
+            return list(part)
+        parts: list[Any] = [None] * self.world_size
+        dist.all_gather_object(parts, list(part), group=self.hosts)
+        return [text for one in parts for text in one]
 
     def all_reduce_mean(self, value: Tensor) -> Tensor:
         """Return the mean of a tensor over all processes."""

@@ -86,7 +86,13 @@ def row_losses(
     noise: NoiseSource,
     tokens: int | None = None,
 ) -> RowLosses:
-    """Score the rows of a batch.
+    """Score the rows of a batch; arguments as of `conditioning`."""
+    cond = conditioning(batch, prompts, tokens)
+    return objective(denoiser, batch.images, cond, noise, batch.pixel_weights)
+
+
+def conditioning(batch: Batch, prompts: PromptSource, tokens: int | None = None) -> Conditioning:
+    """Return what the objective is told of a batch beside its pictures.
 
     Args:
         tokens: to pad texts to, or None for the longest of the batch: a compiled network is
@@ -95,8 +101,7 @@ def row_losses(
     text = batch_text(batch, prompts)
     if tokens is not None:
         text = text.extended(tokens)
-    cond = Conditioning(text.embedding, text.mask, batch.low_res)
-    return objective(denoiser, batch.images, cond, noise, batch.pixel_weights)
+    return Conditioning(text.embedding, text.mask, batch.low_res)
 
 
 def batch_text(batch: Batch, prompts: PromptSource) -> TextEmbedding:

@@ -26,6 +26,17 @@ def make_objective(stage: Stage, config: ObjectiveConfig) -> Objective:
     return SuperResObjective(base, stage.low_resolution(), (low, high))
 
 
+def held_out_objective(stage: Stage) -> Objective:
+    """Return what held-out rows are scored by: the plain error of what the network predicts.
+
+    A super-resolution stage is told the level that it samples with, and what it enlarges has it.
+    """
+    if stage.config.low_res is None:
+        return BaseObjective()
+    level = stage.level_time(stage.config.low_res.sampling_level)
+    return SuperResObjective(BaseObjective(), stage.low_resolution(), (level, level))
+
+
 def check_variance(stage: StageConfig, objective: ObjectiveConfig) -> None:
     """Refuse a setting of the learned variance where there is none."""
     if objective.variance is not None and not stage.unet.learned_variance:

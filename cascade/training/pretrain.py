@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from cascade.config.folders import read_stage_config
 from cascade.config.stage import StageConfig
 from cascade.config.train import FREE, PretrainConfig
 from cascade.data.captioned import CaptionedSamples
+from cascade.data.held_out import HeldOut, open_held_out
 from cascade.data.opening import data_identity, open_samples, place_of, with_texts
 from cascade.data.place import is_address
 from cascade.data.resident import ResidentSamples
@@ -110,6 +111,7 @@ class _Plan:
         stage: what is trained.
         weights: what it begins with.
         others: the stages that complete it to a cascade, in validation.
+        held_out: the rows that it is scored on.
     """
 
     config: PretrainConfig
@@ -118,6 +120,7 @@ class _Plan:
     stage: StageConfig
     weights: Weights
     others: OtherStages | None
+    held_out: HeldOut | None
 
 
 def _plan(config: PretrainConfig) -> _Plan:
@@ -126,7 +129,8 @@ def _plan(config: PretrainConfig) -> _Plan:
     check_optimizer(config.train.optimizer)
     check_trackers(config.train, config.output)
     samples = open_samples(config.data, config.stage, config.train.seed, config.train.batch_size)
-    text, samples = _open_text(config, samples)
+    held_out = open_held_out(config.validation, config.data, samples)
+    text, samples, held_out = _open_text(config, samples, held_out)
     captions = chain.from_iterable(map(samples.captions, sampled(range(len(samples)))))
     report_lost(text.tokenizer, captions, config.stage.text)
     named = config.validation.cascade
@@ -136,7 +140,7 @@ def _plan(config: PretrainConfig) -> _Plan:
     if config.train.objective.variance == "drop":
         stage = without_variance(stage)
     require_disk(config.output, [(config.stage, config.train)])
-    return _Plan(config, samples, text, stage, weights, others)
+    return _Plan(config, samples, text, stage, weights, others, held_out)
 
 
 def foretell(config: PretrainConfig) -> None:
@@ -198,12 +202,13 @@ def _identity(
 
 
 def _open_text(
-    config: PretrainConfig, samples: CaptionedSamples
-) -> tuple[EncoderFiles | EmbeddingStore, CaptionedSamples]:
+    config: PretrainConfig, samples: CaptionedSamples, held_out: HeldOut | None
+) -> tuple[EncoderFiles | EmbeddingStore, CaptionedSamples, HeldOut | None]:
     """Check what captions are turned into embeddings by; a store must have every one of them.
 
     Returns:
-        The encoder or the store, and the samples, which bring what lies beside the pictures.
+        The encoder or the store, and the samples and what is held out, which bring what lies beside
+        the pictures.
     """
     store = None if config.embeddings is None else place_of(config.data, config.embeddings)
     text = open_text(config.text_encoder, None if store is None else bring_store(store))
@@ -217,8 +222,12 @@ def _open_text(
         text.check_text(config.stage.text)
         samples = with_texts(samples, store)
         captions = () if samples.has_texts else chain.from_iterable(samples.all_captions())
-        text.require(chain(["", *config.validation.prompts], captions))
-    return text, samples
+        more: tuple[str, ...] = ()
+        if held_out is not None:
+            held_out = replace(held_out, samples=with_texts(held_out.samples, store))
+            more = () if held_out.samples.has_texts else held_out.prompts
+        text.require(chain(["", *config.validation.prompts, *more], captions))
+    return text, samples, held_out
 
 
 def _stream(config: PretrainConfig, samples: CaptionedSamples, device: torch.device) -> Stream:
@@ -245,7 +254,10 @@ def _embedded(plan: _Plan, processes: Processes) -> tuple[PromptSource, Validati
         )
     else:
         prompts = _prompts(encoder, config, samples)
-    return prompts, make_validation(config, samples, plan.others, encoder, prompts, processes)
+    validation = make_validation(
+        config, samples, plan.others, encoder, prompts, plan.held_out, processes
+    )
+    return prompts, validation
 
 
 def _prompts(

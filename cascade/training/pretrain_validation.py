@@ -1,17 +1,25 @@
-"""What `cascade train` draws on the way: its prompts, and rows of its data."""
+"""What `cascade train` looks at on the way: its prompts, rows of its data, held-out rows."""
 
 import torch
 from torch import Tensor
 
 from cascade.config.train import PretrainConfig
 from cascade.data.captioned import CaptionedSamples
+from cascade.data.held_out import HeldOut
 from cascade.data.images import to_tensors
 from cascade.text.prompts import PromptEncoder, PromptSource, PromptTable
 from cascade.training.distributed import Processes
+from cascade.training.held_out import read_held_out
 from cascade.training.losses import batch_text
 from cascade.training.other_stages import OtherStages
 from cascade.training.panels import X0Panel
-from cascade.training.validation import Draw, SampleGrid, Validation, cascade_grid
+from cascade.training.validation import (
+    Draw,
+    SampleGrid,
+    Score,
+    Validation,
+    cascade_grid,
+)
 
 
 def make_validation(
@@ -20,14 +28,16 @@ def make_validation(
     others: OtherStages | None,
     encoder: PromptEncoder,
     prompts: PromptSource,
+    held_out: HeldOut | None,
     processes: Processes,
 ) -> Validation | None:
-    """Return what a run draws, None where that is nothing.
+    """Return what a run looks at, None where that is nothing.
 
     Args:
         others: the stages that complete the one in training; the earlier ones draw at once.
         encoder: embeds the validation's prompts, by the conventions of every stage.
         prompts: the embeddings that rows are trained with.
+        held_out: the rows that are scored.
     """
     draws: list[Draw] = []
     if config.validation.images_per_prompt:
@@ -35,7 +45,12 @@ def make_validation(
     if config.validation.x0_rows:
         rows = samples.rows(range(config.validation.x0_rows)).to(torch.device("cpu"))
         draws.append(X0Panel(rows, batch_text(rows, prompts), processes))
-    return Validation(draws, config.output, processes) if draws else None
+    scores: list[Score] = []
+    if held_out is not None:
+        scores.append(read_held_out(held_out, encoder, config.train, processes))
+    if not draws and not scores:
+        return None
+    return Validation(draws, config.output, processes, scores)
 
 
 def _grids(

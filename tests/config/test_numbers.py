@@ -41,6 +41,7 @@ WHOLE: tuple[Frozen, ...] = (
             "train.guard.spike=9.0",
             "train.parallel={strategy='hsdp', replicas=2}",
             "train.snapshot_every=5",
+            "validation.loss_rows=9",
         ],
     ),
     DreamBoothConfig(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -28,7 +29,11 @@ def config(tmp_path_factory: pytest.TempPathFactory, training_file: Callable[...
         "checkpoint_every": 2,
         "optimizer": {"learning_rate": 1e-2, "eps": 1e-2},
     }
-    return training_file(tmp_path_factory.mktemp("config"), train=train)
+    folder = tmp_path_factory.mktemp("config")
+    held = training_file(folder / "held").parent / "data-base16"
+    pictures = np.load(held / "images.npy")
+    np.save(held / "images.npy", 255 - pictures)  # others than those that are trained on
+    return training_file(folder, train=train, validation={"data": str(held), "loss_rows": 7})
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +88,14 @@ def test_two_processes_are_one(
     changes = SHARED if name == "shared" else ()
     one = pretrain(PretrainConfig.read(config, [f"output={tmp_path / 'one'}", *changes]))
 
-    logs = [read_log(folder / "log.jsonl") for folder in (tmp_path / "one", together_in)]
+    told = [read_log(folder / "log.jsonl") for folder in (tmp_path / "one", together_in)]
+    looks = [[line for line in log if "val_loss" in line] for log in told]
+    assert [line["step"] for line in looks[1]] == ([2, 4] if name == "shared" else [4])
+    for alone, together in zip(*looks, strict=True):
+        # Each of seven rows once; weights that differ in their last bits, as below.
+        for figure in ("val_loss", "val_loss/t0.1", "val_loss/t0.9"):
+            assert together[figure] == pytest.approx(alone[figure], rel=1e-4)
+    logs = [[line for line in log if "loss" in line] for log in told]
     assert [line["step"] for line in logs[1]] == [1, 2, 3, 4]
     for alone, together in zip(*logs, strict=True):
         # The same rows summed in another order, in single precision, for a few steps.
