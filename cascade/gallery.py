@@ -17,6 +17,7 @@ from typing import Final
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from cascade.config.aspect import SQUARE
 from cascade.data.decoding import UNREADABLE
 from cascade.data.images import grid, read_image, to_pil, write_png
 from cascade.errors import UserError
@@ -174,6 +175,8 @@ class _Album:
         if negative is not None:
             note.add_itxt("negative prompt", negative)
         note.add_text("seed", str(self.request.seeds[row]))
+        if self.request.aspect != SQUARE:
+            note.add_text("aspect", "{}:{}".format(*self.request.aspect))
         note.add_itxt("cascade", self.cascade.manifest.name)
         note.add_text("sampler", self.request.settings[at].sampler.model_dump_json())
         note.add_text("fingerprint", fingerprint)
@@ -183,6 +186,9 @@ class _Album:
 def _chain(cascade: Cascade, request: Request) -> Iterator[str]:
     """Hash, for each stage, what the images of all prompts depend on up to there."""
     digest = hashlib.sha256(cascade.encoder.digest.encode())
+    side = cascade.stages[0].config.size
+    if request.size != (side, side):
+        digest.update("{}x{}".format(*request.size).encode())
     for stage, setting in zip(cascade.stages, request.settings, strict=False):
         own = stage.config.low_res.sampling_level if stage.config.low_res else None
         level = setting.level or own

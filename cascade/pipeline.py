@@ -37,7 +37,7 @@ from cascade.formats.deepfloyd import load_stage, read_pipelines
 from cascade.plugins import OPENERS, opener, points
 from cascade.progress import say
 from cascade.request import Request, scales
-from cascade.sampling import OnStep, prompt_tables, sample_request
+from cascade.sampling import OnStep, of_size, prompt_tables, sample_request
 from cascade.stage import Stage
 from cascade.text.files import EncoderFiles
 from cascade.text.prompts import PromptEncoder, PromptTable, load_text, open_text
@@ -187,10 +187,11 @@ class Cascade:
             on_step: as in `sample`.
         """
         wanted = request.batches() if batches is None else batches
+        stages = of_size(self.stages, request.size)
         negatives = [text for text in request.negatives if text is not None]
         texts = [*request.prompts, *negatives]
         tables = prompt_tables(self.encoder, texts, self.configs)
-        for rows, images in sample_request(self.stages, tables, request, wanted, on_step):
+        for rows, images in sample_request(stages, tables, request, wanted, on_step):
             yield rows, CascadeOutput(images)
 
 

@@ -3,12 +3,14 @@
 Only the stages' configurations are looked at, so a mistake is told before weights are loaded.
 """
 
+import math
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from cascade.config.aspect import SQUARE, Aspect, read_aspect
 from cascade.config.base import MOST_DRAWN, MOST_SIDE
 from cascade.config.folders import stage_index
 from cascade.config.sample import SampleOptions
@@ -41,6 +43,8 @@ class Request:
         seeds: B whole numbers.
         settings: of the stages that draw, base first.
         batch_size: pictures worked on at once.
+        aspect: width to height, in lowest terms.
+        size: width and height of what the base draws, pixels.
     """
 
     prompts: tuple[str, ...]
@@ -48,6 +52,8 @@ class Request:
     seeds: tuple[int, ...]
     settings: tuple[Setting, ...]
     batch_size: int
+    aspect: Aspect
+    size: tuple[int, int]
 
     @classmethod
     def of(
@@ -65,7 +71,16 @@ class Request:
         negatives = _negatives(options.negative_prompts, len(texts))
         if negatives[0] is not None and all(one.sampler.guidance == 1 for one in settings):
             raise UserError("Without guidance (1) a negative prompt does nothing; raise guidance.")
-        return cls(tuple(texts), tuple(negatives), tuple(numbers), settings, options.batch_size)
+        aspect = _aspect(options.aspect)
+        return cls(
+            tuple(texts),
+            tuple(negatives),
+            tuple(numbers),
+            settings,
+            options.batch_size,
+            aspect,
+            _base_size(stages, aspect),
+        )
 
     def batches(self) -> list[range]:
         """Return the ranges of images that are worked on together."""
@@ -210,6 +225,23 @@ def _level(
             )
         return None
     return own if common is None or own is not None else AugmentationLevel(value=common)
+
+
+def _aspect(text: str | None) -> Aspect:
+    """Return an aspect ratio in lowest terms; a square where none is asked."""
+    width, height = SQUARE if text is None else read_aspect(text)
+    common = math.gcd(width, height)
+    return width // common, height // common
+
+
+def _base_size(stages: Sequence[StageConfig], aspect: Aspect) -> tuple[int, int]:
+    """Return the width and height that the base draws, so that every stage can enlarge them."""
+    base = stages[0]
+    wanted = [
+        stage.unet.factor // math.gcd(stage.unet.factor, stage.size // base.size)
+        for stage in stages
+    ]
+    return base.shape(aspect, math.lcm(*wanted))
 
 
 def scales(stages: Sequence[StageConfig], size: int) -> list[StageConfig]:

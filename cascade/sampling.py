@@ -3,13 +3,15 @@
 Shapes: `B` images, `C H W` pixels in [-1, 1].
 """
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cascade.config.stage import AugmentationLevel, SamplerConfig, StageConfig, TextConfig
 from cascade.diffusion.noise import Noise, derive_seed
+from cascade.errors import UserError
 from cascade.request import Request
 from cascade.stage import Stage
 from cascade.text.prompts import PromptEncoder, PromptSource, PromptTable
@@ -91,6 +93,26 @@ def sample_stages(
         )
     assert images is not None, "a cascade has at least one stage"
     return images
+
+
+def of_size(stages: Sequence[Stage], size: tuple[int, int]) -> list[Stage]:
+    """Return a cascade's stages, the base drawing pictures of a width and height.
+
+    Raises:
+        UserError: it is another size than the base's own, and a stage runs on an engine.
+    """
+    base, *later = stages
+    if size == base.size:
+        return [*stages]
+    for stage in stages:
+        if not isinstance(stage.denoiser.network, nn.Module):
+            raise UserError(
+                f"Stage '{stage.config.name}' runs on an engine, which is built for square "
+                "pictures; leave the aspect out."
+            )
+    base = copy.copy(base)
+    base.size = size
+    return [base, *later]
 
 
 def sample_request(

@@ -49,12 +49,14 @@ class Stage:
         config: every property of the checkpoint.
         denoiser: the network under its parametrisation.
         origin: what an engine was made from and how it runs, hashes included.
+        size: width and height of what a base draws, pixels.
     """
 
     def __init__(self, config: StageConfig, network: Network, origin: str = "") -> None:
         self.config = config
         self.origin = origin
         self.schedule = make_schedule(config.diffusion.schedule)
+        self.size = config.size, config.size
         self._backend: Backend = "auto"
         self.denoiser = Denoiser(
             network, self.schedule, config.diffusion.prediction, config.unet.learned_variance
@@ -265,7 +267,7 @@ class Stage:
 
     def _sides(self, low_res: Tensor | None) -> tuple[int, int]:
         if low_res is None:
-            return self.config.size, self.config.size
+            return self.size[1], self.size[0]
         factor = self.config.size // self._low_res().size
         return low_res.shape[-2] * factor, low_res.shape[-1] * factor
 

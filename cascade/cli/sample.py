@@ -25,6 +25,7 @@ FLAGS = (
     Flag("noise_level", ("noise_level",)),
     Flag("last_stage", ("last_stage",), parser=values.name, metavar="NAME"),
     Flag("size", ("size",)),
+    Flag("aspect", ("aspect",), metavar="W:H"),
     Flag("batch_size", ("batch_size",)),
     Flag("device", ("device",)),
     Flag("kernels", ("kernels",)),
@@ -103,6 +104,10 @@ def _refuse_with_bundle(config: SampleConfig) -> None:
         raise UserError(
             "A bundle's engines keep their weights; give --lora to 'cascade export', or leave it "
             "or --bundle out."
+        )
+    if config.aspect is not None:
+        raise UserError(
+            "A bundle's engines are built for square pictures; leave --aspect or --bundle out."
         )
     if config.size is not None:
         raise UserError("A bundle's engines are built for one size; leave --size or --bundle out.")

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
+from cascade.config.aspect import AspectText
 from cascade.config.base import AtOnce, Drawn, Factor, Frozen, Seed, Share, Size, Texts
 from cascade.config.encoder import Embeddings, EncoderMode
 from cascade.config.engine import BundleOptions
@@ -48,6 +49,11 @@ class SampleOptions(Frozen):
     )
     levels: Mapping[str, AugmentationLevel] | None = Field(
         default=None, description="stage name to augmentation level"
+    )
+    aspect: AspectText | None = Field(
+        default=None,
+        description="width to height, such as 3:2, from 1:4 to 4:1, with about as many pixels as a "
+        "square; for a cascade whose base was trained on such pictures",
     )
     last_stage: str | None = Field(default=None, description="stop after this stage")
     batch_size: AtOnce = Field(default=8, description="pictures worked on at once")
@@ -113,7 +119,9 @@ class SampleConfig(SampleOptions, LoraOptions):
     num_images: Drawn = Field(default=4, description="pictures of each prompt")
     seed: Seed = Field(default=0, description="seed of the first picture; the next count up")
     size: Size | None = Field(
-        default=None, description="use the last stage again until pictures are this wide"
+        default=None,
+        description="use the last stage again until pictures are this wide; with an aspect, until "
+        "squares would be",
     )
     device: str | None = Field(
         default=None, description="where the networks run: cpu, cuda, ...; the GPU if there is one"

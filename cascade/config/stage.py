@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from cascade.config.aspect import Aspect
 from cascade.config.base import Factor, Frozen, Share, Side
 from cascade.config.respacing import named_timesteps
 from cascade.config.unet import UNetConfig
@@ -216,6 +217,17 @@ class StageConfig(Frozen):
         default=(), description="what it was personalised on, the latest last"
     )
     licence: str = Field(default="", description="what its weights may be used for")
+
+    def shape(self, aspect: Aspect, multiple: int = 1) -> tuple[int, int]:
+        """Return the width and height, pixels, of an aspect ratio; about as many as a square's.
+
+        Args:
+            multiple: of which both are, as they are of the network's factor.
+        """
+        ratio, whole = aspect[0] / aspect[1], math.lcm(self.unet.factor, multiple)
+        sides = (self.size * math.sqrt(ratio), self.size / math.sqrt(ratio))
+        width, height = (max(1, round(side / whole)) * whole for side in sides)
+        return width, height
 
     @model_validator(mode="before")
     @classmethod

@@ -1,7 +1,6 @@
 """Opening of what `[data]` names: packs near and far, arrays, or several of them."""
 
 import json
-import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from cascade.config.stage import StageConfig
 from cascade.data.array import CaptionedArray
 from cascade.data.captioned import CaptionedSamples
 from cascade.data.dataset import Dataset
-from cascade.data.pack import MANIFEST, Aspect, PackManifest, Split
+from cascade.data.pack import MANIFEST, PackManifest, Split
 from cascade.data.packed import Packed
 from cascade.data.place import Place
 from cascade.data.source import Source
@@ -85,14 +84,6 @@ def place_of(data: DataConfig, address: str) -> Place:
     return Place(address, data.cache or user_cache("data"), round(data.cache_gib * 2**30))
 
 
-def aspect_size(stage: StageConfig, aspect: Aspect) -> tuple[int, int]:
-    """Return the width and height of an aspect ratio that has about as many pixels as a square."""
-    ratio, factor = aspect[0] / aspect[1], stage.unet.factor
-    sides = (stage.size * math.sqrt(ratio), stage.size / math.sqrt(ratio))
-    width, height = (max(1, round(side / factor)) * factor for side in sides)
-    return width, height
-
-
 def open_sources(
     data: DataConfig, one: DataSetConfig, stage: StageConfig, split: Split = "train"
 ) -> Iterator[Source]:
@@ -115,4 +106,4 @@ def open_sources(
             part: Dataset = found.of_aspect(aspect)
             share = int(part.counts.sum()) / total
             weight = (one.weight or total) * share
-            yield Source(part, weight, aspect_size(stage, aspect), one.prefix)
+            yield Source(part, weight, stage.shape(aspect), one.prefix)

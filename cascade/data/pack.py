@@ -19,6 +19,7 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import Field
 
+from cascade.config.aspect import Aspect
 from cascade.config.base import Frozen, Name
 from cascade.errors import UserError
 from cascade.files import read_json
@@ -27,9 +28,6 @@ MANIFEST: Final = "pack.json"
 QUARANTINE: Final = "quarantine.jsonl"
 
 Split = Literal["train", "validation"]
-
-Aspect = tuple[Annotated[int, Field(strict=True, gt=0)], Annotated[int, Field(strict=True, gt=0)]]
-"""Width to height, as 3:2."""
 
 ASPECTS: Final[tuple[Aspect, ...]] = (
     *((1, 2), (9, 16), (2, 3), (3, 4), (1, 1), (4, 3), (3, 2), (16, 9), (2, 1)),

@@ -17,12 +17,12 @@ import numpy as np
 from PIL import Image
 from pydantic import ValidationError
 
+from cascade.config.aspect import Aspect
 from cascade.data.dataset import UnusableRecord
 from cascade.data.decoding import Encoded
 from cascade.data.images import read_image
 from cascade.data.pack import (
     MANIFEST,
-    Aspect,
     Note,
     PackManifest,
     ShardEntry,

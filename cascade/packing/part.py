@@ -9,8 +9,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from cascade.config.aspect import Aspect
 from cascade.config.pack import PackConfig
-from cascade.data.pack import Aspect, Split
+from cascade.data.pack import Split
 from cascade.data.place import is_address
 from cascade.files import read_json, write_json
 from cascade.packing.arrays import read_array

@@ -9,6 +9,7 @@ from typing import Final
 
 from PIL import Image
 
+from cascade.config.aspect import Aspect
 from cascade.config.pack import SHRUNK_QUALITY, PackConfig
 from cascade.data.decoding import (
     Encoded,
@@ -18,7 +19,7 @@ from cascade.data.decoding import (
     picture_format,
     read_upright,
 )
-from cascade.data.pack import ASPECTS, Aspect, Note
+from cascade.data.pack import ASPECTS, Note
 from cascade.packing.records import Found, Refused, note_of
 
 _ENDINGS: Final = {"JPEG": "jpg", "JPEG2000": "jp2", "MPO": "jpg", "TIFF": "tif"}

@@ -11,7 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Final, Self
 
-from cascade.data.pack import Aspect, Split, caption_hash, import_parquet, schema
+from cascade.config.aspect import Aspect
+from cascade.data.pack import Split, caption_hash, import_parquet, schema
 from cascade.files import replacing
 from cascade.packing.pictures import Record
 
