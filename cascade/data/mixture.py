@@ -1,7 +1,7 @@
 """Several sources of rows in one stream, in fixed shares."""
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Final
 
 import numpy as np
@@ -17,7 +17,7 @@ class Mixture:
     """Whose turn it is at a position, and the how-manieth row of its own stream it gives.
 
     Positions come in groups, of a whole number of which each source has its share in every 4096.
-    Within these a source's own places are shuffled too.
+    A source's own rows come in their order.
 
     Attributes:
         weights: of the sources, in any unit; each above 0.
@@ -34,16 +34,18 @@ class Mixture:
         if len(self.weights) == 1:
             return np.zeros_like(positions), positions
         groups, within = np.divmod(positions, self.group)
-        cycle, turn = np.divmod(groups, _CYCLE)
-        key = derive_seed(self.seed, "mixture")
-        slot = permuted(turn, _CYCLE, mixed(key, cycle))
-        source = np.searchsorted(self._ends, slot, side="right")
-        first = self._ends[source] - self._slots[source]
-        own = cycle * self._slots[source] + slot - first
+        cycles, turns = np.divmod(groups, _CYCLE)
+        source, own = np.empty_like(positions), np.empty_like(positions)
+        for cycle in np.unique(cycles).tolist():
+            of_cycle = cycles == cycle
+            whose, earlier = _laid(self, cycle)
+            turn = turns[of_cycle]
+            source[of_cycle] = whose[turn]
+            own[of_cycle] = cycle * self.slots[whose[turn]] + earlier[turn]
         return source, own * self.group + within
 
     @cached_property
-    def _slots(self) -> np.ndarray:
+    def slots(self) -> np.ndarray:
         """Each source's part of a cycle, at least one: what is left goes to the largest rests."""
         exact = np.array(self.weights) / sum(self.weights) * _CYCLE
         slots = np.maximum(np.floor(exact), 1).astype(np.int64)
@@ -54,6 +56,14 @@ class Mixture:
             slots[np.argmax(slots)] += missing
         return slots
 
-    @cached_property
-    def _ends(self) -> np.ndarray:
-        return np.cumsum(self._slots)
+
+@lru_cache(maxsize=8)
+def _laid(mixture: Mixture, cycle: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return whose turn each of a cycle is, and how many of its turns are earlier in it."""
+    key = derive_seed(mixture.seed, "mixture")
+    slots = permuted(np.arange(_CYCLE), _CYCLE, int(mixed(key, cycle)))
+    whose = np.searchsorted(np.cumsum(mixture.slots), slots, side="right")
+    earlier = np.empty_like(whose)
+    ranks = [np.arange(count) for count in mixture.slots]
+    earlier[np.argsort(whose, kind="stable")] = np.concatenate(ranks)
+    return whose, earlier
