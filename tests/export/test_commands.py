@@ -59,6 +59,7 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (("--no-spinning",), "--no-spinning belongs to a bundle"),
         (("--bundle", "B", "--cascade", "mini"), "leave --cascade or --bundle out"),
         (("--bundle", "B", "--precision", "bf16"), "leave --precision or --bundle out"),
+        (("--bundle", "B", "--aspect", "3:2"), "leave --aspect or --bundle out"),
         (("--bundle", "B", "--lora", "x"), "give --lora to 'cascade export'"),
         (("--bundle", "nowhere"), "There is no folder nowhere"),
     ],

@@ -164,13 +164,18 @@ def test_exports_with_a_dynamic_batch(config: UNetConfig, awake: Awake, inputs: 
     torch.testing.assert_close(program.module()(**others), network(**others), **CLOSE)
 
 
-def test_without_self_attention_any_size_will_do(
-    configs: dict[str, UNetConfig], awake: Awake, inputs: Inputs
-) -> None:
-    config = configs["efficient"]
-    assert config.factor == 4
-    drawn = inputs(config, height=12, width=20)
-    assert awake(config)(**drawn).shape == (2, 3, 12, 20)
+def test_height_and_width_are_told_apart(config: UNetConfig, awake: Awake, inputs: Inputs) -> None:
+    """A picture on its side, by a network whose kernels lie on theirs, is drawn on its side."""
+    network, turned = awake(config), awake(config)
+    for module in turned.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.weight = torch.nn.Parameter(module.weight.mT.contiguous())
+    drawn = inputs(config, height=8, width=20)
+    on_its_side = {name: one.mT if one.ndim == 4 else one for name, one in drawn.items()}
+    with torch.no_grad():
+        upright = network(**drawn)
+        torch.testing.assert_close(turned(**on_its_side).mT, upright, **CLOSE)
+    assert upright.shape[2:] == (8, 20)
 
 
 def test_a_shifted_picture_is_predicted_shifted(
