@@ -8,7 +8,7 @@ each other.
 
 from contextlib import AbstractContextManager, nullcontext
 from types import FunctionType, MethodType
-from typing import cast
+from typing import Final, cast
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,10 @@ from cascade.model.unet import UNet
 from cascade.stage import Stage, meta_network
 from cascade.training.distributed import Processes
 from cascade.training.weights import Weights, fill
+
+# Each aspect ratio of the data is one, and so are the batches of validation; PyTorch's eight are
+# fewer than a pack has, and blocks would run as they are from then on.
+_SHAPES: Final = 64
 
 
 def spread_stage(
@@ -141,6 +145,8 @@ def forget_gathered(network: nn.Module) -> None:
 
 def _compile(network: UNet, cuda_graphs: bool) -> None:
     """Compile each block for its own shapes."""
+    limit = torch.compiler.config.recompile_limit
+    torch.compiler.config.recompile_limit = max(limit, _SHAPES)
     for block in network.blocks:
         # The method and not the module: what shards it stays outside of the graph.
         block.forward = torch.compile(  # type: ignore[method-assign]

@@ -43,7 +43,7 @@ def make_validation(
     if config.validation.images_per_prompt:
         draws += _grids(config, samples, others, encoder, processes)
     if config.validation.x0_rows:
-        rows = samples.rows(range(config.validation.x0_rows)).to(torch.device("cpu"))
+        rows = samples.rows(samples.alike(config.validation.x0_rows)).to(torch.device("cpu"))
         draws.append(X0Panel(rows, batch_text(rows, prompts), processes))
     scores: list[Score] = []
     if held_out is not None:
