@@ -105,11 +105,6 @@ class CaptionedSamples:
                 shards = np.unique(source.shards(index[sources == number])).tolist()
                 list(pool.map(source.data.bring, shards))
 
-    def alike(self, most: int) -> range:
-        """Return the first positions, `most` of them or fewer, whose rows have one shape."""
-        one_shape = len({source.size for source in self.sources}) == 1
-        return range(most if one_shape else min(most, self.group))
-
     def captions(self, number: int) -> tuple[str, ...]:
         """Return the captions of a picture of all sources, laid end to end."""
         source, index = self.place(number)

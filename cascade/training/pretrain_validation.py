@@ -43,7 +43,9 @@ def make_validation(
     if config.validation.images_per_prompt:
         draws += _grids(config, samples, others, encoder, processes)
     if config.validation.x0_rows:
-        rows = samples.rows(samples.alike(config.validation.x0_rows)).to(torch.device("cpu"))
+        sizes = samples.sizes(range(config.validation.x0_rows))
+        alike = [position for position, size in enumerate(sizes) if size == sizes[0]]
+        rows = samples.rows(alike).to(torch.device("cpu"))
         draws.append(X0Panel(rows, batch_text(rows, prompts), processes))
     scores: list[Score] = []
     if held_out is not None:
