@@ -304,7 +304,7 @@ def test_training(
     assert "has no images.npy" in told(**{"data.folder": tmp_path / "gone"})
     assert "no text encoder folder" in told(text_encoder=tmp_path / "gone")
     assert "set unet.text_width to 128" in told(**{"stage.unet.text_width": 64})
-    assert "stage 'base64' makes 32" in told(**{"stage.size": 32})
+    assert "stage 'base64' makes 128" in told(**{"stage.size": 128})
     assert "another shape than [stage.unet]" in told(initial_weights=tiny_cascade / "base16")
     assert "config.json is missing" in told(initial_weights=tmp_path / "gone")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(2**40, 2**40, 1000))
