@@ -7,6 +7,7 @@ rows do not depend on who makes them.
 """
 
 import json
+import signal
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -149,6 +150,7 @@ class Stream:
             num_workers=self.workers,
             prefetch_factor=_AHEAD,
             collate_fn=_as_it_is,
+            worker_init_fn=_ignore_interrupts,
             pin_memory=self.pin,
             # A fork would copy the locks of this process's threads, held as they are.
             multiprocessing_context="forkserver" if "forkserver" in methods else "spawn",
@@ -180,6 +182,13 @@ class _Turns:
 
 def _as_it_is(batch: Any) -> Any:
     return batch
+
+
+def _ignore_interrupts(worker: int) -> None:
+    """Leave a signal that all processes are sent to the one that trains: it ends its step first."""
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 def _by_thread(samples: Samples, turns: Iterator[range]) -> Generator[Batch]:

@@ -1,6 +1,7 @@
 """Rows of a pack: near and far, whatever is damaged in it."""
 
 import json
+import multiprocessing
 import os
 import pickle
 import signal
@@ -249,6 +250,25 @@ def test_a_run_ends_where_workers_are_killed_again_and_again(pack: Path, tmp_pat
     killing = Stream(_Killing(samples(pack), 9, lives), workers=1)
     with pytest.raises(UserError, match=r"were killed 4 times .*set data\.workers lower"):
         list(islice(killing.batches(0, RankSlice(4)), 6))
+
+
+@pytest.mark.dist
+def test_workers_outlive_a_signal_that_ends_a_run(
+    pack: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The loop takes its last step with what they make."""
+    part = RankSlice(4)
+    expected = list(islice(Stream(samples(pack)).batches(0, part), 12))
+    batches = Stream(samples(pack), workers=1).batches(0, part)
+    seen = [next(batches)]
+    (worker,) = multiprocessing.active_children()
+    for name in (signal.SIGINT, signal.SIGTERM):
+        assert worker.pid is not None
+        os.kill(worker.pid, name)
+    seen += islice(batches, 11)
+    assert all(map(equal, seen, expected))
+    assert worker.is_alive()
+    assert "was killed" not in caplog.text
 
 
 @pytest.mark.dist
