@@ -25,6 +25,7 @@ from cascade.training.losses import QUARTERS
 from cascade.training.trackers import Tracker, open_trackers
 from cascade.training.validation import Figures, Pictures
 
+_WAITS: Final = 0.05  # of the time, waited for data: worth telling
 LOG: Final = "log.jsonl"
 """The file of a run's statuses, in its folder."""
 
@@ -116,6 +117,8 @@ class Report:
         speed = f"{values['images_per_second']:.1f} images/s"
         if "mfu" in values:
             speed += f", MFU {values['mfu']:.0%}"
+        if values.get("data_wait", 0.0) > _WAITS:
+            speed += f", waiting for data {values['data_wait']:.0%}"
         self._progress.update(self._task, details=f"{shown}  {speed}")
 
     def figures(self, done: Mapping[str, int], figures: Figures) -> None:
