@@ -63,7 +63,7 @@ def data_identity(samples: CaptionedSamples) -> dict[str, object]:
 def open_dataset(place: Place, split: Split = "train") -> Packed | CaptionedArray:
     """Open a pack's split, or an array, all of which is for training."""
     if _is_pack(place):
-        return Packed(place, split)
+        return Packed.open(place, split)
     return CaptionedArray.open(Path(place.address))
 
 

@@ -4,14 +4,16 @@ Of the indexes only the numbers are held, and of the shards read last; notes are
 pictures. A pack can be sent to another process, which opens what it reads for itself.
 """
 
+import io
 import os
+import threading
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from copy import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Self
+from typing import Final, NamedTuple, Self
 
 import numpy as np
 from PIL import Image
@@ -39,36 +41,84 @@ _NUMBERS: Final = ("offset", "size", "note_offset", "note_size", "crc32", "width
 
 
 class _Shard(NamedTuple):
-    """An opened shard: its tar, and the numbers of its index, a row per record."""
+    """An opened shard: its tar, and the numbers of its index, a row per record.
 
-    tar: int
-    numbers: dict[str, np.ndarray]
-
-
-class Packed:
-    """One split of a pack: a `Dataset`.
-
-    Args:
-        place: of the pack.
-        split: whose pictures.
+    The tar is closed when nobody reads it any more.
     """
 
-    def __init__(self, place: Place, split: Split = "train") -> None:
-        self.place, self.split = place, split
-        self.manifest = PackManifest.load(place.fetch(MANIFEST, fresh=True))
-        self.shards: Sequence[ShardEntry] = self.manifest.of_split(split)
-        if not self.shards:
+    tar: io.FileIO
+    numbers: dict[str, np.ndarray]
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Return a part of the tar, whoever else reads it."""
+        return os.pread(self.tar.fileno(), size, offset)
+
+
+class _Opened:
+    """The shards opened last, by their numbers; another process opens its own."""
+
+    def __init__(self) -> None:
+        self._shards: OrderedDict[int, _Shard] = OrderedDict()
+        self._records = 0
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[type[Self], tuple[()]]:
+        return type(self), ()
+
+    def get(self, number: int, open_shard: Callable[[int], _Shard]) -> _Shard:
+        """Return a shard, opened if it is not yet."""
+        with self._lock:
+            if number not in self._shards:
+                self._shards[number] = shard = open_shard(number)
+                self._records += len(shard.numbers["size"])
+            while len(self._shards) > 1 and (self._records > _HELD or len(self._shards) > _OPEN):
+                _, oldest = self._shards.popitem(last=False)
+                self._records -= len(oldest.numbers["size"])
+            self._shards.move_to_end(number)
+            return self._shards[number]
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """Some shards of a pack: a `Dataset`.
+
+    Attributes:
+        place: of the pack.
+        manifest: of all of it.
+        split: what the shards are for.
+        aspect: that they were sorted by; None is all there are.
+    """
+
+    place: Place
+    manifest: PackManifest
+    split: Split = "train"
+    aspect: Aspect | None = None
+    _opened: _Opened = field(default_factory=_Opened, repr=False)
+
+    @classmethod
+    def open(cls, place: Place, split: Split = "train") -> Self:
+        """Open a pack.
+
+        Raises:
+            UserError: it has no pictures of the split, or pyarrow is missing.
+        """
+        found = cls(place, PackManifest.load(place.fetch(MANIFEST, fresh=True)), split)
+        if not found.shards:
             raise UserError(
                 f"The pack {place.address} has no pictures for {split}; pack it again, with "
                 "--held-out for those of validation."
             )
         import_parquet()
-        self._aspect: Aspect | None = None
-        self._opened: OrderedDict[int, _Shard] = OrderedDict()
+        return found
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave out what is open."""
-        return self.__dict__ | {"_opened": OrderedDict()}
+    @cached_property
+    def shards(self) -> tuple[ShardEntry, ...]:
+        """Its shards, in order."""
+        return tuple(
+            shard
+            for shard in self.manifest.of_split(self.split)
+            if self.aspect is None or shard.aspect == self.aspect
+        )
 
     def aspects(self) -> tuple[Aspect, ...]:
         """Return the aspect ratios that the pictures are sorted by."""
@@ -81,17 +131,12 @@ class Packed:
         return tuple(aspect for aspect in found if aspect is not None)
 
     def of_aspect(self, aspect: Aspect) -> Self:
-        """Return those of one aspect ratio."""
-        part = self._part([shard for shard in self.shards if shard.aspect == aspect])
-        part._aspect = aspect
-        return part
+        """Return the shards of one aspect ratio."""
+        return type(self)(self.place, self.manifest, self.split, aspect)
 
     def of_split(self, split: Split) -> Self | None:
         """Return those of another split, of the same aspect ratio; None if there are none."""
-        wanted = self._aspect
-        shards = self.manifest.of_split(split)
-        part = self._part([one for one in shards if wanted is None or one.aspect == wanted])
-        part.split = split
+        part = type(self)(self.place, self.manifest, split, self.aspect)
         return part if part.shards else None
 
     @cached_property
@@ -107,9 +152,7 @@ class Packed:
         """
         shard, number = self._find(index)
         numbers = shard.numbers
-        data = os.pread(
-            shard.tar, int(numbers["note_size"][number]), int(numbers["note_offset"][number])
-        )
+        data = shard.read(int(numbers["note_offset"][number]), int(numbers["note_size"][number]))
         try:
             return Note.model_validate_json(data).captions
         except ValidationError as error:
@@ -119,7 +162,7 @@ class Packed:
         """Decode a picture; see `Dataset.picture`."""
         shard, number = self._find(index)
         of = {name: int(column[number]) for name, column in shard.numbers.items()}
-        data = os.pread(shard.tar, of["offset"] + of["size"] - of["note_offset"], of["note_offset"])
+        data = shard.read(of["note_offset"], of["offset"] + of["size"] - of["note_offset"])
         picture = data[of["offset"] - of["note_offset"] :]
         if zlib.crc32(picture, zlib.crc32(data[: of["note_size"]])) != of["crc32"]:
             raise UnusableRecord("the checksum is another")
@@ -159,14 +202,6 @@ class Packed:
         shard, number = self._at(index)
         return self.shards[shard], number
 
-    def _part(self, shards: Sequence[ShardEntry]) -> Self:
-        part = copy(self)
-        part.__dict__.pop("counts", None)
-        part.__dict__.pop("_ends", None)
-        part.shards = tuple(shards)
-        part._opened = OrderedDict()
-        return part
-
     @cached_property
     def _ends(self) -> np.ndarray:
         return np.cumsum(self.counts)
@@ -177,15 +212,7 @@ class Packed:
 
     def _find(self, index: int) -> tuple[_Shard, int]:
         shard, number = self._at(index)
-        if shard not in self._opened:
-            self._opened[shard] = self._open(shard)
-            held = sum(self.shards[one].records for one in self._opened)
-            while len(self._opened) > 1 and (held > _HELD or len(self._opened) > _OPEN):
-                oldest, closed = self._opened.popitem(last=False)
-                os.close(closed.tar)
-                held -= self.shards[oldest].records
-        self._opened.move_to_end(shard)
-        return self._opened[shard], number
+        return self._opened.get(shard, self._open), number
 
     def _open(self, shard: int) -> _Shard:
         entry = self.shards[shard]
@@ -199,7 +226,7 @@ class Packed:
                 f"{tar} or its index is not as {MANIFEST} says; copy the pack again, and see "
                 f"'cascade data check {self.place.address}'."
             )
-        return _Shard(os.open(tar, os.O_RDONLY), numbers)
+        return _Shard(io.FileIO(tar), numbers)
 
     def _index(self, entry: ShardEntry) -> Path:
         return self.place.fetch(entry.index, entry.index_sha256)

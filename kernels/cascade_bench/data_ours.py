@@ -15,7 +15,7 @@ from cascade_bench.few_steps import TINY
 
 def ours(asked: Asked) -> Feed:
     """Our stream: whole centred squares, none of them mirrored."""
-    data = Packed(Place(str(asked.folder), asked.scratch))
+    data = Packed.open(Place(str(asked.folder), asked.scratch))
     stage = TINY.model_copy(update={"size": asked.size, "resize": asked.kernel})
     source = Source(data, weight=1.0, size=(asked.size, asked.size))
     samples = CaptionedSamples((source,), stage, SEED, RowConfig(flip=False))

@@ -351,7 +351,7 @@ def test_the_cache_is_bounded_and_still_gives_every_row(
     size = (pack / "00002.tar").stat().st_size
     place = Place(far, cache, cache_bytes=2 * size)
     source = samples(far, cache=cache)
-    one = type(source.sources[0])(Packed(place), 1.0, (SIZE, SIZE))
+    one = type(source.sources[0])(Packed.open(place), 1.0, (SIZE, SIZE))
     bounded = CaptionedSamples((one,), STAGE, 3, source.config)
     assert equal(bounded.rows(range(42)), samples(pack).rows(range(42)))
     held = sum(file.stat().st_size for file in cache.rglob("*") if file.is_file())
