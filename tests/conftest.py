@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from PIL import Image, ImageDraw
 from torch.profiler import ProfilerActivity, profile
 
@@ -33,6 +34,10 @@ from cascade.config.unet import UNetConfig
 from cascade.stage import Stage
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# How long an example takes is the machine's affair.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 def pytest_configure() -> None:

@@ -72,6 +72,10 @@ class CaptionedArray:
         """Yield every picture's captions, in order."""
         yield from self.texts
 
+    def some_captions(self, count: int) -> Iterator[tuple[str, ...]]:
+        """Yield captions of every so many-th picture."""
+        yield from self.texts[:: max(1, len(self.texts) // count)]
+
     def picture(self, index: int, least_side: int | None = None) -> Image.Image:
         """Return one picture, as it is."""
         return Image.fromarray(np.ascontiguousarray(self.images[index].transpose(1, 2, 0)))

@@ -154,6 +154,12 @@ class CaptionedSamples:
             return high, low
         return high[:, ::-1], None if low is None else low[:, ::-1]
 
+    def some_captions(self, count: int) -> Iterator[str]:
+        """Yield captions of about so many pictures of each source."""
+        for source in self.sources:
+            for captions in source.data.some_captions(count):
+                yield from (source.prefix + caption for caption in captions)
+
     def embeddings(self) -> Iterator[tuple[str, Tensor]]:
         """Yield every caption with its embedding, which lies beside its picture."""
         for source in self.sources:

@@ -50,6 +50,10 @@ class Dataset(Protocol):
         """Yield every picture's captions, in order."""
         ...
 
+    def some_captions(self, count: int) -> Iterator[tuple[str, ...]]:
+        """Yield captions of about so many pictures, of all parts; no picture is fetched."""
+        ...
+
     def digest(self) -> str:
         """Return a digest of everything that a run's weights depend on."""
         ...

@@ -22,7 +22,8 @@ EOS: Final = 1
 UNK: Final = 2
 SPACE: Final = "\u2581"  # SentencePiece's visible blank; a piece that has it in front begins a word
 
-_SAMPLED: Final = 10_000  # captions of a dataset that are looked at
+SAMPLED: Final = 10_000
+"""Captions of a data set that are looked at."""
 _EACH: Final = 20  # prompts that are reported one by one; of more, how many
 _EXAMPLES: Final = 3
 _WORDS: Final = 8  # of a prompt that are quoted
@@ -122,7 +123,7 @@ def report_lost(tokenizer: Tokenizer, prompts: Iterable[str], text: TextConfig) 
 
 def sampled(items: Sequence[_Item]) -> Sequence[_Item]:
     """Take evenly as many of a dataset's captions as are worth looking at."""
-    return items[:: max(1, len(items) // _SAMPLED)]
+    return items[:: max(1, len(items) // SAMPLED)]
 
 
 def _lines(lossy: list[tuple[str, LostWords]], count: int, max_length: int) -> Iterator[str]:

@@ -31,7 +31,7 @@ from cascade.text.prompts import (
     open_text,
 )
 from cascade.text.store import EmbeddingStore
-from cascade.text.tokenizer import report_lost, sampled
+from cascade.text.tokenizer import SAMPLED, report_lost
 from cascade.training.checkpoint import CHECKPOINTS, checkpoint_steps, remove_checkpoints
 from cascade.training.distributed import Processes, process_group
 from cascade.training.forecast import Probe, micro_batch, tell, training
@@ -131,8 +131,7 @@ def _plan(config: PretrainConfig) -> _Plan:
     samples = open_samples(config.data, config.stage, config.train.seed, config.train.batch_size)
     held_out = open_held_out(config.validation, config.data, samples)
     text, samples, held_out = _open_text(config, samples, held_out)
-    captions = chain.from_iterable(map(samples.captions, sampled(range(len(samples)))))
-    report_lost(text.tokenizer, captions, config.stage.text)
+    report_lost(text.tokenizer, samples.some_captions(SAMPLED), config.stage.text)
     named = config.validation.cascade
     others = None if named is None else open_others(named, config.stage, text)
     require_room([(config.stage, config.train)])

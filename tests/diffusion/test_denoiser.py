@@ -31,7 +31,7 @@ class Answer:
 
 
 @pytest.mark.parametrize("prediction", ["eps", "v", "x0"])
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(timestep=st.integers(0, 999), seed=st.integers(0, 2**31))
 def test_a_perfect_answer_gives_the_image_back(
     prediction: Prediction, timestep: int, seed: int

@@ -57,7 +57,7 @@ def pictures(rows: int, size: int = 8) -> Tensor:
 
 
 @pytest.mark.parametrize("prediction", ["eps", "v", "x0"])
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(u=st.floats(0.03, 0.9999), seed=st.integers(0, 1000))
 def test_the_plain_loss_is_the_mean_squared_error_of_the_prediction(
     prediction: Prediction, u: float, seed: int

@@ -47,7 +47,7 @@ near_hashes = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(near_hashes, st.integers(0, 16))
 def test_banding_finds_what_comparing_all_with_all_finds(given: list[int], distance: int) -> None:
     stays = first_of_copies(np.array(given, dtype=np.uint64), distance)

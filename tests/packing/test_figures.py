@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cascade.packing import figures
@@ -10,7 +10,6 @@ from cascade.packing.fetching import hashed
 from cascade.packing.figures import Bins, Spread, Tally
 
 
-@settings(deadline=None)
 @given(st.lists(st.lists(st.floats(-1e6, 1e6) | st.just(np.nan), max_size=20), max_size=8))
 def test_parts_come_to_what_the_whole_does(parts: list[list[float]]) -> None:
     spread = Spread()

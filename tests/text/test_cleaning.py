@@ -52,7 +52,7 @@ def test_the_golden_table_is_long_and_has_no_pair_twice() -> None:
     assert len({caption for caption, _ in GOLDEN}) == len(GOLDEN) > 100
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.lists(st.one_of(st.sampled_from(PIECES.split(" ")), st.text(max_size=4)), max_size=8),
     st.lists(st.sampled_from(["", " ", "  "]), min_size=8, max_size=8),
