@@ -7,6 +7,7 @@ rows do not depend on who makes them.
 """
 
 import json
+import multiprocessing
 import signal
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -14,10 +15,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from torch import multiprocessing
 from torch.utils.data import DataLoader, Dataset
 
 from cascade.data.batch import Batch
@@ -142,7 +143,6 @@ class Stream:
                 warn(f"A process that decodes pictures was killed ({error}); starting it again.")
 
     def _loader(self, turns: Iterator[range]) -> DataLoader[Batch | UserError]:
-        methods = multiprocessing.get_all_start_methods()
         return DataLoader(
             _Rows(self.samples),
             batch_size=None,
@@ -152,8 +152,7 @@ class Stream:
             collate_fn=_as_it_is,
             worker_init_fn=_ignore_interrupts,
             pin_memory=self.pin,
-            # A fork would copy the locks of this process's threads, held as they are.
-            multiprocessing_context="forkserver" if "forkserver" in methods else "spawn",
+            multiprocessing_context=_context(),
         )
 
 
@@ -182,6 +181,15 @@ class _Turns:
 
 def _as_it_is(batch: Any) -> Any:
     return batch
+
+
+def _context() -> BaseContext:
+    """Return how workers are started: a fork would copy the locks of this process's threads."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([Batch.__module__])  # loaded once, and shared by all
+    return context
 
 
 def _ignore_interrupts(worker: int) -> None:
