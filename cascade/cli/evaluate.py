@@ -89,11 +89,12 @@ def stage(
         str, typer.Argument(parser=values.cascade, metavar="CASCADE", help="Or 'mini'.")
     ],
     dataset: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            parser=values.folder,
-            metavar="FOLDER",
-            help="True pictures with captions, as 'cascade train' reads them.",
+            parser=values.name,
+            metavar="PLACE",
+            help="True pictures with captions, as 'cascade train' reads them; of a pack those that "
+            "it holds out, if it does.",
         ),
     ] = None,
     photos: Annotated[

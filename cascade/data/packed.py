@@ -4,9 +4,9 @@ Of the indexes only the numbers are held, and of the shards read last; notes are
 pictures. A pack can be sent to another process, which opens what it reads for itself.
 """
 
-import io
 import os
 import threading
+import weakref
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Final, NamedTuple, Self
+from typing import Final, Self
 
 import numpy as np
 from PIL import Image
@@ -42,18 +42,21 @@ _LOOKED_AT: Final = 8  # shards whose captions stand for those of all
 _NUMBERS: Final = ("offset", "size", "note_offset", "note_size", "crc32", "width", "height")
 
 
-class _Shard(NamedTuple):
-    """An opened shard: its tar, and the numbers of its index, a row per record.
+class _Shard:
+    """An opened shard, closed when nobody reads it any more.
 
-    The tar is closed when nobody reads it any more.
+    Attributes:
+        numbers: of its index, a row per record.
     """
 
-    tar: io.FileIO
-    numbers: dict[str, np.ndarray]
+    def __init__(self, tar: Path, numbers: dict[str, np.ndarray]) -> None:
+        self.numbers = numbers
+        self._file = os.open(tar, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._file)
 
     def read(self, offset: int, size: int) -> bytes:
         """Return a part of the tar, whoever else reads it."""
-        return os.pread(self.tar.fileno(), size, offset)
+        return os.pread(self._file, size, offset)
 
 
 class _Opened:
@@ -236,7 +239,7 @@ class Packed:
                 f"{tar} or its index is not as {MANIFEST} says; copy the pack again, and see "
                 f"'cascade data check {self.place.address}'."
             )
-        return _Shard(io.FileIO(tar), numbers)
+        return _Shard(tar, numbers)
 
     def _index(self, entry: ShardEntry) -> Path:
         return self.place.fetch(entry.index, entry.index_sha256)

@@ -8,6 +8,7 @@ rows do not depend on who makes them.
 
 import json
 import multiprocessing
+import os
 import signal
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -15,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
+from multiprocessing import connection
 from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -150,7 +152,7 @@ class Stream:
             num_workers=self.workers,
             prefetch_factor=_AHEAD,
             collate_fn=_as_it_is,
-            worker_init_fn=_ignore_interrupts,
+            worker_init_fn=_begin_worker,
             pin_memory=self.pin,
             multiprocessing_context=_context(),
         )
@@ -188,15 +190,27 @@ def _context() -> BaseContext:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([Batch.__module__])  # loaded once, and shared by all
+    context.set_forkserver_preload(["torch"])  # loaded once, and shared by all
     return context
 
 
-def _ignore_interrupts(worker: int) -> None:
-    """Leave a signal that all processes are sent to the one that trains: it ends its step first."""
+def _begin_worker(worker: int) -> None:
+    """Let a worker end when the process that trains does, and not before.
+
+    A signal that all processes are sent is that one's to answer: it ends its step first. And it may
+    be killed; `DataLoader` would look at the fork server instead, which waits for its children.
+    """
     for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "it is a worker"
+
+    def leave() -> None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=leave, daemon=True).start()
 
 
 def _by_thread(samples: Samples, turns: Iterator[range]) -> Generator[Batch]:

@@ -172,9 +172,11 @@ def _score_stage(
     means: StageMeans,
 ) -> Scored:
     if stage.config.low_res is None:
-        return score_base(stage, true.data(), config, pictures, means)
+        return score_base(
+            stage, true.data(stage.config, stage.config.size), config, pictures, means
+        )
     side = config.side or stage.config.size
-    images, captions = true.several(config.images, side)
+    images, captions = true.several(stage.config, config.images, side)
     return score_enlargement(stage, images, captions, side, config, pictures, means)
 
 

@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from cascade.config.evaluate import StageScoreConfig
-from cascade.data.array import CaptionedArray
+from cascade.data.captioned import CaptionedSamples
 from cascade.data.grid import image_grid
 from cascade.evaluate import enlargement, metrics
 from cascade.evaluate.enlargement import Pairs, make_pairs
@@ -29,7 +29,7 @@ from cascade.evaluate.features import FeatureExtractor
 from cascade.evaluate.judge import Judge
 from cascade.evaluate.judge_config import AttributeName
 from cascade.evaluate.stored import OnDone, PictureSet, evenly, stored_features, to_bytes, to_floats
-from cascade.evaluate.true import captions_of
+from cascade.evaluate.true import captions_of, pixels_of
 from cascade.stage import Stage
 from cascade.tables import Table, explained
 
@@ -160,21 +160,21 @@ class Scored:
 
 
 def score_base(
-    stage: Stage, data: CaptionedArray, config: StageScoreConfig, draw: Draw, means: Means
+    stage: Stage, data: CaptionedSamples, config: StageScoreConfig, draw: Draw, means: Means
 ) -> Scored:
     """Draw pictures of a dataset's captions and measure them against its pictures."""
     count, side, name = config.images, stage.config.size, stage.config.name
     # As many true pictures are left over to be the rival, if there are enough.
-    places = evenly(len(data.images), 2 * count)
+    places = evenly(len(data), 2 * count)
     enough = len(places) == 2 * count
-    rows = places[::2] if enough else evenly(len(data.images), count)
-    captions, true = captions_of(data, rows), data.images[rows]
+    rows = places[::2] if enough else evenly(len(data), count)
+    captions, true = captions_of(data, rows), pixels_of(data, rows)
     drawing = draw(captions, range(len(rows)), None)
     drawn = drawing.draw(means.work, config.batch_size, means.on_done(f"pictures by {name}"))
     shown = [Shown(name, drawn, true, captions, False, side, means)]
     if enough:
         others = places[1::2]
-        rival = data.images[others], true, captions_of(data, others)
+        rival = pixels_of(data, others), true, captions_of(data, others)
         shown.append(Shown(TRUE, *rival, False, side, means))
     cells = to_floats(drawn[: _ROWS * _COLUMNS])
     few = [captions[place : place + _COLUMNS] for place in range(0, len(cells), _COLUMNS)]

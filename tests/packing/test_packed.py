@@ -5,6 +5,9 @@ import multiprocessing
 import os
 import pickle
 import signal
+import subprocess
+import sys
+import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
@@ -269,6 +272,51 @@ def test_workers_outlive_a_signal_that_ends_a_run(
     assert all(map(equal, seen, expected))
     assert worker.is_alive()
     assert "was killed" not in caplog.text
+
+
+_FOREVER = """
+import multiprocessing
+import pickle
+import sys
+from pathlib import Path
+
+from cascade.data.stream import RankSlice, Stream
+
+if __name__ == "__main__":
+    samples = pickle.loads(Path(sys.argv[1]).read_bytes())
+    batches = Stream(samples, workers=2).batches(0, RankSlice(4))
+    next(batches)
+    print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+    while True:
+        next(batches)
+"""
+
+
+@pytest.mark.dist
+def test_workers_end_with_a_run_that_is_killed(pack: Path, tmp_path: Path) -> None:
+    script, pickled = tmp_path / "run.py", tmp_path / "samples"
+    script.write_text(_FOREVER)
+    pickled.write_bytes(pickle.dumps(samples(pack)))
+    with subprocess.Popen(
+        [sys.executable, script, pickled], stdout=subprocess.PIPE, text=True
+    ) as run:
+        assert run.stdout is not None
+        workers = [int(word) for word in run.stdout.readline().split()]
+        run.kill()
+    assert len(workers) == 2
+    for _ in range(100):
+        if not any(map(_runs, workers)):
+            return
+        time.sleep(0.1)
+    pytest.fail("workers live on")
+
+
+def _runs(number: int) -> bool:
+    try:
+        os.kill(number, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 @pytest.mark.dist
