@@ -18,7 +18,6 @@ from cascade.errors import UserError
 from cascade.files import read_json
 from cascade_bench.data_feeds import Asked
 from cascade_bench.data_processes import Peak
-from cascade_bench.data_providers import PROVIDERS
 
 PARTS: Final = 4
 """Of what is read: the memory is told after each."""
@@ -59,6 +58,9 @@ class Fresh(Frozen):
 
 def read(job: Job) -> Fresh:
     """Read it."""
+    # Not above: workers load this module anew, and are weighed.
+    from cascade_bench.data_providers import PROVIDERS
+
     asked = Asked(job.folder, job.scratch, job.size, job.batch, job.workers, start=job.start)
     reset_peak_memory(_CPU)
     program, begun = held_memory(_CPU), time.perf_counter()
