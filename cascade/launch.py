@@ -1,7 +1,10 @@
-"""The variables that `torchrun` sets for the processes that it starts."""
+"""Who started a process: what `torchrun` tells it, and that it ends when the other does."""
 
+import multiprocessing
 import os
+import threading
 from dataclasses import dataclass
+from multiprocessing import connection
 from typing import Final, Self
 
 from cascade.errors import UserError
@@ -69,3 +72,15 @@ def _number(name: str) -> int:
             f"{name} is '{text}', no number of processes; start with torchrun, or unset it."
         )
     return int(text)
+
+
+def end_with_parent() -> None:
+    """Let a process that `multiprocessing` started end when the one that started it is killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "another started it"
+
+    def leave() -> None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=leave, daemon=True).start()

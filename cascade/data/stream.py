@@ -8,7 +8,6 @@ rows do not depend on who makes them.
 
 import json
 import multiprocessing
-import os
 import signal
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -16,7 +15,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
-from multiprocessing import connection
 from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -25,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from cascade.data.batch import Batch
 from cascade.errors import UserError
+from cascade.launch import end_with_parent
 from cascade.progress import warn
 
 _AHEAD: Final = 2  # micro-batches that each worker prepares
@@ -203,14 +202,7 @@ def _begin_worker(worker: int) -> None:
     for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None, "it is a worker"
-
-    def leave() -> None:
-        connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=leave, daemon=True).start()
+    end_with_parent()
 
 
 def _by_thread(samples: Samples, turns: Iterator[range]) -> Generator[Batch]:

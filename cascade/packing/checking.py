@@ -16,6 +16,7 @@ from cascade.data.decoding import Encoded, PictureError, read_upright
 from cascade.data.pack import Note, PackManifest, ShardEntry, caption_hash, read_index
 from cascade.errors import UserError
 from cascade.files import file_digest
+from cascade.launch import end_with_parent
 from cascade.packing.fetching import fetched, hashed, read_manifest
 from cascade.progress import progress_bar
 
@@ -108,7 +109,7 @@ def _in_processes(
         return
     # Not forked: this process may have threads, and a fork of those that hold a lock hangs.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(shards)), context) as pool:
+    with ProcessPoolExecutor(min(workers, len(shards)), context, end_with_parent) as pool:
         jobs = {pool.submit(work, shard): shard for shard in shards}
         try:
             for job in as_completed(jobs):

@@ -5,7 +5,6 @@ import multiprocessing
 import os
 import shutil
 import signal
-import threading
 import warnings
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping
@@ -13,7 +12,6 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
 from itertools import islice
-from multiprocessing import connection
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,6 +21,7 @@ from cascade.config.pack import PackConfig
 from cascade.data.pack import MANIFEST, QUARANTINE, PackManifest
 from cascade.errors import UserError
 from cascade.files import read_json, read_text, write_json
+from cascade.launch import end_with_parent
 from cascade.packing.duplicates import drop_duplicates
 from cascade.packing.finish import Finished, finish, gather, write_quarantine
 from cascade.packing.part import Job, pack_part, read_result
@@ -174,14 +173,7 @@ class _Worker:
         cls.seen, cls.stop = seen, stop
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         warnings.filterwarnings("ignore", module="PIL")  # of a picture's damaged notes
-        parent = multiprocessing.parent_process()
-        assert parent is not None, "it is a process of a pool"
-
-        def leave() -> None:
-            connection.wait([parent.sentinel])
-            os._exit(1)
-
-        threading.Thread(target=leave, daemon=True).start()
+        end_with_parent()
 
     @classmethod
     def tick(cls) -> None:
