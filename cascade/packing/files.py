@@ -82,15 +82,21 @@ class Files:
             if (name := str(one["name"]).rstrip("/")) != root.rstrip("/")
         )
 
-    def open(self) -> io.BufferedReader:
+    def open(self, forwards: bool = False) -> io.BufferedReader:
         """Open it for reading.
+
+        Args:
+            forwards: it is read from front to back, which servers allow that know no ranges.
 
         Raises:
             Unreadable: there is none, or this one is kept from us.
             Unreachable: the store does not answer, now or while it is read.
         """
         system, root = file_system(self.address)
-        return io.BufferedReader(_Reading(self.answered(system.open, root, "rb"), self), _BUFFER)
+        streams = forwards and self.address.startswith(("http://", "https://"))
+        named = {"block_size": 0} if streams else {}
+        opened = self.answered(system.open, root, "rb", **named)
+        return io.BufferedReader(_Reading(opened, self), _BUFFER)
 
     def read(self) -> bytes:
         """Read it whole; errors as of `open`."""

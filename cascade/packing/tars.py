@@ -59,7 +59,7 @@ class Tar:
         """Yield names and what is in them, or the size of what is too large."""
         try:
             with (
-                Files(self._part.address).open() as stream,
+                Files(self._part.address).open(forwards=True) as stream,
                 _Archive.open(fileobj=stream, mode="r|*") as tar,
             ):
                 for member in tar:
