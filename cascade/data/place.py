@@ -27,6 +27,21 @@ _TOUCHED: Final = 60.0  # seconds; a file in use is marked as such no more often
 _GONE: Final = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
 
+class Unreachable(UserError):
+    """A store does not answer: asking again later may help."""
+
+
+def persistently(ask: Callable[[], _Got]) -> _Got:
+    """Ask again where a store does not answer, ever more patiently."""
+    for attempt in range(_ATTEMPTS - 1):
+        try:
+            return ask()
+        except Unreachable as error:
+            warn(f"{error} Trying again.")
+            time.sleep(_FIRST_WAIT * 2**attempt)
+    return ask()
+
+
 def is_address(text: str) -> bool:
     """Report whether a text is an address and no path: `s3://bucket/data`."""
     return "://" in text
@@ -143,8 +158,7 @@ class Place:
         _shrink(self.cache, self.cache_bytes, path)
 
     def _tried(self, ask: Callable[[], _Got], name: str) -> _Got:
-        """Ask again where the answer fails, ever more patiently."""
-        for attempt in range(_ATTEMPTS):
+        def once() -> _Got:
             try:
                 return ask()
             except _GONE:
@@ -152,14 +166,12 @@ class Place:
                     f"There is no {name} in {self.address}; copy the data again."
                 ) from None
             except Exception as error:  # noqa: BLE001  each store has its own errors
-                trouble = error
-                if attempt + 1 < _ATTEMPTS:
-                    warn(f"{self.address}/{name} could not be read ({error}); trying again.")
-                    time.sleep(_FIRST_WAIT * 2**attempt)
-        raise UserError(
-            f"{self.address}/{name} could not be read in {_ATTEMPTS} attempts ({trouble}); check "
-            "the address, the network and the permissions."
-        ) from None
+                raise Unreachable(
+                    f"{self.address}/{name} could not be read ({error}); check the address, the "
+                    "network and the permissions."
+                ) from None
+
+        return persistently(once)
 
 
 def file_system(address: str) -> tuple[Any, str]:

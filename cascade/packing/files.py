@@ -10,17 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from cascade.data.place import file_system, is_address
+from cascade.data.place import Unreachable, file_system, is_address, persistently
 from cascade.errors import UserError
 
 _BUFFER: Final = 2**20  # bytes read at once
 _PASSING: Final = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT)  # of disks in a network
 _BRACES: Final = re.compile(r"\{([^{}]*)\}")
 _RANGE: Final = re.compile(r"(\d+)\.\.(\d+)")
-
-
-class Unreachable(UserError):
-    """A store does not answer: asking again later may help."""
 
 
 class Unreadable(Exception):
@@ -63,19 +59,19 @@ class Files:
     def is_folder(self) -> bool:
         """Report whether it is a folder."""
         system, root = file_system(self.address)
-        return bool(self.answered(system.isdir, root))
+        return bool(self._asked(system.isdir, root))
 
     def exists(self) -> bool:
         """Report whether there is such a file or folder."""
         system, root = file_system(self.address)
-        return bool(self.answered(system.exists, root))
+        return bool(self._asked(system.exists, root))
 
     def listed(self) -> list[Entry]:
         """List a folder, in the order of the names."""
         if not is_address(self.address):
             return sorted(_local(Path(self.address)))
         system, root = file_system(self.address)
-        found = self.answered(system.ls, root, detail=True)
+        found = self._asked(system.ls, root, detail=True)
         return sorted(
             Entry(posixpath.basename(name), int(one.get("size") or 0), one["type"] == "directory")
             for one in found
@@ -95,13 +91,17 @@ class Files:
         system, root = file_system(self.address)
         streams = forwards and self.address.startswith(("http://", "https://"))
         named = {"block_size": 0} if streams else {}
-        opened = self.answered(system.open, root, "rb", **named)
+        opened = self._asked(system.open, root, "rb", **named)
         return io.BufferedReader(_Reading(opened, self), _BUFFER)
 
     def read(self) -> bytes:
         """Read it whole; errors as of `open`."""
         system, root = file_system(self.address)
-        return bytes(self.answered(system.cat_file, root))
+        return bytes(self._asked(system.cat_file, root))
+
+    def _asked(self, ask: Any, *given: Any, **named: Any) -> Any:
+        """Ask a store, again and again where it does not answer."""
+        return persistently(lambda: self.answered(ask, *given, **named))
 
     def answered(self, ask: Any, *given: Any, **named: Any) -> Any:
         """Ask a store, and tell its own errors as `Unreachable`."""

@@ -1,6 +1,5 @@
 """Packing of one part: what a worker process does."""
 
-import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,17 +11,16 @@ from typing import Any, Final
 from cascade.config.aspect import Aspect
 from cascade.config.pack import PackConfig
 from cascade.data.pack import Split
-from cascade.data.place import is_address
+from cascade.data.place import is_address, persistently
 from cascade.files import read_json, write_json
 from cascade.packing.arrays import read_array
-from cascade.packing.files import Files, Unreachable, Unreadable
+from cascade.packing.files import Files, Unreadable
 from cascade.packing.pictures import Record, is_held_out, nearest_aspect, prepared
 from cascade.packing.plan import Part, quarantine_of, read_part
 from cascade.packing.records import Found, LeftOut, Refused, row_of_json
 from cascade.packing.shards import Piece, ShardWriter
 from cascade.packing.tables import read_table
 from cascade.packing.tars import Tar
-from cascade.progress import warn
 
 _Kind = tuple[Split, Aspect | None]
 
@@ -84,17 +82,9 @@ def pack_part(job: Job, number: int, tick: Callable[[], None]) -> None:
         number: of the part.
         tick: called with every record; what it raises ends the work.
     """
-    for attempt in range(_ATTEMPTS):
-        try:
-            result = _packed(job, number, tick)
-        except Unreachable as error:
-            if attempt + 1 == _ATTEMPTS:
-                raise
-            warn(f"{error} Trying again.")
-            time.sleep(_FIRST_WAIT * 2**attempt)
-        else:
-            write_json(asdict(result), _result(job.work, number))
-            return
+    # Also where one breaks off that is being read.
+    result = persistently(lambda: _packed(job, number, tick))
+    write_json(asdict(result), _result(job.work, number))
 
 
 def _packed(job: Job, number: int, tick: Callable[[], None]) -> Result:

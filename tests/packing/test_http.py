@@ -36,7 +36,6 @@ class _Busy(SimpleHTTPRequestHandler):
 def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path, str]]:
     """A folder, and the address that it is served at."""
     monkeypatch.setattr("cascade.data.place._FIRST_WAIT", 0.001)
-    monkeypatch.setattr("cascade.packing.part._FIRST_WAIT", 0.001)
     folder = tmp_path / "served"
     folder.mkdir()
     _Busy.asked.clear()

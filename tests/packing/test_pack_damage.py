@@ -185,7 +185,7 @@ def test_a_store_that_does_not_answer_is_asked_again(
 ) -> None:
     (tmp_path / "d.tar").write_bytes(sound)
     config = PackConfig(sources=(str(tmp_path / "d.tar"),), output=tmp_path / "pack", workers=1)
-    monkeypatch.setattr("cascade.packing.part._FIRST_WAIT", 0.0)
+    monkeypatch.setattr("cascade.data.place._FIRST_WAIT", 0.0)
     monkeypatch.setattr(files, "_BUFFER", 4096)
     fails, file_system = 0, files.file_system
 
