@@ -23,7 +23,7 @@ _Got = TypeVar("_Got")
 
 _ATTEMPTS: Final = 5
 _FIRST_WAIT: Final = 0.5  # seconds; doubled after each failed attempt
-_TOUCHED: Final = 60.0  # seconds; a file in use is marked as such no more often
+_GRACE: Final = 10.0  # seconds in which a file that was asked for is surely opened
 _GONE: Final = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
 
@@ -117,7 +117,7 @@ class Place:
                 if fresh or not path.is_file():
                     self._fetch(name, path, sha256)
         with suppress(OSError):
-            if time.time() - path.stat().st_mtime > _TOUCHED:
+            if time.time() - path.stat().st_mtime > _GRACE / 2:
                 os.utime(path)
         return path
 
@@ -204,12 +204,13 @@ def _make_folder(folder: Path) -> None:
 def _shrink(cache: Path, limit: int, kept: Path) -> None:
     """Remove what was unused for longest until a cache is small enough.
 
-    A file that another process reads stays readable to it until it is closed.
+    What was just asked for stays, so the limit may be passed for a moment. A file that another
+    process has open stays readable to it.
     """
     files = [(path.stat(), path) for path in cache.glob("*/*/[!.]*") if path.is_file()]
-    size = sum(stat.st_size for stat, _ in files)
+    size, now = sum(stat.st_size for stat, _ in files), time.time()
     for stat, path in sorted(files, key=lambda file: file[0].st_mtime):
-        if size <= limit:
+        if size <= limit or now - stat.st_mtime < _GRACE:
             return
         if path != kept:
             path.unlink(missing_ok=True)

@@ -13,11 +13,12 @@ from pydantic import ValidationError
 
 from cascade.config.look import CheckConfig
 from cascade.data.decoding import Encoded, PictureError, read_upright
+from cascade.data.order import mixed
 from cascade.data.pack import Note, PackManifest, ShardEntry, caption_hash, read_index
 from cascade.errors import UserError
 from cascade.files import file_digest
 from cascade.launch import end_with_parent
-from cascade.packing.fetching import fetched, hashed, read_manifest
+from cascade.packing.fetching import fetched, read_manifest
 from cascade.progress import progress_bar
 
 _READ: Final = (
@@ -141,7 +142,7 @@ def _check_shard(
             elif not config.quick:
                 with tar.open("rb") as file:
                     for part in read_index(index, [*_READ, *numbers]):
-                        keys = hashed(np.arange(rows, rows + len(part)), config.seed)
+                        keys = mixed(config.seed, np.arange(rows, rows + len(part)))
                         chosen = (keys >> np.uint64(11)) * 2.0**-53 < config.sample
                         for row, decodes in zip(part.to_pylist(), chosen.tolist(), strict=True):
                             if reason := _reason(file, row, decodes):

@@ -4,13 +4,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
-
 from cascade.data.pack import MANIFEST, PackManifest
 from cascade.data.place import Place, is_address
 from cascade.files import scratch
-
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 @contextmanager
@@ -27,18 +23,3 @@ def read_manifest(address: str) -> PackManifest:
     """Read the manifest of a pack, near or far."""
     with fetched(address, MANIFEST) as path:
         return PackManifest.load(path)
-
-
-def hashed(numbers: np.ndarray, key: int) -> np.ndarray:
-    """Return 64 bits of each number that look random, by a key (splitmix64: Steele et al. 2014)."""
-    with np.errstate(over="ignore"):
-        start = _mixed(np.array([key % 2**64], dtype=np.uint64))
-        return _mixed(numbers.astype(np.uint64) + start)
-
-
-def _mixed(words: np.ndarray) -> np.ndarray:
-    words = words + _GOLDEN
-    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    mixed: np.ndarray = words ^ (words >> np.uint64(31))
-    return mixed

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from cascade.packing.fetching import hashed
+from cascade.data.order import mixed
 
 QUANTILES: Final = (0.05, 0.25, 0.5, 0.75, 0.95)
 MOST_SAMPLED: Final = 2**15
@@ -28,7 +28,7 @@ class Spread:
 
     def add(self, values: np.ndarray) -> None:
         """Add numbers; what is not finite is not known."""
-        keys = hashed(np.arange(self._seen, self._seen + len(values)), 0)
+        keys = mixed(np.arange(self._seen, self._seen + len(values)))
         self._seen += len(values)
         known = np.isfinite(values)
         values, keys = values[known].astype(np.float64), keys[known]

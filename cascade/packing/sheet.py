@@ -12,10 +12,11 @@ from cascade.data.array import CaptionedArray
 from cascade.data.decoding import Encoded
 from cascade.data.grid import image_grid
 from cascade.data.images import read_image
+from cascade.data.order import mixed
 from cascade.data.pack import read_index
 from cascade.data.place import Place
 from cascade.errors import UserError
-from cascade.packing.fetching import fetched, hashed, read_manifest
+from cascade.packing.fetching import fetched, read_manifest
 from cascade.packing.looking import is_array
 
 _CELL: Final = 160  # pixels
@@ -56,7 +57,7 @@ def evenly(total: int, count: int, seed: int) -> np.ndarray:
     count = min(total, count)
     bounds = np.array([total * part // count for part in range(count + 1)])
     sizes = np.diff(bounds)
-    return bounds[:-1] + (hashed(np.arange(count), seed) % sizes.astype(np.uint64)).astype(np.int64)
+    return bounds[:-1] + (mixed(seed, np.arange(count)) % sizes.astype(np.uint64)).astype(np.int64)
 
 
 def _of_array(folder: Path, count: int, seed: int) -> Iterator[_Seen]:

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cascade.data.order import mixed
 from cascade.packing import figures
-from cascade.packing.fetching import hashed
 from cascade.packing.figures import Bins, Spread, Tally
 
 
@@ -63,7 +63,7 @@ def test_names_are_exact_until_they_are_too_many(monkeypatch: pytest.MonkeyPatch
 
 
 def test_keyed_hashes_are_even_and_differ_by_key() -> None:
-    words = np.stack([hashed(np.arange(2**14), key) for key in (-1, 0, 1)])
+    words = np.stack([mixed(key, np.arange(2**14)) for key in (-1, 0, 1)])
     assert len(np.unique(words)) == words.size
     ones = np.unpackbits(words.view(np.uint8)).mean()
     assert abs(ones - 0.5) < 5 * 0.5 / (64 * words.size) ** 0.5  # five standard deviations

@@ -393,8 +393,9 @@ def test_a_shard_that_arrives_damaged_is_fetched_again(
 
 
 def test_the_cache_is_bounded_and_still_gives_every_row(
-    pack: Path, far: str, tmp_path: Path
+    pack: Path, far: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("cascade.data.place._GRACE", 0.0)
     cache = tmp_path / "cache"
     size = (pack / "00002.tar").stat().st_size
     place = Place(far, cache, cache_bytes=2 * size)
