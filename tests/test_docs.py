@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import importlib.util
 import re
 import shlex
 import tomllib
@@ -16,6 +17,7 @@ from typer.core import TyperGroup
 
 from cascade.cli.app import app
 from cascade.config.base import apply_override, merged
+from cascade.config.data import DataConfig
 from cascade.config.dreambooth import DreamBoothConfig, Recipe
 from cascade.config.folders import cascade_folder
 from cascade.config.recipes import RECIPES, recipe_of
@@ -115,6 +117,28 @@ def test_python_in_the_pages_imports_what_there_is(page: Path) -> None:
             if isinstance(node, ast.ImportFrom):
                 module = importlib.import_module(node.module or "")
                 assert all(hasattr(module, alias.name) for alias in node.names), block
+
+
+def test_the_reference_names_what_there_is() -> None:
+    pages = sorted((ROOT / "docs" / "api").glob("*.md"))
+    named = [
+        line.removeprefix("::: ").strip()
+        for page in pages
+        for line in page.read_text("utf-8").splitlines()
+        if line.startswith("::: ")
+    ]
+    assert len(named) > 20
+    for name in named:
+        module, _, last = name.rpartition(".")
+        found = importlib.import_module(module)
+        assert hasattr(found, last) or importlib.util.find_spec(name), name
+
+
+def test_the_data_page_has_settings_that_work() -> None:
+    blocks = _blocks(ROOT / "docs" / "data.md", "toml")
+    assert len(blocks) == 2
+    for text in blocks:
+        DataConfig.parse(tomllib.loads(text)["data"], "docs/data.md")
 
 
 def test_the_table_of_recipes_is_current() -> None:

@@ -207,7 +207,10 @@ def _shrink(cache: Path, limit: int, kept: Path) -> None:
     What was just asked for stays, so the limit may be passed for a moment. A file that another
     process has open stays readable to it.
     """
-    files = [(path.stat(), path) for path in cache.glob("*/*/[!.]*") if path.is_file()]
+    files = []
+    for path in cache.glob("*/*/[!.]*"):
+        with suppress(FileNotFoundError):  # another process has just removed it
+            files.append((path.stat(), path))
     size, now = sum(stat.st_size for stat, _ in files), time.time()
     for stat, path in sorted(files, key=lambda file: file[0].st_mtime):
         if size <= limit or now - stat.st_mtime < _GRACE:

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from multiprocessing.context import BaseContext
 from pathlib import Path
@@ -27,7 +27,8 @@ from cascade.launch import end_with_parent
 from cascade.progress import warn
 
 _AHEAD: Final = 2  # micro-batches that each worker prepares
-_RESTARTS: Final = 3  # of workers that were killed, until a run ends
+_RESTARTS: Final = 3  # of workers that were killed, one soon after another, until a run ends
+_SOON: Final = 100  # micro-batches
 _TOLERATED: Final = 10  # rows whose pictures are of no use, whatever their share
 SKIPPED: Final = "skipped.jsonl"
 """Names in a run's folder the pictures that were of no use."""
@@ -122,7 +123,7 @@ class Stream:
 
     def _by_processes(self, start: int, part: RankSlice) -> Generator[Batch]:
         """Let worker processes make the batches; those that are killed are started again."""
-        made = killed = 0
+        made = killed = before = 0
         while True:
             loader = self._loader(islice(_turns(start, part), made, None))
             try:
@@ -135,10 +136,11 @@ class Stream:
             except (RuntimeError, OSError, EOFError) as error:
                 if str(error).startswith("Caught"):  # raised by the rows
                     raise
-                killed += 1
+                killed = killed + 1 if made - before < _SOON else 1
+                before = made
                 if killed > _RESTARTS:
                     raise UserError(
-                        f"Processes that decode pictures were killed {killed} times ({error}); "
+                        f"Processes that decode pictures are killed again and again ({error}); "
                         "they may lack memory, or room in /dev/shm: set data.workers lower."
                     ) from None
                 warn(f"A process that decodes pictures was killed ({error}); starting it again.")
@@ -268,7 +270,7 @@ class _Skipped:
 
     skipping: Skipping
     rows: int = 0
-    skipped: int = field(default=0)
+    skipped: int = 0
 
     def add(self, batch: Batch) -> None:
         self.rows += len(batch.images)

@@ -251,7 +251,7 @@ def test_a_run_ends_where_workers_are_killed_again_and_again(pack: Path, tmp_pat
     for number in range(9):
         (lives / f"{number}").touch()
     killing = Stream(_Killing(samples(pack), 9, lives), workers=1)
-    with pytest.raises(UserError, match=r"were killed 4 times .*set data\.workers lower"):
+    with pytest.raises(UserError, match=r"are killed again and again .*set data\.workers lower"):
         list(islice(killing.batches(0, RankSlice(4)), 6))
 
 
