@@ -111,7 +111,7 @@ class DreamBoothSamples:
     seed: int
 
     def rows(self, positions: Sequence[int]) -> Batch:
-        """Return the rows at these positions; see `cascade.data.batch`."""
+        """Return the rows at these positions; see `cascade.data.stream`."""
         batch = self._rows(self.concepts[0], positions)
         for concept in self.concepts[1:]:
             batch = concatenate(batch, self._rows(concept, positions))

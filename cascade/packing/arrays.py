@@ -5,19 +5,17 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from cascade.data.array import CAPTIONS, IMAGES
 from cascade.errors import UserError
 from cascade.packing.files import Files, Unreadable
 from cascade.packing.plan import Part, PlanWriter
 from cascade.packing.records import Found
 from cascade.text.captions import parse_captions
-
-IMAGES: Final = "images.npy"
-CAPTIONS: Final = "captions.jsonl"
 
 
 def plan_array(folder: Files, name: str, plan: PlanWriter) -> None:

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cascade.config.pack import PackConfig
+from cascade.data.array import CAPTIONS, IMAGES
 from cascade.data.finding import FOREIGN_SUFFIXES, MASK_SUFFIX, PICTURE_SUFFIXES
 from cascade.data.pack import MANIFEST, PackManifest
 from cascade.data.place import is_address
 from cascade.errors import UserError
-from cascade.packing.arrays import CAPTIONS, IMAGES, plan_array
+from cascade.packing.arrays import plan_array
 from cascade.packing.files import Entry, Files, Unreadable, expanded
 from cascade.packing.metadata import METADATA, Metadata
 from cascade.packing.plan import PlanWriter

@@ -326,6 +326,16 @@ def test_what_a_worker_has_to_say_arrives_as_one_sentence(pack: Path) -> None:
         list(islice(Stream(samples(pack), workers=1).batches(0, RankSlice(21)), 1))
 
 
+@pytest.mark.gpu
+@pytest.mark.dist
+def test_workers_batches_are_pinned_and_normalised_on_the_gpu(pack: Path) -> None:
+    batch = next(Stream(samples(pack), workers=1, pin=True).batches(0, RankSlice(8)))
+    assert batch.images.is_pinned()
+    assert batch.images.dtype == torch.uint8
+    moved, expected = batch.to(torch.device("cuda")), batch.to(torch.device("cpu"))
+    assert torch.equal(moved.images.cpu(), expected.images)
+
+
 # Object stores
 
 

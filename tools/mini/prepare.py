@@ -3,7 +3,7 @@
     python tools/mini/prepare.py --sprites build/mini/sprites --output build/mini
 
 `base64` trains the base and `sr256` super-resolution; `held64` shows combinations that training
-never sees, the reference of scores. Beside the files of every dataset (`cascade/data/captioned.py`)
+never sees, the reference of scores. Beside the files of every dataset (`cascade/data/array.py`)
 lies `labels.npy`, N 5 int16: what each picture shows, by the vocabulary in `dataset.json`, -1 for
 nothing. A dataset that exists is left as it is; one that was interrupted leaves no folder behind.
 """
