@@ -1,4 +1,4 @@
-"""Who started a process: what `torchrun` tells it, and that it ends when the other does."""
+"""Processes: what `torchrun` tells those that it starts; that others end with who started them."""
 
 import multiprocessing
 import os
@@ -72,6 +72,11 @@ def _number(name: str) -> int:
             f"{name} is '{text}', no number of processes; start with torchrun, or unset it."
         )
     return int(text)
+
+
+def cores() -> int:
+    """Return how many of the machine's cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def end_with_parent() -> None:

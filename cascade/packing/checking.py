@@ -1,7 +1,6 @@
 """A pack is compared with what its manifest and its indexes say, down to each picture."""
 
 import multiprocessing
-import os
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -17,7 +16,7 @@ from cascade.data.order import mixed
 from cascade.data.pack import Note, PackManifest, ShardEntry, caption_hash, read_index
 from cascade.errors import UserError
 from cascade.files import file_digest
-from cascade.launch import end_with_parent
+from cascade.launch import cores, end_with_parent
 from cascade.packing.fetching import fetched, read_manifest
 from cascade.progress import progress_bar
 
@@ -72,7 +71,7 @@ def check_pack(place: str, config: CheckConfig) -> Checked:
     """
     manifest = read_manifest(place)
     work = partial(_check_shard, place, manifest.numbers, config)
-    found = dict(_each(work, manifest, config.workers or _cores()))
+    found = dict(_each(work, manifest, config.workers or cores()))
     return Checked(
         records=sum(shard.records for shard in manifest.shards),
         decoded=sum(decoded for decoded, _ in found.values()),
@@ -82,10 +81,6 @@ def check_pack(place: str, config: CheckConfig) -> Checked:
 
 _Found = tuple[int, list[Fault]]
 """Pictures of a shard that were decoded, and its faults."""
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _each(

@@ -2,7 +2,6 @@
 
 import hashlib
 import multiprocessing
-import os
 import shutil
 import signal
 import warnings
@@ -21,7 +20,7 @@ from cascade.config.pack import PackConfig
 from cascade.data.pack import MANIFEST, QUARANTINE, PackManifest
 from cascade.errors import UserError
 from cascade.files import read_json, read_text, write_json
-from cascade.launch import end_with_parent
+from cascade.launch import cores, end_with_parent
 from cascade.packing.duplicates import drop_duplicates
 from cascade.packing.finish import Finished, finish, gather, write_quarantine
 from cascade.packing.part import Job, pack_part, read_result
@@ -190,7 +189,7 @@ def _pack_in_process(job: Job, number: int) -> None:
 
 def _work(job: Job, missing: list[int], parts: int) -> None:
     """Pack the parts that are not done."""
-    workers = min(job.config.workers or _cores(), len(missing))
+    workers = min(job.config.workers or cores(), len(missing))
     with progress_bar() as bar:
         task = bar.add_task("packing", total=parts, completed=parts - len(missing), details="")
         count = 0
@@ -237,10 +236,6 @@ def _in_processes(
     finally:
         stop.set()
         pool.shutdown(cancel_futures=True)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _counted(manifest: PackManifest) -> str:
