@@ -180,7 +180,8 @@ def test_steps_that_one_process_ruins_are_left_out_by_all(
             files = [place / f"rank-{rank}.json" for rank in range(world)]
             told = [json.loads(file.read_text()) for file in files]
             rows = [row for one in told for row in one["rows"]]
-            assert [row["position"] for row in rows] == [*range(12 * batch, 12 * batch + 12)]
+            positions = sorted(row["position"] for row in rows)
+            assert positions == [*range(12 * batch, 12 * batch + 12)]
             ruined = [(row["position"], row["weight"]) for row in rows if row["weight"] != 1]
             assert str(ruined) == str([SPOILED[batch - 3]])
             assert len({(str(one["grad_norm"]), one["median"]) for one in told}) == 1
@@ -203,7 +204,7 @@ def test_a_run_goes_from_hand_to_hand(trained: Path, tmp_path: Path, start: Star
 
 @pytest.mark.parametrize(
     ("strategy", "kills"),
-    [("fsdp", [(1, 5), (2, "save"), (0, "save"), (2, 32)]), ("ddp", [(2, "save")])],
+    [("fsdp", [(1, 4), (2, "save"), (0, "save"), (2, 32)]), ("ddp", [(2, "save")])],
 )
 def test_processes_killed_anywhere_lose_nothing(
     trained: Path, tmp_path: Path, start: Start, strategy: str, kills: list[object]
