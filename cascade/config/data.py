@@ -20,9 +20,6 @@ Location = Annotated[
 MOST_WORKERS: Final = 256
 """Processes that decode for one that trains."""
 
-FREE_OF_DATA: Final = frozenset({"cache", "cache_gib", "most_skipped", "resident", "workers"})
-"""What of a `DataConfig` may change when a run goes on, beside where its sets lie."""
-
 
 class RowConfig(Frozen):
     """How training rows are drawn from pictures with captions."""

@@ -55,7 +55,7 @@ class CaptionedSamples:
         """Return the number of pictures."""
         return int(self.first[-1])
 
-    def place(self, number: int) -> tuple[int, int]:
+    def locate(self, number: int) -> tuple[int, int]:
         """Return the source of a picture of all sources, laid end to end, and its index there."""
         source = int(np.searchsorted(self.first, number, side="right")) - 1
         return source, number - int(self.first[source])
@@ -107,12 +107,12 @@ class CaptionedSamples:
 
     def captions(self, number: int) -> tuple[str, ...]:
         """Return the captions of a picture of all sources, laid end to end."""
-        source, index = self.place(number)
+        source, index = self.locate(number)
         return self.sources[source].captions(index)
 
     def whole(self, number: int) -> tuple[np.ndarray, np.ndarray | None]:
         """Return the pixels of a picture of all sources, uncropped, as `pixels`."""
-        source, index = self.place(number)
+        source, index = self.locate(number)
         try:
             return self.uncropped.pixels(Choice(source, index))
         except UnusableRecord as error:
@@ -141,10 +141,9 @@ class CaptionedSamples:
             UnusableRecord: its picture is damaged, or too small.
         """
         source = self.sources[choice.source]
-        window = self._window(choice, *source.data.size(choice.index), source.size)
-        side = min(source.size)
         whole = source.data.size(choice.index)
-        picture = source.data.picture(choice.index, enough(side, window, whole))
+        window = self._window(choice, *whole, source.size)
+        picture = source.data.picture(choice.index, enough(min(source.size), window, whole))
         left = choice.left
         if choice.mirrored and self.stage.low_res is not None:
             left = self.stage.low_res.size - crop_sides(self.stage)[1] - left

@@ -12,25 +12,16 @@ from PIL import Image
 
 from cascade.config.data import DataConfig, RowConfig
 from cascade.config.stage import LowResConfig, StageConfig
-from cascade.config.unet import UNetConfig
 from cascade.data.array import CaptionedArray
 from cascade.data.batch import draw_offset, make_pair, permutation
 from cascade.data.captioned import CaptionedSamples, Source
 from cascade.data.images import resize, to_tensor
 from cascade.data.opening import open_samples
 from cascade.errors import UserError
+from cascade_bench.few_steps import TINY
 
 COUNT, SIZE = 12, 16
-UNET = UNetConfig(
-    channels=(8,),
-    blocks=(1,),
-    attention=("none",),
-    text_width=8,
-    context_width=8,
-    time_width=8,
-    pool_heads=4,
-    norm_groups=4,
-)
+UNET = TINY.unet
 BASE = StageConfig(name="base", size=SIZE, unet=UNET)
 
 

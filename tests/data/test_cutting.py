@@ -9,19 +9,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cascade.config.stage import LowResConfig, ResizeKernel, StageConfig
-from cascade.config.unet import UNetConfig
 from cascade.data.cutting import Window, cut, enough
+from cascade_bench.few_steps import TINY
 
-UNET = UNetConfig(
-    channels=(8,),
-    blocks=(1,),
-    attention=("none",),
-    text_width=8,
-    context_width=8,
-    time_width=8,
-    pool_heads=4,
-    norm_groups=4,
-)
+UNET = TINY.unet
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (150, 211, 3), dtype=np.uint8))
 
 

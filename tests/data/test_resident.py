@@ -6,24 +6,15 @@ import torch
 
 from cascade.config.data import RowConfig
 from cascade.config.stage import LowResConfig, ResizeKernel, StageConfig
-from cascade.config.unet import UNetConfig
 from cascade.data.array import CaptionedArray
 from cascade.data.captioned import CaptionedSamples, Source
 from cascade.data.images import resize, to_tensor
 from cascade.data.resident import ResidentSamples, resident_bytes
+from cascade_bench.few_steps import TINY
 
 COUNT, SIZE = 300, 16  # more pictures than are copied at once
 CPU = torch.device("cpu")
-UNET = UNetConfig(
-    channels=(8,),
-    blocks=(1,),
-    attention=("none",),
-    text_width=8,
-    context_width=8,
-    time_width=8,
-    pool_heads=4,
-    norm_groups=4,
-)
+UNET = TINY.unet
 
 
 def stage(crop: int | None = None, kernel: ResizeKernel | None = None) -> StageConfig:

@@ -8,25 +8,16 @@ from PIL import Image
 
 from cascade.config.pack import PackConfig
 from cascade.config.stage import StageConfig
-from cascade.config.unet import UNetConfig
 from cascade.data.pack import PackManifest
 from cascade.errors import UserError
 from cascade.evaluate.true import TruePictures, captions_of, pixels_of
 from cascade.packing.run import pack
+from cascade_bench.few_steps import TINY
 
 STAGE = StageConfig(
     name="base",
     size=64,
-    unet=UNetConfig(
-        channels=(8,),
-        blocks=(1,),
-        attention=("none",),
-        text_width=8,
-        context_width=8,
-        time_width=8,
-        pool_heads=4,
-        norm_groups=4,
-    ),
+    unet=TINY.unet,
 )
 
 

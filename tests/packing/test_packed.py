@@ -20,7 +20,6 @@ import torch
 
 from cascade.config.data import DataConfig, DataSetConfig
 from cascade.config.stage import StageConfig
-from cascade.config.unet import UNetConfig
 from cascade.data.batch import Batch
 from cascade.data.captioned import CaptionedSamples
 from cascade.data.opening import data_identity, open_dataset, open_samples, place_of
@@ -28,21 +27,13 @@ from cascade.data.packed import Packed
 from cascade.data.place import Place
 from cascade.data.stream import RankSlice, Skipping, Stream
 from cascade.errors import UserError
+from cascade_bench.few_steps import TINY
 
 SIZE = 16
 STAGE = StageConfig(
     name="base",
     size=SIZE,
-    unet=UNetConfig(
-        channels=(8,),
-        blocks=(1,),
-        attention=("none",),
-        text_width=8,
-        context_width=8,
-        time_width=8,
-        pool_heads=4,
-        norm_groups=4,
-    ),
+    unet=TINY.unet,
 )
 COUNTS = {"00000": 7, "00001": 5, "00002": 9, "validation-00000": 3}
 
