@@ -183,6 +183,7 @@ def _settings(stages: Sequence[StageConfig], options: SampleOptions) -> tuple[Se
             "steps": options.steps,
             "timesteps": listed,
             "guidance": options.guidance,
+            "guidance_interval": options.guidance_interval,
             "precision": options.precision,
         }
         given = {key: value for key, value in changes.items() if value is not None}

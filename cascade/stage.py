@@ -6,7 +6,6 @@ Shapes: `B` pictures, `C H W` pixels in [-1, 1].
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import torch
 from safetensors.torch import save
@@ -14,32 +13,23 @@ from torch import Tensor
 
 from cascade.config.folders import read_stage_config
 from cascade.config.stage import AugmentationLevel, LowResConfig, SamplerConfig, StageConfig
-from cascade.diffusion.denoiser import Conditioning, Denoiser, Network
+from cascade.diffusion.denoiser import Conditioning, Denoiser, HasDevice, Network
 from cascade.diffusion.guidance import guided
 from cascade.diffusion.noise import LowResolution, Noise, level_from_variance
-from cascade.diffusion.samplers import SAMPLERS, OnStep, initial
-from cascade.diffusion.schedule import make_schedule, sigmas
+from cascade.diffusion.samplers import OnStep, calls, initial, levels
+from cascade.diffusion.schedule import make_schedule
+from cascade.drawing import Drawing, advance
 from cascade.errors import UserError
 from cascade.files import write_bytes
 from cascade.model.adapters import merged_state
 from cascade.model.initial import initialize
 from cascade.model.layers import set_backend
-from cascade.model.precision import autocast, warn_if_emulated
+from cascade.model.precision import warn_if_emulated
 from cascade.model.unet import UNet
-from cascade.tensors import NoPictureError, check_tensors, read_weights, require_finite
+from cascade.tensors import check_tensors, read_weights, require_finite
 from cascade.text.encoder import TextEmbedding
 from cascade_kernels.dispatch import unsupported_reason
 from cascade_kernels.names import Backend
-
-
-@runtime_checkable
-class HasDevice(Protocol):
-    """A network whose inputs are not where its weights are, if it has any: an engine."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where inputs are taken from and answers left."""
-        ...
 
 
 class Stage:
@@ -187,7 +177,35 @@ class Stage:
         level: AugmentationLevel | None = None,
         on_step: OnStep | None = None,
     ) -> Tensor:
-        """Sample one image per row of text.
+        """Sample one image per row of text; the arguments are those of `begin`.
+
+        Args:
+            on_step: called after every step with (index, x, denoised).
+
+        Returns:
+            B C H W in [-1, 1].
+
+        Raises:
+            NoPictureError: a number of them is NaN or infinite.
+        """
+        drawing = self.begin(text, null, noise, low_res, sampler, level)
+        while not drawing.done:
+            [denoised] = advance([drawing])
+            if on_step is not None and denoised is not None:
+                on_step(drawing.steps - 1, drawing.x, denoised)
+        return drawing.pictures()
+
+    @torch.no_grad()
+    def begin(
+        self,
+        text: TextEmbedding,
+        null: TextEmbedding,
+        noise: Noise,
+        low_res: Tensor | None = None,
+        sampler: SamplerConfig | None = None,
+        level: AugmentationLevel | None = None,
+    ) -> Drawing:
+        """Return a request for one image per row of text.
 
         Args:
             text: the captions' embeddings, B rows.
@@ -197,13 +215,6 @@ class Stage:
                 factor is the side of the result, so fully convolutional stages take any side.
             sampler: how to sample; the checkpoint's own settings by default.
             level: the augmentation level; the checkpoint's own by default.
-            on_step: called after every step with (index, x, denoised).
-
-        Returns:
-            B C H W in [-1, 1].
-
-        Raises:
-            NoPictureError: a number of them is NaN or infinite.
         """
         sampler = sampler or self.config.sampler
         height, width = self._sides(low_res)
@@ -214,17 +225,15 @@ class Stage:
             low_res=cond.low_res,
             aug=cond.aug,
         )
+        scale, interval = sampler.guidance, sampler.guidance_interval
         denoise = guided(
-            self.denoiser, cond, empty, sampler.guidance, sampler.threshold, backend=self._backend
+            self.denoiser, cond, empty, scale, sampler.threshold, interval, backend=self._backend
         )
-        steps = self._sigmas(sampler)
-        x = initial(noise, (3, height, width), float(steps[0])).to(self.device)
+        down = levels(self.schedule, sampler)
+        x = initial(noise, (3, height, width), float(down[0])).to(self.device)
         warn_if_emulated(sampler.precision, self.device)
-        with autocast(sampler.precision, self.device):
-            x = SAMPLERS[sampler.name](denoise, x, steps, noise, sampler, on_step)
-        if not bool(torch.isfinite(x).all()):
-            raise NoPictureError(self.config.name, x)
-        return x.clamp(-1.0, 1.0)
+        path = calls(sampler, down)
+        return Drawing(self.config.name, denoise, path, x, noise, sampler.precision)
 
     def conditioning(
         self,
@@ -270,16 +279,6 @@ class Stage:
             return self.size[1], self.size[0]
         factor = self.config.size // self._low_res().size
         return low_res.shape[-2] * factor, low_res.shape[-1] * factor
-
-    def _sigmas(self, sampler: SamplerConfig) -> Tensor:
-        if sampler.timesteps is not None:
-            timesteps = torch.tensor(sampler.timesteps, dtype=torch.float64)
-        else:
-            # From one stride below its neighbour, t = 0 is far too long a step for the second order
-            # of DPM-Solver++: a step from there to the image, of first order, is the better one.
-            end = sampler.name != "dpmpp_2m"
-            timesteps = self.schedule.spaced(sampler.steps, sampler.spacing, end)
-        return sigmas(self.schedule, timesteps)
 
 
 def check_weights(folder: Path, config: StageConfig) -> None:

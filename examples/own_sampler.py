@@ -1,37 +1,25 @@
-"""Write a sampler: a function from noise to an image over `denoise(x, sigma)`, and nothing else.
+"""Write a sampler: from noise levels to the coefficients of its steps, and nothing else.
 
 python examples/own_sampler.py [STEPS]
 
 Euler's method on dx/dsigma = (x - x0) / sigma (Karras et al. 2022). It knows no network, no text
-and no guidance, so it runs on every stage, and on every engine.
+and no guidance, so it runs on every stage, on every engine, and in a server's shared batches.
 """
 
 import sys
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
-
-import torch
 
 from cascade import Cascade, SamplerConfig
 from cascade.diffusion import samplers
-from cascade.diffusion.denoiser import Denoise, levels_of
-from cascade.diffusion.noise import Noise
+from cascade.diffusion.samplers import SamplerCall
+from cascade_kernels.sampler_step import Update
 
 
-def euler(
-    denoise: Denoise,
-    x: torch.Tensor,
-    sigmas: torch.Tensor,
-    noise: Noise,
-    config: SamplerConfig,
-    on_step: samplers.OnStep | None = None,
-) -> torch.Tensor:
-    """Follow the slope at each level to the next."""
-    for i, (t, s) in enumerate(pairwise(sigmas.tolist())):
-        denoised = denoise(x, levels_of(t, x))
-        x = x + (s - t) * (x - denoised.x0) / t
-        if on_step is not None:
-            on_step(i, x, denoised)
-    return x
+def euler(levels: Sequence[float], config: SamplerConfig) -> Iterator[SamplerCall]:
+    """Follow the slope at each level to the next: x + (s - t) (x - x0) / t."""
+    for t, s in pairwise(levels):
+        yield SamplerCall(t, Update(keep=s / t, pull=1 - s / t))
 
 
 # In the project it is this function, a line of the table, and a word of `SamplerName`; from outside

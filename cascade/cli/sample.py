@@ -21,6 +21,7 @@ FLAGS = (
     Flag("steps", ("steps",)),
     Flag("timesteps", ("timesteps",), kind=list[str], metavar="NAME"),
     Flag("guidance", ("guidance",)),
+    Flag("guidance_interval", ("guidance_interval",), kind=str, metavar="LOW,HIGH"),
     Flag("precision", ("precision",)),
     Flag("noise_level", ("noise_level",)),
     Flag("last_stage", ("last_stage",), parser=values.name, metavar="NAME"),

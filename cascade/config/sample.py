@@ -10,6 +10,7 @@ from cascade.config.aspect import AspectText
 from cascade.config.base import AtOnce, Drawn, Factor, Frozen, Seed, Share, Size, Texts
 from cascade.config.encoder import Embeddings, EncoderMode
 from cascade.config.engine import BundleOptions
+from cascade.config.guidance import Interval
 from cascade.config.stage import AugmentationLevel, Precision, SamplerName, Steps
 from cascade_kernels.names import Backend
 
@@ -35,6 +36,11 @@ class SampleOptions(Frozen):
         "each",
     )
     guidance: Factor | None = Field(default=None, description="another guidance weight; 1 is off")
+    guidance_interval: Interval | None = Field(
+        default=None,
+        description="noise levels sigma, low,high, between which guidance is on, such as 0.5,100: "
+        "steps outside of them cost half",
+    )
     precision: Precision | None = Field(
         default=None,
         description="of the networks' arithmetic; auto is bf16 on a device that has it",

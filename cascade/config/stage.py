@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from cascade.config.aspect import Aspect
 from cascade.config.base import Factor, Frozen, Share, Side
+from cascade.config.guidance import Interval
 from cascade.config.respacing import named_timesteps
 from cascade.config.unet import UNetConfig
 from cascade_kernels.names import ThresholdKind
@@ -127,6 +128,11 @@ class SamplerConfig(Frozen):
         "(Nichol & Dhariwal 2021, eq. 15)",
     )
     guidance: Factor = Field(default=5.0, description="w of Imagen eq. 2; 1 is off")
+    guidance_interval: Interval | None = Field(
+        default=None,
+        description="noise levels sigma, low and high, between which guidance is on; outside of "
+        "them a step costs half (Kynkaanniemi et al. 2024). Without it, everywhere",
+    )
     threshold: ThresholdConfig = Field(default=ThresholdConfig(), description="of the guided x0")
     precision: Precision = Field(
         default="fp32",

@@ -9,7 +9,7 @@ Shapes: `B` batch, `C H W` image, `L` text tokens, `D` text width.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,16 @@ class Network(Protocol):
         """
 
 
+@runtime_checkable
+class HasDevice(Protocol):
+    """A network whose inputs are not where its weights are, if it has any: an engine."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs are taken from and answers left."""
+        ...
+
+
 @dataclass(frozen=True)
 class Conditioning:
     """Conditioning of a batch of images; every field is batch-first."""
@@ -58,6 +68,12 @@ class Conditioning:
 
     def __len__(self) -> int:
         return self.text.shape[0]
+
+    def rows(self, which: slice) -> "Conditioning":
+        """Return some of the rows."""
+        low_res = None if self.low_res is None else self.low_res[which]
+        aug = None if self.aug is None else self.aug[which]
+        return Conditioning(self.text[which], self.text_mask[which], low_res, aug)
 
     @staticmethod
     def cat(parts: Sequence["Conditioning"]) -> "Conditioning":

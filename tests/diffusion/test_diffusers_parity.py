@@ -21,7 +21,7 @@ from cascade.config.stage import SamplerConfig, ThresholdConfig
 from cascade.diffusion.denoiser import Conditioning, Denoiser, Prediction
 from cascade.diffusion.guidance import guided
 from cascade.diffusion.noise import Noise
-from cascade.diffusion.samplers import Sampler, ancestral, ddim, dpmpp_2m, heun, initial
+from cascade.diffusion.samplers import calls, initial, run
 from cascade.diffusion.schedule import DiscreteSchedule, Spacing, sigmas
 
 SEEDS = [11, 12]
@@ -68,7 +68,7 @@ def build(prediction: Prediction = "eps", channels: int = 3) -> Net:
 
 
 def trace(
-    net: Net, sampler: Sampler, config: SamplerConfig,
+    net: Net, config: SamplerConfig,
     threshold: ThresholdConfig | None = None, timesteps: list[int] = TIMESTEPS,
 ) -> list[Tensor]:  # fmt: skip
     """Our variance-preserving latents after each step."""
@@ -82,8 +82,9 @@ def trace(
     def keep(i: int, x: Tensor, _: object) -> None:
         latents.append(x / math.sqrt(1 + float(levels[i + 1]) ** 2))
 
-    sampler(guided(denoiser, cond, threshold=threshold), initial(noise, SHAPE, float(levels[0])),
-            levels, noise, config, keep)  # fmt: skip
+    denoise = guided(denoiser, cond, threshold=threshold)
+    x = initial(noise, SHAPE, float(levels[0]))
+    run(calls(config, levels), denoise, x, noise, keep)
     return latents
 
 
@@ -147,7 +148,7 @@ def test_ancestral_is_ddpm(variance: str, prediction: Prediction, threshold: str
         **settings,
     )
     use_our_table(scheduler).set_timesteps(timesteps=TIMESTEPS)
-    ours = trace(net, ancestral, SamplerConfig(variance=variance), limit)
+    ours = trace(net, SamplerConfig(variance=variance), limit)
     assert_same(ours, theirs(net, scheduler, generator=None))
 
 
@@ -158,7 +159,7 @@ def test_ddim(eta: float, threshold: str) -> None:
     limit, settings = THRESHOLDS[threshold]
     scheduler = DDIMScheduler(1000, beta_schedule="squaredcos_cap_v2", **settings)
     use_our_table(scheduler).set_timesteps(10)  # "leading": 900, 800, ..., 0
-    ours = trace(net, ddim, SamplerConfig(eta=eta), limit, scheduler.timesteps.tolist())
+    ours = trace(net, SamplerConfig(name="ddim", eta=eta), limit, scheduler.timesteps.tolist())
     # Theirs re-derives eps from the thresholded x0 only when asked to.
     step = {"eta": eta, "use_clipped_model_output": True, "generator": None}
     assert_same(ours, theirs(net, scheduler, **step))
@@ -171,7 +172,7 @@ def test_dpmpp_2m(threshold: str) -> None:
     settings = {key: value for key, value in settings.items() if key != "clip_sample"}
     scheduler = DPMSolverMultistepScheduler(1000, beta_schedule="squaredcos_cap_v2", **settings)
     use_our_table(scheduler).set_timesteps(timesteps=TIMESTEPS)
-    ours = trace(net, dpmpp_2m, SamplerConfig(), limit)
+    ours = trace(net, SamplerConfig(name="dpmpp_2m"), limit)
     assert_same(ours, theirs(net, scheduler))
 
 
@@ -201,5 +202,5 @@ def test_heun() -> None:
             level = float(levels[len(reference) + 1])
             reference.append(x / math.sqrt(1 + level**2))
     reference.append(x)
-    ours = trace(net, heun, SamplerConfig(), timesteps=timesteps)
+    ours = trace(net, SamplerConfig(name="heun"), timesteps=timesteps)
     assert_same(ours, reference)

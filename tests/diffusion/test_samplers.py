@@ -14,12 +14,11 @@ from cascade.config.stage import SamplerConfig, ThresholdConfig
 from cascade.diffusion.denoiser import Conditioning, Denoise, Denoised, Denoiser
 from cascade.diffusion.guidance import guided
 from cascade.diffusion.noise import Noise
-from cascade.diffusion.samplers import Sampler, ancestral, ddim, dpmpp_2m, heun, initial
+from cascade.diffusion.samplers import calls, initial, run
 from cascade.diffusion.schedule import ScheduleName, make_schedule, sigmas
 from cascade_kernels.names import Backend
 
 POINTS = 20_000
-DEFAULT = SamplerConfig()
 SCHEDULES: tuple[ScheduleName, ...] = ("cosine", "squared_cosine", "linear")
 MEANS = torch.tensor([[-0.6, -0.4], [0.5, 0.6], [0.7, -0.5]], dtype=torch.float64)
 STDS = torch.tensor([0.1, 0.15, 0.2], dtype=torch.float64)
@@ -40,19 +39,19 @@ def mixture(x: Tensor, sigma: Tensor) -> Denoised:
 Sampling = Callable[..., Tensor]
 
 
-def by(sampler: Sampler, **settings: object) -> Sampling:
+def by(name: str, **settings: object) -> Sampling:
     """A sampler with its settings: (denoise, x, sigmas, noise, on_step)."""
-    config = SamplerConfig.parse(settings, "the test")
-    return lambda d, x, s, n, f=None: sampler(d, x, s, n, config, f)
+    config = SamplerConfig.parse({"name": name, **settings}, "the test")
+    return lambda d, x, s, n, f=None: run(calls(config, s), d, x, n, f)
 
 
 SAMPLERS: dict[str, tuple[Sampling, int]] = {
-    "ancestral small": (by(ancestral, variance="fixed_small"), 250),
-    "ancestral large": (by(ancestral, variance="fixed_large"), 250),
-    "ddim": (by(ddim), 100),
-    "ddim eta 1": (by(ddim, eta=1.0), 250),
-    "dpmpp_2m": (by(dpmpp_2m), 50),
-    "heun": (by(heun), 50),
+    "ancestral small": (by("ancestral", variance="fixed_small"), 250),
+    "ancestral large": (by("ancestral", variance="fixed_large"), 250),
+    "ddim": (by("ddim"), 100),
+    "ddim eta 1": (by("ddim", eta=1.0), 250),
+    "dpmpp_2m": (by("dpmpp_2m"), 50),
+    "heun": (by("heun"), 50),
 }
 
 
@@ -79,15 +78,15 @@ def test_heun_takes_one_call_where_its_correction_would_do_harm() -> None:
     levels = sigmas(schedule, schedule.spaced(10))
     x = initial(Noise([0]), (1, 1, 1000), float(levels[0]))
     trace: list[Tensor] = []
-    calls: list[float] = []
+    asked: list[float] = []
 
     def denoise(x: Tensor, sigma: Tensor) -> Denoised:
-        calls.append(float(sigma[0]))
+        asked.append(float(sigma[0]))
         return Denoised(torch.full_like(x, 1.0 if sigma[0] > 1000 else -1.0), None)
 
-    heun(denoise, x, levels, Noise([0]), DEFAULT, lambda i, x, _: trace.append(x))
-    assert calls[:3] == [levels[0], levels[1], levels[2]]
-    assert len(calls) == 2 * 10 - 2
+    by("heun")(denoise, x, levels, Noise([0]), lambda i, x, _: trace.append(x))
+    assert asked[:3] == [levels[0], levels[1], levels[2]]
+    assert len(asked) == 2 * 10 - 2
     latent = trace[0] / math.sqrt(1 + float(levels[1]) ** 2)
     assert latent.abs().max() < 5
 
@@ -101,15 +100,15 @@ def gaussian(mean: float, std: float) -> Denoise:
 
 
 ODE: dict[str, tuple[Sampling, int]] = {
-    "ddim": (by(ddim), 1),
-    "dpmpp_2m": (by(dpmpp_2m), 2),
-    "heun": (by(heun), 2),
+    "ddim": (by("ddim"), 1),
+    "dpmpp_2m": (by("dpmpp_2m"), 2),
+    "heun": (by("heun"), 2),
 }
 
 
 @pytest.mark.parametrize("name", ODE)
 def test_the_order_of_convergence(name: str) -> None:
-    run, order = ODE[name]
+    sample, order = ODE[name]
     mean, std, first, last = 0.3, 0.5, 20.0, 0.05
 
     def error(steps: int) -> float:
@@ -117,7 +116,7 @@ def test_the_order_of_convergence(name: str) -> None:
         trace: list[Tensor] = []
         x = torch.full((1, 1, 1, 1), 7.0, dtype=torch.float64)
         levels = torch.cat([grid, torch.zeros(1)])
-        run(gaussian(mean, std), x, levels, Noise([0]), lambda i, x, denoised: trace.append(x))
+        sample(gaussian(mean, std), x, levels, Noise([0]), lambda i, x, denoised: trace.append(x))
         # The exact solution of the ODE scales distances to the mean with the total deviation.
         exact = mean + (7.0 - mean) * math.sqrt((std**2 + last**2) / (std**2 + first**2))
         return abs(trace[-2].item() - exact)  # before the step to 0, which is of first order
@@ -135,10 +134,10 @@ def test_the_second_order_solver_is_nearer_to_the_image_than_the_first(
     """Down to the image itself, whose last step is of first order."""
     schedule, std = make_schedule(name), 0.25
 
-    def error(run: str, end: bool) -> float:
+    def error(name: str, end: bool) -> float:
         levels = sigmas(schedule, schedule.spaced(steps, end=end))
         x = torch.full((1, 1, 1, 1), float(levels[0]), dtype=torch.float64)
-        drawn = ODE[run][0](gaussian(0.0, std), x, levels, lambda *_: None)
+        drawn = ODE[name][0](gaussian(0.0, std), x, levels, lambda *_: None)
         return abs(drawn.item() - x.item() * std / math.hypot(std, float(levels[0])))
 
     assert error("dpmpp_2m", end=False) < error("ddim", end=True)
@@ -167,7 +166,7 @@ def test_the_optimal_learned_variance_is_exact_in_few_steps() -> None:
     def deviation(variance: str) -> float:
         noise = Noise([2])
         x = initial(noise, (1, 1, POINTS), float(levels[0])).double()
-        return ancestral(denoise, x, levels, noise, SamplerConfig(variance=variance)).std().item()  # type: ignore[arg-type]
+        return by("ancestral", variance=variance)(denoise, x, levels, noise).std().item()
 
     # Five standard errors: 5 * 0.4 / sqrt(2 * 20,000) = 0.01.
     assert deviation("learned") == pytest.approx(std, abs=0.01)
@@ -196,10 +195,10 @@ def small_case(seeds: list[int]) -> tuple[Denoise, Tensor, Tensor, Noise]:
 
 
 RUNS: dict[str, Sampling] = {
-    "learned": by(ancestral, variance="learned"),
-    "ddim": by(ddim, eta=0.7),
-    "dpmpp_2m": by(dpmpp_2m),
-    "heun": by(heun),
+    "learned": by("ancestral", variance="learned"),
+    "ddim": by("ddim", eta=0.7),
+    "dpmpp_2m": by("dpmpp_2m"),
+    "heun": by("heun"),
 }
 
 
@@ -252,7 +251,7 @@ def test_every_step_is_reported() -> None:
         seen.append(i)
         last.append(x)
 
-    result = ddim(denoise, x, levels, noise, DEFAULT, keep)
+    result = by("ddim")(denoise, x, levels, noise, keep)
     assert seen == [0, 1, 2, 3, 4]
     assert last[-1] is result
 
@@ -261,7 +260,7 @@ def test_bad_arguments_are_refused() -> None:
     _, x, levels, noise = small_case([1])
     plain = gaussian(0.0, 1.0)
     with pytest.raises(ValueError, match="no variance"):
-        ancestral(plain, x, levels, noise, SamplerConfig(variance="learned"))
+        by("ancestral", variance="learned")(plain, x, levels, noise)
     for wrong in (levels[:-1], levels.flip(0), levels[-1:]):
         with pytest.raises(ValueError, match="descend"):
-            heun(plain, x, wrong, noise, DEFAULT)
+            by("heun")(plain, x, wrong, noise)

@@ -89,6 +89,11 @@ class Update:
         if self.std != 0 and self.log_variance is not None:
             raise ValueError("a step has a fixed deviation or a learned variance, not both")
 
+    @property
+    def adds_noise(self) -> bool:
+        """Return whether the step reads fresh noise."""
+        return self.std != 0 or self.log_variance is not None
+
     def __call__(
         self,
         x: Tensor,
@@ -114,7 +119,7 @@ class Update:
             if previous is None:
                 raise ValueError("this step recalls a previous clean image; none was given")
             y = y + self.recall * previous
-        if self.std == 0 and self.log_variance is None:
+        if not self.adds_noise:
             return y
         if noise is None:
             raise ValueError("this step adds noise; none was given")
@@ -157,7 +162,7 @@ def check(step: Step) -> None:
         )
     if update.recall != 0 and (previous is None or previous.shape != x.shape):
         raise ValueError("this step recalls a previous clean image of x's shape; give one")
-    if (update.std != 0 or learned) and (noise is None or noise.shape != x.shape):
+    if update.adds_noise and (noise is None or noise.shape != x.shape):
         raise ValueError("this step adds noise of x's shape; give some")
 
 

@@ -83,7 +83,7 @@ def sampler_step(
         x,
         out,
         previous if update.recall != 0 else None,
-        noise if update.std != 0 or update.log_variance is not None else None,
+        noise if update.adds_noise else None,
         [prediction.from_x, prediction.from_out, prediction.guidance],
         threshold.kind,
         threshold.percentile,
