@@ -1,0 +1,1 @@
+"""Serving cascades: a server that speaks the OpenAI Images API."""
