@@ -5,6 +5,7 @@ Shapes: `B` images, `C H W` pixels in [-1, 1].
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
@@ -124,27 +125,44 @@ def sample_request(
 ) -> Iterator[tuple[range, dict[str, Tensor]]]:
     """Sample batches of a request, each through all stages; see `Cascade.sample_batches`.
 
+    A batch is drawn with the weights of its beginning, whatever is swapped meanwhile.
+
     Yields:
         A batch, and its images B C H W by stage name.
     """
     for number, rows in enumerate(batches):
-        images: dict[str, Tensor] = {}
-        low_res: Tensor | None = None
-        for stage, setting in zip(stages, request.settings, strict=False):
-            low_res = sample_stage(
-                stage,
-                tables[stage.config.text],
-                request.prompts[rows.start : rows.stop],
-                request.seeds[rows.start : rows.stop],
-                negatives=request.negatives[rows.start : rows.stop],
-                low_res=low_res,
-                sampler=setting.sampler,
-                level=setting.level,
-                batch_size=request.batch_size,
-                on_step=_part_of(on_step, number, len(batches)),
+        with ExitStack() as pins:
+            pinned = [pins.enter_context(stage.pinned()) for stage in stages]
+            images = _sample_batch(
+                pinned, tables, request, rows, _part_of(on_step, number, len(batches))
             )
-            images[setting.stage] = low_res
         yield rows, images
+
+
+def _sample_batch(
+    stages: Sequence[Stage],
+    tables: Tables,
+    request: Request,
+    rows: range,
+    on_step: OnStep | None,
+) -> dict[str, Tensor]:
+    images: dict[str, Tensor] = {}
+    low_res: Tensor | None = None
+    for stage, setting in zip(stages, request.settings, strict=False):
+        low_res = sample_stage(
+            stage,
+            tables[stage.config.text],
+            request.prompts[rows.start : rows.stop],
+            request.seeds[rows.start : rows.stop],
+            negatives=request.negatives[rows.start : rows.stop],
+            low_res=low_res,
+            sampler=setting.sampler,
+            level=setting.level,
+            batch_size=request.batch_size,
+            on_step=on_step,
+        )
+        images[setting.stage] = low_res
+    return images
 
 
 def prompt_tables(

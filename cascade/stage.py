@@ -3,8 +3,11 @@
 Shapes: `B` pictures, `C H W` pixels in [-1, 1].
 """
 
+import copy
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,7 +16,7 @@ from torch import Tensor
 
 from cascade.config.folders import read_stage_config
 from cascade.config.stage import AugmentationLevel, LowResConfig, SamplerConfig, StageConfig
-from cascade.diffusion.denoiser import Conditioning, Denoiser, HasDevice, Network
+from cascade.diffusion.denoiser import Conditioning, Denoiser, HasDevice, HasPins, Network
 from cascade.diffusion.guidance import guided
 from cascade.diffusion.noise import LowResolution, Noise, level_from_variance
 from cascade.diffusion.samplers import OnStep, calls, initial, levels
@@ -108,6 +111,17 @@ class Stage:
         network.load_state_dict(merged_state(self.network), assign=True)
         return self.with_network(network.train(self.network.training))
 
+    @contextmanager
+    def pinned(self) -> Iterator["Stage"]:
+        """Give this stage around the weights of now, whatever is swapped until it is left."""
+        if not isinstance(self.denoiser.network, HasPins):
+            yield self
+            return
+        with self.denoiser.network.pinned() as network:
+            stage = copy.copy(self)
+            stage.denoiser = self.denoiser.around(network)
+            yield stage
+
     def set_backend(self, backend: Backend) -> None:
         """Choose the implementation of the network's operations and of the sampler's step.
 
@@ -153,10 +167,7 @@ class Stage:
         return torch.device("cpu")
 
     def fingerprint(self) -> str:
-        """Return sha256 over the configuration and every weight's name, type, shape and bytes.
-
-        An engine's weights are told by its origin.
-        """
+        """Return sha256 over settings and weights: names, types, shapes, bytes; or the origin."""
         digest = hashlib.sha256(self.config.model_dump_json().encode())
         if self.origin:
             digest.update(self.origin.encode())
@@ -177,23 +188,21 @@ class Stage:
         level: AugmentationLevel | None = None,
         on_step: OnStep | None = None,
     ) -> Tensor:
-        """Sample one image per row of text; the arguments are those of `begin`.
+        """Sample one image per row of text, B C H W in [-1, 1]; arguments as of `begin`.
 
         Args:
             on_step: called after every step with (index, x, denoised).
 
-        Returns:
-            B C H W in [-1, 1].
-
         Raises:
             NoPictureError: a number of them is NaN or infinite.
         """
-        drawing = self.begin(text, null, noise, low_res, sampler, level)
-        while not drawing.done:
-            [denoised] = advance([drawing])
-            if on_step is not None and denoised is not None:
-                on_step(drawing.steps - 1, drawing.x, denoised)
-        return drawing.pictures()
+        with self.pinned() as stage:
+            drawing = stage.begin(text, null, noise, low_res, sampler, level)
+            while not drawing.done:
+                [denoised] = advance([drawing])
+                if on_step is not None and denoised is not None:
+                    on_step(drawing.steps - 1, drawing.x, denoised)
+            return drawing.pictures()
 
     @torch.no_grad()
     def begin(
@@ -219,12 +228,8 @@ class Stage:
         sampler = sampler or self.config.sampler
         height, width = self._sides(low_res)
         cond = self.conditioning(text, low_res, (height, width), noise, level)
-        empty = Conditioning(
-            text=null.embedding.to(self.device),
-            text_mask=null.mask.to(self.device),
-            low_res=cond.low_res,
-            aug=cond.aug,
-        )
+        embedding, mask = null.embedding.to(self.device), null.mask.to(self.device)
+        empty = replace(cond, text=embedding, text_mask=mask)
         scale, interval = sampler.guidance, sampler.guidance_interval
         denoise = guided(
             self.denoiser, cond, empty, scale, sampler.threshold, interval, backend=self._backend
@@ -232,8 +237,7 @@ class Stage:
         down = levels(self.schedule, sampler)
         x = initial(noise, (3, height, width), float(down[0])).to(self.device)
         warn_if_emulated(sampler.precision, self.device)
-        path = calls(sampler, down)
-        return Drawing(self.config.name, denoise, path, x, noise, sampler.precision)
+        return Drawing(self.config.name, denoise, calls(sampler, down), x, noise, sampler.precision)
 
     def conditioning(
         self,

@@ -8,6 +8,7 @@ Shapes: `B` batch, `C H W` image, `L` text tokens, `D` text width.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
@@ -54,6 +55,15 @@ class HasDevice(Protocol):
     @property
     def device(self) -> torch.device:
         """Where inputs are taken from and answers left."""
+        ...
+
+
+@runtime_checkable
+class HasPins(Protocol):
+    """A network whose weights another thread may swap: an engine."""
+
+    def pinned(self) -> AbstractContextManager[Network]:
+        """Give a network that answers with the weights of now until it is left."""
         ...
 
 
@@ -128,6 +138,10 @@ class Denoiser(nn.Module):
         self.schedule = schedule
         self.prediction: Prediction = prediction
         self.learned_variance = learned_variance
+
+    def around(self, network: Network) -> "Denoiser":
+        """Return the same parametrisation of another network."""
+        return Denoiser(network, self.schedule, self.prediction, self.learned_variance)
 
     def forward(self, x: Tensor, sigma: Tensor, cond: Conditioning) -> Denoised:
         """Predict the clean image.

@@ -16,7 +16,6 @@ from cascade.config.folders import read_stage_config
 from cascade.config.stage import StageConfig
 from cascade.errors import UserError
 from cascade.stage import Stage
-from cascade_export.engines.base import StageFiles
 from cascade_export.engines.tensorrt.build import (
     build_plan,
     plan_fingerprint,
@@ -30,6 +29,7 @@ from cascade_export.engines.tensorrt.inspect_plan import (
 )
 from cascade_export.engines.tensorrt.plan_cache import Fingerprint, PlanCache
 from cascade_export.engines.tensorrt.targets import load_module, resolve_targets
+from cascade_export.engines.version import StageFiles
 from cascade_export.graph.graph import Graph, TensorSpec
 from cascade_export.graph.numerics import Numerics, Precision
 from cascade_export.graph.trace import export_stage

@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -20,10 +20,11 @@ from cascade.stage import Stage
 from cascade_export.bundle.bundle import Bundle
 from cascade_export.bundle.write import export_bundle
 from cascade_export.engines import ENGINES, engine_class
-from cascade_export.engines.base import EVERY_PRECISION, Engine, StageFiles, fixed_length
+from cascade_export.engines.base import EVERY_PRECISION, Engine
 from cascade_export.engines.onnxruntime import OnnxRuntimeEngine
 from cascade_export.engines.opening import open_engine, open_engines
-from cascade_export.engines.weights_engine import WeightsEngine
+from cascade_export.engines.version import StageFiles, fixed_length
+from cascade_export.engines.weights_engine import Answer, WeightsEngine
 from cascade_export.graph.numerics import Numerics, Precision
 from cascade_export.settings import ExportOptions
 
@@ -190,13 +191,13 @@ def test_a_closed_engine_says_so(bundle: Bundle, eager: Cascade, kind: str) -> N
 def opened(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
     """Names of the stages that were opened, in order."""
     names: list[str] = []
-    real = OnnxRuntimeEngine._load
+    real = OnnxRuntimeEngine.load
 
-    def spy(self: OnnxRuntimeEngine, files: StageFiles) -> object:
+    def spy(files: StageFiles, device: torch.device, options: EngineOptions) -> Answer:
         names.append(files.config.name)
-        return real(self, files)
+        return real(files, device, options)
 
-    monkeypatch.setattr(OnnxRuntimeEngine, "_load", spy)
+    monkeypatch.setattr(OnnxRuntimeEngine, "load", staticmethod(spy))
     return lambda: names
 
 
@@ -238,18 +239,17 @@ def test_texts_are_padded_behind_a_mask() -> None:
     assert fixed_length(text, mask, 2)[0] is text
 
 
-class Zeros(WeightsEngine[int]):
+class Zeros(WeightsEngine):
     """A toy: it predicts nothing, of whatever the weights are."""
 
     kind = "zeros"
     version = "1"
     precisions: ClassVar = {"cpu": EVERY_PRECISION}
 
-    def _load(self, files: StageFiles) -> int:
-        return len(load_file(files.weights))
-
-    def _run(self, loaded: int, feeds: Mapping[str, Tensor]) -> Tensor:
-        return torch.zeros_like(feeds["x"])
+    @classmethod
+    def load(cls, files: StageFiles, device: torch.device, options: EngineOptions) -> Answer:
+        assert load_file(files.weights)
+        return lambda feeds: torch.zeros_like(feeds["x"])
 
 
 @pytest.mark.usefixtures("traced")

@@ -12,9 +12,9 @@ from torch import Tensor
 from cascade.config.engine import EngineOptions
 from cascade.errors import UserError
 from cascade_export.bundle.bundle import Bundle
-from cascade_export.engines.base import StageFiles
 from cascade_export.engines.opening import open_engine, open_engines
 from cascade_export.engines.swap_check import check_swap
+from cascade_export.engines.version import StageFiles
 
 
 @pytest.fixture(params=["torch", "onnxruntime", "openvino"])

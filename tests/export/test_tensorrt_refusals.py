@@ -6,7 +6,7 @@ It multiplies x by the first weight it was sent, in the buffers it was given. No
 
 import ctypes
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import nullcontext
 from enum import IntFlag
 from pathlib import Path
@@ -21,7 +21,6 @@ from torch import Tensor
 
 from cascade.config.folders import read_stage_config
 from cascade.errors import UserError
-from cascade_export.engines.base import StageFiles
 from cascade_export.engines.offload import Budget
 from cascade_export.engines.tensorrt import engine as tensorrt
 from cascade_export.engines.tensorrt.build import builder_config
@@ -31,6 +30,7 @@ from cascade_export.engines.tensorrt.memory import Workspace
 from cascade_export.engines.tensorrt.plan_cache import BuildFacts, BuiltPlan, Fingerprint, PlanCache
 from cascade_export.engines.tensorrt.session import Session, TensorRTDevice, check_validity
 from cascade_export.engines.tensorrt.targets import Kind
+from cascade_export.engines.version import StageFiles, Version
 from cascade_export.graph.graph import Graph, TensorSpec
 from cascade_export.graph.weights import digest
 
@@ -334,7 +334,8 @@ class _OfX(TensorRTEngine):
     """The stand-in has one input; the others of a stage are left out."""
 
     def answer(self, x: Tensor) -> Tensor:
-        return self._current().session.run({"x": x})
+        with self.pinned() as plan:
+            return plan.answer({"x": x})  # type: ignore[attr-defined]
 
 
 def test_a_swap_there_and_back_restores_every_weight(files: StageFiles, tmp_path: Path) -> None:
@@ -349,19 +350,41 @@ def test_a_swap_there_and_back_restores_every_weight(files: StageFiles, tmp_path
     engine.swap(files.weights)
     assert torch.equal(engine.answer(_x(2)), before)
     assert engine.info == key
-    sent: Mapping[str, float] = engine._current().session._engine.weights
-    assert sent == {"scale": 2.0, "shift": 0.5}
+    with engine.pinned() as plan:
+        session = plan.session  # type: ignore[attr-defined]
+    assert session._engine.weights == {"scale": 2.0, "shift": 0.5}
     engine.close()
     with pytest.raises(RuntimeError, match="tensorrt engine was closed"):
         engine.answer(_x(2))
+    assert session._engine is None
+
+
+def test_a_pinned_plan_keeps_its_weights_through_a_swap_and_leaves_the_gpu_with_its_pin(
+    files: StageFiles, tmp_path: Path
+) -> None:
+    shared = _device("tensorrt", budget=8)  # room for one
+    engine = _OfX(files, shared)
+    tuned = _weights(tmp_path / "tuned.safetensors", 3.0)
+    with engine.pinned() as held, engine.pinned() as again:
+        assert held is again
+        engine.swap(tuned)
+        assert torch.equal(engine.answer(_x(2)), 3 * _x(2))
+        # Its weights had to leave, and are sent anew.
+        assert torch.equal(held.answer({"x": _x(2)}), 2 * _x(2))  # type: ignore[attr-defined]
+    assert held.session._engine is None  # type: ignore[attr-defined]
+    assert torch.equal(engine.answer(_x(2)), 3 * _x(2))
+    with engine.pinned():
+        tuned.unlink()
+        engine.swap(files.weights)
+        assert torch.equal(engine.answer(_x(2)), 2 * _x(2))
 
 
 def test_a_refused_swap_leaves_the_old_weights(
     files: StageFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def check(candidate: TensorRTEngine, weights: Path) -> None:
-        assert isinstance(candidate, TensorRTEngine)
-        if weights.name == "bad.safetensors":
+    def check(candidate: Version, tuned: StageFiles) -> None:
+        assert candidate.files is tuned
+        if tuned.weights.name == "bad.safetensors":
             raise UserError("the pictures depart; export again.")
 
     engine = _OfX(files, _device("tensorrt"), check)
@@ -375,7 +398,7 @@ def test_a_refused_swap_leaves_the_old_weights(
     shared = _device("tensorrt")
     for refused in (
         lambda: engine.swap(good),
-        lambda: refit(shared, _Engine(b"", shared.workspace), files.graph, files.weights),
+        lambda: refit(shared, _Engine(b"", shared.workspace), files.with_weights(good)),
     ):
         with pytest.raises(UserError, match=r"leaves 1 of the plan's weights open, such as 'hid"):
             refused()

@@ -37,9 +37,9 @@ from cascade_export.bundle.manifest import (
     read_subject,
 )
 from cascade_export.engines import engine_class
-from cascade_export.engines.base import StageFiles
 from cascade_export.engines.opening import open_engines
 from cascade_export.engines.text_encoder import GraphTextEncoder
+from cascade_export.engines.version import StageFiles
 from cascade_export.graph.graph import GRAPH, Graph
 from cascade_export.graph.weights import check_weights, require_numbers
 

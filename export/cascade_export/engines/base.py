@@ -1,84 +1,34 @@
-"""The interface of engines: each takes a network's place, and states what it can do.
+"""The interface of engines: each takes a network's place, and states what it can do."""
 
-Shapes: `B` rows, `L` text tokens, `D` width of the text encoder, `H W` pixels.
-"""
-
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import ClassVar, Final, get_args
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from cascade.config.engine import EngineOptions
-from cascade.config.stage import StageConfig
+from cascade.diffusion.denoiser import Network
 from cascade.errors import UserError
-from cascade_export.graph.graph import Graph, feeds
+from cascade_export.engines.pins import Pins
+from cascade_export.engines.version import EngineInfo, StageFiles, Version
 from cascade_export.graph.numerics import Numerics, Precision, Quantization
-from cascade_export.graph.weights import check_weights, digest, require_numbers
 
 EVERY_PRECISION: Final[tuple[Precision, ...]] = get_args(Precision)
-
-
-@dataclass(frozen=True)
-class EngineInfo:
-    """An engine's identity, down to the bytes of its weights: equal ones give equal predictions.
-
-    Attributes:
-        weights: sha256 of the weights file that serves now.
-        batch_invariant: whether a row of an answer is the same, bit for bit, whatever rows stand
-            beside it; the tests prove it where it is said.
-        max_batch: the most rows of a call; None if there is no limit.
-    """
-
-    kind: str
-    version: str
-    precision: Precision
-    device: str
-    graph: str
-    weights: str
-    batch_invariant: bool
-    max_batch: int | None = None
-
-
-@dataclass(frozen=True)
-class StageFiles:
-    """The files of one stage of a bundle, with the weights of one fine-tune.
-
-    Attributes:
-        precision: of graph and weights.
-        islands: kept in float32 beside the default ones.
-        plan: folder of a built plan, for the engines that run one.
-    """
-
-    config: StageConfig
-    precision: Precision
-    graph: Graph
-    weights: Path
-    weights_sha256: str
-    islands: tuple[str, ...] = ()
-    plan: Path | None = None
-
-    @property
-    def origin(self) -> str:
-        """Return what its answers depend on, by hashes."""
-        return f"{self.precision} {self.graph.sha256} {self.weights_sha256}"
-
-    def with_weights(self, weights: Path) -> "StageFiles":
-        """Return the same stage with the weights of another fine-tune."""
-        check_weights(weights, self.graph)
-        require_numbers(weights)
-        return replace(self, weights=weights, weights_sha256=digest(weights))
 
 
 class Engine(ABC):
     """A `cascade.diffusion.denoiser.Network` that is no module, float32 in and out.
 
     Calls may come from several threads at once, and while another thread swaps the weights: each
-    runs from start to end on the weights that it began with.
+    runs from start to end on the weights that it began with. Who makes several that belong
+    together, such as a picture's steps, pins the weights for them.
+
+    Args:
+        first: what it serves until a swap.
 
     Attributes:
         kind: its name in `ENGINES`.
@@ -97,7 +47,11 @@ class Engine(ABC):
     runs_plans: ClassVar[bool] = False
     server_takes_plans: ClassVar[bool] = False
     device: torch.device
-    _files: StageFiles
+
+    def __init__(self, first: Version) -> None:
+        self.device = first.device
+        self._served = Pins(self.kind, first)
+        self._swapping = threading.Lock()
 
     @classmethod
     def runs_here(cls) -> bool:
@@ -177,9 +131,9 @@ class Engine(ABC):
         """Open the engines of a cascade's stages; see `open_engines`."""
 
     @property
-    @abstractmethod
     def info(self) -> EngineInfo:
         """Describe what answers now."""
+        return self._served.serving.info
 
     def __call__(
         self,
@@ -195,19 +149,18 @@ class Engine(ABC):
         Raises:
             UserError: more rows or other sizes than a plan was built for.
         """
-        if self._pads():
-            text, text_mask = fixed_length(text, text_mask, self._files.config.text.max_length)
-        return self._answer(feeds(x, t, text, text_mask, low_res, aug))
+        with self.pinned() as network:
+            return network(x, t, text, text_mask, low_res, aug)
 
-    def _pads(self) -> bool:
-        """Return whether texts are padded to the longest that the stage reads."""
-        return True
+    def pinned(self) -> AbstractContextManager[Network]:
+        """Give a network that answers with the weights of now until it is left.
 
-    @abstractmethod
-    def _answer(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Answer a call, its arguments by the names of the graph's inputs."""
+        Two pins of the same weights give the very same object. Weights that were swapped out leave
+        memory with their last pin. Under a limit of memory pinned ones may leave meanwhile, and
+        come back from their own file.
+        """
+        return self._served.pinned()
 
-    @abstractmethod
     def swap(self, weights: Path) -> None:
         """Serve another fine-tune of the same graph.
 
@@ -215,19 +168,19 @@ class Engine(ABC):
             UserError: the file lacks a tensor or has one too many, of another shape or type; the
                 weights that served before go on serving.
         """
+        with self._swapping:
+            files = self._served.serving.files.with_weights(weights)
+            again = self._served.again(files.weights_sha256)
+            if again is None:
+                self._served.replace(self._opened(files))
+            else:
+                again.files = files  # the same weights, and the file that is sure to be there
 
     @abstractmethod
+    def _opened(self, files: StageFiles) -> Version:
+        """Open other weights of the stage, for a swap."""
+
     def close(self) -> None:
-        """Free the memory; the engine cannot be called any more."""
-
-
-def fixed_length(text: Tensor, text_mask: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """Pad texts, B L D, with masked tokens to a length; longer ones stay as they are.
-
-    Samplers pad a batch to its longest prompt. Sums over another number of tokens round
-    differently, so an image's last bits would depend on the prompts beside it.
-    """
-    missing = length - text.shape[1]
-    if missing <= 0:
-        return text, text_mask
-    return F.pad(text, (0, 0, 0, missing)), F.pad(text_mask, (0, missing), value=False)
+        """Free the memory once nothing is pinned; the engine cannot be called any more."""
+        with self._swapping:
+            self._served.replace(None)

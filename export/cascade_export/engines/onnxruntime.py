@@ -17,8 +17,9 @@ from torch import Tensor
 from cascade.config.engine import EngineOptions
 from cascade.errors import UserError
 from cascade.model.unet import IMAGE_CHANNELS
-from cascade_export.engines.base import EVERY_PRECISION, StageFiles
-from cascade_export.engines.weights_engine import WeightsEngine
+from cascade_export.engines.base import EVERY_PRECISION
+from cascade_export.engines.version import StageFiles
+from cascade_export.engines.weights_engine import Answer, WeightsEngine
 from cascade_export.graph.numerics import Numerics
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ _NUMPY = {
 }
 
 
-class OnnxRuntimeEngine(WeightsEngine["InferenceSession"]):
+class OnnxRuntimeEngine(WeightsEngine):
     """One session of a stage's graph."""
 
     kind = "onnxruntime"
@@ -67,15 +68,18 @@ class OnnxRuntimeEngine(WeightsEngine["InferenceSession"]):
     def batch_invariant(self) -> bool:
         return self.device.type == "cpu"  # texts are padded to one length
 
-    def _load(self, files: StageFiles) -> "InferenceSession":
-        return open_session(files.graph.path, files.weights, self.device, self._options)
+    @classmethod
+    def load(cls, files: StageFiles, device: torch.device, options: EngineOptions) -> Answer:
+        session = open_session(files.graph.path, files.weights, device, options)
+        channels = IMAGE_CHANNELS * (1 + files.config.unet.learned_variance)
 
-    def _run(self, loaded: "InferenceSession", inputs: Mapping[str, Tensor]) -> Tensor:
-        x = inputs["x"]
-        channels = IMAGE_CHANNELS * (1 + self._files.config.unet.learned_variance)
-        out = torch.empty((len(x), channels, *x.shape[2:]), device=self.device)
-        run(loaded, inputs, out)
-        return out
+        def answer(inputs: Mapping[str, Tensor]) -> Tensor:
+            x = inputs["x"]
+            out = torch.empty((len(x), channels, *x.shape[2:]), device=device)
+            run(session, inputs, out)
+            return out
+
+        return answer
 
 
 def require_package() -> None:

@@ -6,7 +6,8 @@ import torch
 
 from cascade.config.engine import EngineOptions
 from cascade_export.engines import engine_class
-from cascade_export.engines.base import Engine, StageFiles
+from cascade_export.engines.base import Engine
+from cascade_export.engines.version import StageFiles
 from cascade_export.graph.numerics import Precision
 
 

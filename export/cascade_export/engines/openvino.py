@@ -4,28 +4,25 @@ It takes the same graph and weights as ONNX Runtime; `pip install 'dreamcascade[
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from cascade.config.engine import EngineOptions
 from cascade.errors import UserError
-from cascade_export.engines.base import EVERY_PRECISION, StageFiles
-from cascade_export.engines.weights_engine import WeightsEngine
+from cascade_export.engines.base import EVERY_PRECISION
+from cascade_export.engines.version import StageFiles
+from cascade_export.engines.weights_engine import Answer, WeightsEngine
 from cascade_export.graph.numerics import Numerics
 
 if TYPE_CHECKING:
     from openvino import CompiledModel, InferRequest, Model
 
 
-class _Compiled(NamedTuple):
-    model: "CompiledModel"
-    idle: list["InferRequest"]
-    """Requests that no call is using: one serves one call at a time."""
-
-
-class OpenVinoEngine(WeightsEngine[_Compiled]):
+class OpenVinoEngine(WeightsEngine):
     """A stage's graph compiled for this CPU."""
 
     kind = "openvino"
@@ -57,19 +54,8 @@ class OpenVinoEngine(WeightsEngine[_Compiled]):
         found: str = openvino.get_version()
         return found
 
-    def _run(self, loaded: _Compiled, inputs: Mapping[str, Tensor]) -> Tensor:
-        arrays = {name: value.contiguous().numpy() for name, value in inputs.items()}
-        try:
-            request = loaded.idle.pop()
-        except IndexError:  # every request is at work in another thread, or there is none yet
-            request = loaded.model.create_infer_request()
-        request.infer(arrays, share_inputs=True)
-        # The request's memory is the next call's.
-        out = torch.from_numpy(request.get_output_tensor(0).data).clone()
-        loaded.idle.append(request)
-        return out
-
-    def _load(self, files: StageFiles) -> _Compiled:
+    @classmethod
+    def load(cls, files: StageFiles, device: torch.device, options: EngineOptions) -> Answer:
         import openvino
 
         settings: dict[str, Any] = {
@@ -78,13 +64,29 @@ class OpenVinoEngine(WeightsEngine[_Compiled]):
             # bf16 behind by a factor of two to four.
             "INFERENCE_PRECISION_HINT": "dynamic",
         }
-        if self._options.threads is not None:
-            settings["INFERENCE_NUM_THREADS"] = self._options.threads
+        if options.threads is not None:
+            settings["INFERENCE_NUM_THREADS"] = options.threads
         core = openvino.Core()
         model = core.read_model(files.graph.path)
         if files.weights != files.graph.weights:
             _replace_weights(model, load_file(files.weights))
-        return _Compiled(core.compile_model(model, "CPU", settings), [])
+        return partial(_answer, core.compile_model(model, "CPU", settings), [])
+
+
+def _answer(
+    model: "CompiledModel", idle: list["InferRequest"], inputs: Mapping[str, Tensor]
+) -> Tensor:
+    """Answer a call by one of the idle requests: each serves one call at a time."""
+    arrays = {name: value.contiguous().numpy() for name, value in inputs.items()}
+    try:
+        request = idle.pop()
+    except IndexError:  # every request is at work in another thread, or there is none yet
+        request = model.create_infer_request()
+    request.infer(arrays, share_inputs=True)
+    # The request's memory is the next call's.
+    out = torch.from_numpy(request.get_output_tensor(0).data).clone()
+    idle.append(request)
+    return out
 
 
 def _replace_weights(model: "Model", tensors: Mapping[str, Tensor]) -> None:

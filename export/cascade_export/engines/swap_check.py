@@ -8,7 +8,8 @@ import torch
 
 from cascade.errors import UserError
 from cascade.text.encoder import TextEmbedding
-from cascade_export.engines.base import Engine, StageFiles
+from cascade_export.engines.base import Engine
+from cascade_export.engines.version import StageFiles, Version
 from cascade_export.graph.probe import make_case, tensor_deviation
 
 # Two engines that round differently part by 1e-3 in half precision. A layer that keeps another
@@ -16,7 +17,7 @@ from cascade_export.graph.probe import make_case, tensor_deviation
 _ALLOWED = 0.05
 
 
-def check_swap(engine: Engine, other: Engine, files: StageFiles) -> None:
+def check_swap(engine: Engine | Version, other: Engine, files: StageFiles) -> None:
     """Compare the answers of both to the same two rows."""
     config = files.config
     generator = torch.Generator().manual_seed(0)

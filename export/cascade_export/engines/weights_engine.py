@@ -1,23 +1,26 @@
 """The base of engines that load a weights file whole: swapping, closing, leaving memory."""
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Generic, Self, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from cascade.config.engine import EngineOptions
-from cascade_export.engines.base import Engine, EngineInfo, StageFiles
+from cascade_export.engines.base import Engine
 from cascade_export.engines.offload import Budget
+from cascade_export.engines.pins import closed
+from cascade_export.engines.version import EngineInfo, StageFiles, Version
 from cascade_export.graph.numerics import Numerics
 
-Loaded = TypeVar("Loaded")
+Answer = Callable[[Mapping[str, Tensor]], Tensor]
+"""Answers a call, its arguments by the names of the graph's inputs; holds the weights."""
 
 
-class WeightsEngine(Engine, Generic[Loaded]):
-    """One stage, opened by `_load` and called by `_run`.
+class WeightsEngine(Engine):
+    """One stage, opened by `load`.
 
     Args:
         budget: shared by a cascade's stages, whose weights leave it in turns; without one they are
@@ -33,15 +36,9 @@ class WeightsEngine(Engine, Generic[Loaded]):
     ) -> None:
         self.require(device, Numerics(precision=files.precision))
         self.device = device
-        self._files = files
         self._options = options
         self._budget = budget
-        self._closed = False
-        self._loaded: Loaded | None = None
-        if budget is None:
-            self.load()
-        else:
-            budget.check(self)
+        super().__init__(self._opened(files))
 
     @classmethod
     def open_all(
@@ -54,13 +51,10 @@ class WeightsEngine(Engine, Generic[Loaded]):
         budget = None if max_memory is None else Budget(max_memory)
         return [cls(files, device, options, budget) for files in stages]
 
+    @classmethod
     @abstractmethod
-    def _load(self, files: StageFiles) -> Loaded:
-        """Open the stage."""
-
-    @abstractmethod
-    def _run(self, loaded: Loaded, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Call what `_load` has opened."""
+    def load(cls, files: StageFiles, device: torch.device, options: EngineOptions) -> Answer:
+        """Open a stage."""
 
     @property
     @abstractmethod
@@ -72,15 +66,12 @@ class WeightsEngine(Engine, Generic[Loaded]):
         """Return `EngineInfo.batch_invariant`."""
         return False
 
-    @property
-    def weight_bytes(self) -> int:
-        """Return the bytes of the weights."""
-        return self._files.weights.stat().st_size
+    def _pads(self) -> bool:
+        """Return whether texts are padded to the longest that the stage reads."""
+        return True
 
-    @property
-    def info(self) -> EngineInfo:
-        files = self._files
-        return EngineInfo(
+    def _opened(self, files: StageFiles) -> Version:
+        info = EngineInfo(
             kind=self.kind,
             version=self.version,
             precision=files.precision,
@@ -89,48 +80,69 @@ class WeightsEngine(Engine, Generic[Loaded]):
             weights=files.weights_sha256,
             batch_invariant=self.batch_invariant,
         )
+        load = partial(self.load, device=self.device, options=self._options)
+        return _Weights(files, info, self.device, self._pads(), load, self._budget)
 
-    def _answer(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        return self._run(self._current(), inputs)
 
-    def swap(self, weights: Path) -> None:
-        files = self._files.with_weights(weights)
-        if self._budget is None:
-            self._loaded, self._files = self._load(files), files
-            return
-        with self._budget.lock:
-            if self._loaded is not None:
-                self._loaded = self._load(files)
-            self._files = files
+class _Weights(Version):
+    """A weights file, and what is opened of it while it is in memory.
 
-    def close(self) -> None:
-        """Free the memory; calls that run already end on their own reference."""
-        self._closed = True
-        if self._budget is not None:
-            self._budget.forget(self)
-        self.unload()
+    Args:
+        opened: opens a stage.
+
+    Attributes:
+        weight_bytes: bytes of the weights.
+    """
+
+    def __init__(
+        self,
+        files: StageFiles,
+        info: EngineInfo,
+        device: torch.device,
+        padded: bool,
+        opened: Callable[[StageFiles], Answer],
+        budget: Budget | None,
+    ) -> None:
+        super().__init__(files, info, device, padded)
+        self.weight_bytes = files.weights.stat().st_size
+        self._open = opened
+        self._budget = budget
+        self._freed = False
+        self._answer: Answer | None = None
+        if budget is None:
+            self._answer = opened(files)
+        else:
+            budget.check(self)
+
+    def answer(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        return self._current()(inputs)
 
     def load(self) -> None:
-        """Open the engine; its budget calls it."""
-        self._loaded = self._load(self._files)
+        """Open the weights; the budget calls it."""
+        self.files.require_unchanged()
+        self._answer = self._open(self.files)
 
     def unload(self) -> None:
-        """Drop the engine; its budget calls it."""
-        self._loaded = None
+        """Let the weights go; the budget calls it. Calls that run end on their own reference."""
+        self._answer = None
 
-    def _current(self) -> Loaded:
-        if self._closed:
-            raise closed(self.kind)
+    def free(self) -> None:
         if self._budget is None:
-            loaded = self._loaded
+            self._freed = True
         else:
             with self._budget.lock:
-                self._budget.use(self)
-                loaded = self._loaded
-        assert loaded is not None  # it is loaded unless it was closed
-        return loaded
+                self._freed = True
+                self._budget.forget(self)
+        self._answer = None
 
-
-def closed(kind: str) -> RuntimeError:
-    """Return what to raise when an engine is called after `close`."""
-    return RuntimeError(f"the {kind} engine was closed; open it again")
+    def _current(self) -> Answer:
+        if self._budget is None:
+            answer = self._answer
+        else:
+            with self._budget.lock:
+                if not self._freed:
+                    self._budget.use(self)
+                answer = self._answer
+        if answer is None:
+            raise closed(self.info.kind)
+        return answer

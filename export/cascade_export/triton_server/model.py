@@ -27,7 +27,7 @@ from cascade.stage import Stage
 from cascade.text.encoder import TextEncoder
 from cascade.text.files import EncoderFiles, find_vocabulary
 from cascade.text.prompts import PromptEncoder, load_text, open_text
-from cascade_export.engines.base import fixed_length
+from cascade_export.engines.version import fixed_length
 from cascade_export.graph.graph import feeds
 from cascade_export.parity.limits import to_levels
 from cascade_export.triton_server.repository import PICTURES_AT_ONCE, TEXT_MODEL

@@ -22,8 +22,8 @@ from cascade.formats.weights import write_encoder
 from cascade.text.files import EncoderFiles, find_vocabulary
 from cascade_export.bundle.bundle import Bundle
 from cascade_export.engines import engine_class
-from cascade_export.engines.base import StageFiles
 from cascade_export.engines.tensorrt.plan_cache import PlanCache
+from cascade_export.engines.version import StageFiles
 from cascade_export.graph.graph import GRAPH, Graph, TensorSpec
 from cascade_export.graph.weights import WEIGHTS
 from cascade_export.settings import ServerOptions

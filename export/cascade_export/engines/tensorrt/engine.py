@@ -9,14 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from cascade.config.engine import EngineOptions
 from cascade.errors import UserError
-from cascade_export.engines.base import EVERY_PRECISION, Engine, EngineInfo, StageFiles
+from cascade_export.engines.base import EVERY_PRECISION, Engine
 from cascade_export.engines.opening import open_engine, stand_in
 from cascade_export.engines.swap_check import check_swap
 from cascade_export.engines.tensorrt.build import (
@@ -33,24 +33,52 @@ from cascade_export.engines.tensorrt.targets import (
     load_module,
     resolve_targets,
 )
-from cascade_export.engines.weights_engine import closed
-from cascade_export.graph.graph import Graph
+from cascade_export.engines.version import EngineInfo, StageFiles, Version
 from cascade_export.graph.numerics import Numerics
 from cascade_export.graph.weights import check_weights
 
 
-class _Serving(NamedTuple):
-    session: Session
-    info: EngineInfo
+class _Plan(Version):
+    """A plan with a fine-tune's weights in it."""
+
+    def __init__(self, files: StageFiles, shared: TensorRTDevice) -> None:
+        check_weights(files.weights, files.graph)
+        stored = plan_of(files, shared.trt.__version__, gpu_target(shared.device))
+        made = stored.manifest.fingerprint
+        plan = stored.read()
+        prepare = partial(refit, shared, files=files) if made.weights is None else None
+        size = stored.manifest.facts.memory.weights or len(plan)
+        info = EngineInfo(
+            kind=shared.kind,
+            version=made.version,
+            precision=files.precision,
+            device=str(shared.device),
+            graph=files.graph.sha256,
+            weights=files.weights_sha256,
+            batch_invariant=False,
+            max_batch=made.profile["batch"][2],
+        )
+        super().__init__(files, info, shared.device)
+        self.session = Session(shared, plan, size, prepare)
+        self.session.ready()  # a refusal comes now, and before a swap takes effect
+
+    def answer(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        types = {name: torch.bool if name == "text_mask" else torch.float32 for name in inputs}
+        return self.session.run(
+            {n: v.to(self.device, types[n]).contiguous() for n, v in inputs.items()}
+        )
+
+    def free(self) -> None:
+        self.session.close()
 
 
 class TensorRTEngine(Engine):
-    """One stage's plan.
+    """One stage's plan. In a swap, and while the weights before are pinned, both are in memory.
 
     Args:
-        check: called with the new engine's network and its weights file before a swap takes
-            effect; what it raises refuses the swap. A refitted plan can be wrong without an error
-            (TensorRT 11.3 documents dropped biases), so a comparison belongs here.
+        check: called with the new network and its files before a swap takes effect; what it raises
+            refuses the swap. A refitted plan can be wrong without an error (TensorRT 11.3
+            documents dropped biases), so a comparison belongs here.
     """
 
     kind: ClassVar[Kind] = "tensorrt"
@@ -108,79 +136,26 @@ class TensorRTEngine(Engine):
         max_memory: int | None = None,
     ) -> Sequence[Self]:
         shared = TensorRTDevice(cls.kind, device, max_memory)
-        return [cls(files, shared, partial(_beside_the_graph, files)) for files in stages]
+        return [cls(files, shared, _beside_the_graph) for files in stages]
 
     def __init__(
         self,
         files: StageFiles,
         shared: TensorRTDevice,
-        check: Callable[["TensorRTEngine", Path], None] | None = None,
+        check: Callable[[Version, StageFiles], None] | None = None,
     ) -> None:
-        self._files = files
-        self.device = shared.device
         self._shared = shared
         self._check = check
-        self._serving: _Serving | None = self._load(files)
+        super().__init__(_Plan(files, shared))
 
-    @property
-    def info(self) -> EngineInfo:
-        return self._current().info
-
-    def _answer(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        types = {name: torch.bool if name == "text_mask" else torch.float32 for name in inputs}
-        call = {n: v.to(self.device, types[n]).contiguous() for n, v in inputs.items()}
-        with self._shared.turn:  # a swap waits, and the weights stay those of the call's beginning
-            return self._current().session.run(call)
-
-    def swap(self, weights: Path) -> None:
-        # For a moment both are in memory.
-        files = self._files.with_weights(weights)
-        candidate = type(self)(files, self._shared)
+    def _opened(self, files: StageFiles) -> Version:
+        plan = _Plan(files, self._shared)
         with ExitStack() as undo:
-            undo.callback(candidate.close)
+            undo.callback(plan.free)
             if self._check is not None:
-                self._check(candidate, weights)
+                self._check(plan, files)
             undo.pop_all()
-        with self._shared.turn:
-            before = self._current()
-            self._serving, self._files = candidate._current(), files
-            before.session.close()
-
-    def close(self) -> None:
-        """Free the memory."""
-        with self._shared.turn:
-            if self._serving is not None:
-                self._serving.session.close()
-            self._serving = None
-
-    def _current(self) -> _Serving:
-        if self._serving is None:
-            raise closed(self._shared.kind)
-        return self._serving
-
-    def _load(self, files: StageFiles) -> _Serving:
-        shared = self._shared
-        check_weights(files.weights, files.graph)
-        stored = plan_of(files, shared.trt.__version__, gpu_target(shared.device))
-        made = stored.manifest.fingerprint
-        plan = stored.read()
-        prepare = None
-        if made.weights is None:
-            prepare = partial(refit, shared, graph=files.graph, weights=files.weights)
-        size = stored.manifest.facts.memory.weights or len(plan)
-        info = EngineInfo(
-            kind=shared.kind,
-            version=made.version,
-            precision=files.precision,
-            device=str(shared.device),
-            graph=files.graph.sha256,
-            weights=files.weights_sha256,
-            batch_invariant=False,
-            max_batch=made.profile["batch"][2],
-        )
-        session = Session(shared, plan, size, prepare)
-        session.ready()  # a refusal comes now, and before a swap takes effect
-        return _Serving(session, info)
+        return plan
 
 
 class TensorRTForRTXEngine(TensorRTEngine):
@@ -190,10 +165,9 @@ class TensorRTForRTXEngine(TensorRTEngine):
     server_takes_plans = False
 
 
-def _beside_the_graph(files: StageFiles, engine: Engine, weights: Path) -> None:
-    """Compare an engine's answer with that of the same graph and weights on the CPU."""
-    tuned = files.with_weights(weights)
-    check_swap(engine, open_engine(stand_in(files.precision), tuned), tuned)
+def _beside_the_graph(plan: Version, files: StageFiles) -> None:
+    """Compare a plan's answer with that of the same graph and weights on the CPU."""
+    check_swap(plan, open_engine(stand_in(files.precision), files), files)
 
 
 def plan_of(files: StageFiles, version: str, target: int | None) -> StoredPlan:
@@ -220,11 +194,13 @@ def _with_its_weights(files: StageFiles, stored: StoredPlan) -> StoredPlan:
     return obtain_plan(PlanCache(stored.folder.parent), files.graph, files.weights, wanted)
 
 
-def refit(shared: TensorRTDevice, engine: Any, graph: Graph, weights: Path) -> None:
+def refit(shared: TensorRTDevice, engine: Any, files: StageFiles) -> None:
     """Send an engine every one of its weights; a part of them would leave others' values in it."""
+    files.require_unchanged()
+    weights = files.weights
     refitter = shared.trt.Refitter(engine, shared.log)
     reader = shared.trt.OnnxParserRefitter(refitter, shared.log)
-    with initializers(reader, graph, weights):
+    with initializers(reader, files.graph, weights):
         if not reader.refit_model_proto():
             raise UserError(f"{weights} does not fit the plan; export it again.")
         missing = refitter.get_missing_weights()
