@@ -8,12 +8,16 @@ import typer
 from cascade.cli import values
 from cascade.cli.console import Quiet, resumable
 from cascade.cli.options import Flag, Options, with_options
+from cascade.cli.shared import GUIDANCE_INTERVAL
 from cascade.config.dreambooth import MaskConfig
 from cascade.config.evaluate import StageScoreConfig, SubjectScoreConfig
 
 evaluate = typer.Typer(help="Score a personalised cascade, or a stage.", no_args_is_help=True)
 DRAWING = tuple(Flag(name, (name,)) for name in ("seed", "precision", "batch_size"))
-OF_STAGE = ("images", "side", "fid", "sampler", "steps", "guidance")
+OF_STAGE = (
+    *(Flag(name, (name,)) for name in ("images", "side", "fid", "sampler", "steps", "guidance")),
+    GUIDANCE_INTERVAL,
+)
 
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; the GPU if there is one.")]
 
@@ -82,7 +86,7 @@ def subject(
 
 
 @evaluate.command()
-@with_options(StageScoreConfig, [*DRAWING, *(Flag(name, (name,)) for name in OF_STAGE)])
+@with_options(StageScoreConfig, [*DRAWING, *OF_STAGE])
 def stage(
     options: Options[StageScoreConfig],
     cascade: Annotated[

@@ -3,7 +3,13 @@
 from cascade.cli import values
 from cascade.cli.console import Quiet, resumable
 from cascade.cli.options import Flag, Options, with_options
-from cascade.cli.shared import BUNDLE_FLAGS, LORA_FLAGS, TEXT_FLAGS, refuse_without_bundle
+from cascade.cli.shared import (
+    BUNDLE_FLAGS,
+    GUIDANCE_INTERVAL,
+    LORA_FLAGS,
+    TEXT_FLAGS,
+    refuse_without_bundle,
+)
 from cascade.config.sample import SampleConfig
 from cascade.errors import UserError
 from cascade.files import require_writable
@@ -21,7 +27,7 @@ FLAGS = (
     Flag("steps", ("steps",)),
     Flag("timesteps", ("timesteps",), kind=list[str], metavar="NAME"),
     Flag("guidance", ("guidance",)),
-    Flag("guidance_interval", ("guidance_interval",), kind=str, metavar="LOW,HIGH"),
+    GUIDANCE_INTERVAL,
     Flag("precision", ("precision",)),
     Flag("noise_level", ("noise_level",)),
     Flag("last_stage", ("last_stage",), parser=values.name, metavar="NAME"),

@@ -32,6 +32,9 @@ CopyTextEncoder = Annotated[
     ),
 ]
 
+GUIDANCE_INTERVAL: Final = Flag(
+    "guidance_interval", ("guidance_interval",), kind=str, metavar="LOW,HIGH"
+)
 LORA_FLAGS: Final = (
     Flag("lora", ("lora",), _LORA, metavar="FILE"),
     Flag("lora_scale", ("lora_scale",), _LORA),

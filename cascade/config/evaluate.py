@@ -5,6 +5,7 @@ from typing import Final
 from pydantic import Field
 
 from cascade.config.base import Factor, Frozen, Rows, Seed, Side
+from cascade.config.guidance import Interval
 from cascade.config.stage import Precision, SamplerName, Steps
 
 PLACES: Final = (
@@ -77,3 +78,6 @@ class StageScoreConfig(DrawingConfig):
     )
     steps: Steps | None = Field(default=None, description="replace its number of steps")
     guidance: Factor | None = Field(default=None, description="replace its guidance weight")
+    guidance_interval: Interval | None = Field(
+        default=None, description="replace the noise levels, low,high, between which it is on"
+    )

@@ -186,6 +186,7 @@ def _sampler(configs: list[StageConfig], place: int, config: StageScoreConfig) -
         sampler=config.sampler,
         steps=config.steps,
         guidance=config.guidance,
+        guidance_interval=config.guidance_interval,
         precision=config.precision,
     )
     return Request.of(configs, "", [config.seed], asked).settings[place].sampler

@@ -16,8 +16,7 @@ class Library(Protocol):
 
     @property
     def exact(self) -> bool:
-        """Whether a row of a network's answer is the same, bit for bit, whatever rows are beside
-        it."""
+        """Whether a row of an answer is the same, bit for bit, whatever rows are beside it."""
         ...
 
     def names(self) -> Sequence[str]:

@@ -77,7 +77,7 @@ WHOLE: tuple[Frozen, ...] = (
     ),
     JudgeConfig(attributes={"concept": Attribute(words={"dog": ("dog",)})}),
     SubjectScoreConfig(),
-    StageScoreConfig(side=64, steps=5, guidance=1.0),
+    StageScoreConfig(side=64, steps=5, guidance=1.0, guidance_interval=(0.5, 50.0)),
 )
 
 
