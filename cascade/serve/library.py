@@ -52,5 +52,9 @@ class Library(Protocol):
         ...
 
     def close(self, name: str) -> None:
-        """Free what no other open cascade uses."""
+        """Forget an open cascade, and free what nothing open uses; else do nothing.
+
+        Who draws with it may go on; what it holds is freed after that. What is opened next is what
+        is on disk then. It may not be there any more.
+        """
         ...
