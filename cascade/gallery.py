@@ -17,9 +17,8 @@ from typing import Final
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from cascade.config.aspect import SQUARE
 from cascade.data.decoding import UNREADABLE
-from cascade.data.images import grid, read_image, to_pil, write_png
+from cascade.data.images import grid, png_note, read_image, to_pil, write_png
 from cascade.errors import UserError
 from cascade.files import require_writable
 from cascade.pipeline import Cascade
@@ -125,8 +124,7 @@ class _Album:
         places = (self.folder / name for name in names)
         path = next(one for one in places if not one.exists() or _fingerprint(one) == content)
         if not path.exists():
-            note = PngInfo()
-            note.add_text("fingerprint", content)
+            note = png_note({"fingerprint": content})
             write_png(grid([read_image(one) for one in shown], len(rows[0])), path, note)
         return path, len(shown)
 
@@ -169,18 +167,8 @@ class _Album:
 
     def _note(self, row: int, at: int, fingerprint: str) -> PngInfo:
         """Make the text of an image's PNG."""
-        prompt, negative = self._text(row)
-        note = PngInfo()
-        note.add_itxt("prompt", prompt)
-        if negative is not None:
-            note.add_itxt("negative prompt", negative)
-        note.add_text("seed", str(self.request.seeds[row]))
-        if self.request.aspect != SQUARE:
-            note.add_text("aspect", "{}:{}".format(*self.request.aspect))
-        note.add_itxt("cascade", self.cascade.manifest.name)
-        note.add_text("sampler", self.request.settings[at].sampler.model_dump_json())
-        note.add_text("fingerprint", fingerprint)
-        return note
+        notes = self.request.notes(row, at, self.cascade.manifest.name)
+        return png_note(notes | {"fingerprint": fingerprint})
 
 
 def _chain(cascade: Cascade, request: Request) -> Iterator[str]:

@@ -87,6 +87,23 @@ class Request:
         starts = range(0, len(self.seeds), self.batch_size)
         return [range(at, min(at + self.batch_size, len(self.seeds))) for at in starts]
 
+    def notes(self, row: int, at: int, cascade: str) -> dict[str, str]:
+        """Return what the file of a picture says of it, beside what its weights were.
+
+        Args:
+            at: the index of the stage that drew it.
+            cascade: its name, for people.
+        """
+        negative = self.negatives[row]
+        return {
+            "prompt": self.prompts[row],
+            **({} if negative is None else {"negative prompt": negative}),
+            "seed": str(self.seeds[row]),
+            **({} if self.aspect == SQUARE else {"aspect": "{}:{}".format(*self.aspect)}),
+            "cascade": cascade,
+            "sampler": self.settings[at].sampler.model_dump_json(),
+        }
+
 
 def whole(value: object, what: str, least: int, most: int) -> int:
     """Return a whole number of Python's, NumPy's or PyTorch's."""

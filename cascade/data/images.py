@@ -4,7 +4,7 @@ Shapes: `B` batch, `C` = 3 colours, `H W` pixels; values in [-1, 1].
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -160,6 +160,14 @@ def grid(images: Sequence[Image.Image], columns: int, gap: int = 2) -> Image.Ima
     for i, image in enumerate(images):
         sheet.paste(image, (i % columns * (width + gap), i // columns * (height + gap)))
     return sheet
+
+
+def png_note(notes: Mapping[str, str]) -> PngInfo:
+    """Return texts as a PNG holds them."""
+    note = PngInfo()
+    for name, text in notes.items():
+        note.add_itxt(name, text)
+    return note
 
 
 def write_png(image: Image.Image, path: Path, note: PngInfo | None = None) -> None:
