@@ -87,16 +87,27 @@ class Drawing:
         return self.x.clamp(-1.0, 1.0)
 
 
-@torch.no_grad()
 def advance(drawings: Sequence[Drawing], rows: int | None = None) -> list[Denoised | None]:
     """Ask the network once for all of them, and give each its part of the answer.
 
     Args:
-        drawings: of one network, size and precision.
-        rows: fill the call up to so many, for a network that answers alike in calls of one size.
+        drawings: as of `answers`.
+        rows: as of `answers`.
 
     Returns:
         For each the prediction, B C H W, where it has ended a step.
+    """
+    parts = answers(drawings, rows)
+    return [each.answer(part) for each, part in zip(drawings, parts, strict=True)]
+
+
+@torch.no_grad()
+def answers(drawings: Sequence[Drawing], rows: int | None = None) -> Sequence[Tensor]:
+    """Ask the network once for all of them, and return what each is answered, R C H W.
+
+    Args:
+        drawings: of one network, size and precision.
+        rows: fill the call up to so many, for a network that answers alike in calls of one size.
     """
     first = drawings[0]
     queries = [each.ask() for each in drawings]
@@ -104,5 +115,5 @@ def advance(drawings: Sequence[Drawing], rows: int | None = None) -> list[Denois
     with autocast(first.precision, query.x.device):
         out = first.denoise.denoiser.predict(*query)
     sizes = [len(each.x) for each in queries]
-    parts = out[: sum(sizes)].split(sizes)
-    return [each.answer(part) for each, part in zip(drawings, parts, strict=True)]
+    parts: Sequence[Tensor] = out[: sum(sizes)].split(sizes)
+    return parts

@@ -193,18 +193,18 @@ def _settings(stages: Sequence[StageConfig], options: SampleOptions) -> tuple[Se
     lists = _lists(options.timesteps, len(stages))
     settings = []
     for stage, listed in zip(stages, lists, strict=True):
-        own = samplers.get(stage.name)
-        source = f"samplers['{stage.name}']" if own is not None else "what is asked"
+        source = f"samplers['{stage.name}']" if stage.name in samplers else "what is asked"
+        own = _plain(samplers.get(stage.name), source)
         changes = {
             "name": options.sampler,
             "steps": options.steps,
-            "timesteps": listed,
+            "timesteps": None if "steps" in own else listed,
             "guidance": options.guidance,
             "guidance_interval": options.guidance_interval,
             "precision": options.precision,
         }
         given = {key: value for key, value in changes.items() if value is not None}
-        values = stage.sampler.values_with(given | _plain(own, source))
+        values = stage.sampler.values_with(given | own)
         # As a whole configuration: it knows which settings its network cannot do.
         config = StageConfig.parse(stage.model_dump() | {"sampler": values}, source)
         level = _level(stage, levels.get(stage.name), options.noise_level)

@@ -168,14 +168,14 @@ def _sample_batch(
 def prompt_tables(
     encoder: PromptEncoder, prompts: Sequence[str], stages: Iterable[StageConfig]
 ) -> Tables:
-    """Embed prompts by the conventions of every stage, each distinct one once.
+    """Embed prompts by the conventions of every stage, each distinct one once, and alone.
 
     What is lost of them, behind a token limit or in no vocabulary, is logged.
     """
     tables: dict[TextConfig, PromptTable] = {}
     for stage in stages:
         if stage.text not in tables:
-            tables[stage.text] = PromptTable.build(encoder, prompts, stage.text)
+            tables[stage.text] = PromptTable.build(encoder, prompts, stage.text, at_once=1)
             report_lost(encoder.tokenizer, prompts, stage.text)
     return tables
 

@@ -4,40 +4,19 @@ A model is called as its library, or `LIBRARY:NAME` where it is not the library'
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from cascade.config.folders import CascadeManifest
 from cascade.config.sample import SampleOptions
 from cascade.config.stage import StageConfig
-from cascade.pipeline import Cascade
+from cascade.errors import UserError
 from cascade.request import Request
 from cascade.serve.library import Library
-from cascade.text.prompts import OnlinePrompts
+from cascade.serve.options import under
+from cascade.serve.shelf import Loaded, Shelf
 
 
 class Unknown(LookupError):
     """There is no model of this name."""
-
-
-@dataclass(frozen=True, eq=False)
-class Loaded:
-    """A model in memory.
-
-    Attributes:
-        model: its name.
-        revision: of what is on disk it was opened from.
-        exact: whether a row of an answer is the same, bit for bit, whatever rows are beside it.
-        cascade: what draws.
-    """
-
-    model: str
-    revision: str
-    exact: bool
-    cascade: Cascade
-
-    def texts(self, stage: StageConfig) -> OnlinePrompts:
-        """Return the embeddings that a stage reads, each made alone; threads may share them."""
-        raise NotImplementedError
 
 
 class Models:
@@ -61,10 +40,17 @@ class Models:
         texts: int = 1024,
     ) -> None:
         self._libraries = dict(libraries)
+        self._options = dict(options or {})
+        self._shelf = Shelf(max_memory, texts)
+        self._check()
 
     def names(self) -> list[str]:
         """Return the names of all models, looked up anew."""
-        raise NotImplementedError
+        return [
+            f"{key}:{name}" if name else key
+            for key, library in self._libraries.items()
+            for name in library.names()
+        ]
 
     def configs(self, model: str) -> Sequence[StageConfig]:
         """Return a model's stages, base first, without opening it.
@@ -73,11 +59,16 @@ class Models:
             Unknown: there is none of this name.
             UserError: its settings are damaged.
         """
-        raise NotImplementedError
+        drawing = self._shelf.configs(model)
+        if drawing is not None:  # whatever has come into the folder since
+            return drawing
+        library, name = self._find(model)
+        return library.configs(name)
 
     def manifest(self, model: str) -> CascadeManifest:
         """Return what a model is; raises as `configs`."""
-        raise NotImplementedError
+        library, name = self._find(model)
+        return library.manifest(name)
 
     def exact(self, model: str) -> bool:
         """Return whether a row of its networks' answers is the same whatever rows are beside it.
@@ -85,7 +76,7 @@ class Models:
         Raises:
             Unknown: there is no model of this name.
         """
-        raise NotImplementedError
+        return self._find(model)[0].exact
 
     def request(
         self, model: str, prompt: str, seeds: Sequence[int], options: SampleOptions
@@ -100,7 +91,9 @@ class Models:
             Unknown: there is no model of this name.
             UserError: the model cannot do what is asked.
         """
-        raise NotImplementedError
+        own = self._options.get(model)
+        asked = options if own is None else under(own, options)
+        return Request.of(self.configs(model), prompt, seeds, asked)
 
     def acquire(self, model: str) -> Loaded | None:
         """Return a model that stays in memory until it is released, opened if need be.
@@ -115,15 +108,17 @@ class Models:
             UserError: a file of it is damaged, or it is larger than all the memory that may be
                 used.
         """
-        raise NotImplementedError
+        return self._shelf.acquire(model, self._find)
 
     def release(self, loaded: Loaded) -> None:
         """Give back what `acquire` has returned, once for each time."""
-        raise NotImplementedError
+        self._shelf.release(loaded)
 
     def open(self, model: str) -> None:
         """Open a model so that who asks next need not wait; raises as `acquire`."""
-        raise NotImplementedError
+        loaded = self.acquire(model)
+        if loaded is not None:
+            self.release(loaded)
 
     def refresh(self) -> None:
         """Look whether what is open has changed on disk.
@@ -131,8 +126,29 @@ class Models:
         Who acquires a changed model next gets the new one; who holds the old one goes on with it.
         One whose new settings are damaged stays as it is. A removed one leaves.
         """
-        raise NotImplementedError
+        self._shelf.refresh()
 
     def close(self) -> None:
         """Close what nobody holds; the rest leaves with its last release."""
-        raise NotImplementedError
+        self._shelf.close()
+
+    def _check(self) -> None:
+        names = self.names()
+        strange = next((model for model in self._options if model not in names), None)
+        if strange is not None:
+            raise UserError(
+                f"There are options for a model '{strange}', which is not served; known are "
+                f"{', '.join(names)}."
+            )
+        for model in self._options:
+            self.request(model, "", [0], SampleOptions())
+        for model in names:
+            library, name = self._find(model)
+            self._shelf.check(model, library.weight_bytes(name))
+
+    def _find(self, model: str) -> tuple[Library, str]:
+        key, _, name = model.partition(":")
+        library = self._libraries.get(key)
+        if library is None or name not in library.names() or model == f"{key}:":
+            raise Unknown(f"there is no model '{model}'")
+        return library, name

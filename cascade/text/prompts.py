@@ -8,6 +8,7 @@ embeddings stands in for it.
 Shapes: `B` prompts, `L` tokens, `T` tokens of all prompts, `D` the encoder's width.
 """
 
+import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -96,6 +97,7 @@ class PromptTable:
         dtype: torch.dtype = torch.float32,
         device: torch.device | None = None,
         one_length: bool = False,
+        at_once: int = _EMBED_BATCH,
     ) -> Self:
         """Embed every distinct prompt once; the encoder may be freed afterwards.
 
@@ -105,12 +107,13 @@ class PromptTable:
         Args:
             dtype: the table's; bfloat16 loses nothing of an encoder that computes in it.
             device: the encoder's by default.
+            at_once: prompts of a batch. Alone, the last bits of one do not depend on the others.
         """
         distinct = list(dict.fromkeys(prompts))
         null = _null_row(encoder, text)
         rows: dict[str | None, Tensor] = {None: null.to("cpu", dtype)}
-        for start in range(0, len(distinct), _EMBED_BATCH):
-            batch = distinct[start : start + _EMBED_BATCH]
+        for start in range(0, len(distinct), at_once):
+            batch = distinct[start : start + at_once]
             answer = encoder.embed(batch, text)
             for prompt, row, mask in zip(batch, answer.embedding, answer.mask, strict=True):
                 # Selecting copies, where a view would keep the whole padded batch alive. On the
@@ -137,16 +140,28 @@ class PromptTable:
 
 
 class OnlinePrompts:
-    """The embeddings of any prompts, made when they are asked for; the latest are kept."""
+    """The embeddings of any prompts, made when they are asked for; the latest are kept.
+
+    Several threads may ask.
+    """
 
     def __init__(self, encoder: PromptEncoder, text: TextConfig, cache_size: int = 16_384) -> None:
         """Keep `encoder`, and up to `cache_size` embeddings; the one unused for longest goes."""
         self._encoder, self._text, self._cache_size = encoder, text, cache_size
         self._cache: OrderedDict[str, Tensor] = OrderedDict()
+        self._lock = threading.Lock()
         self._null = _null_row(encoder, text)
+
+    def __contains__(self, prompt: str | None) -> bool:
+        """Return whether a prompt's embedding is kept."""
+        return prompt is None or prompt in self._cache
 
     def rows(self, prompts: Sequence[str | None]) -> TextEmbedding:
         """Return the embeddings of `prompts`; see `PromptSource`."""
+        with self._lock:
+            return TextEmbedding.padded(self._rows(prompts))
+
+    def _rows(self, prompts: Sequence[str | None]) -> list[Tensor]:
         for prompt in dict.fromkeys(prompts):
             if prompt is None:
                 continue
@@ -159,7 +174,7 @@ class OnlinePrompts:
         rows = [self._null if prompt is None else self._cache[prompt] for prompt in prompts]
         while len(self._cache) > self._cache_size:
             self._cache.popitem(last=False)
-        return TextEmbedding.padded(rows)
+        return rows
 
 
 def open_text(encoder: Path | None, embeddings: Path | None) -> EncoderFiles | EmbeddingStore:

@@ -170,6 +170,9 @@ def test_settings_are_the_checkpoints_but_for_what_is_asked(cascade: Cascade) ->
         cascade.configs, "a", None, SampleOptions(timesteps=("fast27", "smart27"))
     ).settings
     assert [len(setting.sampler.timesteps or ()) for setting in named] == [27, 27]
+    some = SampleOptions(timesteps=("fast27",), samplers={"sr32": {"steps": 9}})
+    own = Request.of(cascade.configs, "a", None, some).settings
+    assert [setting.sampler.count for setting in own] == [27, 9]
 
 
 def test_shorthands_draw_what_whole_settings_draw(cascade: Cascade) -> None:

@@ -1,11 +1,15 @@
 """Prompt sources answer as the encoder does."""
 
+import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 import torch
 
+from cascade.config.folders import read_stage_config
 from cascade.config.stage import NullText, TextConfig
+from cascade.sampling import prompt_tables
 from cascade.text.encoder import TextEmbedding, TextEncoder
 from cascade.text.prompts import OnlinePrompts, PromptSource, PromptTable
 
@@ -135,3 +139,54 @@ def test_cache_embeds_each_prompt_once_and_forgets_the_oldest(
     assert asked == ["cat", "a photo of a dog", "a red dog on the beach"]
     online.rows(["a photo of a dog"])
     assert len(asked) == 4
+
+
+def test_for_sampling_a_prompt_is_embedded_as_if_there_were_no_others(
+    encoder: TextEncoder, tiny_cascade: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = read_stage_config(tiny_cascade / "base16")
+    sizes: list[int] = []
+    embed = encoder.embed
+
+    def noted(prompts: Sequence[str], text: TextConfig) -> TextEmbedding:
+        sizes.append(len(prompts))
+        return embed(prompts, text)
+
+    monkeypatch.setattr(encoder, "embed", noted)
+    together = prompt_tables(encoder, PROMPTS, [stage])[stage.text]
+    assert set(sizes) == {1}
+    online = OnlinePrompts(encoder, stage.text)
+    for prompt in PROMPTS:
+        alone = prompt_tables(encoder, [prompt], [stage])[stage.text].rows([prompt]).embedding
+        assert torch.equal(together.rows([prompt]).embedding, alone)
+        assert torch.equal(online.rows([prompt]).embedding, alone)
+
+
+def test_threads_share_a_cache_and_the_encoder_works_for_one_of_them_at_a_time(
+    encoder: TextEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    online = OnlinePrompts(encoder, TEXT, cache_size=2)
+    expected = {prompt: online.rows([prompt]).embedding for prompt in PROMPTS}
+    embed, busy = encoder.embed, threading.Lock()
+    wrong: list[str] = []
+
+    def one_at_a_time(prompts: Sequence[str], text: TextConfig) -> TextEmbedding:
+        if busy.locked():
+            wrong.append("two at a time")
+        with busy:
+            return embed(prompts, text)
+
+    monkeypatch.setattr(encoder, "embed", one_at_a_time)
+
+    def ask(first: int) -> None:
+        for turn in range(20):
+            prompt = PROMPTS[(first + turn) % len(PROMPTS)]
+            if not torch.equal(online.rows([prompt]).embedding, expected[prompt]):
+                wrong.append(prompt)
+
+    threads = [threading.Thread(target=ask, args=(first,)) for first in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
