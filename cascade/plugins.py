@@ -2,6 +2,7 @@
 
     [project.entry-points."dreamcascade.commands"]    "bench stages", a command's words: a function
     [project.entry-points."dreamcascade.openers"]     a file's name: what opens a folder with it
+    [project.entry-points."dreamcascade.libraries"]   a file's name: what serves a folder with it
 
 An installed distribution has them in its metadata, a checkout in its pyproject.toml. Nothing here
 imports torch, nor a plugin before it is asked for.
@@ -15,6 +16,7 @@ from typing import Final
 
 COMMANDS: Final = "dreamcascade.commands"
 OPENERS: Final = "dreamcascade.openers"
+LIBRARIES: Final = "dreamcascade.libraries"
 _PROJECT: Final = Path(__file__).resolve().parent.parent / "pyproject.toml"
 
 
@@ -28,11 +30,11 @@ def points(group: str) -> dict[str, EntryPoint]:
     return {name: point for name, point in found.items() if find_spec(point.module.split(".")[0])}
 
 
-def opener(folder: Path) -> EntryPoint | None:
+def opener(folder: Path, group: str = OPENERS) -> EntryPoint | None:
     """Return what opens a folder; None where it holds no file that says so.
 
     Loaded, it is called with (folder, device, embeddings, encoder mode, `BundleOptions`), and
-    returns a `cascade.pipeline.Cascade`.
+    returns a `cascade.pipeline.Cascade`, or a `cascade.serve.library.Library` of `LIBRARIES`.
     """
-    known = points(OPENERS)
+    known = points(group)
     return next((known[name] for name in known if (folder / name).is_file()), None)

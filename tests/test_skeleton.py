@@ -19,7 +19,7 @@ from hatchling.builders.wheel import WheelBuilder
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from cascade.plugins import COMMANDS, OPENERS, points
+from cascade.plugins import COMMANDS, LIBRARIES, OPENERS, points
 
 KERNELS = {"forward", "backward", "backward_small", "percentile", "plan"}
 OURS = {"cascade", "cascade_kernels", "cascade_bench", "cascade_export"}
@@ -218,5 +218,5 @@ def test_the_wheel_registers_what_the_checkout_does(
         held.read_string(archive.read(name).decode())
     written = project["entry-points"]
     assert {group: dict(held[group]) for group in written} == written
-    assert {COMMANDS, OPENERS} == written.keys()
+    assert {COMMANDS, OPENERS, LIBRARIES} == written.keys()
     assert all(callable(point.load()) for point in points(COMMANDS).values())

@@ -11,6 +11,7 @@ A graph is exported once per architecture. A subject, which is a fine-tune of th
 weights file for each stage that it changes.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import torch
 
 from cascade.config.encoder import EncoderMode
 from cascade.config.engine import EngineOptions
-from cascade.config.folders import check_chain, read_stage_config
+from cascade.config.folders import CascadeManifest, check_chain, read_stage_config
 from cascade.config.stage import StageConfig
 from cascade.environment import usable_device
 from cascade.errors import UserError
@@ -97,6 +98,17 @@ class Bundle:
         Raises:
             UserError: there is none of this name, or it is damaged.
         """
+        subject = self.about(name)
+        for entry in subject.stages.values():
+            self.check_weights(entry.weights)
+        return subject
+
+    def about(self, name: str) -> Subject:
+        """Read what a subject is; its weights are not looked at.
+
+        Raises:
+            UserError: there is none of this name, or its description is damaged.
+        """
         known = self.subjects()
         if name not in known:
             others = f"it has {', '.join(known)}" if known else "it has none"
@@ -114,9 +126,15 @@ class Bundle:
             )
         for stage, entry in subject.stages.items():
             _check_config(stage, entry.config, path)
-        for entry in subject.stages.values():
-            self.check_weights(entry.weights)
         return subject
+
+    def configs(self, subject: Subject | None = None) -> list[StageConfig]:
+        """Return the stages' settings, base first; of the bundle's own they are proven."""
+        if subject is not None:
+            return [subject.stages[name].config for name in self.manifest.stages]
+        for name, entry in self.manifest.stages.items():
+            check_file(self.stage_folder(name) / "config.json", entry.config)
+        return [read_stage_config(self.stage_folder(name)) for name in self.manifest.stages]
 
     def files(self, subject: Subject | None = None) -> list[StageFiles]:
         """Return what the engines are opened from, base first."""
@@ -150,8 +168,18 @@ class Bundle:
         manifest = chosen.cascade if chosen else self.manifest.cascade
         print_licence(manifest)
         stages = self.stages(chosen, device, engine=engine, options=options, max_memory=max_memory)
-        store = None if embeddings is None else Path(embeddings)
-        encoder = self._encoder(device, store, encoder_mode)
+        return self.assembled(
+            manifest, self.encoder(device, embeddings, encoder_mode, options), stages
+        )
+
+    def assembled(
+        self, manifest: CascadeManifest, encoder: PromptEncoder, stages: Sequence[Stage]
+    ) -> Cascade:
+        """Put stages and a text encoder together.
+
+        Raises:
+            UserError: they do not fit each other.
+        """
         check_chain([stage.config for stage in stages], encoder.width, self.folder)
         return Cascade(manifest, encoder, stages)
 
@@ -180,6 +208,25 @@ class Bundle:
             Stage(part.config, each, f"{kind} {part.origin}")
             for part, each in zip(files, engines, strict=True)
         ]
+
+    def encoder(
+        self,
+        device: torch.device | str = "cpu",
+        embeddings: Path | str | None = None,
+        mode: EncoderMode = "auto",
+        options: EngineOptions | None = None,
+    ) -> PromptEncoder:
+        """Open the text encoder, which all subjects share; the arguments are as in `cascade`.
+
+        Raises:
+            UserError: it, or the store that stands in for it, cannot be opened.
+        """
+        as_graph = self.manifest.text.form == "graph"
+        if as_graph and embeddings is None:
+            return GraphTextEncoder(self.text_folder, options or EngineOptions())
+        store = None if embeddings is None else Path(embeddings)
+        text = open_text(None if as_graph else self.text_folder, store)
+        return load_text(text, mode, device)
 
     def check_weights(self, weights: Weights) -> None:
         """Prove a weights file against its size and hash, and that it holds numbers."""
@@ -221,15 +268,6 @@ class Bundle:
             islands=entry.islands,
             plan=None if entry.plan is None else self.plans / entry.plan,
         )
-
-    def _encoder(
-        self, device: torch.device | str, embeddings: Path | None, mode: EncoderMode
-    ) -> PromptEncoder:
-        as_graph = self.manifest.text.form == "graph"
-        if as_graph and embeddings is None:
-            return GraphTextEncoder(self.text_folder)
-        text = open_text(None if as_graph else self.text_folder, embeddings)
-        return load_text(text, mode, device)
 
 
 def _folder(path: object) -> Path:

@@ -2,7 +2,7 @@
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import ClassVar, Final, get_args
@@ -120,15 +120,16 @@ class Engine(ABC):
         return
 
     @classmethod
+    def is_batch_invariant(cls, device: torch.device) -> bool:
+        """Return `EngineInfo.batch_invariant` of its engines on a device."""
+        return False
+
+    @classmethod
     @abstractmethod
-    def open_all(
-        cls,
-        stages: Sequence[StageFiles],
-        device: torch.device,
-        options: EngineOptions,
-        max_memory: int | None = None,
-    ) -> Sequence["Engine"]:
-        """Open the engines of a cascade's stages; see `open_engines`."""
+    def opener(
+        cls, device: torch.device, options: EngineOptions, max_memory: int | None = None
+    ) -> Callable[[StageFiles], "Engine"]:
+        """Return what opens engines that share a device's memory; see `engine_opener`."""
 
     @property
     def info(self) -> EngineInfo:

@@ -1,6 +1,6 @@
 """Opening engines by their kind: a package is imported when an engine is, never before."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -26,9 +26,24 @@ def open_engines(
     Raises:
         UserError: a package is missing, a stage cannot run on this device, or is too large.
     """
+    opened = engine_opener(kind, device, options, max_memory)
+    return [opened(files) for files in stages]
+
+
+def engine_opener(
+    kind: str,
+    device: torch.device | str = "cpu",
+    options: EngineOptions | None = None,
+    max_memory: int | None = None,
+) -> Callable[[StageFiles], Engine]:
+    """Return what opens engines one by one; the arguments are as in `open_engines`.
+
+    Raises:
+        UserError: the engine has no use for an option.
+    """
     chosen, options = engine_class(kind), options or EngineOptions()
     chosen.check_options(options)
-    return chosen.open_all(stages, torch.device(device), options, max_memory)
+    return chosen.opener(torch.device(device), options, max_memory)
 
 
 def open_engine(

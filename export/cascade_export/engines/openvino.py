@@ -28,7 +28,6 @@ class OpenVinoEngine(WeightsEngine):
     kind = "openvino"
     precisions: ClassVar = {"cpu": EVERY_PRECISION}
     options = frozenset({"threads"})
-    batch_invariant = True
 
     @classmethod
     def require(cls, device: torch.device, numerics: Numerics) -> None:
@@ -46,6 +45,10 @@ class OpenVinoEngine(WeightsEngine):
                 f"This CPU does not compute in {numerics.precision} with OpenVINO; export in "
                 "fp32, or take --engine onnxruntime."
             )
+
+    @classmethod
+    def is_batch_invariant(cls, device: torch.device) -> bool:
+        return True
 
     @property
     def version(self) -> str:

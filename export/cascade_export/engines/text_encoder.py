@@ -25,13 +25,14 @@ class GraphTextEncoder(TextEncoder):
 
     Args:
         folder: `graph.onnx`, `weights.safetensors`, `config.json` and `spiece.model`.
+        options: of which it reads what the engine onnxruntime reads.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, options: EngineOptions) -> None:
         require_package()
         config = read_json(folder / "config.json")
         files = EncoderFiles(folder, config, find_vocabulary(folder), {})
-        super().__init__(files, _Session(folder, files.width), "float32")
+        super().__init__(files, _Session(folder, files.width, options), "float32")
 
     @property
     def device(self) -> torch.device:
@@ -42,9 +43,9 @@ class GraphTextEncoder(TextEncoder):
 class _Session(nn.Module):
     """A session that is called as transformers' encoders are."""
 
-    def __init__(self, folder: Path, width: int) -> None:
+    def __init__(self, folder: Path, width: int, options: EngineOptions) -> None:
         super().__init__()
-        self.session = open_session(folder / GRAPH, folder / WEIGHTS, _CPU, EngineOptions())
+        self.session = open_session(folder / GRAPH, folder / WEIGHTS, _CPU, options)
         self.width = width
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> BaseModelOutput:

@@ -1,7 +1,7 @@
 """The base of engines that load a weights file whole: swapping, closing, leaving memory."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Self
 
@@ -41,15 +41,11 @@ class WeightsEngine(Engine):
         super().__init__(self._opened(files))
 
     @classmethod
-    def open_all(
-        cls,
-        stages: Sequence[StageFiles],
-        device: torch.device,
-        options: EngineOptions,
-        max_memory: int | None = None,
-    ) -> Sequence[Self]:
+    def opener(
+        cls, device: torch.device, options: EngineOptions, max_memory: int | None = None
+    ) -> Callable[[StageFiles], Self]:
         budget = None if max_memory is None else Budget(max_memory)
-        return [cls(files, device, options, budget) for files in stages]
+        return partial(cls, device=device, options=options, budget=budget)
 
     @classmethod
     @abstractmethod
@@ -60,11 +56,6 @@ class WeightsEngine(Engine):
     @abstractmethod
     def version(self) -> str:
         """Return the version of the package that runs it."""
-
-    @property
-    def batch_invariant(self) -> bool:
-        """Return `EngineInfo.batch_invariant`."""
-        return False
 
     def _pads(self) -> bool:
         """Return whether texts are padded to the longest that the stage reads."""
@@ -78,7 +69,7 @@ class WeightsEngine(Engine):
             device=str(self.device),
             graph=files.graph.sha256,
             weights=files.weights_sha256,
-            batch_invariant=self.batch_invariant,
+            batch_invariant=self.is_batch_invariant(self.device),
         )
         load = partial(self.load, device=self.device, options=self._options)
         return _Weights(files, info, self.device, self._pads(), load, self._budget)

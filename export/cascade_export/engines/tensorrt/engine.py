@@ -128,15 +128,11 @@ class TensorRTEngine(Engine):
         _with_its_weights(files, _plan_beside(files))
 
     @classmethod
-    def open_all(
-        cls,
-        stages: Sequence[StageFiles],
-        device: torch.device,
-        options: EngineOptions,
-        max_memory: int | None = None,
-    ) -> Sequence[Self]:
+    def opener(
+        cls, device: torch.device, options: EngineOptions, max_memory: int | None = None
+    ) -> Callable[[StageFiles], Self]:
         shared = TensorRTDevice(cls.kind, device, max_memory)
-        return [cls(files, shared, _beside_the_graph) for files in stages]
+        return partial(cls, shared=shared, check=_beside_the_graph)
 
     def __init__(
         self,
