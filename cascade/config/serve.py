@@ -39,6 +39,15 @@ class LimitConfig(Frozen):
     )
     connections: Many = Field(default=512, description="open at a time; more are refused")
 
+    @model_validator(mode="after")
+    def _room_for_one_request(self) -> Self:
+        if self.pictures > min(self.waiting, self.waiting_per_client):
+            raise ValueError(
+                f"a request may ask for {self.pictures} pictures and never finds room for them; "
+                "raise waiting and waiting_per_client, or lower pictures"
+            )
+        return self
+
 
 class BatchConfig(Frozen):
     """How requests share the network's calls."""

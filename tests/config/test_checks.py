@@ -8,6 +8,7 @@ import pytest
 from cascade.config.dreambooth import AUGMENTATIONS
 from cascade.config.folders import CascadeManifest
 from cascade.config.recipes import RECIPES
+from cascade.config.serve import ServeConfig
 from cascade.config.stage import StageConfig
 from cascade.config.train import PretrainConfig, TrainConfig
 from cascade.errors import UserError
@@ -50,6 +51,13 @@ def test_impossible_settings(config: str, override: str, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         PretrainConfig.read(CONFIGS / f"mini-{config}.toml", [override])
     assert "Value error" not in str(caught.value)
+
+
+@pytest.mark.parametrize("limit", ["waiting", "waiting_per_client"])
+def test_a_server_has_room_for_the_largest_request_that_it_takes(limit: str) -> None:
+    assert ServeConfig.parse({"limits": {limit: 10}}, "a test").limits.pictures == 10
+    with pytest.raises(UserError, match="10 pictures and never finds room for them; raise"):
+        ServeConfig.parse({"limits": {limit: 9}}, "a test")
 
 
 def test_a_discrete_schedule_ends_at_999() -> None:
