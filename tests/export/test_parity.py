@@ -21,7 +21,6 @@ from cascade_export.graph.numerics import Numerics, Precision
 from cascade_export.graph.precision import cast
 from cascade_export.graph.probe import TensorDeviation, tensor_cases, tensor_deviation
 from cascade_export.parity.check import baseline, check
-from cascade_export.parity.compare import Sampling
 from cascade_export.parity.divergence import first_divergence, layer_outputs
 from cascade_export.parity.findings import ParityReport
 from cascade_export.parity.limits import (
@@ -34,6 +33,7 @@ from cascade_export.parity.limits import (
     within,
 )
 from cascade_export.parity.report import write_report
+from cascade_export.parity.sampled import Sampling
 
 PROMPTS = ("a photo of a dog", "")
 
@@ -69,8 +69,8 @@ def test_the_network_itself_passes_and_departs_by_nothing(eager: Cascade) -> Non
         assert (result.engine.rms, result.engine.differing, result.engine.greatest) == (0, 0, 0)
         assert result.engine.psnr == math.inf
         steps = 3 if result.stage == "base16" else 2
-        assert len(result.steps) == len(result.eager_steps) == steps
-        assert max(result.eager_steps) > 0  # fp64 does not round as fp32 does
+        assert len(result.steps) == steps
+        assert (result.eager, result.eager_steps) == (None, ())  # within the floor, it is not asked
     names = {result.case for result in report.findings.tensors if result.stage == "sr32"}
     assert {"one row", "longest and shortest text", "half the side", "not square"} <= names
 
@@ -83,7 +83,9 @@ def test_eager_in_a_precision_passes_in_that_precision_only(
     assert report.passed
     # The engine is the baseline here: the limit is twice what it departs by, or the floor.
     for result in report.findings.tensors:
-        expected = max(2 * result.engine.relative, FLOORS[precision].relative)
+        above = result.engine.relative > FLOORS[precision].relative
+        assert (result.eager is not None) == above
+        expected = 2 * result.engine.relative if above else FLOORS[precision].relative
         assert result.limit == pytest.approx(expected)
     assert not checked(eager, lambda network: cast(network, precision), "fp32").passed
 
@@ -93,8 +95,32 @@ def test_an_engine_that_is_a_little_wrong_fails(eager: Cascade) -> None:
     report = checked(eager, scaled(1.001))
     assert not report.passed
     assert len(report.failures()) >= len(report.findings.tensors)
+    for result in report.findings.trajectories:
+        assert len(result.eager_steps) == len(result.steps)
+        assert max(result.eager_steps) > 0  # fp64 does not round as fp32 does
     with pytest.raises(UserError, match="does not match eager in fp32"):
         report.require()
+
+
+@pytest.mark.parametrize("precision", FLOORS)
+def test_what_is_within_the_floor_passes_whatever_the_baseline_is(precision: Precision) -> None:
+    numerics = Numerics(precision=precision)
+    floor, handful = picture_limit(None, numerics), picture_limit(None, numerics, values=768)
+    for size in (0.0, 1e-4, 0.01, 0.5, 1.0):
+        pictures = PictureDeviation(rms=255 * size, differing=size, greatest=round(255 * size))
+        assert within(floor, picture_limit(pictures, numerics))
+        assert within(handful, picture_limit(pictures, numerics, values=768))
+        tensors = TensorDeviation(relative=size, greatest=size)
+        for shrunk in (0.5, 1.0, 30.0):
+            assert tensor_limit(None, numerics, shrunk) <= tensor_limit(tensors, numerics, shrunk)
+
+
+def test_an_answer_near_zero_may_have_the_roundings_of_its_input_in_fp32_alone() -> None:
+    assert tensor_limit(None, Numerics(), 30.0) == pytest.approx(30 * FLOORS["fp32"].relative)
+    assert tensor_limit(None, Numerics(), 4.0) == FLOORS["fp32"].relative
+    for precision in ("fp16", "bf16"):
+        limit = tensor_limit(None, Numerics(precision=precision), 30.0)
+        assert limit == FLOORS[precision].relative
 
 
 @pytest.mark.parametrize("answer", [math.nan, math.inf])

@@ -1,16 +1,17 @@
 """The gate: an engine must answer and sample as eager does, or the export does not finish.
 
-Three networks are compared at every stage: eager in fp32 (the reference), the engine, and the
-baseline, which is eager in fp64 for an engine in fp32 and eager cast to the engine's precision
-otherwise. Tensors are compared call by call; then each samples the same prompts from the same seeds
-through all stages, every stage on what the same network's stage before it has sampled. How far
-the engine may deviate follows from the baseline (`.limits`).
+Three networks are compared at every stage: eager in fp32 (the reference), the engine, and, where
+the engine is not within the floor, the baseline: eager in fp64 for an engine in fp32, and eager
+cast to the engine's precision otherwise. Tensors are compared call by call; then each samples the
+same prompts from the same seeds through all stages, every stage on what the same network's stage
+before it has sampled. How far the engine may deviate follows from the baseline (`.limits`).
 
 Shapes: `B` images, `C H W` pixels in [-1, 1].
 """
 
 import copy
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,12 @@ from torch import Tensor, nn
 from cascade.environment import environment
 from cascade.pipeline import Cascade
 from cascade.sampling import OnStep
+from cascade.stage import Stage
 from cascade_export.graph.graph import feeds
 from cascade_export.graph.numerics import Numerics, Precision
 from cascade_export.graph.precision import DEFAULT_ISLANDS, cast
 from cascade_export.graph.probe import Case, tensor_cases
 from cascade_export.parity.compare import (
-    Networks,
-    Samples,
-    Sampling,
     TensorResult,
     TrajectoryResult,
     compare_pictures,
@@ -34,6 +33,7 @@ from cascade_export.parity.compare import (
 )
 from cascade_export.parity.divergence import Divergence, first_divergence
 from cascade_export.parity.findings import Findings, Pair, ParityReport
+from cascade_export.parity.sampled import Networks, Sampling, Trajectory
 
 
 def check(
@@ -61,19 +61,19 @@ def check(
     trajectories: list[TrajectoryResult] = []
     divergences: list[Divergence] = []
     pictures: dict[str, Pair] = {}
-    samples: Samples | None = None
+    below: Trajectory | None = None
     for eager in cascade.stages:
         name = eager.config.name
-        measure = baseline(eager.network, numerics.precision, (islands or {}).get(name, ()))
-        networks = Networks(eager, eager.with_network(measure), bundled.stage(name))
+        measure = partial(_baseline_stage, eager, numerics, (islands or {}).get(name, ()))
+        networks = Networks(eager, bundled.stage(name), measure)
         table = cascade.prompts(sampling.prompts, name)
         cases = list(tensor_cases(eager.config, table, sampling.prompts, dynamic=dynamic))
         results = compare_tensors(networks, cases, numerics)
         tensors += results
         divergences += _divergence(networks, cases, results, numerics, (graphs or {}).get(name))
-        result, samples = compare_pictures(networks, table, sampling, samples, numerics, on_step)
-        trajectories.append(result)
-        pictures[name] = Pair(samples.eager, samples.engine)
+        below = Trajectory(networks, table, sampling, below, on_step)
+        trajectories.append(compare_pictures(below, numerics))
+        pictures[name] = Pair(below.eager, below.engine.images)
     findings = Findings(
         engine=engine,
         precision=numerics.precision,
@@ -105,7 +105,7 @@ def _divergence(
     if graph is None or not searched or results[worst].passed:
         return []
     found = first_divergence(
-        networks.eager, networks.baseline.network, graph, cases[worst], numerics
+        networks.eager, networks.baseline().network, graph, cases[worst], numerics
     )
     return [] if found is None else [found]
 
@@ -129,3 +129,7 @@ def baseline(network: nn.Module, precision: Precision, islands: Sequence[str] = 
     if precision == "fp32":
         return _Double(network).eval()
     return cast(network, precision, (*DEFAULT_ISLANDS, *islands))
+
+
+def _baseline_stage(eager: Stage, numerics: Numerics, islands: Sequence[str]) -> Stage:
+    return eager.with_network(baseline(eager.network, numerics.precision, islands))

@@ -28,6 +28,7 @@ from cascade_export.graph.probe import Figures, TensorDeviation, rms
 
 FACTOR: Final = 2.0
 PICTURES_FACTOR: Final = 3.0
+NEAR_ZERO: Final = 10.0  # times that an input is as large as an answer; mini's others are at most 4
 GREY_LEVELS: Final = 127.5  # per unit of an image in [-1, 1]
 
 
@@ -54,20 +55,26 @@ class Floor(Frozen):
     """A deviation that is always allowed.
 
     Attributes:
+        relative: of an answer.
+        of_input: whether it is of the network's input where the answer is near zero: such an
+            answer, as the picture that is seen in white noise, is the difference of values of the
+            input's size, and has their roundings.
         rms: of images, grey levels. A value changes when its difference crosses a rounding
             boundary, with a probability of its size in grey levels: this is the floor of the
             share of differing values too.
     """
 
     relative: float
+    of_input: bool = False
     rms: float
     greatest: int
 
 
-# fp32: sums of some 10^4 products in another order, 100 roundings of 6e-8 as they add up at random.
+# fp32: sums of some 10^4 products in another order, 100 roundings of 6e-8 as they add up at random;
+# of an input of unit variance they are the 0.001 grey levels that its pictures may be off by.
 # fp16 and bf16: two roundings of the result, the engine's and eager's.
 FLOORS: Final[Mapping[Precision, Floor]] = {
-    "fp32": Floor(relative=1e-5, rms=1e-3, greatest=1),
+    "fp32": Floor(relative=1e-5, of_input=True, rms=1e-3, greatest=1),
     "fp16": Floor(relative=2**-10, rms=0.05, greatest=1),
     "bf16": Floor(relative=2**-7, rms=0.4, greatest=2),
 }
@@ -92,20 +99,31 @@ def picture_deviation(pictures: Tensor, reference: Tensor) -> PictureDeviation:
     )
 
 
-def tensor_limit(eager: TensorDeviation, numerics: Numerics) -> float:
-    """Return an engine's largest relative deviation where eager in its precision has this one."""
-    return max(FACTOR * eager.relative, floor_of(numerics).relative)
+def tensor_limit(eager: TensorDeviation | None, numerics: Numerics, shrunk: float = 1.0) -> float:
+    """Return an engine's largest relative deviation where eager in its precision has this one.
+
+    Args:
+        eager: None for the floor alone.
+        shrunk: how many times the network's input is as large as its answer.
+    """
+    floor = floor_of(numerics)
+    least = floor.relative * (shrunk if floor.of_input and shrunk > NEAR_ZERO else 1.0)
+    return least if eager is None else max(FACTOR * eager.relative, least)
 
 
 def picture_limit(
-    eager: PictureDeviation, numerics: Numerics, values: int | None = None
+    eager: PictureDeviation | None, numerics: Numerics, values: int | None = None
 ) -> PictureDeviation:
     """Return the largest deviation of an engine's images where eager's in its precision have this.
 
     Of few `values` four may differ: where one is expected to, more than four do by chance once in
     270 times (Poisson).
+
+    Args:
+        eager: None for the floor alone.
     """
     floor = floor_of(numerics)
+    eager = eager or PictureDeviation(rms=0.0, differing=0.0, greatest=0)
     handful = 4 / values if values else 0.0
     return PictureDeviation(
         rms=max(PICTURES_FACTOR * eager.rms, floor.rms),

@@ -90,7 +90,9 @@ def sheet(pair: Pair, prompts: tuple[str, ...]) -> tuple[Image.Image, str]:
 
 _PICTURES = """Eager is the network in fp32. The limit is three times what eager departs by in the
 engine's own precision (for fp32: what eager in fp64 departs by), or a floor below
-which nothing can be seen; deviations are given before and after rounding to 8 bits."""
+which nothing can be seen. What eager departs by is measured where the engine is above the
+floor, and left out elsewhere: it decides nothing there. Deviations are given before and
+after rounding to 8 bits."""
 _STEPS = """By how many grey levels the prediction of the clean picture departs after a step, as
 root mean square; a stage begins with the pictures that the same engine's stage before it drew."""
 _TENSORS = """One call of each network on the same inputs: the root mean square of the difference
@@ -118,6 +120,8 @@ def _pictures(findings: Findings) -> Table:
     for one in findings.trajectories:
         rows_of = ((findings.engine, one.engine), ("eager", one.eager), ("limit", one.limit))
         for who, deviation in rows_of:
+            if deviation is None:
+                continue
             psnr = deviation.psnr if math.isfinite(deviation.psnr) else None
             rows.append(
                 [
@@ -139,16 +143,19 @@ def _steps(findings: Findings) -> list[Table]:
 def _trajectory(one: TrajectoryResult, engine: str) -> Table:
     last = len(one.steps) - 1
     shown = sorted({round(last * part / (_SHOWN_STEPS - 1)) for part in range(_SHOWN_STEPS)})
-    rows = [[step + 1, one.steps[step], one.eager_steps[step]] for step in shown]
+    eager = one.eager_steps or [None] * len(one.steps)
+    rows: list[list[str | float | int | None]] = [
+        [step + 1, one.steps[step], eager[step]] for step in shown
+    ]
     return Table((f"step of {one.stage}", engine, "eager in its precision"), rows)
 
 
 def _tensors(findings: Findings) -> Table:
-    rows = [
+    rows: list[list[str | float | int | None]] = [
         [
             f"{one.stage}: {one.case}",
             one.engine.relative,
-            one.eager.relative,
+            None if one.eager is None else one.eager.relative,
             one.limit,
             "yes" if one.passed else "no",
         ]
