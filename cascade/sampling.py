@@ -175,7 +175,7 @@ def prompt_tables(
     tables: dict[TextConfig, PromptTable] = {}
     for stage in stages:
         if stage.text not in tables:
-            tables[stage.text] = PromptTable.build(encoder, prompts, stage.text, at_once=1)
+            tables[stage.text] = PromptTable.build(encoder, prompts, stage.text, alone=True)
             report_lost(encoder.tokenizer, prompts, stage.text)
     return tables
 

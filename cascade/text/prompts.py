@@ -97,7 +97,7 @@ class PromptTable:
         dtype: torch.dtype = torch.float32,
         device: torch.device | None = None,
         one_length: bool = False,
-        at_once: int = _EMBED_BATCH,
+        alone: bool = False,
     ) -> Self:
         """Embed every distinct prompt once; the encoder may be freed afterwards.
 
@@ -107,9 +107,12 @@ class PromptTable:
         Args:
             dtype: the table's; bfloat16 loses nothing of an encoder that computes in it.
             device: the encoder's by default.
-            at_once: prompts of a batch. Alone, the last bits of one do not depend on the others.
+            alone: embed each by itself, so that its last bits do not depend on the others; an
+                encoder that reads its weights from disk for every batch takes them together.
         """
         distinct = list(dict.fromkeys(prompts))
+        from_disk = isinstance(encoder, TextEncoder) and encoder.mode == "layerwise"
+        at_once = 1 if alone and not from_disk else _EMBED_BATCH
         null = _null_row(encoder, text)
         rows: dict[str | None, Tensor] = {None: null.to("cpu", dtype)}
         for start in range(0, len(distinct), at_once):
