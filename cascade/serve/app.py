@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from ipaddress import ip_address
+from typing import Final
 
 from fastapi import FastAPI
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
@@ -18,6 +19,8 @@ from cascade.serve.metrics import Metrics
 from cascade.serve.models import Models
 from cascade.serve.scheduler import Scheduler
 from cascade.serve.traces import Traces
+
+_METHODS: Final = frozenset(("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"))
 
 
 def create_app(
@@ -77,12 +80,13 @@ def _wrap(app: FastAPI, desk: Desk, config: ServeConfig) -> None:
 
     def told(scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "none")
-        desk.metrics.answered(route, scope["method"], status)
+        method = scope["method"] if scope["method"] in _METHODS else "other"
+        desk.metrics.answered(route, method, status)
         client = scope.get("client")
         logs.note(
             "request",
             request_id=scope["state"]["id"],
-            method=scope["method"],
+            method=method,
             route=route,
             status=status,
             seconds=round(seconds, 3),

@@ -170,10 +170,10 @@ class Desk:
             raise unknown(model) from None
         except UserError as error:  # of a file: for who runs the server
             raise problem_of(error) from error
-        options = asked.options(stages)
         first = secrets.randbelow(2**32) if asked.seed is None else asked.seed
         seeds = range(first, first + asked.count)
         try:
+            options = asked.options(stages)
             request: Request = self.models.request(model, asked.prompt, seeds, options)
         except Unknown:
             raise unknown(model) from None

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, Literal, TypeAlias
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from cascade.config.base import Factor, Seed, Share
+from cascade.config.base import AtOnce, Factor, Seed, Share
 from cascade.config.guidance import Interval
 from cascade.config.sample import SampleOptions
 from cascade.config.serve import LimitConfig
@@ -49,7 +49,6 @@ def _unicode(text: str) -> str:
 Text = Annotated[str, Field(strict=True), AfterValidator(_unicode)]
 Compression = Annotated[int, Field(strict=True, ge=0, le=100)]
 Previews = Annotated[int, Field(strict=True, ge=0, le=MOST_PREVIEWS)]
-Number = Annotated[int, Field(strict=True, gt=0)]
 
 # One value for all stages, or stage name to value.
 Guidance: TypeAlias = Factor | dict[str, Factor]
@@ -69,7 +68,7 @@ class ImageRequest(BaseModel):
         default=None,
         description="which model, as /v1/models lists them; may be left out where there is one",
     )
-    n: Number | None = Field(default=None, description="pictures; 1 by default")
+    n: AtOnce | None = Field(default=None, description="pictures; 1 by default")
     size: Text | None = Field(
         default=None,
         description="WIDTHxHEIGHT as one of the model's stages makes it, or auto for the last's",
@@ -201,23 +200,23 @@ class ImageRequest(BaseModel):
         samplers: dict[str, dict[str, Any]] = {}
         values: dict[str, Any] = {}
         known = [stage.name for stage in stages]
-        fields = {
+        fields = {  # ours, and a sampler's setting; what is asked of all stages is named as this
             "num_inference_steps": "steps",
             "guidance_scale": "guidance",
             "guidance_interval": "guidance_interval",
             "sampler": "name",
         }
         for field, name in fields.items():
-            given = getattr(self, field)
-            for stage, value in _by_stage(given, field, known):
+            common, own = _parts(getattr(self, field), field, known)
+            for stage, value in own.items():
                 samplers.setdefault(stage, {})[name] = value
-            if given is not None and not isinstance(given, dict):
-                values["sampler" if field == "sampler" else name] = given
-        levels = _by_stage(self.noise_level, "noise_level", known)
-        if levels:
-            values["levels"] = {stage: AugmentationLevel(value=value) for stage, value in levels}
-        elif self.noise_level is not None:
-            values["noise_level"] = self.noise_level
+            if common is not None:
+                values["sampler" if field == "sampler" else name] = common
+        common, own = _parts(self.noise_level, "noise_level", known)
+        if common is not None:
+            values["noise_level"] = common
+        if own:
+            values["levels"] = {name: AugmentationLevel(value=value) for name, value in own.items()}
         if samplers:
             values["samplers"] = samplers
         if self.negative_prompt is not None:
@@ -249,14 +248,14 @@ def _sized(size: str, stages: Sequence[StageConfig]) -> dict[str, str]:
     raise _wrong("size", f"this model makes squares of {made}, and shapes near them; or take auto")
 
 
-def _by_stage(given: Any, field: str, known: Sequence[str]) -> list[tuple[str, Any]]:
-    """Return what is asked stage by stage, where it is."""
+def _parts(given: Any, field: str, known: Sequence[str]) -> tuple[Any, Mapping[str, Any]]:
+    """Return what is asked of all stages, or None, and what is asked stage by stage."""
     if not isinstance(given, dict):
-        return []
+        return given, {}
     unknown = next((name for name in given if name not in known), None)
     if unknown is not None:
         raise _wrong(field, f"this model has no stage '{unknown}'; it has {', '.join(known)}")
-    return list(given.items())
+    return None, given
 
 
 def _wrong(field: str, why: str) -> Problem:

@@ -110,6 +110,15 @@ def test_what_is_asked_stage_by_stage_is_what_is_drawn(client: OpenAI, served: A
     assert served.scheduler.orders[-1].request.negatives == ("a cat",)
 
 
+def test_an_empty_table_of_stages_asks_nothing(client: OpenAI, served: Any) -> None:
+    fields = ("num_inference_steps", "guidance_scale", "guidance_interval", "sampler")
+    nothing: dict[str, object] = {field: {} for field in (*fields, "noise_level")}
+    for more in ({}, nothing):
+        client.images.generate(model="tiny", prompt="a dog", extra_body={"seed": 1, **more})
+    first, second = served.scheduler.orders
+    assert first.request == second.request
+
+
 def test_a_stream_has_previews_and_then_the_picture(client: OpenAI, served: Any) -> None:
     events = list(
         client.images.generate(
