@@ -110,7 +110,8 @@ async def as_job(job: Job, after: int) -> AsyncIterator[ServerSentEvent]:
         if isinstance(entry, Progress):
             yield _event("image.job.progress", {"done": entry.done, "of": entry.of})
             continue
-        what: dict[str, Any] = {"id": job.id, "status": job.status}
+        status = "in_progress" if entry.kind == "started" else entry.kind
+        what: dict[str, Any] = {"id": job.id, "status": status}
         if entry.picture is not None:
             what = _picture(job, entry) | {
                 "picture": entry.picture,
@@ -118,7 +119,7 @@ async def as_job(job: Job, after: int) -> AsyncIterator[ServerSentEvent]:
             }
         if entry.kind == "partial_image":
             what |= {"partial_image_index": entry.preview, "stage": entry.stage}
-        if job.problem is not None:
+        elif entry.kind in ("failed", "cancelled") and job.problem is not None:
             what |= job.problem.body()
         yield _event(f"image.job.{entry.kind}", what, entry.number)
 

@@ -180,11 +180,7 @@ class Served:
     app: FastAPI
     models: FakeModels
     scheduler: FakeScheduler
-    port: int = 0
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+    url: str = ""
 
     def client(self, key: str = "none", **options: object) -> OpenAI:
         """The official client, which repeats nothing by itself."""
@@ -218,14 +214,13 @@ def make(tiny_cascade: Path) -> Callable[..., Served]:
 
 
 @pytest.fixture
-def serve(make: Callable[..., Served]) -> Callable[..., AbstractContextManager[Served]]:
-    """Serve it on loopback, in a thread."""
+def run() -> Callable[..., AbstractContextManager[str]]:
+    """Run an application on loopback, in a thread, and return its address."""
 
     @contextmanager
-    def running(**settings: object) -> Iterator[Served]:
-        served = make(**settings)
+    def running(app: FastAPI) -> Iterator[str]:
         config = uvicorn.Config(
-            served.app, port=0, lifespan="on", log_config=None, timeout_graceful_shutdown=5
+            app, port=0, lifespan="on", log_config=None, timeout_graceful_shutdown=5
         )
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, daemon=True)
@@ -233,12 +228,28 @@ def serve(make: Callable[..., Served]) -> Callable[..., AbstractContextManager[S
         while not server.started:
             assert thread.is_alive()
             time.sleep(0.01)
-        served.port = server.servers[0].sockets[0].getsockname()[1]
         try:
-            yield served
+            yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
         finally:
-            served.scheduler.go.set()
             server.should_exit = True
             thread.join()
+
+    return running
+
+
+@pytest.fixture
+def serve(
+    make: Callable[..., Served], run: Callable[..., AbstractContextManager[str]]
+) -> Callable[..., AbstractContextManager[Served]]:
+    """Serve pictures that cost nothing."""
+
+    @contextmanager
+    def running(**settings: object) -> Iterator[Served]:
+        served = make(**settings)
+        with run(served.app) as served.url:
+            try:
+                yield served
+            finally:
+                served.scheduler.go.set()
 
     return running
