@@ -13,6 +13,7 @@ from cascade.config.stage import Steps
 from cascade.errors import UserError
 from cascade.text.cleaning import clean
 from cascade_export.engines import EngineName
+from cascade_export.engines.tensorrt.options import PlanOptions
 from cascade_export.graph.numerics import Numerics, Precision, Quantization, TextForm
 
 PROMPTS: Final = (
@@ -63,7 +64,7 @@ class Gate(Frozen):
     command: str = Field("cascade export", description="what makes the report again")
 
 
-class ExportOptions(Frozen):
+class ExportOptions(PlanOptions):
     """Options of an export."""
 
     engine: EngineName = Field("onnxruntime", description="what runs it")
@@ -81,7 +82,6 @@ class ExportOptions(Frozen):
     text_encoder: TextForm = Field(
         "torch", description="what runs the text encoder: PyTorch, or ONNX Runtime from a graph"
     )
-    max_batch: AtOnce = Field(4, description="most images at a time of a TensorRT plan")
     retry: Annotated[bool, Field(strict=True)] = Field(
         False, description="if the check fails, keep the layer at fault in fp32 and try again"
     )

@@ -18,6 +18,8 @@ from cascade.errors import UserError
 from cascade.stage import Stage
 from cascade_export.engines.tensorrt.build import (
     build_plan,
+    builder_config,
+    logger,
     plan_fingerprint,
     shapes,
     stage_profile,
@@ -27,6 +29,7 @@ from cascade_export.engines.tensorrt.inspect_plan import (
     PlannedMemory,
     planned_memory,
 )
+from cascade_export.engines.tensorrt.options import PlanOptions
 from cascade_export.engines.tensorrt.plan_cache import Fingerprint, PlanCache
 from cascade_export.engines.tensorrt.targets import load_module, resolve_targets
 from cascade_export.engines.version import StageFiles
@@ -102,16 +105,17 @@ def _fingerprint(
 
 
 def test_a_profile_takes_two_rows_per_picture(config: StageConfig) -> None:
-    profile = stage_profile(config, max_batch=4)
+    profile = stage_profile(config, PlanOptions(max_batch=4))
     assert profile["batch"] == (1, 2, 8)
+    assert stage_profile(config, PlanOptions(max_batch=4, usual_batch=3))["batch"] == (1, 6, 8)
     assert profile["length"] == (16, 16, 16)
     spec = TensorSpec("x", "float32", ("batch", 3, "height", "width"))
     assert shapes(spec, profile) == ((1, 3, 16, 16), (2, 3, 16, 16), (8, 3, 16, 16))
 
 
-def test_a_profile_that_cannot_be_is_refused(config: StageConfig) -> None:
-    with pytest.raises(UserError, match=r"the batch of a plan is 0; give a whole number from 1"):
-        stage_profile(config, max_batch=0)
+def test_a_profile_that_cannot_be_is_refused() -> None:
+    with pytest.raises(UserError, match=r"usual_batch is 5 and max_batch 4"):
+        PlanOptions.parse({"usual_batch": 5}, "options")
     with pytest.raises(UserError, match=r"no size for 'length' of text"):
         shapes(TensorSpec("text", "float32", ("batch", "length", 8)), {"batch": (1, 2, 8)})
 
@@ -121,6 +125,39 @@ def test_planned_memory_is_read_from_the_log() -> None:
     assert planned_memory([*log, "Total Activation Memory: 9 bytes"]) == PlannedMemory(
         weights=12, activations=9, scratch=None
     )
+
+
+@needs_rtx
+def test_the_builder_tunes_for_the_usual_batch_and_takes_the_largest(
+    write_graph: Write, config: StageConfig, tmp_path: Path
+) -> None:
+    graph = write_graph(tmp_path / "base")
+    trt = load_module("tensorrt-rtx")
+    builder, seen = trt.Builder(logger(trt)), []
+
+    class Watched:
+        """The builder, whose profiles are remembered."""
+
+        def create_builder_config(self) -> object:
+            return builder.create_builder_config()
+
+        def create_optimization_profile(self) -> object:
+            seen.append(builder.create_optimization_profile())
+            return seen[-1]
+
+    keys = set()
+    for usual, rows in ((1, 2), (3, 6)):
+        profile = stage_profile(config, PlanOptions(max_batch=4, usual_batch=usual))
+        made = _fingerprint(graph).model_copy(update={"profile": profile})
+        keys.add(made.key)
+        builder_config(trt, Watched(), graph.inputs, made)
+        assert [tuple(shape) for shape in seen[-1].get_shape("x")] == [
+            (1, 3, 16, 16),
+            (rows, 3, 16, 16),
+            (8, 3, 16, 16),
+        ]
+        assert build_plan(graph, graph.weights, made).data
+    assert len(keys) == 2
 
 
 @needs_rtx
@@ -238,7 +275,7 @@ def test_a_stage_is_built_for_sm89_and_sm120(
         "tensorrt-rtx",
         resolve_targets("tensorrt-rtx", (89, 120), numerics),
         numerics,
-        stage_profile(stage.config, max_batch=4),
+        stage_profile(stage.config, PlanOptions()),
     )
     plan = build_plan(graph, tuned, fingerprint)
     layers = {(each.layer, each.dtype): each.count for each in plan.facts.layers}

@@ -2,15 +2,18 @@
 
 import json
 import multiprocessing
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from cascade.errors import UserError
 from cascade_export.engines.tensorrt.inspect_plan import PlannedMemory
+from cascade_export.engines.tensorrt.options import PlanOptions
 from cascade_export.engines.tensorrt.plan_cache import (
     BuildFacts,
     BuiltPlan,
@@ -18,7 +21,9 @@ from cascade_export.engines.tensorrt.plan_cache import (
     PlanCache,
     StoredPlan,
 )
+from cascade_export.engines.tensorrt.targets import Gpu
 
+GPU = Gpu(model="NVIDIA A100-SXM4-40GB", driver="550.54.15", cuda="12.8")
 PRINT = Fingerprint(
     graph="g" * 64,
     weights="w" * 64,
@@ -41,6 +46,7 @@ CHANGES: dict[str, Any] = {
     "version": "1.7.1.117",
     "targets": (89,),
     "flags": (),
+    "gpu": GPU,
     "exporter": {"torch": "2.13.0", "onnx": "1.23.3"},
     "schema_version": 2,
 }
@@ -65,6 +71,31 @@ def test_every_field_changes_the_key() -> None:
     keys = {PRINT.model_copy(update={name: value}).key for name, value in CHANGES.items()}
     assert len(keys | {PRINT.key}) == len(CHANGES) + 1
     assert Fingerprint.model_validate_json(PRINT.model_dump_json()).key == PRINT.key
+
+
+@pytest.mark.parametrize("name", Gpu.model_fields)
+def test_every_field_of_the_gpu_changes_the_key_of_a_tuned_plan_and_refuses_it(
+    tmp_path: Path, name: str
+) -> None:
+    tuned = PRINT.model_copy(update={"kind": "tensorrt", "weights": None, "gpu": GPU})
+    other = GPU.model_copy(update={name: "another"})
+    assert tuned.model_copy(update={"gpu": other}).key != tuned.key
+    stored = PlanCache(tmp_path).obtain(tuned, _built)
+    stored.check_runs("1.7.1.116", 89, GPU)
+    with pytest.raises(UserError) as caught:
+        stored.check_runs("1.7.1.116", 89, other)
+    assert str(caught.value) == (
+        f"The plan {stored.folder} was tuned on {GPU} and this is {other}; export again here."
+    )
+
+
+def test_a_tuned_plan_of_no_known_gpu_is_refused_and_one_built_ahead_runs_on_any(
+    tmp_path: Path,
+) -> None:
+    tuned = PRINT.model_copy(update={"kind": "tensorrt"})
+    with pytest.raises(UserError, match="tuned on a GPU it does not name"):
+        PlanCache(tmp_path).obtain(tuned, _built).check_runs("1.7.1.116", 89, GPU)
+    PlanCache(tmp_path).obtain(PRINT, _built).check_runs("1.7.1.116", 89, GPU)
 
 
 def test_the_key_does_not_depend_on_the_order_of_names() -> None:
@@ -180,3 +211,84 @@ def test_two_processes_build_a_plan_once(tmp_path: Path) -> None:
         process.join(60)
     assert [process.exitcode for process in both] == [0, 0]
     assert (tmp_path / "builds").read_text() == "x"
+
+
+DAY = 86400.0
+
+
+def _plans(folder: Path, days: dict[str, float]) -> list[StoredPlan]:
+    """Plans by their weights, last used so many days ago."""
+    cache = PlanCache(folder)
+    made = [cache.obtain(PRINT.model_copy(update={"weights": one}), _built) for one in days]
+    for stored, unused in zip(made, days.values(), strict=True):
+        then = time.time() - unused * DAY
+        os.utime(stored.folder / "manifest.json", (then, then))
+    return made
+
+
+def _build_another(folder: Path, options: PlanOptions | None = None) -> StoredPlan:
+    return PlanCache(folder, options).obtain(PRINT, _built)
+
+
+def test_plans_that_are_long_unused_go_when_another_is_built(tmp_path: Path) -> None:
+    folder = tmp_path / "bundle" / "engines"
+    days = PlanOptions().plan_days
+    young, used, named, tuned, old = _plans(
+        folder, {"young": days - 0.5} | dict.fromkeys(["a", "b", "weights", "d"], days + 1)
+    )
+    PlanCache(folder).named(used.key)
+    (tmp_path / "bundle/bundle.json").write_text(json.dumps({"stages": {"base": named.key}}))
+    (tmp_path / "bundle/subjects/dog").mkdir(parents=True)
+    (tmp_path / "bundle/subjects/dog/about.json").write_text(json.dumps({"sha256": "weights"}))
+    new = _build_another(folder)
+    assert {path.name for path in folder.iterdir()} == {
+        one.key for one in (young, used, named, tuned, new)
+    }
+    assert not old.folder.exists()
+
+
+def test_plans_that_take_too_much_room_go_the_longest_unused_first(tmp_path: Path) -> None:
+    longest, longer, today = _plans(tmp_path, {"a": 9, "b": 8, "c": 0.5})
+    for stored in (longest, longer, today):
+        os.truncate(stored.folder / "plan", 2**29 - 2**20)  # sparse, a little below half a GiB
+    _build_another(tmp_path, PlanOptions(plan_gib=2))
+    assert longest.folder.exists()  # there is room
+    (tmp_path / PRINT.key).rename(tmp_path / "set aside")
+    _build_another(tmp_path, PlanOptions(plan_gib=1))
+    assert [one.folder.exists() for one in (longest, longer, today)] == [False, True, True]
+
+
+def test_what_is_in_use_today_or_locked_or_not_whole_stays(tmp_path: Path) -> None:
+    today, locked, harmed = _plans(tmp_path, {"a": 0.9, "b": 99, "c": 99})
+    os.truncate(today.folder / "plan", 2**31)
+    (harmed.folder / "manifest.json").write_text("{")
+    os.utime(harmed.folder / "manifest.json", (0, 0))
+    with FileLock(tmp_path / f".{locked.key}.lock"):
+        _build_another(tmp_path, PlanOptions(plan_gib=1, plan_days=1))
+    assert all(one.folder.exists() for one in (today, locked, harmed))
+
+
+def test_locks_go_with_the_build_and_are_not_waited_for_without_end(tmp_path: Path) -> None:
+    cache = PlanCache(tmp_path, wait=0.01)
+    with FileLock(tmp_path / f".{PRINT.key}.lock"), pytest.raises(UserError) as caught:
+        cache.obtain(PRINT, _never)
+    assert str(caught.value) == (
+        f"Another process has been building {tmp_path / PRINT.key} for 0 s; wait until it is done, "
+        "or end it, and start again."
+    )
+    _plans(tmp_path, {"old": 99})
+    cache.obtain(PRINT, _built)
+    assert [path.name for path in tmp_path.iterdir()] == [PRINT.key]
+
+
+def test_a_plan_in_a_folder_that_may_only_be_read_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = PlanCache(tmp_path)
+    cache.obtain(PRINT, _built)
+
+    def refused(*arguments: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "utime", refused)
+    assert cache.named(PRINT.key).read() == b"a plan"

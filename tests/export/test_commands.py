@@ -90,10 +90,13 @@ def test_sample_s_refusals(
                 ("--precision", "fp32"),
                 ("--text-encoder", "graph"),
                 ("--max-batch", 4),
+                ("--usual-batch", 2),
                 ("--retry",),
             )
         ),
         (("-o", "B", "--max-batch", 2), "takes any batch; leave --max-batch out"),
+        (("-o", "B", "--usual-batch", 2), "takes any batch; leave --usual-batch out"),
+        (("-o", "B", "--usual-batch", 5), "usual_batch is 5 and max_batch 4"),
         (("-o", "B", "--lora-scale", 0.5), "lora_scale belongs to lora"),
         (("-o", "B", "--lora-unet-only"), "lora_unet_only belongs to lora"),
         (("-o", "B", "--calibration-prompt", "x"), "calibration_prompts belong to quantization"),

@@ -1,6 +1,7 @@
 """A target that cannot be met is refused before anything is built."""
 
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 from cascade.errors import UserError
 from cascade_export.engines.tensorrt import targets
-from cascade_export.engines.tensorrt.targets import load_module, resolve_targets
+from cascade_export.engines.tensorrt.targets import Gpu, load_module, resolve_targets
 from cascade_export.graph.numerics import Numerics, Precision, Quantization
 from cascade_export.settings import parse_targets
 
@@ -63,6 +64,22 @@ def test_a_gpu_is_named_by_its_capability(monkeypatch: pytest.MonkeyPatch) -> No
     assert targets.gpu_target() == 121
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert targets.gpu_target() is None
+
+
+def test_a_gpu_is_told_with_its_driver_and_runtime(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert targets.this_gpu() is None
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA A100")
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    monkeypatch.setattr(targets, "_DRIVER", tmp_path / "version")
+    assert targets.this_gpu() == Gpu(model="NVIDIA A100", driver="unknown", cuda="12.8")
+    (tmp_path / "version").write_text(
+        "NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue Mar  5 22:23:56 UTC 2024\n"
+    )
+    assert str(targets.this_gpu()) == "NVIDIA A100 (driver 550.54.15, CUDA 12.8)"
 
 
 def test_a_missing_package_is_told_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:

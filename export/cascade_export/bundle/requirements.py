@@ -10,6 +10,7 @@ import torch
 from cascade.errors import UserError
 from cascade_export.bundle.gate import gate_device
 from cascade_export.engines import engine_class
+from cascade_export.engines.tensorrt.options import PlanOptions
 from cascade_export.settings import ExportOptions
 
 EXPORTERS: Final = ("dreamcascade", "torch", "onnx", "onnx-ir", "onnxscript")
@@ -27,8 +28,12 @@ def require_export(options: ExportOptions) -> tuple[int, ...]:
     """
     require_exporters()
     engine = engine_class(options.engine)
-    if "max_batch" in options.model_fields_set and not engine.runs_plans:
-        raise UserError(f"The {engine.kind} engine takes any batch; leave --max-batch out.")
+    needless = PlanOptions.model_fields.keys() & options.model_fields_set
+    if needless and not engine.runs_plans:
+        flag = f"--{min(needless)}".replace("_", "-")
+        raise UserError(
+            f"The {engine.kind} engine builds no plans and takes any batch; leave {flag} out."
+        )
     targets = engine.targets(options.targets, options.numerics)
     engine.require(torch.device(gate_device(options.gate, engine)), options.numerics)
     return targets

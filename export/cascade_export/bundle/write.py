@@ -100,7 +100,7 @@ def export_bundle(
             stages=stages,
             versions=exporter_versions(),
         )
-        bundle = _with_plans(Bundle(output, draft), options.max_batch, on_step)
+        bundle = _with_plans(Bundle(output, draft), options, on_step)
         report = compare(cascade, bundle, None, options.gate, output / "report", on_step)
         diverged = {each.stage: each.island for each in report.findings.departures}
         if report.passed or not (options.retry and diverged):
@@ -113,7 +113,7 @@ def export_bundle(
     return Bundle(output, sealed)
 
 
-def _with_plans(bundle: Bundle, max_batch: int, on_step: OnStep | None) -> Bundle:
+def _with_plans(bundle: Bundle, options: ExportOptions, on_step: OnStep | None) -> Bundle:
     """Build the plans of a draft's stages, if its engine runs plans."""
     manifest, stages = bundle.manifest, {}
     engine = engine_class(manifest.engine)
@@ -123,9 +123,7 @@ def _with_plans(bundle: Bundle, max_batch: int, on_step: OnStep | None) -> Bundl
     for files in bundle.files():
         name = files.config.name
         report(f"build {name}", 0, 1)
-        plan = engine.build_plan(
-            files, manifest.numerics, manifest.targets, max_batch, bundle.plans
-        )
+        plan = engine.build_plan(files, manifest.numerics, manifest.targets, options, bundle.plans)
         stages[name] = manifest.stages[name].model_copy(update={"plan": plan})
         report(f"build {name}", 1, 1)
     return Bundle(bundle.folder, manifest.model_copy(update={"stages": stages}))

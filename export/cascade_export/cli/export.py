@@ -35,6 +35,7 @@ FLAGS = (
     Flag("calibration_prompt", ("calibration_prompts",), _NUMERICS, shown=_FOUR),
     Flag("target", ("targets",), _NUMERICS, kind=str, metavar="SM,..."),
     Flag("max_batch", ("max_batch",), _NUMERICS),
+    Flag("usual_batch", ("usual_batch",), _NUMERICS),
     Flag("text_encoder", ("text_encoder",), _NUMERICS),
     Flag("prompt", ("gate.prompts",), _CHECK, shown=_FOUR),
     Flag("steps", ("gate.steps",), _CHECK),

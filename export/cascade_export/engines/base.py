@@ -14,6 +14,7 @@ from cascade.config.engine import EngineOptions
 from cascade.diffusion.denoiser import Network
 from cascade.errors import UserError
 from cascade_export.engines.pins import Pins
+from cascade_export.engines.tensorrt.options import PlanOptions
 from cascade_export.engines.version import EngineInfo, StageFiles, Version
 from cascade_export.graph.numerics import Numerics, Precision, Quantization
 
@@ -108,10 +109,10 @@ class Engine(ABC):
         files: StageFiles,
         numerics: Numerics,
         targets: Sequence[int],
-        max_batch: int,
+        options: PlanOptions,
         folder: Path,
     ) -> str | None:
-        """Build a stage's plan into a folder of plans, for images at a time; return its name."""
+        """Build a stage's plan into a folder of plans; return its name."""
         return None
 
     @classmethod

@@ -18,11 +18,10 @@ from typing import Any
 from safetensors import safe_open
 from torch import Tensor
 
-from cascade.config.base import MOST_AT_ONCE
 from cascade.config.stage import StageConfig
 from cascade.errors import UserError
-from cascade.request import whole
 from cascade_export.engines.tensorrt.inspect_plan import count_layers, planned_memory
+from cascade_export.engines.tensorrt.options import PlanOptions
 from cascade_export.engines.tensorrt.plan_cache import (
     BuildFacts,
     BuiltPlan,
@@ -30,7 +29,7 @@ from cascade_export.engines.tensorrt.plan_cache import (
     PlanCache,
     StoredPlan,
 )
-from cascade_export.engines.tensorrt.targets import FLAVORS, Kind, load_module
+from cascade_export.engines.tensorrt.targets import FLAVORS, Kind, load_module, this_gpu
 from cascade_export.graph.graph import Graph, TensorSpec
 from cascade_export.graph.numerics import Numerics
 from cascade_export.graph.weights import check_weights, digest
@@ -44,12 +43,11 @@ _TOTAL = re.compile(r"(Total|Max) .*Memory: ")
 _EXPORTERS = ("torch", "onnx", "onnx-ir", "onnxscript")
 
 
-def stage_profile(config: StageConfig, max_batch: int) -> Profile:
-    """Return the sizes a stage's plan takes, for `max_batch` images at a time: twice the rows."""
-    max_batch = whole(max_batch, "the batch of a plan", 1, MOST_AT_ONCE)
+def stage_profile(config: StageConfig, options: PlanOptions) -> Profile:
+    """Return the sizes a stage's plan takes: with guidance an image takes two rows."""
     side, length = config.size, config.text.max_length
     return {
-        "batch": (1, 2, 2 * max_batch),
+        "batch": (1, 2 * options.usual_batch, 2 * options.max_batch),
         "length": (length, length, length),
         "height": (side, side, side),
         "width": (side, side, side),
@@ -92,6 +90,7 @@ def plan_fingerprint(
         kind=kind,
         version=load_module(kind).__version__,
         targets=tuple(targets),
+        gpu=this_gpu() if refittable else None,
         # Without the second, a plan may allocate while a CUDA graph is captured.
         flags=("REFIT",) if refittable else ("REQUIRE_USER_ALLOCATION",),
         exporter={name: version(name) for name in _EXPORTERS},

@@ -25,13 +25,16 @@ from cascade_export.engines.tensorrt.build import (
     plan_fingerprint,
     stage_profile,
 )
+from cascade_export.engines.tensorrt.options import PlanOptions
 from cascade_export.engines.tensorrt.plan_cache import PlanCache, StoredPlan
 from cascade_export.engines.tensorrt.session import Session, TensorRTDevice
 from cascade_export.engines.tensorrt.targets import (
+    Gpu,
     Kind,
     gpu_target,
     load_module,
     resolve_targets,
+    this_gpu,
 )
 from cascade_export.engines.version import EngineInfo, StageFiles, Version
 from cascade_export.graph.numerics import Numerics
@@ -43,7 +46,8 @@ class _Plan(Version):
 
     def __init__(self, files: StageFiles, shared: TensorRTDevice) -> None:
         check_weights(files.weights, files.graph)
-        stored = plan_of(files, shared.trt.__version__, gpu_target(shared.device))
+        version, target = shared.trt.__version__, gpu_target(shared.device)
+        stored = plan_of(files, version, target, this_gpu(shared.device))
         made = stored.manifest.fingerprint
         plan = stored.read()
         prepare = partial(refit, shared, files=files) if made.weights is None else None
@@ -114,14 +118,14 @@ class TensorRTEngine(Engine):
         files: StageFiles,
         numerics: Numerics,
         targets: Sequence[int],
-        max_batch: int,
+        options: PlanOptions,
         folder: Path,
     ) -> str | None:
-        profile = stage_profile(files.config, max_batch)
+        profile = stage_profile(files.config, options)
         wanted = plan_fingerprint(
             files.graph, files.weights_sha256, cls.kind, targets, numerics, profile
         )
-        return obtain_plan(PlanCache(folder), files.graph, files.weights, wanted).key
+        return obtain_plan(PlanCache(folder, options), files.graph, files.weights, wanted).key
 
     @classmethod
     def prepare(cls, files: StageFiles) -> None:
@@ -166,10 +170,12 @@ def _beside_the_graph(plan: Version, files: StageFiles) -> None:
     check_swap(plan, open_engine(stand_in(files.precision), files), files)
 
 
-def plan_of(files: StageFiles, version: str, target: int | None) -> StoredPlan:
+def plan_of(
+    files: StageFiles, version: str, target: int | None, gpu: Gpu | None = None
+) -> StoredPlan:
     """Return the plan for a stage's weights."""
     stored = _plan_beside(files)
-    stored.check_runs(version, target)
+    stored.check_runs(version, target, gpu)
     if stored.manifest.fingerprint.graph != files.graph.sha256:
         raise UserError(f"The plan {stored.folder} is not of the graph beside it; export again.")
     return _with_its_weights(files, stored)

@@ -6,12 +6,15 @@ RTX 1.7 (support matrix; `ComputeCapability`): data-centre GPUs such as SM90 are
 """
 
 import importlib
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Final, Literal, NamedTuple
 
 import torch
 
+from cascade.config.base import Frozen
 from cascade.errors import UserError
 from cascade_export.graph.numerics import Numerics
 
@@ -36,11 +39,42 @@ FLAVORS: Final[dict[Kind, Flavor]] = {
     "tensorrt": Flavor("tensorrt", (10, 13), ahead_of_time=False),
     "tensorrt-rtx": Flavor("tensorrt_rtx", (1, 7), ahead_of_time=True),
 }
+_DRIVER = Path("/proc/driver/nvidia/version")
 RTX_TARGETS = (75, 80, 86, 89, 120, 121)
 DEFAULT_TARGETS = (80, 86, 89, 120)
 """What TensorRT for RTX builds for by itself: Turing must be asked for."""
 
 _NEEDS: dict[str, int] = {"fp32": 75, "fp16": 75, "bf16": 80, "none": 75, "int8": 75, "fp8": 89}
+
+
+class Gpu(Frozen):
+    """A GPU as a tuned plan depends on it; capability and builder are said elsewhere.
+
+    Attributes:
+        driver: its version, or 'unknown' where the system does not tell.
+        cuda: version of the runtime.
+    """
+
+    model: str
+    driver: str
+    cuda: str
+
+    def __str__(self) -> str:
+        """Describe it in a sentence."""
+        return f"{self.model} (driver {self.driver}, CUDA {self.cuda})"
+
+
+def this_gpu(device: torch.device | None = None) -> Gpu | None:
+    """Return the GPU of a device, or None on a machine without one."""
+    if not torch.cuda.is_available():
+        return None
+    told = _DRIVER.read_text(encoding="utf-8") if _DRIVER.is_file() else ""
+    found = re.search(r"\d+\.\d+(\.\d+)?", told)
+    return Gpu(
+        model=torch.cuda.get_device_name(device),
+        driver=found.group() if found else "unknown",
+        cuda=torch.version.cuda or "unknown",
+    )
 
 
 def resolve_targets(kind: Kind, asked: Sequence[int], numerics: Numerics) -> tuple[int, ...]:
