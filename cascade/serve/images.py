@@ -235,17 +235,19 @@ def picture_size(stages: Sequence[StageConfig], request: Request) -> tuple[int, 
 
 def _sized(size: str, stages: Sequence[StageConfig]) -> dict[str, str]:
     """Return the stage, and the aspect ratio, that make pictures of a size."""
+    squares = [f"{stage.size}x{stage.size}" for stage in stages]
+    shapes: list[str] = []
     wanted = _SIZE.fullmatch(size)
     if wanted is not None:
-        width, height = int(wanted[1]), int(wanted[2])
         for stage in stages:
-            options = {"last_stage": stage.name, "aspect": f"{width}:{height}"}
+            options = {"last_stage": stage.name, "aspect": f"{wanted[1]}:{wanted[2]}"}
             with suppress(UserError):  # too long an aspect ratio
                 request = Request.of(stages, "", [0], SampleOptions(**options))
-                if picture_size(stages, request) == (width, height):
+                shapes.append("{}x{}".format(*picture_size(stages, request)))
+                if shapes[-1] == size:
                     return options
-    made = ", ".join(f"{stage.size}x{stage.size}" for stage in stages)
-    raise _wrong("size", f"this model makes squares of {made}, and shapes near them; or take auto")
+    near = "" if shapes in ([], squares) else f", and in this shape {', '.join(shapes)}"
+    raise _wrong("size", f"this model makes {', '.join(squares)}{near}; or take auto")
 
 
 def _parts(given: Any, field: str, known: Sequence[str]) -> tuple[Any, Mapping[str, Any]]:

@@ -90,6 +90,24 @@ def test_an_earlier_stage_is_a_size(client: OpenAI, served: Any) -> None:
     assert _opened(drawn.data[0].b64_json).tobytes() == served.picture(2, 16).tobytes()
 
 
+@pytest.mark.parametrize("size", ["44x24", "22x12"])
+def test_a_shape_that_a_stage_makes_is_a_size(client: OpenAI, served: Any, size: str) -> None:
+    drawn = client.images.generate(model="tiny", prompt="a dog", size=size)
+    assert drawn.data is not None
+    picture = _opened(drawn.data[0].b64_json)
+    assert drawn.size == "{}x{}".format(*picture.size) == size
+    assert picture.text["aspect"] == "11:6"
+
+
+def test_a_size_that_no_stage_makes_is_told_the_nearest(client: OpenAI) -> None:
+    with pytest.raises(
+        openai.BadRequestError, match="16x16, 32x32, and in this shape 22x12, 44x24"
+    ):
+        client.images.generate(model="tiny", prompt="a dog", size="1536x768")
+    with pytest.raises(openai.BadRequestError, match="16x16, 32x32; or take auto"):
+        client.images.generate(model="tiny", prompt="a dog", size="900x100")
+
+
 def test_what_is_asked_stage_by_stage_is_what_is_drawn(client: OpenAI, served: Any) -> None:
     client.images.generate(
         model="tiny",
