@@ -21,6 +21,7 @@ from cascade.config.data import DataConfig
 from cascade.config.dreambooth import DreamBoothConfig, Recipe
 from cascade.config.folders import cascade_folder
 from cascade.config.recipes import RECIPES, recipe_of
+from cascade.config.serve import ServeConfig
 from cascade.config.train import PretrainConfig
 from cascade.text.files import EncoderFiles
 from cascade.text.identifier import find_identifiers
@@ -139,6 +140,12 @@ def test_the_data_page_has_settings_that_work() -> None:
     assert len(blocks) == 2
     for text in blocks:
         DataConfig.parse(tomllib.loads(text)["data"], "docs/data.md")
+
+
+def test_the_serving_page_has_a_file_that_works() -> None:
+    (text,) = _blocks(ROOT / "docs" / "serve.md", "toml")
+    config = ServeConfig.parse(tomllib.loads(text), "docs/serve.md")
+    assert config.options["pets:my-dog"].steps == 12
 
 
 def test_the_table_of_recipes_is_current() -> None:

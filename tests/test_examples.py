@@ -13,7 +13,14 @@ from cascade.config.train import TrainConfig
 from cascade.diffusion import samplers
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-TESTED = {"sample", "own_sampler", "own_objective", "personalise", "export_and_swap"}
+TESTED = {
+    "sample",
+    "own_sampler",
+    "own_objective",
+    "personalise",
+    "export_and_swap",
+    "serve_client",  # in tests/serve/test_process.py, where there is a server
+}
 
 
 def run(monkeypatch: pytest.MonkeyPatch, name: str, *arguments: object) -> None:

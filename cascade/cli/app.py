@@ -19,6 +19,8 @@ from cascade.cli.formats import export_diffusers, import_cascade
 from cascade.cli.identifiers import identifiers
 from cascade.cli.info import info
 from cascade.cli.sample import sample
+from cascade.cli.serve import serve
+from cascade.cli.serve_key import serve_key
 from cascade.cli.train import train
 from cascade.plugins import COMMANDS, points
 
@@ -37,6 +39,8 @@ app.command()(assemble)
 app.command()(embed)
 app.command()(info)
 app.command()(doctor)
+app.command()(serve)
+app.command()(serve_key)
 app.command()(identifiers)
 app.command("import")(import_cascade)
 app.command()(export_diffusers)

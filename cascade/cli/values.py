@@ -74,6 +74,24 @@ def cascade(text: str) -> str:
     return text
 
 
+def named(text: str) -> tuple[str | None, str]:
+    """Split NAME=FOLDER, or a folder alone, which may have such a name itself."""
+    name, separator, place = text.partition("=")
+    return (name, place) if separator and not Path(text).is_dir() else (None, text)
+
+
+def named_cascade(text: str) -> str:
+    """Parse a cascade, or a bundle, that may be given a name: NAME=FOLDER."""
+    cascade(named(_given(text))[1])
+    return text
+
+
+def named_folder(text: str) -> str:
+    """Parse an existing folder that may be given a name: NAME=FOLDER."""
+    folder(named(_given(text))[1])
+    return text
+
+
 def either(argument: _T | None, option: _T | None, what: str) -> _T:
     """Return what a command was given as its argument or by a flag."""
     given = [value for value in (argument, option) if value is not None]

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
-from cascade.config.base import AtOnce, Frozen, Name
+from cascade.config.base import MOST_THREADS, AtOnce, Frozen, Name
 from cascade.config.encoder import Embeddings, EncoderMode
 from cascade.config.engine import EngineOptions
 from cascade.config.sample import SampleOptions
@@ -72,20 +72,27 @@ class JobConfig(Frozen):
     memory: Megabytes = Field(default=256, description="MB of kept pictures")
 
 
-class KeyConfig(Frozen):
-    """A client's key, as `cascade serve-key` writes it: its hash alone."""
+class KeyOptions(Frozen):
+    """What a client may do."""
 
-    name: Name = Field(description="the client")
-    sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")] = Field(
-        description="of the key"
-    )
-    models: tuple[str, ...] = Field(
-        default=("*",), description="the models it sees, by name or pattern (my-*)"
+    models: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        default=("*",),
+        min_length=1,
+        description="models it sees, by name or pattern (my-*); may be repeated",
     )
     requests_per_minute: Many | None = Field(default=None, description="more are refused")
     pictures_per_day: Many | None = Field(default=None, description="more are refused")
     admin: Annotated[bool, Field(strict=True)] = Field(
         default=False, description="whether it may read /metrics"
+    )
+
+
+class KeyConfig(KeyOptions):
+    """A client's key, as `cascade serve-key` writes it: its hash alone."""
+
+    name: Name = Field(description="the client")
+    sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")] = Field(
+        description="of the key"
     )
 
 
@@ -100,6 +107,18 @@ class KeysConfig(Frozen):
             if len(set(values)) < len(values):
                 raise ValueError("a name or a hash stands there twice; give each client one key")
         return self
+
+
+class ServerEngines(EngineOptions):
+    """How engines run beside a server's other threads."""
+
+    threads: Annotated[int | None, Field(strict=True, gt=0, le=MOST_THREADS)] = Field(
+        default=None,
+        description="of a network's call on the CPU; as many as there are cores by default",
+    )
+    spinning: Annotated[bool, Field(strict=True)] = Field(
+        default=False, description=EngineOptions.model_fields["spinning"].description
+    )
 
 
 class ServeConfig(Frozen):
@@ -128,8 +147,8 @@ class ServeConfig(Frozen):
     engine: Name | None = Field(
         default=None, description="run bundles' graphs on another engine than their own"
     )
-    engines: EngineOptions = Field(
-        default=EngineOptions(spinning=False), description="how a bundle's engines run"
+    engines: ServerEngines = Field(
+        default=ServerEngines(), description="how a bundle's engines run"
     )
     max_memory: Megabytes | None = Field(
         default=None,

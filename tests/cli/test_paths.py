@@ -15,7 +15,13 @@ from cascade.cli.app import app
 from cascade.files import require_writable
 
 Command = Callable[..., Any]
-READ = (values.cascade, values.existing, values.folder)
+READ = (
+    values.cascade,
+    values.existing,
+    values.folder,
+    values.named_cascade,
+    values.named_folder,
+)
 WRITTEN = (values.writable,)
 
 
@@ -187,6 +193,10 @@ def test_a_wrong_path_is_answered_before_torch_is_imported(tmp_path: Path) -> No
         ["export", "--into", "nowhere"],
         ["export-triton", "nowhere"],
         ["bench", "stages", "--bundle", "nowhere"],
+        ["serve", "--cascade", "nowhere"],
+        ["serve", "--cascade", "it=nowhere"],
+        ["serve", "--bundle", "it=nowhere"],
+        ["serve", "--keys", "nowhere.toml"],
     ]
     program = WITHOUT_TORCH.format(commands=commands)
     done = subprocess.run(

@@ -18,6 +18,7 @@ from cascade.config.memory import MemoryConfig
 from cascade.config.pack import PackConfig
 from cascade.config.recipes import RECIPES
 from cascade.config.sample import LoraOptions, SampleConfig, SampleOptions
+from cascade.config.serve import KeyConfig, KeyOptions, KeysConfig, ServeConfig, ServerEngines
 from cascade.config.stage import AugmentationLevel
 from cascade.config.train import PretrainConfig
 from cascade.errors import UserError
@@ -75,6 +76,14 @@ WHOLE: tuple[Frozen, ...] = (
         duplicates=4,
         workers=2,
     ),
+    ServeConfig(
+        options={"mini": SampleOptions(steps=3)},
+        engines=ServerEngines(threads=2),
+        max_memory=100,
+    ),
+    KeysConfig(
+        keys=(KeyConfig(name="me", sha256="0" * 64, requests_per_minute=3, pictures_per_day=9),)
+    ),
     JudgeConfig(attributes={"concept": Attribute(words={"dog": ("dog",)})}),
     SubjectScoreConfig(),
     StageScoreConfig(side=64, steps=5, guidance=1.0, guidance_interval=(0.5, 50.0)),
@@ -131,7 +140,8 @@ def test_no_number_was_left_out() -> None:
     # What a pack tells of itself is counted and measured, not set.
     held = {kind for kind in held if kind.__module__ != "cascade.data.pack"}
     # Only their heirs are made.
-    parents = {DrawnConfig, DrawingConfig, EngineOptions, LoraOptions, RowConfig, SampleOptions}
+    parents = {DrawnConfig, DrawingConfig, EngineOptions, LoraOptions, RowConfig}
+    parents |= {KeyOptions, SampleOptions}
     everywhere = {
         (kind, name)
         for kind in held - parents
