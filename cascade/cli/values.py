@@ -114,3 +114,15 @@ def numbers(text: str) -> Any:
     """Parse integers, as in 1,2,4; what is none is left to the setting to refuse."""
     words = [word.strip() for word in text.split(",")]
     return [int(word) if word.isdecimal() else word for word in words]
+
+
+def decimals(text: str) -> Any:
+    """Parse numbers, as in 0.5,1,2; what is none is left to the setting to refuse."""
+
+    def read(word: str) -> Any:
+        try:
+            return float(word)
+        except ValueError:
+            return word
+
+    return [read(word.strip()) for word in text.split(",")]

@@ -1,9 +1,10 @@
 """`cascade bench`, by entry points: how fast kernels, training, sampling and stages are here.
 
-And what feeds a training, and what its processes hold.
+And what feeds a training, what its processes hold, and what a server bears.
 """
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -12,11 +13,13 @@ import typer
 from cascade.cli import values
 from cascade.cli.options import Flag, Options, with_options
 from cascade.cli.shared import BundleArgument, BundleOption
+from cascade.errors import UserError
 from cascade_bench.settings import (
     BenchConfig,
     DataBenchConfig,
     MemoryBenchConfig,
     SampleBenchConfig,
+    ServeBenchConfig,
     StageBenchConfig,
     TrainBenchConfig,
 )
@@ -175,6 +178,36 @@ def stages(
     _tell(result, complete)
     for table in first:
         typer.echo(table.markdown())
+
+
+_LOAD = ("seconds", "clients", "patience", "waiting", "retries", "large", "rounds", "soak")
+
+
+@with_options(
+    ServeBenchConfig,
+    [
+        Flag("cascade", ("cascade",), parser=values.cascade, metavar="CASCADE"),
+        Flag("bundle", ("bundle",), parser=values.folder, metavar="FOLDER"),
+        Flag("parts", ("parts",), kind=str, parser=values.comma_separated, metavar="NAME,NAME"),
+        *_flags("against", "steps"),
+        Flag("loads", ("loads",), kind=str, parser=values.decimals, metavar="0.5,1,..."),
+        *_flags(*_LOAD, "leaving", "streamed", "threads", "device", "seed"),
+        Flag("serve", ("options",), parser=values.name, metavar="A.B=C"),
+    ],
+)
+def serve(options: Options[ServeBenchConfig], output: Output = OUTPUT) -> None:
+    """Load a real server: what it draws, refuses and loses, who waits, beside naive servers."""
+    config = options.settings()
+    for package in ("fastapi", "httpx2", "prometheus_client", "uvicorn"):
+        if find_spec(package) is None:
+            raise UserError(
+                f"Servers are measured with {package}; run: pip install "
+                "'dreamcascade[serve,peers]'."
+            )
+    from cascade_bench.serve.command import bench_serve
+
+    result, tables = bench_serve(config, output)
+    typer.echo(result.markdown(tables))
 
 
 def _tell(result: "Result", complete: bool) -> None:

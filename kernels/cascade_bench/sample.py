@@ -3,32 +3,29 @@
 A cascade of DeepFloyd IF's shape and random weights stands in where none is given.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Final, TypeAlias
 
 import torch
 from torch import Tensor
 
 from cascade.config.folders import CONFIGS, MANIFEST, CascadeManifest, cascade_folder, read_manifest
-from cascade.config.stage import SamplerConfig, StageConfig
-from cascade.diffusion.noise import Noise, derive_seed
+from cascade.config.stage import StageConfig
 from cascade.errors import UserError
 from cascade.files import write_bytes
-from cascade.formats.export import export_cascade
 from cascade.formats.weights import write_encoder
 from cascade.pipeline import Cascade
 from cascade.results import Result
 from cascade.sampling import sample_stage
 from cascade.stage import Stage
 from cascade.text.files import EncoderFiles
-from cascade.text.prompts import PromptTable
 from cascade_bench.cold_start import PROMPT, engine_of
 from cascade_bench.harness import bench
 from cascade_bench.networks import narrowed, random_weights
+from cascade_bench.pipelines import diffusers_drawer, sampler_of
 from cascade_bench.problem import Case, Problem
 from cascade_bench.providers import known
 from cascade_bench.records import Mode
@@ -128,46 +125,8 @@ def engine(asked: Asked) -> Draw:
 
 def diffusers(asked: Asked) -> Draw:
     """Diffusers' pipelines with the same weights and noise; of two stages of IF's kind."""
-    from diffusers import IFPipeline, IFSuperResolutionPipeline
-    from diffusers.pipelines.deepfloyd_if import pipeline_if, pipeline_if_superresolution
-    from diffusers.schedulers import scheduling_ddpm
-
-    cascade, steps = Cascade.load(asked.folder), asked.config.steps
-    base, large = cascade.configs
-    table = PromptTable.build(cascade.encoder, [PROMPT], base.text)
-    kinds: tuple[Any, ...] = (IFPipeline, IFSuperResolutionPipeline)
-    pipelines: list[Any] = []
-    with TemporaryDirectory() as folder:
-        published = Path(folder) / "published"
-        export_cascade(asked.folder, read_manifest(asked.folder), published, text_encoder=False)
-        for kind, config in zip(kinds, (base, large), strict=True):
-            place = published / config.name
-            loaded = kind.from_pretrained(place, local_files_only=True, safety_checker=None)
-            loaded.set_progress_bar_config(disable=True)
-            pipelines.append(loaded.to(asked.config.device))
-    given = {
-        "prompt_embeds": table.rows([PROMPT]).embedding,
-        "negative_prompt_embeds": table.rows([None]).embedding,
-        "num_inference_steps": steps,
-        "output_type": "pt",
-    }
-    modules: tuple[Any, ...] = (pipeline_if, pipeline_if_superresolution, scheduling_ddpm)
-
-    def replay(noise: list[Tensor]) -> None:
-        left: Iterator[Tensor] = iter(noise)
-        for module in modules:
-            module.randn_tensor = lambda shape, **_: next(left).to(asked.config.device)
-
-    def draw() -> Mapping[str, Tensor]:
-        replay(_draws(base, steps))
-        small = pipelines[0](**given, guidance_scale=base.sampler.guidance).images
-        augmentation, start, *others = _draws(large, steps + 1)  # diffusers draws the start first
-        replay([start, augmentation, *others])
-        guidance = large.sampler.guidance
-        picture = pipelines[1](**given, image=small, guidance_scale=guidance).images
-        return {base.name: small.cpu(), large.name: picture.cpu()}
-
-    return draw
+    draw = diffusers_drawer(asked.folder, asked.config.steps, asked.config.device)
+    return partial(draw, PROMPT, [SEED])
 
 
 PROVIDERS: Final[Mapping[str, Callable[[Asked], Draw]]] = {
@@ -204,20 +163,9 @@ def _ours(cascade: Cascade, steps: int) -> Draw:
         drawn: dict[str, Tensor] = {}
         low_res = None
         for stage in cascade.stages:
-            sampler = _sampler(stage.config, steps)
+            sampler = sampler_of(stage.config, steps)
             low_res = sample_stage(stage, table, [PROMPT], [SEED], low_res=low_res, sampler=sampler)
             drawn[stage.config.name] = low_res
         return drawn
 
     return draw
-
-
-def _sampler(config: StageConfig, steps: int) -> SamplerConfig:
-    """Return the checkpoint's sampler with fewer steps; diffusers gets their spacing."""
-    return config.sampler.model_copy(update={"steps": steps, "timesteps": None})
-
-
-def _draws(config: StageConfig, number: int) -> list[Tensor]:
-    """Return the noise that a stage of ours draws, in its order."""
-    noise = Noise([derive_seed(SEED, config.name)])
-    return [noise.normal(3, config.size, config.size) for _ in range(number)]

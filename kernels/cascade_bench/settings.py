@@ -5,9 +5,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from cascade.config.base import AtOnce, Frozen, Rows, Side, Size, Width
+from cascade.config.base import MOST_THREADS, AtOnce, Frozen, Rows, Seed, Share, Side, Size, Width
 from cascade.config.parallel import ParallelConfig
+from cascade.config.stage import Steps
 from cascade.config.train import Recomputation
+from cascade.launch import cores
 
 Rounds = Annotated[int, Field(strict=True, ge=2, le=10_000, description="turns of each provider")]
 Arithmetic = Literal["fp32", "bf16"]
@@ -163,3 +165,73 @@ class DataBenchConfig(BenchConfig):
     pictures: Annotated[int, Field(strict=True, gt=0, le=10**9)] = Field(
         default=200_000, description="pictures read for the memory"
     )
+
+
+ServePart = Literal["load", "mixture", "soak", "against"]
+Span = Annotated[float, Field(strict=True, gt=0, le=10**5)]
+
+
+class ServeBenchConfig(Frozen):
+    """Settings of `cascade bench serve`."""
+
+    cascade: str | None = Field(
+        default=None,
+        description="a cascade folder; beside a bundle what that was made of, for the naive "
+        "servers; 'mini' if neither is given",
+    )
+    bundle: Path | None = Field(
+        default=None, description="what our server serves, a bundle made by 'cascade export'"
+    )
+    parts: tuple[ServePart, ...] = Field(
+        default=("load", "mixture", "soak", "against"),
+        min_length=1,
+        description="requests that arrive at several rates, a small request beside a large one, "
+        "clients that leave and servers that end, and naive servers in turn with ours, as a list",
+    )
+    against: str = Field(
+        min_length=1,
+        default="eager",
+        description="a list of eager (the cascade by PyTorch) and diffusers (its pipelines, for a "
+        "cascade of IF's kind), each behind a lock",
+    )
+    steps: Steps | None = Field(
+        default=None, description="of each stage; the checkpoint's if left out"
+    )
+    loads: tuple[Annotated[float, Field(strict=True, gt=0, le=100)], ...] = Field(
+        default=(0.5, 1.0, 2.0, 4.0),
+        min_length=1,
+        description="rates at which requests arrive, in capacities of the server, as a list",
+    )
+    seconds: Span = Field(default=30.0, description="for which requests arrive at each rate")
+    clients: AtOnce = Field(default=8, description="clients, each with its key")
+    patience: Span = Field(
+        default=60.0, description="seconds after which a picture is late, which the server is told"
+    )
+    waiting: Annotated[int, Field(strict=True, gt=0, le=10**6)] = Field(
+        default=16, description="pictures that may wait at our server; it refuses more"
+    )
+    retries: Annotated[int, Field(strict=True, ge=0, le=100)] = Field(
+        default=0, description="times that a refused client comes again, when it was told to"
+    )
+    large: AtOnce = Field(default=10, description="pictures of a large request")
+    rounds: Rounds = 4
+    soak: Span = Field(default=60.0, description="seconds of the soak")
+    leaving: Share = Field(
+        default=0.3, description="share of the soak's clients that leave before their picture"
+    )
+    streamed: Share = Field(default=0.5, description="share of the soak's requests that stream")
+    threads: Annotated[int, Field(strict=True, gt=0, le=MOST_THREADS)] | None = Field(
+        default=None, description="of each server's arithmetic; as many as cores if left out"
+    )
+    device: str = Field(default="cpu", description="where servers draw: cpu, cuda, ...")
+    seed: Seed = Field(default=0, description="of arrivals, prompts and who leaves")
+    options: tuple[str, ...] = Field(
+        default=(),
+        description="settings of our server, as --set of 'cascade serve' takes them; may be "
+        "repeated",
+    )
+
+    @property
+    def threads_or_cores(self) -> int:
+        """Threads of each server's arithmetic."""
+        return self.threads or cores()

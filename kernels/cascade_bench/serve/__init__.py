@@ -1,0 +1,1 @@
+"""`cascade bench serve`: servers under load."""
