@@ -37,7 +37,9 @@ class LimitConfig(Frozen):
     seconds: Seconds = Field(
         default=600.0, description="a request that is not done by then is given up"
     )
-    connections: Many = Field(default=512, description="open at a time; more are refused")
+    connections: Many = Field(
+        default=512, description="that carry a request at a time, streams too; more get 503"
+    )
 
     @model_validator(mode="after")
     def _room_for_one_request(self) -> Self:

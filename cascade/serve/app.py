@@ -13,7 +13,7 @@ from starlette.types import Scope
 from cascade.config.serve import KeysConfig, ServeConfig
 from cascade.serve import health, logs, problems, routes
 from cascade.serve.desk import Desk
-from cascade.serve.guard import Guard, Identified
+from cascade.serve.guard import Crowd, Guard, Identified
 from cascade.serve.keys import Keys
 from cascade.serve.metrics import Metrics
 from cascade.serve.models import Models
@@ -104,6 +104,7 @@ def _wrap(app: FastAPI, desk: Desk, config: ServeConfig) -> None:
     # Counts what is read; the guard around it looks at what is announced.
     app.add_middleware(RequestBodyLimitMiddleware, max_body_size=config.limits.body)
     names = None if desk.keys.needed else (config.host, *config.hosts)
+    app.add_middleware(Crowd, most=config.limits.connections)
     app.add_middleware(Guard, names=names, origins=config.origins, body=config.limits.body)
     app.add_middleware(Identified, told=told)
 

@@ -53,6 +53,35 @@ class Identified:
             self._told(scope, status, time.monotonic() - begun)
 
 
+class Crowd:
+    """Refuse requests while too many are answered already; whether the server lives is told still.
+
+    Args:
+        most: requests at a time.
+    """
+
+    def __init__(self, app: ASGIApp, most: int) -> None:
+        self.app, self._most = app, most
+        self._inside = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or answer it."""
+        if scope["type"] != "http" or scope["path"] == "/health":
+            await self.app(scope, receive, send)
+            return
+        if self._inside >= self._most:
+            message = "Too many requests are answered already; ask again in a moment."
+            await Problem(503, message, "server_busy", retry_after=1).response()(
+                scope, receive, send
+            )
+            return
+        self._inside += 1
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            self._inside -= 1
+
+
 class Guard:
     """Keep web pages away from a server without keys, and large bodies from every server.
 

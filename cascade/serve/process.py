@@ -131,6 +131,7 @@ def _settings(app: FastAPI, config: ServeConfig) -> uvicorn.Config:
         access_log=False,
         server_header=False,
         proxy_headers=False,  # nothing depends on where a client is
-        limit_concurrency=config.limits.connections,
+        # Idle ones too: a plain 503, far above where requests are refused with the reason.
+        limit_concurrency=2 * config.limits.connections,
         timeout_graceful_shutdown=_GOODBYE,
     )

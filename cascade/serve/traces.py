@@ -3,13 +3,10 @@
 FastAPI makes the spans of HTTP; below them stand a request's time in the queue and its drawing.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cascade.errors import UserError
 from cascade.serve.jobs import Job
-
-if TYPE_CHECKING:
-    pass
 
 
 class Traces:

@@ -1,5 +1,6 @@
 """What reaches a server: hosts, pages, sizes, and bodies that are no requests."""
 
+import asyncio
 import json
 import logging
 from collections.abc import Callable, Iterator
@@ -7,6 +8,9 @@ from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
+from starlette.types import Message, Receive, Scope, Send
+
+from cascade.serve.guard import Crowd
 
 BODY = {"model": "tiny", "prompt": "a dog"}
 DRAW = "/v1/images/generations"
@@ -169,3 +173,38 @@ def test_a_server_for_everyone_warns(
     with caplog.at_level(logging.WARNING, "cascade.serve"), TestClient(make(host=host).app):
         pass
     assert ("may draw" in caplog.text) == warned
+
+
+def test_a_crowd_is_told_to_come_back() -> None:
+    inside, done = asyncio.Event(), asyncio.Event()
+
+    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+        inside.set()
+        await done.wait()
+
+    async def call(app: Crowd, path: str) -> list[Message]:
+        sent: list[Message] = []
+
+        async def receive() -> Message:
+            return {"type": "http.request"}
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+
+        await app({"type": "http", "path": path, "headers": []}, receive, send)
+        return sent
+
+    async def come() -> None:
+        app = Crowd(slow, most=1)
+        first = asyncio.create_task(call(app, DRAW))
+        await inside.wait()
+        start, body = await call(app, DRAW)
+        assert start["status"] == 503
+        assert (b"retry-after", b"1") in start["headers"]
+        assert json.loads(body["body"])["error"]["code"] == "server_busy"
+        alive = asyncio.create_task(call(app, "/health"))
+        done.set()
+        assert (await alive, await first) == ([], [])
+        assert await call(app, DRAW) == []  # the place is free again
+
+    asyncio.run(come())
