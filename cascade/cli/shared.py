@@ -41,11 +41,14 @@ LORA_FLAGS: Final = (
     Flag("lora_unet_only", ("lora_unet_only",), _LORA, names=("--lora-unet-only",)),
 )
 
+THREAD_FLAGS: Final = (
+    Flag("threads", ("engines.threads",), _BUNDLES),
+    Flag("spinning", ("engines.spinning",), _BUNDLES),
+)
 _ENGINE_FLAGS: Final = (
     Flag("subject", ("engines.subject",), _BUNDLES, parser=values.name, metavar="NAME"),
     Flag("engine", ("engines.engine",), _BUNDLES, parser=values.name, metavar="NAME"),
-    Flag("threads", ("engines.threads",), _BUNDLES),
-    Flag("spinning", ("engines.spinning",), _BUNDLES),
+    *THREAD_FLAGS,
     Flag("compile", ("engines.compiled",), _BUNDLES, names=("--compile",)),
     Flag("max_memory", ("engines.max_memory",), _BUNDLES),
 )

@@ -12,8 +12,9 @@ class EngineOptions(Frozen):
 
     threads: Annotated[int | None, Field(strict=True, gt=0, le=MOST_THREADS)] = Field(
         None,
-        description="of an engine on the CPU; as many as there are cores by default. PyTorch's are "
-        "the process's: set OMP_NUM_THREADS",
+        description="of each stage on the CPU. ONNX Runtime's default is the machine's cores, "
+        "whatever OMP_NUM_THREADS and taskset say; PyTorch's are the process's: set "
+        "OMP_NUM_THREADS",
     )
     spinning: Annotated[bool, Field(strict=True)] = Field(
         True,

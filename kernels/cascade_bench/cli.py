@@ -12,7 +12,7 @@ import typer
 
 from cascade.cli import values
 from cascade.cli.options import Flag, Options, with_options
-from cascade.cli.shared import BundleArgument, BundleOption
+from cascade.cli.shared import THREAD_FLAGS, BundleArgument, BundleOption
 from cascade.errors import UserError
 from cascade_bench.settings import (
     BenchConfig,
@@ -160,6 +160,7 @@ _STAGES = ("against", "rounds", "repeats", "budget", "steps", "device")
     [
         Flag("batch", ("batches",), kind=str, parser=values.numbers, metavar="1,2,..."),
         *_flags(*_STAGES),
+        *THREAD_FLAGS,
     ],
 )
 def stages(

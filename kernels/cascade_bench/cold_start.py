@@ -1,9 +1,10 @@
 """One picture in a fresh process: what `cascade bench stages` starts and times.
 
-    python -m cascade_bench.cold_start BUNDLE PROVIDER DEVICE STEPS
+    python -m cascade_bench.cold_start BUNDLE PROVIDER DEVICE STEPS OPTIONS
 
 Prints a line of JSON once the picture is there, in MiB: the most memory that the process took, and
-what is taken of the GPU, by whomever. STEPS of 0 are the checkpoint's own.
+what is taken of the GPU, by whomever. STEPS of 0 are the checkpoint's own;
+OPTIONS are those of the bundle's own engine, as JSON.
 """
 
 import json
@@ -24,16 +25,16 @@ PROMPT: Final = "a photo of a dog on the beach"
 _MEBIBYTE: Final = 2**20
 
 
-def engine_of(provider: str) -> tuple[str | None, EngineOptions]:
+def engine_of(provider: str, own: EngineOptions | None = None) -> tuple[str | None, EngineOptions]:
     """Return which engine answers: the bundle's own, or PyTorch, `eager` or `compiled`."""
     if provider == ENGINE:
-        return None, EngineOptions()
+        return None, own or EngineOptions()
     return "torch", EngineOptions(compiled=provider == "compiled")
 
 
-def main(folder: str, provider: str, device: str, steps: str) -> None:
+def main(folder: str, provider: str, device: str, steps: str, own: str) -> None:
     """Draw it."""
-    kind, options = engine_of(provider)
+    kind, options = engine_of(provider, EngineOptions.model_validate_json(own))
     # Not `Bundle.open`: proving the files' hashes is no part of what a server does at its start.
     bundle = Bundle(Path(folder), read_manifest(Path(folder)))
     cascade = bundle.cascade(device=device, engine=kind, options=options)

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from cascade.config.base import MOST_THREADS, AtOnce, Frozen, Rows, Seed, Share, Side, Size, Width
+from cascade.config.engine import EngineOptions
 from cascade.config.parallel import ParallelConfig
 from cascade.config.stage import Steps
 from cascade.config.train import Recomputation
@@ -92,6 +93,9 @@ class StageBenchConfig(BenchConfig):
         min_length=1,
         default="eager,compiled",
         description="a list of eager, compiled and diffusers",
+    )
+    engines: EngineOptions = Field(
+        default=EngineOptions(), description="how the bundle's own engines run"
     )
     steps: int | None = Field(
         default=None,

@@ -11,6 +11,7 @@ from typing import Final
 import torch
 from safetensors.torch import load_file
 
+from cascade.config.engine import EngineOptions
 from cascade.config.stage import StageConfig
 from cascade.environment import usable_device
 from cascade.errors import UserError
@@ -24,6 +25,7 @@ from cascade_bench.problem import Case, Problem
 from cascade_bench.providers import PROVIDERS, known
 from cascade_bench.settings import StageBenchConfig
 from cascade_export.bundle.bundle import Bundle
+from cascade_export.engines import engine_class
 
 AGAINST: Final = {name: PROVIDERS[name] for name in ("eager", "compiled", "diffusers")}
 """What an engine is compared with, and held to."""
@@ -34,9 +36,10 @@ def bench_stages(
 ) -> tuple[Result, bool, list[Table]]:
     """Time a bundle's stages into `stages` of a folder; return a table of cold starts as well."""
     names = known(config.against, AGAINST)
+    engine_class(bundle.manifest.engine).check_options(config.engines)
     device = torch.device(usable_device(config.device))
     cases = [
-        _case(bundle, place, batch, names, device)
+        _case(bundle, place, batch, names, device, config.engines)
         for place in range(len(bundle.files()))
         for batch in config.batches
     ]
@@ -54,13 +57,18 @@ def bench_stages(
 
 
 def _case(
-    bundle: Bundle, place: int, batch: int, names: Sequence[str], device: torch.device
+    bundle: Bundle,
+    place: int,
+    batch: int,
+    names: Sequence[str],
+    device: torch.device,
+    options: EngineOptions,
 ) -> Case:
     part, manifest = bundle.files()[place], bundle.manifest
 
     def engine(config: StageConfig, weights: Weights) -> Made:
         """Return the bundle's own."""
-        network = bundle.stages(device=str(device))[place].denoiser.network
+        network = bundle.stages(device=str(device), options=options)[place].denoiser.network
         return Made(network, comparable=manifest.quantisation == "none")
 
     def opened() -> Problem:
@@ -77,7 +85,7 @@ def _case(
 def first_picture(folder: Path, name: str, config: StageBenchConfig) -> dict[str, float | None]:
     """Time a process that draws one picture; tell its seconds and its most memory, MiB."""
     command = [sys.executable, "-m", "cascade_bench.cold_start", str(folder), name]
-    command += [config.device, str(config.steps or 0)]
+    command += [config.device, str(config.steps or 0), config.engines.model_dump_json()]
     start = time.monotonic()
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None  # asked for above

@@ -1,10 +1,14 @@
 """`cascade bench stages`: what is timed, what is refused, and the first picture."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+from cascade.config.engine import EngineOptions
 from cascade.config.stage import StageConfig
 from cascade.errors import UserError
 from cascade.results import Result
@@ -15,6 +19,11 @@ from cascade_bench.settings import StageBenchConfig
 from cascade_bench.stages import AGAINST, bench_stages, first_picture
 from cascade_bench.tables import tables
 from cascade_export.bundle.bundle import Bundle
+from cascade_export.engines.onnxruntime import OnnxRuntimeEngine
+from cascade_export.engines.version import StageFiles
+from cascade_export.engines.weights_engine import Answer
+
+Command = Callable[..., Any]
 
 QUICK = StageBenchConfig(
     batches=(1, 2), against="eager", rounds=2, repeats=1, steps=1, first_picture=False
@@ -34,6 +43,34 @@ def test_every_stage_batch_and_provider_is_timed(bundle: Bundle, tmp_path: Path)
     assert [text.partition(",")[0] for text in told] == ["| base16", "| sr32"]
     (path,) = tmp_path.glob("stages*.json")
     assert Result.load(path) == result
+
+
+def test_the_engine_s_settings_reach_every_session(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[EngineOptions] = []
+    real = OnnxRuntimeEngine.load
+
+    def spy(files: StageFiles, device: torch.device, options: EngineOptions) -> Answer:
+        seen.append(options)
+        return real(files, device, options)
+
+    monkeypatch.setattr(OnnxRuntimeEngine, "load", staticmethod(spy))
+    options = EngineOptions(threads=1, spinning=False)
+    config = QUICK.model_copy(update={"engines": options, "batches": (1,)})
+    bench_stages(bundle, config, tmp_path)
+    assert seen
+    assert set(seen) == {options}
+    wrong = config.model_copy(update={"engines": EngineOptions(compiled=True)})
+    with pytest.raises(UserError, match="no option 'compiled'"):
+        bench_stages(bundle, wrong, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_the_command_takes_threads_as_sampling_does(command: Command, bundle: Bundle) -> None:
+    shown = command("bench", "stages", bundle.folder, "--threads", 0, "--no-spinning")
+    assert shown.status == 2
+    assert "--threads" in shown.err
 
 
 def test_what_answers_otherwise_gets_no_time(
@@ -71,7 +108,8 @@ def test_first_pictures_stand_in_the_record(
 @pytest.mark.dist
 @pytest.mark.parametrize("provider", ["engine", "eager"])
 def test_the_first_picture_comes_from_a_fresh_process(bundle: Bundle, provider: str) -> None:
-    first = first_picture(bundle.folder, provider, QUICK)
+    quick = QUICK.model_copy(update={"engines": EngineOptions(threads=1)})
+    first = first_picture(bundle.folder, provider, quick)
     assert first["seconds"] is not None
     assert first["seconds"] > 0
     assert first["peak"] is not None

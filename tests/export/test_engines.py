@@ -112,6 +112,36 @@ def test_threads_and_spinning_change_no_bit(bundle: Bundle, eager: Cascade) -> N
         assert torch.equal(open_engine("onnxruntime", files, options=options)(**given), plain)
 
 
+def test_a_session_has_the_threads_that_it_is_given(bundle: Bundle) -> None:
+    files, threads = bundle.files()[0], Path("/proc/self/task")
+    if not threads.is_dir():
+        pytest.skip("only Linux tells the threads of a process so")
+
+    def started(options: EngineOptions) -> int:
+        before = len(list(threads.iterdir()))
+        kept.append(open_engine("onnxruntime", files, options=options))
+        return len(list(threads.iterdir())) - before
+
+    kept: list[Engine] = []
+    started(EngineOptions(threads=1))  # what the package starts once
+    assert started(EngineOptions(threads=1)) == 0  # the caller's thread works too
+    assert started(EngineOptions(threads=3, spinning=False)) == 2
+
+
+def test_the_text_graph_runs_by_the_engines_options(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[EngineOptions] = []
+    monkeypatch.setattr(
+        "cascade_export.engines.text_encoder.open_session", lambda *given: seen.append(given[-1])
+    )
+    text = bundle.manifest.text.model_copy(update={"form": "graph"})
+    graph = Bundle(bundle.folder, bundle.manifest.model_copy(update={"text": text}))
+    options = EngineOptions(threads=1, spinning=False)
+    graph.cascade(options=options)
+    assert seen == [options]
+
+
 @pytest.mark.slow
 def test_the_compiled_engine(
     bundle: Bundle, eager: Cascade, monkeypatch: pytest.MonkeyPatch
