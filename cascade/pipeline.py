@@ -37,7 +37,7 @@ from cascade.formats.deepfloyd import load_stage, read_pipelines
 from cascade.plugins import OPENERS, opener, points
 from cascade.progress import say
 from cascade.request import Request, scales
-from cascade.sampling import OnStep, of_size, prompt_tables, sample_request
+from cascade.sampling import OnStep, of_size, prompt_tables, require_any_size, sample_request
 from cascade.stage import Stage
 from cascade.text.files import EncoderFiles
 from cascade.text.prompts import PromptEncoder, PromptTable, load_text, open_text
@@ -134,7 +134,9 @@ class Cascade:
         """
         known, last = len(self.stages), self.stages[-1]
         larger = scales(self.configs, size)[known:]
-        again = [last.with_network(last.network, config) for config in larger]
+        if larger:
+            require_any_size([last], "size")
+        again = [Stage(config, last.denoiser.network, last.origin) for config in larger]
         return Cascade(self.manifest, self.encoder, [*self.stages, *again])
 
     def prompts(self, prompts: Sequence[str], stage: str | None = None) -> PromptTable:

@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cascade.config.stage import AugmentationLevel, SamplerConfig, StageConfig, TextConfig
+from cascade.diffusion.denoiser import HasSide
 from cascade.diffusion.noise import Noise, derive_seed
 from cascade.errors import UserError
 from cascade.request import Request
@@ -100,20 +101,26 @@ def of_size(stages: Sequence[Stage], size: tuple[int, int]) -> list[Stage]:
     """Return a cascade's stages, the base drawing pictures of a width and height.
 
     Raises:
-        UserError: it is another size than the base's own, and a stage runs on an engine.
+        UserError: it is another size than the base's own, and a stage takes no other.
     """
     base, *later = stages
     if size == base.size:
         return [*stages]
-    for stage in stages:
-        if not isinstance(stage.denoiser.network, nn.Module):
-            raise UserError(
-                f"Stage '{stage.config.name}' runs on an engine, which is built for square "
-                "pictures; leave the aspect out."
-            )
+    require_any_size(stages, "aspect")
     base = copy.copy(base)
     base.size = size
     return [base, *later]
+
+
+def require_any_size(stages: Iterable[Stage], asked: str) -> None:
+    """Refuse another size of picture where a stage's engine was built for its own alone."""
+    for stage in stages:
+        network = stage.denoiser.network
+        if isinstance(network, HasSide) and network.side is not None:
+            raise UserError(
+                f"Stage '{stage.config.name}' runs on a plan, which takes squares of "
+                f"{network.side} pixels alone; leave the {asked} out, or take another engine."
+            )
 
 
 def sample_request(

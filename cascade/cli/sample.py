@@ -76,7 +76,6 @@ def sample(
         files = lora_files(config.lora, opened.configs)
         loaded = opened.load(device, config.encoder_mode)
         loaded = with_lora(loaded, files, config.lora_scale, config.lora_unet_only)
-        loaded = loaded.upscaled_to(stages[-1].size)
     else:
         loaded = Cascade.load(
             config.bundle,
@@ -85,7 +84,9 @@ def sample(
             encoder_mode=config.encoder_mode,
             engines=config.engines,
         )
-        request = Request.of(loaded.configs, prompts, numbers, config)
+        stages = scales(loaded.configs, config.size or loaded.configs[-1].size)
+        request = Request.of(stages, prompts, numbers, config)
+    loaded = loaded.upscaled_to(stages[-1].size)
     if config.kernels != "auto":
         for stage in loaded.stages:
             stage.set_backend(config.kernels)
@@ -112,9 +113,3 @@ def _refuse_with_bundle(config: SampleConfig) -> None:
             "A bundle's engines keep their weights; give --lora to 'cascade export', or leave it "
             "or --bundle out."
         )
-    if config.aspect is not None:
-        raise UserError(
-            "A bundle's engines are built for square pictures; leave --aspect or --bundle out."
-        )
-    if config.size is not None:
-        raise UserError("A bundle's engines are built for one size; leave --size or --bundle out.")

@@ -67,6 +67,16 @@ class HasPins(Protocol):
         ...
 
 
+@runtime_checkable
+class HasSide(Protocol):
+    """A network that may take pictures of one size alone: an engine."""
+
+    @property
+    def side(self) -> int | None:
+        """Side of the squares that it takes; None where it takes pictures of any size."""
+        ...
+
+
 @dataclass(frozen=True)
 class Conditioning:
     """Conditioning of a batch of images; every field is batch-first."""

@@ -87,6 +87,18 @@ def test_a_picture_tells_which_engine_and_whose_weights_drew_it(bundle: Bundle) 
     assert len({fingerprint for stages in every for fingerprint in stages}) == 6
 
 
+def test_other_sizes_are_drawn_too_and_tell_their_engine(
+    bundle: Bundle, tiny_cascade: Path
+) -> None:
+    larger, expected = (
+        one.upscaled_to(64) for one in (bundle.cascade(), Cascade.load(tiny_cascade))
+    )
+    assert larger.stages[2].fingerprint() != larger.stages[1].fingerprint()
+    drawn = larger.sample("a dog", [1], aspect="2:3")
+    assert drawn.tensor.shape[2] > drawn.tensor.shape[3]
+    assert greatest_difference(drawn, expected.sample("a dog", [1], aspect="2:3")) <= 1
+
+
 def test_a_subject_takes_room_only_for_what_it_changes(bundle: Bundle) -> None:
     subject = bundle.subject(SUBJECT)
     own = bundle.manifest.stages["sr32"].weights

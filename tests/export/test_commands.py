@@ -35,6 +35,23 @@ def test_a_bundle_samples_as_its_cascade(
             assert np.abs(one - two).max() <= 1
 
 
+def test_a_bundle_draws_other_sizes_as_its_cascade(
+    command: Command, bundle: Bundle, tiny_cascade: Path, tmp_path: Path
+) -> None:
+    common = ("sample", "--prompt", "a dog", "--num_images", 1, "--steps", 2, "--device", "cpu")
+    flags = ("--size", 64, "--aspect", "3:2")
+    assert command(*common, *flags, "--cascade", tiny_cascade, "-o", tmp_path / "one").status == 0
+    shown = command(*common, *flags, "--bundle", bundle.folder, "-o", tmp_path / "two")
+    assert shown.status == 0, shown.err
+    for stage in ("base16", "sr32", "sr32-at-64"):
+        one, two = (pixels(tmp_path / name, stage, "00-0.png") for name in ("one", "two"))
+        assert one.shape[0] < one.shape[1]
+        assert np.abs(one - two).max() <= 1  # a difference of 1e-6 may cross a boundary
+    again = command(*common, "--size", 48, "--bundle", bundle.folder, "-o", tmp_path / "three")
+    assert again.status == 2
+    assert "makes pictures of 16, 32, 64 pixels" in again.err
+
+
 def test_a_subject_under_every_flag(command: Command, bundle: Bundle, tmp_path: Path) -> None:
     flags = ("--bundle", bundle.folder, "--subject", "sec-dog", "--num_images", 1)
     runs = ("--threads", 1, "--no-spinning", "--max-memory", 5)
@@ -59,7 +76,6 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (("--no-spinning",), "--no-spinning belongs to a bundle"),
         (("--bundle", "B", "--cascade", "mini"), "leave --cascade or --bundle out"),
         (("--bundle", "B", "--precision", "bf16"), "leave --precision or --bundle out"),
-        (("--bundle", "B", "--aspect", "3:2"), "leave --aspect or --bundle out"),
         (("--bundle", "B", "--lora", "x"), "give --lora to 'cascade export'"),
         (("--bundle", "nowhere"), "There is no folder nowhere"),
     ],

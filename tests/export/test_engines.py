@@ -85,6 +85,27 @@ def test_a_row_does_not_depend_on_its_batch(bundle: Bundle, eager: Cascade, kind
         check_invariance(engine, stage)
 
 
+@pytest.mark.parametrize(("height", "width"), [(8, 24), (24, 8), (40, 32)])
+def test_pictures_of_any_size_are_the_network_s(
+    bundle: Bundle, eager: Cascade, kind: str, height: int, width: int
+) -> None:
+    for files, stage in zip(bundle.files(), eager.stages, strict=True):
+        engine = open_engine(kind, files)
+        assert engine.side is None
+        given = inputs(stage, 2, stage.config.text.max_length)
+        generator = torch.Generator().manual_seed(4)
+        for name in {"x", "low_res"} & given.keys():
+            given[name] = torch.randn(2, 3, height, width, generator=generator)
+        with torch.no_grad():
+            expected = stage.network(**given)
+        answer = engine(**given)
+        # As at the stage's own size; see `cascade_export.parity.limits`.
+        assert (answer - expected).norm() / expected.norm() <= 1e-5
+        if engine.info.batch_invariant:
+            alone = [engine(**rows_of(given, slice(i, i + 1))) for i in range(2)]
+            assert torch.equal(torch.cat(alone), answer)
+
+
 def check_invariance(engine: Engine, stage: Stage) -> None:
     """Compare rows in batches of every size, in another order and beside longer texts."""
     # Texts up to the longest: the order in which many tokens are summed shows in the last bits.

@@ -71,8 +71,9 @@ def test_the_network_itself_passes_and_departs_by_nothing(eager: Cascade) -> Non
         steps = 3 if result.stage == "base16" else 2
         assert len(result.steps) == steps
         assert (result.eager, result.eager_steps) == (None, ())  # within the floor, it is not asked
-    names = {result.case for result in report.findings.tensors if result.stage == "sr32"}
-    assert {"one row", "longest and shortest text", "half the side", "not square"} <= names
+    for stage in ("base16", "sr32"):
+        names = {result.case for result in report.findings.tensors if result.stage == stage}
+        assert {"one row", "longest and shortest text", "half the side", "not square"} <= names
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])

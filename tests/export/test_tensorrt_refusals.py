@@ -341,6 +341,7 @@ class _OfX(TensorRTEngine):
 def test_a_swap_there_and_back_restores_every_weight(files: StageFiles, tmp_path: Path) -> None:
     engine = _OfX(files, _device("tensorrt"))
     assert engine.info.max_batch == 8
+    assert engine.side == files.config.size  # its plan's
     assert not engine.info.batch_invariant
     before, key = engine.answer(_x(2)), engine.info
     assert torch.equal(before, 2 * _x(2))

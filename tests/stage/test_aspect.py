@@ -85,20 +85,30 @@ def test_the_base_draws_what_every_stage_can_enlarge(cascade: Cascade) -> None:
         assert (request.aspect, request.size) == ((2, 1), (24, 8))
 
 
-def test_engines_draw_squares_alone_and_say_so_before_any_work(cascade: Cascade) -> None:
-    calls: list[Tensor] = []
-    begun: list[object] = []
+class Plan:
+    """An engine that takes squares of one side alone."""
 
-    def engine(x: Tensor, *_: Tensor | None, **others: Tensor | None) -> Tensor:
-        calls.append(x)
+    def __init__(self, side: int) -> None:
+        self.side = side
+        self.calls: list[Tensor] = []
+
+    def __call__(self, x: Tensor, *_: Tensor | None, **others: Tensor | None) -> Tensor:
+        self.calls.append(x)
         return x
 
+
+def test_plans_draw_squares_of_one_size_and_say_so_before_any_work(cascade: Cascade) -> None:
+    begun: list[object] = []
     base, larger = cascade.stages
-    for stages in ([base.with_network(engine), larger], [base, larger.with_network(engine)]):
+    small, large = Plan(16), Plan(32)
+    for stages in ([base.with_network(small), larger], [base, larger.with_network(large)]):
         mixed = Cascade(cascade.manifest, cascade.encoder, stages)
-        with pytest.raises(UserError, match="runs on an engine, which is built for square"):
+        with pytest.raises(UserError, match=r"takes squares of (16|32) pixels alone; leave the as"):
             mixed.sample("a dog", [0], aspect="3:2", on_step=lambda *step: begun.append(step))
-        assert (calls, begun) == ([], [])
+    with pytest.raises(UserError, match=r"'sr32' runs on a plan, .* 32 pixels alone; leave the si"):
+        mixed.upscaled_to(64)
+    assert (small.calls, large.calls, begun) == ([], [], [])
+    assert mixed.upscaled_to(32).configs == mixed.configs
     assert mixed.sample("a dog", [0], aspect="2:2").tensor.shape == (1, 3, 32, 32)
 
 

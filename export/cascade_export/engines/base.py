@@ -137,6 +137,11 @@ class Engine(ABC):
         """Describe what answers now."""
         return self._served.serving.info
 
+    @property
+    def side(self) -> int | None:
+        """Return the side of the squares that it takes; None if it takes any size."""
+        return self.info.side
+
     def __call__(
         self,
         x: Tensor,

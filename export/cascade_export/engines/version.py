@@ -28,6 +28,7 @@ class EngineInfo:
         batch_invariant: whether a row of an answer is the same, bit for bit, whatever rows stand
             beside it; the tests prove it where it is said.
         max_batch: the most rows of a call; None if there is no limit.
+        side: of the squares that it takes, pixels; None if it takes pictures of any size.
     """
 
     kind: str
@@ -38,6 +39,7 @@ class EngineInfo:
     weights: str
     batch_invariant: bool
     max_batch: int | None = None
+    side: int | None = None
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,11 @@ class Version(ABC):
         self.info = info
         self.device = device
         self._padded = padded
+
+    @property
+    def side(self) -> int | None:
+        """Return the side of the squares that it takes; None if it takes any size."""
+        return self.info.side
 
     @property
     def key(self) -> str:

@@ -62,7 +62,7 @@ def tensor_cases(
     if config.text.masked:
         longest = _tiled(table, prompt, (config.text.max_length, 1))
         yield make_case("longest and shortest text", config, longest, (side, side), generator)
-    if dynamic and config.low_res is not None:
+    if dynamic:
         half = max(side // 2 // factor, 1) * factor
         yield make_case("half the side", config, pair, (half, half), generator)
         yield make_case("not square", config, pair, (side, half), generator)

@@ -61,6 +61,7 @@ class _Plan(Version):
             weights=files.weights_sha256,
             batch_invariant=False,
             max_batch=made.profile["batch"][2],
+            side=files.config.size,
         )
         super().__init__(files, info, shared.device)
         self.session = Session(shared, plan, size, prepare)
