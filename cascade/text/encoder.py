@@ -7,7 +7,9 @@ Shapes: `B` prompts, `L` tokens, `D` the encoder's width (`d_model`).
 """
 
 import math
+import threading
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
@@ -78,6 +80,7 @@ class TextEncoder:
         self.files = files
         self.mode = mode
         self._model = model
+        self._turn = threading.Lock()
 
     @classmethod
     def load(
@@ -138,7 +141,9 @@ class TextEncoder:
         ids = torch.tensor([row + [PAD] * (length - len(row)) for row in rows], device=device)
         lengths = torch.tensor([len(row) for row in rows], device=device)
         mask = torch.arange(length, device=device) < lengths[:, None]
-        output = self._model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+        # A block that is read from disk is there for one call.
+        with self._turn if self.mode == "layerwise" else nullcontext():
+            output = self._model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
         if not bool(torch.isfinite(output).all()):
             raise UserError(
                 f"The text encoder in {self.files.folder} answers NaN or infinite numbers; fetch "

@@ -19,6 +19,7 @@ from cascade.pipeline import Cascade, CascadeOutput
 from cascade.stage import Stage
 from cascade_export.bundle.bundle import Bundle
 from cascade_export.bundle.finetunes import add_subject
+from cascade_export.bundle.lock import LOCK
 from cascade_export.bundle.manifest import BundleManifest, Subject
 from cascade_export.bundle.requirements import require_export, require_output
 from cascade_export.bundle.write import export_bundle
@@ -197,7 +198,7 @@ def deciding(folder: Path) -> list[str]:
     return sorted(
         str(path)
         for path in every
-        if "report" not in path.parts and path.name not in ("export.json", ".lock")
+        if "report" not in path.parts and path.name not in ("export.json", LOCK)
     )
 
 

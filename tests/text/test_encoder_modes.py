@@ -6,13 +6,14 @@ import json
 import math
 import os
 import shutil
+import threading
 import weakref
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import T5Config, T5EncoderModel
 
 from cascade.config.encoder import encoder_mode
@@ -38,6 +39,23 @@ def test_layerwise_equals_the_whole_model_to_the_last_bit(encoder_folder: Path) 
         text = layerwise.embed(PROMPTS, TEXT)
         assert torch.equal(text.embedding, whole.embedding)
         assert torch.equal(text.mask, whole.mask)
+
+
+def test_threads_may_share_a_layerwise_encoder(encoder_folder: Path) -> None:
+    encoder = TextEncoder.load(encoder_folder, "layerwise")
+    expected = encoder.embed(PROMPTS, TEXT).embedding
+    found: list[Tensor] = []
+
+    def embed() -> None:
+        found.extend(encoder.embed(PROMPTS, TEXT).embedding for _ in range(5))
+
+    threads = [threading.Thread(target=embed) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(found) == 15
+    assert all(torch.equal(one, expected) for one in found)
 
 
 def test_layerwise_holds_one_block_at_a_time(encoder_folder: Path) -> None:

@@ -12,6 +12,7 @@ from cascade.sampling import OnStep
 from cascade.stage import Stage
 from cascade_export.bundle.bundle import Bundle
 from cascade_export.bundle.gate import compare, proof_of
+from cascade_export.bundle.lock import writing
 from cascade_export.bundle.manifest import (
     ABOUT,
     Proof,
@@ -41,11 +42,20 @@ def add_subject(
 
     Raises:
         UserError: the name is taken or unusable, the cascade is of another architecture or reads
-            another text encoder, or the engines do not sample what it samples.
+            another text encoder, another export writes into the bundle, or the engines do not
+            sample what it samples.
     """
     check_subject_name(bundle, name)
-    folder = subject_folder(bundle, name)
     _check_fits(bundle, cascade)
+    with writing(bundle.folder):
+        check_subject_name(bundle, name)  # another export may just have ended
+        return _add(bundle, cascade, name, gate, on_step)
+
+
+def _add(
+    bundle: Bundle, cascade: Cascade, name: str, gate: Gate, on_step: OnStep | None
+) -> Subject:
+    folder = subject_folder(bundle, name)
     with new_folder(folder):
         stages = {
             stage.config.name: SubjectStage(

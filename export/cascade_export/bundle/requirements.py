@@ -9,12 +9,14 @@ import torch
 
 from cascade.errors import UserError
 from cascade_export.bundle.gate import gate_device
+from cascade_export.bundle.lock import LOCK
 from cascade_export.engines import engine_class
 from cascade_export.engines.tensorrt.options import PlanOptions
 from cascade_export.settings import ExportOptions
 
 EXPORTERS: Final = ("dreamcascade", "torch", "onnx", "onnx-ir", "onnxscript")
-_PARTS: Final = {"engines", "report", "stages", "text"}  # what an export writes before its manifest
+_PARTS: Final = {"engines", "report", "stages", "text", LOCK}
+"""What an export writes before its manifest."""
 
 
 def require_export(options: ExportOptions) -> tuple[int, ...]:

@@ -22,6 +22,7 @@ from cascade.text.prompts import PromptEncoder
 from cascade.text.store import EmbeddingStore
 from cascade_export.bundle.bundle import Bundle
 from cascade_export.bundle.gate import compare, proof_of
+from cascade_export.bundle.lock import writing
 from cascade_export.bundle.manifest import (
     BUNDLE,
     BundleManifest,
@@ -72,13 +73,26 @@ def export_bundle(
         output: a new folder, or that of an export that was cut short.
 
     Raises:
-        UserError: it cannot be exported so here, the output is taken, or the engines do not sample
-            what the cascade samples; the report of that lies in the folder.
+        UserError: it cannot be exported so here, the output is taken or another export writes
+            there, or the engines do not sample what the cascade samples; the report of that lies
+            in the folder.
     """
     targets = require_export(options)
     require_output(output)
     for stage in cascade.stages:
         check_cast(stage.network, options.precision)
+    with writing(output):
+        require_output(output)  # another export may just have ended
+        return _write_bundle(cascade, output, options, targets, on_step)
+
+
+def _write_bundle(
+    cascade: Cascade,
+    output: Path,
+    options: ExportOptions,
+    targets: tuple[int, ...],
+    on_step: OnStep | None,
+) -> Bundle:
     text, path = _write_text(cascade, output, options)
     islands: dict[str, tuple[str, ...]] = {}
     calls = cache(lambda: calibration_inputs(cascade, options.calibration_prompts))

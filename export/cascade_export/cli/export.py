@@ -73,11 +73,13 @@ def export(
 
 def _make(config: ExportConfig, output: Path) -> None:
     from cascade.progress import progress_bar, stage_steps
+    from cascade_export.bundle.lock import require_free
     from cascade_export.bundle.requirements import require_export, require_output
     from cascade_export.bundle.write import export_bundle
 
     require_export(config)
     require_output(output)
+    require_free(output)
     require_writable(output)
     cascade = _load(config)
     with progress_bar() as bar:
@@ -90,9 +92,11 @@ def _add(config: ExportConfig, into: Path, name: str) -> None:
     from cascade.progress import progress_bar, stage_steps
     from cascade_export.bundle.bundle import Bundle
     from cascade_export.bundle.finetunes import add_subject, check_subject_name, subject_folder
+    from cascade_export.bundle.lock import require_free
 
     bundle = Bundle.open(into)
     check_subject_name(bundle, name)
+    require_free(bundle.folder)
     require_writable(bundle.folder)
     cascade = _load(config)
     with progress_bar() as bar:
