@@ -4,6 +4,7 @@ import asyncio
 import base64
 import io
 import json
+import signal
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import replace
@@ -22,6 +23,7 @@ from cascade.config.stage import SamplerConfig
 from cascade.diffusion.noise import Noise
 from cascade.errors import UserError
 from cascade.pipeline import Cascade
+from cascade.results import Result
 from cascade_bench.serve import counters
 from cascade_bench.serve.against import late_guidance, naive_program
 from cascade_bench.serve.command import bench_serve
@@ -431,3 +433,47 @@ def test_a_naive_server_draws_our_pictures_one_request_after_another(
         serving(replace(naive_program(bench, "eager", tmp_path), name="broken"), tmp_path, port),
     ):
         pass
+
+
+@pytest.mark.dist
+@pytest.mark.slow
+def test_a_server_is_loaded_left_and_ended_and_loses_nothing(
+    tiny_cascade: Path, tmp_path: Path
+) -> None:
+    config = ServeBenchConfig(
+        cascade=str(tiny_cascade),
+        parts=("load", "soak", "against"),
+        loads=(4.0,),
+        seconds=2.0,
+        clients=2,
+        waiting=4,
+        rounds=2,
+        large=3,
+        soak=4.0,
+        leaving=0.5,
+        threads=1,
+    )
+    result, told = bench_serve(config, tmp_path)
+    assert Result.load(result.path(tmp_path / "serve")) == result
+    assert len(told) == 5
+    figures: Any = result.figures
+    assert set(figures["load average"]) == set(config.parts)
+    for one in (figures["capacity"], *figures["loads"], figures["soak"]):
+        load = Load.model_validate(one)
+        assert load.pictures > 0
+        assert (load.unanswered, load.outcomes.get("failed", 0)) == (0, 0), load.told
+        assert (load.different, load.unadvised, load.left_over) == (0, 0, {})
+        assert load.memory
+    assert Load.model_validate(figures["soak"]).outcomes["left"] > 0
+    ended, killed = (figures["endings"][name] for name in ("SIGTERM", "SIGKILL"))
+    assert (ended["status"], killed["status"]) == (0, -signal.SIGKILL)
+    assert ended["outcomes"] == {"drawn": 2}
+    again = figures["endings"]["restarted"]
+    assert (again["outcome"], again["different"]) == ("drawn", 0)
+    for found in figures["against"]["admissions"].values():
+        assert all(0 <= one["begun"] <= one["done"] for one in found)
+    for taken in (figures["against"]["seconds"], figures["against"]["processor"]):
+        assert set(taken) == {"ours", "ours, fast", "eager"}
+        # The processors' time is told in ticks, of which a tiny picture may take none.
+        assert all(len(of) == 2 and min(of) >= 0 for of in taken.values())
+    assert figures["against"]["distances"]["ours"] == 0

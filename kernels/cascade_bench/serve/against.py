@@ -51,7 +51,7 @@ class Contender:
 
 
 def against(bench: Bench, program: Program, folder: Path, naive: Sequence[str]) -> dict[str, Any]:
-    """Let servers draw the same pictures in turn; return seconds a picture and admissions."""
+    """Let servers draw the same pictures in turn; return what a picture takes, and admissions."""
     configs = [read_stage_config(folder / name) for name in read_manifest(folder).stages]
     with ExitStack() as running:
         ours = running.enter_context(serving(program, bench.scratch))
@@ -66,10 +66,13 @@ def against(bench: Bench, program: Program, folder: Path, naive: Sequence[str]) 
             contenders[name] = Contender(server, False, {})
         distances = _distances(bench, contenders)
         seconds: dict[str, list[float]] = {name: [] for name in contenders}
+        processor: dict[str, list[float]] = {name: [] for name in contenders}
         admitted: dict[str, list[Admission]] = {name: [] for name in contenders if name != FAST}
         for number in range(bench.config.rounds):
             for name in _turn(list(contenders), number):
-                seconds[name].append(_block(bench, contenders[name]))
+                passed, taken = _block(bench, contenders[name])
+                seconds[name].append(passed)
+                processor[name].append(taken)
             for name in _turn(list(admitted), number):
                 one = contenders[name]
                 own = replace(bench, asked=one.asked)
@@ -78,6 +81,7 @@ def against(bench: Bench, program: Program, folder: Path, naive: Sequence[str]) 
     return {
         "distances": distances,
         "seconds": seconds,
+        "processor": processor,
         "admissions": {
             name: [one.model_dump(mode="json") for one in of] for name, of in admitted.items()
         },
@@ -117,20 +121,21 @@ def _turn(names: list[str], number: int) -> list[str]:
     return names[first:] + names[:first]
 
 
-def _block(bench: Bench, contender: Contender) -> float:
-    """Return the seconds a picture, while every client waits for one."""
-    number = bench.config.clients
+def _block(bench: Bench, contender: Contender) -> tuple[float, float]:
+    """Return the seconds a picture while every client waits for one, passed and the processors'."""
+    number, server = bench.config.clients, contender.server
     shots = [Shot(0.0, at, _PROMPT, at, asked=contender.asked) for at in range(number)]
-    begun = time.monotonic()
-    answers = bench.send(contender.server, shots, closed_loop)
+    begun, before = time.monotonic(), server.processor()
+    answers = bench.send(server, shots, closed_loop)
+    taken = server.processor() - before
     seconds = max(answer.ended for answer in answers) - begun
     wrong = next((answer for answer in answers if answer.outcome != "drawn"), None)
     if wrong is not None:
         raise UserError(
-            f"{contender.server.name} has not drawn a picture: {wrong.outcome} {wrong.told}; give "
+            f"{server.name} has not drawn a picture: {wrong.outcome} {wrong.told}; give "
             "more --patience, or fewer --clients."
         )
-    return seconds / number
+    return seconds / number, taken / number
 
 
 def _distances(bench: Bench, contenders: Mapping[str, Contender]) -> dict[str, float]:

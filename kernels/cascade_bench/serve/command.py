@@ -80,20 +80,25 @@ def our_program(bench: Bench, keys: Sequence[str], times: int = 1) -> Program:
         served = ["--bundle", f"{MODEL}={config.bundle.resolve()}"]
     else:
         served = ["--cascade", f"{MODEL}={naive_folder(config).resolve()}"]
-    settings = [
-        f"limits.seconds={times * config.patience}",
-        f"limits.waiting={times * config.waiting}",
-        f"limits.waiting_per_client={times * config.waiting}",
-        f"limits.pictures={max(config.large, LimitConfig().pictures)}",
-        *config.options,
-    ]
     words = ["cascade", "serve", *served, "--host", HOST, "--device", config.device]
     words += ["--keys", str(bench.scratch / _KEYS), "--threads", str(config.threads_or_cores)]
-    for setting in settings:
+    for setting in _settings(config, times):
         words += ["--set", setting]
     return Program(
         "ours", lambda port: [*words, "--port", str(port)], config.threads_or_cores, keys
     )
+
+
+def _settings(config: ServeBenchConfig, times: int) -> list[str]:
+    """Return what `--set` of our server is given."""
+    room = times * config.waiting
+    return [
+        f"limits.seconds={times * config.patience}",
+        f"limits.waiting={room}",
+        f"limits.waiting_per_client={room}",
+        f"limits.pictures={min(room, max(config.large, LimitConfig().pictures))}",
+        *config.options,
+    ]
 
 
 def naive_folder(config: ServeBenchConfig) -> Path:
@@ -115,8 +120,8 @@ def _load(bench: Bench, program: Program, *, soaked: bool) -> dict[str, Any]:
                 "capacity": most.model_dump(mode="json"),
                 "loads": [load.model_dump(mode="json") for load in found],
             }
-        of = soak(bench, server, most.rate)
-    return {"soak": of.model_dump(mode="json"), "endings": endings(bench, program)}
+        of = soak(bench, server, most)
+        return {"soak": of.model_dump(mode="json"), "endings": endings(bench, program, server)}
 
 
 def _mixture(bench: Bench, program: Program) -> dict[str, Any]:
@@ -132,10 +137,11 @@ def _average(found: dict[str, str]) -> str:
 def _checked(config: ServeBenchConfig) -> list[str]:
     """Refuse what cannot be measured; return the naive servers."""
     family()  # refuses where the system does not tell what processes take
-    values: dict[str, Any] = {}
-    for override in config.options:
-        apply_override(values, override)
-    ServeConfig.parse(values, "--serve")
+    for times in (1, config.large):
+        values: dict[str, Any] = {}
+        for override in _settings(config, times):
+            apply_override(values, override)
+        ServeConfig.parse(values, "--serve")
     if config.bundle is not None and opener(config.bundle) is None:
         raise UserError(f"{config.bundle} is no bundle; make one with 'cascade export'.")
     if {"mixture", "against"} & {*config.parts} and config.clients < 2:

@@ -19,7 +19,7 @@ import httpx2
 
 from cascade.errors import UserError
 from cascade.files import read_text
-from cascade_bench.data_processes import family, resident
+from cascade_bench.data_processes import family, processor_seconds, resident
 
 HOST: Final = "127.0.0.1"
 
@@ -82,6 +82,10 @@ class Server:
     def memory(self) -> int:
         """Return the bytes that its processes hold."""
         return resident(family(self.process.pid))
+
+    def processor(self) -> float:
+        """Return the seconds that its processes have taken of the processors."""
+        return processor_seconds(family(self.process.pid))
 
     def terminate(self, patience: float) -> int:
         """Ask it to end and wait; return its exit status.

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,13 +21,14 @@ _MIDDLE: Final = 1.0
 """Seconds that a server has worked when it is told to end."""
 
 
-def soak(bench: Bench, server: Server, rate: float) -> Load:
+def soak(bench: Bench, server: Server, capacity: Load) -> Load:
     """Send requests at the server's capacity, of which some clients leave; streams and others."""
+    rate, wait = capacity.rate, statistics.median(capacity.latencies)
     config, chance = bench.config, random.Random(bench.config.seed)
     shots: list[Shot] = []
     at = pictures = 0.0
     while at < config.soak:
-        shot = _random(bench, chance, at)
+        shot = _random(bench, chance, at, wait)
         shots.append(shot)
         pictures += shot.pictures
         at += chance.expovariate(rate / shot.pictures)
@@ -35,27 +37,23 @@ def soak(bench: Bench, server: Server, rate: float) -> Load:
     return load
 
 
-def _random(bench: Bench, chance: random.Random, at: float) -> Shot:
+def _random(bench: Bench, chance: random.Random, at: float, wait: float) -> Shot:
     config = bench.config
     streamed = chance.random() < config.streamed
     leaves = chance.random() < config.leaving
     return replace(
         drawn_at_random(chance, config.clients, bench.asked),
         at=at,
-        pictures=1 if streamed else chance.randint(1, _MANY),
+        pictures=1 if streamed else chance.randint(1, min(_MANY, config.waiting)),
         streamed=streamed,
         # By then some wait, some are drawn, and some have their picture.
-        leaves=chance.expovariate(1 / _LEAVES_AFTER) if leaves else None,
+        leaves=chance.expovariate(1 / wait) if leaves else None,
     )
 
 
-_LEAVES_AFTER: Final = 3.0  # seconds, on average
-
-
-def endings(bench: Bench, program: Program) -> dict[str, Any]:
+def endings(bench: Bench, program: Program, server: Server) -> dict[str, Any]:
     """End a server by SIGTERM while it works, and kill another one."""
-    with serving(program, bench.scratch) as server:
-        ended = _ended(bench, server, kill=False)
+    ended = _ended(bench, server, kill=False)
     say(f"SIGTERM: {ended.outcomes}, exit status {ended.status} after {ended.seconds:.1f} s.")
     with serving(program, bench.scratch) as server:
         killed = _ended(bench, server, kill=True)
