@@ -97,7 +97,7 @@ def serve(options: Options[ServeConfig], quiet: Quiet = False) -> None:
         metrics = Metrics()
         scheduler = Scheduler(models, config.batch, config.limits, metrics)
         app = create_app(models, scheduler, config, metrics)
-        write_lines(sys.stderr)
+        write_lines(sys.stderr, quiet)
         told = f"Serving {', '.join(models.names())} at {url(listener)}"
         clean = run(app, listener, scheduler, config, told)
     if not clean:

@@ -27,14 +27,18 @@ class JsonLines(logging.Formatter):
         return json.dumps(line)
 
 
-def write_lines(stream: TextIO) -> None:
-    """Write what this server, and the one below it, log to a stream, and nowhere else."""
+def write_lines(stream: TextIO, quiet: bool = False) -> None:
+    """Write what this server, and the one below it, log to a stream, and nowhere else.
+
+    Args:
+        quiet: warnings and errors alone.
+    """
     handler = logging.StreamHandler(stream)
     handler.setFormatter(JsonLines())
     for name in (_NAME, "uvicorn"):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
-        logger.setLevel(logging.INFO)
+        logger.setLevel(logging.WARNING if quiet else logging.INFO)
     logging.getLogger("uvicorn.access").disabled = True  # a line of ours says more
 
 
