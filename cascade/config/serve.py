@@ -176,7 +176,7 @@ class ServeConfig(Frozen):
         default=True, description="draw once with every size of batch before /ready says so"
     )
     reload: Seconds = Field(
-        default=5.0, description="seconds between looks for changed bundles; 0 is never"
+        default=5.0, description="seconds between looks for changed models and keys; 0 is never"
     )
     drain: Seconds = Field(
         default=30.0, description="seconds that requests get to end when the server is stopped"

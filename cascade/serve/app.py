@@ -10,7 +10,7 @@ from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import Scope
 
-from cascade.config.serve import KeysConfig, ServeConfig
+from cascade.config.serve import ServeConfig
 from cascade.serve import health, logs, problems, routes
 from cascade.serve.desk import Desk
 from cascade.serve.guard import Crowd, Guard, Identified
@@ -39,7 +39,7 @@ def create_app(
         UserError: the file of keys is wrong, or traces need packages that are not there.
     """
     metrics = metrics or Metrics()
-    keys = Keys(KeysConfig.read(config.keys) if config.keys else None)
+    keys = Keys(config.keys)
     traces = Traces(config.traces) if config.traces else None
     desk = Desk(models, scheduler, config, keys, metrics, traces)
     metrics.observe(

@@ -135,10 +135,11 @@ class Desk:
     async def _reload(self) -> None:
         while self.config.reload:
             await asyncio.sleep(self.config.reload)
-            try:
-                await asyncio.to_thread(self.models.refresh)
-            except UserError as error:
-                logs.warn(str(error))
+            for look in (self.models.refresh, self.keys.refresh):
+                try:
+                    await asyncio.to_thread(look)
+                except UserError as error:
+                    logs.warn(str(error))
 
     def _stop(self) -> None:
         self.scheduler.drain(self.config.drain)

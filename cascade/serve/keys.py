@@ -9,8 +9,10 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Final
 
 from cascade.config.serve import KeyConfig, KeysConfig
@@ -64,18 +66,40 @@ class Keys:
     """The clients of a file of keys, or everybody.
 
     Args:
+        path: of the file.
         clock: seconds since 1970.
+
+    Raises:
+        UserError: the file is missing or wrong.
     """
 
-    def __init__(self, config: KeysConfig | None, clock: Callable[[], float] = time.time) -> None:
-        self._keys = config.keys if config else None
-        self._clock = clock
+    def __init__(self, path: Path | None, clock: Callable[[], float] = time.time) -> None:
+        self._path, self._clock = path, clock
+        self._keys: tuple[KeyConfig, ...] | None = None
+        self._stamp: tuple[int, int] | None = None
+        self.refresh()
         self._uses: dict[str, _Use] = {}
 
     @property
     def needed(self) -> bool:
         """Whether a client needs a key."""
         return self._keys is not None
+
+    def refresh(self) -> None:
+        """Read the file again where it has changed; one that is wrong changes nothing.
+
+        Raises:
+            UserError: it is missing or wrong; told once for each change.
+        """
+        if self._path is None:
+            return
+        with suppress(FileNotFoundError):  # reading says so
+            status = self._path.stat()
+            stamp = status.st_mtime_ns, status.st_ino
+            if stamp == self._stamp:
+                return
+            self._stamp = stamp
+        self._keys = KeysConfig.read(self._path).keys
 
     def identify(self, authorization: str | None, address: str) -> Client:
         """Return who sent an Authorization header.

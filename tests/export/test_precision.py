@@ -71,7 +71,7 @@ def test_error_is_a_few_roundings(
 
 
 def test_fp32_is_the_network_itself(network: UNet, inputs: dict[str, Tensor]) -> None:
-    # Its copy asks for no gradients, and on some CPUs PyTorch has another kernel for weights that do.
+    # Its copy asks for no gradients; some CPUs have another kernel for weights that do.
     network.requires_grad_(False)
     copied = cast(network, "fp32")
     assert relative_error(copied, network, inputs) == 0

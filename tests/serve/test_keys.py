@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from cascade.config.serve import KeysConfig
 from cascade.errors import UserError
 from cascade.serve.keys import Client, Keys
 from cascade.serve.problems import Problem
@@ -23,15 +22,25 @@ def _entry(name: str, key: str, **more: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def file(tmp_path: Path, toml: Callable[..., str]) -> Path:
-    entries = [
+def write(tmp_path: Path, toml: Callable[..., str]) -> Callable[..., Path]:
+    """Writes a file of keys."""
+
+    def written(*entries: dict[str, Any]) -> Path:
+        path = tmp_path / "keys.toml"
+        new = path.with_suffix(".new")
+        new.write_text("".join(f"[[keys]]\n{toml(entry)}\n" for entry in entries))
+        return new.replace(path)
+
+    return written
+
+
+@pytest.fixture
+def file(write: Callable[..., Path]) -> Path:
+    return write(
         _entry("anne", "anne-key"),
         _entry("ben", "ben-key", models=["*:dog"]),
         _entry("root", "root", admin=True),
-    ]
-    path = tmp_path / "keys.toml"
-    path.write_text("".join(f"[[keys]]\n{toml(entry)}\n" for entry in entries))
-    return path
+    )
 
 
 @pytest.fixture
@@ -102,6 +111,24 @@ def test_a_file_of_keys_that_is_wrong_stops_the_server(
         make(keys=tmp_path / "none.toml")
 
 
+def test_a_changed_file_of_keys_counts_from_the_next_look_on(write: Callable[..., Path]) -> None:
+    path = write(_entry("anne", "anne-key"))
+    keys = Keys(path)
+    write(_entry("ben", "ben-key"))
+    keys.refresh()
+    assert keys.identify("Bearer ben-key", "::1").name == "ben"
+    with pytest.raises(Problem, match="does not know"):
+        keys.identify("Bearer anne-key", "::1")
+    path.write_text("keys = 5\n")
+    with pytest.raises(UserError, match="keys"):
+        keys.refresh()
+    keys.refresh()  # it is told once
+    path.unlink()
+    with pytest.raises(UserError, match="no configuration file"):
+        keys.refresh()
+    assert keys.identify("Bearer ben-key", "::1").name == "ben"
+
+
 class _Clock:
     now = 86_400.0 * 20_000 + 60
 
@@ -109,10 +136,19 @@ class _Clock:
         return self.now
 
 
-def _limited(**limits: int) -> tuple[Keys, Client, _Clock]:
-    clock = _Clock()
-    keys = Keys(KeysConfig(keys=[_entry("anne", "anne-key", **limits)]), clock)
-    return keys, keys.identify("bearer anne-key", "::1"), clock
+Limited = Callable[..., tuple[Keys, Client, _Clock]]
+
+
+@pytest.fixture
+def limited(write: Callable[..., Path]) -> Limited:
+    """Makes keys with limits, of one client, and their clock."""
+
+    def made(**limits: int) -> tuple[Keys, Client, _Clock]:
+        clock = _Clock()
+        keys = Keys(write(_entry("anne", "anne-key", **limits)), clock)
+        return keys, keys.identify("bearer anne-key", "::1"), clock
+
+    return made
 
 
 def _wait(keys: Keys, client: Client, pictures: int) -> int | None:
@@ -125,8 +161,8 @@ def _wait(keys: Keys, client: Client, pictures: int) -> int | None:
     return None
 
 
-def test_requests_of_any_minute_are_counted() -> None:
-    keys, client, clock = _limited(requests_per_minute=2)
+def test_requests_of_any_minute_are_counted(limited: Limited) -> None:
+    keys, client, clock = limited(requests_per_minute=2)
     assert _wait(keys, client, 10) is None
     clock.now += 50
     assert _wait(keys, client, 10) is None
@@ -136,8 +172,8 @@ def test_requests_of_any_minute_are_counted() -> None:
     assert _wait(keys, client, 1) == 50
 
 
-def test_pictures_of_a_day_are_counted() -> None:
-    keys, client, clock = _limited(pictures_per_day=5)
+def test_pictures_of_a_day_are_counted(limited: Limited) -> None:
+    keys, client, clock = limited(pictures_per_day=5)
     assert _wait(keys, client, 4) is None
     assert _wait(keys, client, 2) == 86_400 - 60
     assert _wait(keys, client, 1) is None
@@ -145,8 +181,8 @@ def test_pictures_of_a_day_are_counted() -> None:
     assert _wait(keys, client, 5) is None
 
 
-def test_more_pictures_than_a_day_has_are_refused_for_good() -> None:
-    keys, client, _ = _limited(pictures_per_day=5)
+def test_more_pictures_than_a_day_has_are_refused_for_good(limited: Limited) -> None:
+    keys, client, _ = limited(pictures_per_day=5)
     with pytest.raises(Problem) as told:
         keys.check(client, 6)
     assert told.value.status == 400
