@@ -4,6 +4,7 @@ import asyncio
 import base64
 import io
 import json
+import os
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -37,7 +38,7 @@ from cascade_bench.serve.load import (
 )
 from cascade_bench.serve.loads import Bench
 from cascade_bench.serve.mixture import admission, job
-from cascade_bench.serve.process import Server, serving, write_keys
+from cascade_bench.serve.process import Server, ended_by_signal, serving, write_keys
 from cascade_bench.serve.records import Load, Steadiness, percentile
 from cascade_bench.settings import ServeBenchConfig
 
@@ -477,3 +478,15 @@ def test_a_server_is_loaded_left_and_ended_and_loses_nothing(
         # The processors' time is told in ticks, of which a tiny picture may take none.
         assert all(len(of) == 2 and min(of) >= 0 for of in taken.values())
     assert figures["against"]["distances"]["ours"] == 0
+
+
+def test_a_bench_that_is_told_to_end_takes_its_servers_along() -> None:
+    before, ended = signal.getsignal(signal.SIGTERM), []
+    with pytest.raises(SystemExit) as told, ended_by_signal():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        finally:
+            ended.append("the servers")
+    assert (told.value.code, ended) == (143, ["the servers"])
+    assert signal.getsignal(signal.SIGTERM) is before

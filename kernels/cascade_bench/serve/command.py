@@ -24,7 +24,7 @@ from cascade_bench.serve.against import against
 from cascade_bench.serve.loads import Bench, capacity, loads
 from cascade_bench.serve.mixture import admissions
 from cascade_bench.serve.naive import NAIVE
-from cascade_bench.serve.process import HOST, Program, serving, write_keys
+from cascade_bench.serve.process import HOST, Program, ended_by_signal, serving, write_keys
 from cascade_bench.serve.soak import endings, soak
 from cascade_bench.serve.tables import tables
 from cascade_bench.settings import ServeBenchConfig
@@ -45,7 +45,7 @@ def bench_serve(config: ServeBenchConfig, output: Path) -> tuple[Result, list[Ta
     naive = _checked(config)
     device = torch.device(usable_device(config.device))
     figures: dict[str, Any] = {"load average": {}}
-    with TemporaryDirectory() as scratch:
+    with ended_by_signal(), TemporaryDirectory() as scratch:
         asked = {"model": MODEL}
         steps = {} if config.steps is None else {"num_inference_steps": config.steps}
         bench = Bench(config, Path(scratch), asked | steps)

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import secrets
+import signal
 import socket
 import subprocess
 import sys
@@ -100,6 +101,20 @@ class Server:
             raise UserError(
                 f"The server '{self.name}' has not ended {patience:.0f} s after SIGTERM."
             ) from None
+
+
+@contextmanager
+def ended_by_signal() -> Iterator[None]:
+    """Let SIGTERM raise `SystemExit`, so that no server outlives whoever started it."""
+
+    def leave(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
