@@ -482,11 +482,16 @@ def test_a_server_is_loaded_left_and_ended_and_loses_nothing(
 
 def test_a_bench_that_is_told_to_end_takes_its_servers_along() -> None:
     before, ended = signal.getsignal(signal.SIGTERM), []
-    with pytest.raises(SystemExit) as told, ended_by_signal():
-        try:
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(5)
-        finally:
-            ended.append("the servers")
+
+    def bench() -> None:
+        with ended_by_signal():
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(5)
+            finally:
+                ended.append("the servers")
+
+    with pytest.raises(SystemExit) as told:
+        bench()
     assert (told.value.code, ended) == (143, ["the servers"])
     assert signal.getsignal(signal.SIGTERM) is before
