@@ -66,7 +66,10 @@ class Server:
         start = time.monotonic()
         while time.monotonic() - start < _START:
             if self.process.poll() is not None:
-                raise UserError(f"The server '{self.name}' has ended: {self.last_words()}")
+                raise UserError(
+                    f"The server '{self.name}' has ended with status {self.process.returncode}: "
+                    f"{self.last_words()}"
+                )
             try:
                 if httpx2.get(f"{self.url}/ready", trust_env=False).is_success:
                     return time.monotonic() - start
