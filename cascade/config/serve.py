@@ -63,7 +63,9 @@ class BatchConfig(Frozen):
     rows: AtOnce = Field(
         default=8, description="rows of a call at most; a picture under guidance takes two"
     )
-    at_once: AtOnce = Field(default=4, description="pictures worked on at a time; others wait")
+    # Pictures that begin together end together: on a CPU, where sharing calls gains little, more
+    # than two let whoever comes next wait for all of them.
+    at_once: AtOnce = Field(default=2, description="pictures worked on at a time; others wait")
 
 
 class JobConfig(Frozen):
