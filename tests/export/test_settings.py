@@ -44,6 +44,7 @@ NO_OTHERS: dict[str, tuple[object, ...]] = {
     "encoder_mode": ("float16", None, 3),
     "command": (None, 3),
     "spinning": ("no", None),
+    "engines": (3, "fast", None, [2]),
     "compiled": ("yes", 1),
     "against": ("", 3, ("eager",), None),
     "networks": ((), "if-i-m", (3,), None),
