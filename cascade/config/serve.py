@@ -38,7 +38,7 @@ class LimitConfig(Frozen):
         default=600.0, description="a request that is not done by then is given up"
     )
     connections: Many = Field(
-        default=512, description="that carry a request at a time, streams too; more get 503"
+        default=512, description="requests answered at a time, streams too; more are refused"
     )
 
     @model_validator(mode="after")

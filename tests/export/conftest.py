@@ -20,6 +20,7 @@ from cascade.stage import Stage
 from cascade_export.bundle.bundle import Bundle
 from cascade_export.bundle.finetunes import add_subject
 from cascade_export.bundle.write import export_bundle
+from cascade_export.engines.version import StageFiles
 from cascade_export.graph.graph import GRAPH, Graph
 from cascade_export.graph.weights import WEIGHTS, tensor_spans
 from cascade_export.settings import ExportOptions, Gate
@@ -135,3 +136,15 @@ def thin_graph() -> Callable[..., Graph]:
         return Graph.open(weights.parent / GRAPH)
 
     return write
+
+
+@pytest.fixture
+def base(bundle: Bundle) -> StageFiles:
+    """The base with the bundle's own weights."""
+    return bundle.files()[0]
+
+
+@pytest.fixture
+def tuned(bundle: Bundle) -> StageFiles:
+    """The base with the fine-tune's weights."""
+    return bundle.files(bundle.subject("sec-dog"))[0]

@@ -25,18 +25,6 @@ OPTIONS = SampleOptions(steps=6, batch_size=2)
 
 
 @pytest.fixture
-def base(bundle: Bundle) -> StageFiles:
-    """The base with the bundle's own weights."""
-    return bundle.files()[0]
-
-
-@pytest.fixture
-def tuned(bundle: Bundle) -> StageFiles:
-    """The base with the fine-tune's weights."""
-    return bundle.files(bundle.subject("sec-dog"))[0]
-
-
-@pytest.fixture
 def call(base: StageFiles) -> dict[str, Tensor]:
     """A call's arguments."""
     generator = torch.Generator().manual_seed(0)
