@@ -136,7 +136,7 @@ class Cascade:
         larger = scales(self.configs, size)[known:]
         if larger:
             require_any_size([last], "size")
-        again = [Stage(config, last.denoiser.network, last.origin) for config in larger]
+        again = [Stage(config, last.denoiser.network) for config in larger]
         return Cascade(self.manifest, self.encoder, [*self.stages, *again])
 
     def prompts(self, prompts: Sequence[str], stage: str | None = None) -> PromptTable:

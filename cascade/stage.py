@@ -16,7 +16,14 @@ from torch import Tensor
 
 from cascade.config.folders import read_stage_config
 from cascade.config.stage import AugmentationLevel, LowResConfig, SamplerConfig, StageConfig
-from cascade.diffusion.denoiser import Conditioning, Denoiser, HasDevice, HasPins, Network
+from cascade.diffusion.denoiser import (
+    Conditioning,
+    Denoiser,
+    HasDevice,
+    HasOrigin,
+    HasPins,
+    Network,
+)
 from cascade.diffusion.guidance import guided
 from cascade.diffusion.noise import LowResolution, Noise, level_from_variance
 from cascade.diffusion.samplers import OnStep, calls, initial, levels
@@ -41,13 +48,11 @@ class Stage:
     Attributes:
         config: every property of the checkpoint.
         denoiser: the network under its parametrisation.
-        origin: what an engine was made from and how it runs, hashes included.
         size: width and height of what a base draws, pixels.
     """
 
-    def __init__(self, config: StageConfig, network: Network, origin: str = "") -> None:
+    def __init__(self, config: StageConfig, network: Network) -> None:
         self.config = config
-        self.origin = origin
         self.schedule = make_schedule(config.diffusion.schedule)
         self.size = config.size, config.size
         self._backend: Backend = "auto"
@@ -167,10 +172,10 @@ class Stage:
         return torch.device("cpu")
 
     def fingerprint(self) -> str:
-        """Return sha256 over settings and weights: names, types, shapes, bytes; or the origin."""
+        """Return sha256 over settings and weights: names, types, shapes, bytes; or an engine's origin."""
         digest = hashlib.sha256(self.config.model_dump_json().encode())
-        if self.origin:
-            digest.update(self.origin.encode())
+        if isinstance(self.denoiser.network, HasOrigin):
+            digest.update(self.denoiser.network.origin.encode())
             return digest.hexdigest()
         for name, value in sorted(merged_state(self.network).items()):
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())

@@ -68,6 +68,16 @@ class HasPins(Protocol):
 
 
 @runtime_checkable
+class HasOrigin(Protocol):
+    """A network that was made of files and may be given others: an engine."""
+
+    @property
+    def origin(self) -> str:
+        """How it runs, and hashes of what it answers with now."""
+        ...
+
+
+@runtime_checkable
 class HasSide(Protocol):
     """A network that may take pictures of one size alone: an engine."""
 

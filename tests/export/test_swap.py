@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cascade.config.engine import EngineOptions
 from cascade.errors import UserError
+from cascade.stage import Stage
 from cascade_export.bundle.bundle import Bundle
 from cascade_export.engines.opening import open_engine, open_engines
 from cascade_export.engines.swap_check import check_swap
@@ -53,6 +54,18 @@ def test_there_and_back(
     engine.swap(base.weights)
     assert torch.equal(engine(**call), first)
     assert engine.info == before
+
+
+def test_a_stage_is_known_by_the_weights_of_now(
+    base: StageFiles, tuned: StageFiles, kind: str
+) -> None:
+    engine = open_engine(kind, base)
+    stage = Stage(base.config, engine)
+    before = stage.fingerprint()
+    with stage.pinned() as held:
+        engine.swap(tuned.weights)
+        assert stage.fingerprint() == Stage(base.config, open_engine(kind, tuned)).fingerprint()
+        assert held.fingerprint() == before != stage.fingerprint()
 
 
 def test_a_waiting_stage_swaps_too(

@@ -3,6 +3,7 @@
 Usage: torchrun worker.py JOBS.json, which holds a list of `Job`s.
 """
 
+import faulthandler
 import importlib.util
 import json
 import os
@@ -112,6 +113,7 @@ def main(jobs: Path) -> None:
     sys.modules["fixtures"] = fixtures
     spec.loader.exec_module(fixtures)
     torch.set_num_threads(1)
+    faulthandler.enable()  # a process that crashes says where
     with process_group(10.0, jobs.parent) as processes:
         for values in json.loads(jobs.read_text()):
             run_job(Job(**values), jobs.parent, fixtures, processes)

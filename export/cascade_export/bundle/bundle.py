@@ -204,10 +204,7 @@ class Bundle:
             max_memory = whole(max_memory, "max_memory", 1, 2**63 - 1)
         files = self.files(subject)
         engines = open_engines(kind, files, where, options, max_memory)
-        return [
-            Stage(part.config, each, f"{kind} {part.origin}")
-            for part, each in zip(files, engines, strict=True)
-        ]
+        return [Stage(part.config, each) for part, each in zip(files, engines, strict=True)]
 
     def encoder(
         self,

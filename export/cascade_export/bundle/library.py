@@ -159,7 +159,7 @@ class BundleLibrary:
                 if engine is None:
                     engine = made[key] = self._opener(key.kind)(files)
                     undo.callback(engine.close)
-                stages.append(Stage(files.config, engine, f"{key.kind} {files.origin}"))
+                stages.append(Stage(files.config, engine))
             cascade = bundle.assembled(manifest, self._text(bundle), stages)
             undo.pop_all()
         self._engines |= made

@@ -138,6 +138,11 @@ class Engine(ABC):
         return self._served.serving.info
 
     @property
+    def origin(self) -> str:
+        """Return what its answers depend on now, by hashes."""
+        return self._served.serving.origin
+
+    @property
     def side(self) -> int | None:
         """Return the side of the squares that it takes; None if it takes any size."""
         return self.info.side

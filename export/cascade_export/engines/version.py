@@ -101,6 +101,11 @@ class Version(ABC):
         self._padded = padded
 
     @property
+    def origin(self) -> str:
+        """Return what its answers depend on, by hashes."""
+        return f"{self.info.kind} {self.files.origin}"
+
+    @property
     def side(self) -> int | None:
         """Return the side of the squares that it takes; None if it takes any size."""
         return self.info.side
