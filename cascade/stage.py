@@ -19,7 +19,6 @@ from cascade.config.stage import AugmentationLevel, LowResConfig, SamplerConfig,
 from cascade.diffusion.denoiser import (
     Conditioning,
     Denoiser,
-    HasDevice,
     HasOrigin,
     HasPins,
     Network,
@@ -164,15 +163,10 @@ class Stage:
     @property
     def device(self) -> torch.device:
         """Where the weights lie, or where an engine takes its inputs; a function's is the CPU."""
-        network = self.denoiser.network
-        if isinstance(network, HasDevice):
-            return network.device
-        if isinstance(network, torch.nn.Module):
-            return next(network.parameters()).device
-        return torch.device("cpu")
+        return self.denoiser.device
 
     def fingerprint(self) -> str:
-        """Return sha256 over settings and weights: names, types, shapes, bytes; or an engine's origin."""
+        """Return sha256 over settings and weights (names, types, shapes, bytes), or the origin."""
         digest = hashlib.sha256(self.config.model_dump_json().encode())
         if isinstance(self.denoiser.network, HasOrigin):
             digest.update(self.denoiser.network.origin.encode())

@@ -163,6 +163,15 @@ class Denoiser(nn.Module):
         """Return the same parametrisation of another network."""
         return Denoiser(network, self.schedule, self.prediction, self.learned_variance)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie, or where an engine takes its inputs; a function's is the CPU."""
+        if isinstance(self.network, HasDevice):
+            return self.network.device
+        if isinstance(self.network, nn.Module):
+            return next(self.network.parameters()).device
+        return torch.device("cpu")
+
     def forward(self, x: Tensor, sigma: Tensor, cond: Conditioning) -> Denoised:
         """Predict the clean image.
 

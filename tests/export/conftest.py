@@ -14,7 +14,7 @@ from onnx import NodeProto, TensorProto, helper
 pytest.importorskip("onnxscript")
 
 from cascade.config.folders import CascadeManifest
-from cascade.config.stage import AugmentationLevel, SubjectConfig
+from cascade.config.stage import AugmentationLevel, StageConfig, SubjectConfig
 from cascade.pipeline import Cascade
 from cascade.stage import Stage
 from cascade_export.bundle.bundle import Bundle
@@ -98,15 +98,17 @@ def traced(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """
     exported: list[str] = []
 
-    def copied(stage: Stage, folder: Path, *rest: object) -> Graph:
+    def weights(stage: Stage, folder: Path, *rest: object) -> None:
         exported.append(stage.config.name)
-        source = bundle.stage_folder(stage.config.name)
         folder.mkdir(parents=True, exist_ok=True)
-        for name in (GRAPH, WEIGHTS):
-            shutil.copy(source / name, folder / name)
+        shutil.copy(bundle.stage_folder(stage.config.name) / WEIGHTS, folder)
+
+    def graph(config: StageConfig, folder: Path, *rest: object) -> Graph:
+        shutil.copy(bundle.stage_folder(config.name) / GRAPH, folder)
         return Graph.open(folder / GRAPH)
 
-    monkeypatch.setattr("cascade_export.bundle.write.export_stage", copied)
+    monkeypatch.setattr("cascade_export.bundle.stages.write_stage_weights", weights)
+    monkeypatch.setattr("cascade_export.bundle.stages.trace_stage", graph)
     return exported
 
 

@@ -1,22 +1,18 @@
 """From a cascade to a bundle: graphs, weights, text encoder, plans, and the gate before the end.
 
-Everything that can be refused is refused before the first graph is traced. A stage that an earlier,
-interrupted export has written is taken as it is; `bundle.json` comes last, so a folder with it is
-whole and has passed the gate.
+Everything that can be refused is refused before the first graph is traced. `bundle.json` comes
+last, so a folder with it is whole and has passed the gate.
 """
 
-from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Final
 
-from cascade.config.base import Frozen
 from cascade.errors import UserError
-from cascade.files import copy_file, read_json, scratch, write_bytes
+from cascade.files import copy_file
 from cascade.formats.weights import write_encoder
 from cascade.pipeline import Cascade
 from cascade.sampling import OnStep
-from cascade.stage import Stage
 from cascade.text.encoder import TextEncoder
 from cascade.text.prompts import PromptEncoder
 from cascade.text.store import EmbeddingStore
@@ -26,51 +22,38 @@ from cascade_export.bundle.lock import writing
 from cascade_export.bundle.manifest import (
     BUNDLE,
     BundleManifest,
-    StageEntry,
     TextEntry,
-    describe_weights,
     write_sealed,
 )
 from cascade_export.bundle.requirements import exporter_versions, require_export, require_output
+from cascade_export.bundle.stages import CONFIG, StageWriter
 from cascade_export.engines import engine_class
-from cascade_export.graph.graph import GRAPH, Graph
-from cascade_export.graph.numerics import Precision
-from cascade_export.graph.precision import DEFAULT_ISLANDS, check_cast
-from cascade_export.graph.quantize import Inputs, calibration_inputs, quantize
-from cascade_export.graph.trace import export_stage, export_text_encoder
+from cascade_export.graph.graph import GRAPH
+from cascade_export.graph.precision import check_cast
+from cascade_export.graph.quantize import calibration_inputs
+from cascade_export.graph.trace import export_text_encoder
 from cascade_export.graph.weights import WEIGHTS, digest
 from cascade_export.settings import ExportOptions
 
-_RECORD: Final = "export.json"
-_CONFIG: Final = "config.json"
 _VOCABULARY: Final = "spiece.model"
 _MODEL: Final = "model.safetensors"
 _MOST_RETRIES = 8
 
-_Calls = Callable[[], Mapping[str, Sequence[Inputs]]]
-"""Samples the network calls of a calibration, by stage, the first time it is called."""
-
-
-class _Record(Frozen):
-    """The sources of an exported stage, and the hashes of what was written."""
-
-    source: str
-    precision: Precision
-    quantised: tuple[str, ...] = ()
-    islands: tuple[str, ...]
-    versions: dict[str, str]
-    graph: str
-    weights: str
-
 
 def export_bundle(
-    cascade: Cascade, output: Path, options: ExportOptions, on_step: OnStep | None = None
+    cascade: Cascade,
+    output: Path,
+    options: ExportOptions,
+    on_step: OnStep | None = None,
+    workers: int = 1,
 ) -> Bundle:
     """Write a cascade as a bundle whose engines are proven to sample the same images.
 
     Args:
         cascade: in float32 on the CPU.
         output: a new folder, or that of an export that was cut short.
+        workers: processes that trace stages. They import the main module again, which must not
+            export where it is imported.
 
     Raises:
         UserError: it cannot be exported so here, the output is taken or another export writes
@@ -83,7 +66,7 @@ def export_bundle(
         check_cast(stage.network, options.precision)
     with writing(output):
         require_output(output)  # another export may just have ended
-        return _write_bundle(cascade, output, options, targets, on_step)
+        return _write_bundle(cascade, output, options, targets, on_step, workers)
 
 
 def _write_bundle(
@@ -92,17 +75,15 @@ def _write_bundle(
     options: ExportOptions,
     targets: tuple[int, ...],
     on_step: OnStep | None,
+    workers: int,
 ) -> Bundle:
     text, path = _write_text(cascade, output, options)
     islands: dict[str, tuple[str, ...]] = {}
     calls = cache(lambda: calibration_inputs(cascade, options.calibration_prompts))
+    report_step = on_step or (lambda what, done, total: None)
+    writer = StageWriter(output, options, calls, workers, report_step)
     for _ in range(_MOST_RETRIES):
-        stages = {
-            stage.config.name: _write_stage(
-                stage, output, options, islands.get(stage.config.name, ()), calls, on_step
-            )
-            for stage in cascade.stages
-        }
+        stages = writer.write(cascade.stages, islands)
         moved = {"stages": tuple(stages), "text_encoder": path}
         draft = BundleManifest(
             cascade=cascade.manifest.model_copy(update=moved),
@@ -156,71 +137,6 @@ def text_identity(encoder: PromptEncoder) -> tuple[str, str]:
     raise TypeError(f"{type(encoder).__name__} is no text encoder with files")
 
 
-def _write_stage(
-    stage: Stage,
-    output: Path,
-    options: ExportOptions,
-    islands: tuple[str, ...],
-    calls: _Calls,
-    on_step: OnStep | None,
-) -> StageEntry:
-    """Write a stage's graph, weights and settings, unless they are there."""
-    name = stage.config.name
-    folder = output / "stages" / name
-    report = on_step or (lambda what, done, total: None)
-    report(f"export {name}", 0, 1)
-    wanted = {
-        "source": stage.fingerprint(),
-        "precision": options.precision,
-        "quantised": _quantization(options),
-        "islands": islands,
-        "versions": exporter_versions(),
-    }
-    record = _read_record(folder)
-    if record is None or record.model_dump(include=set(wanted)) != wanted:
-        (folder / _RECORD).unlink(missing_ok=True)
-        graph = _write_graph(stage, folder, options, islands, calls)
-        hashes = {"graph": graph.sha256, "weights": digest(folder / WEIGHTS)}
-        record = _Record.model_validate(wanted | hashes)
-        write_bytes((record.model_dump_json(indent=2) + "\n").encode(), folder / _RECORD)
-    # Written in any case: the record does not tell whether what lies there is whole.
-    settings = stage.config.model_dump_json(indent=2) + "\n"
-    write_bytes(settings.encode(), folder / _CONFIG)
-    report(f"export {name}", 1, 1)
-    weights = describe_weights(output, folder / WEIGHTS, record.weights)
-    config = digest(folder / _CONFIG)
-    return StageEntry(config=config, graph=record.graph, weights=weights, islands=islands)
-
-
-def _quantization(options: ExportOptions) -> tuple[str, ...]:
-    """Return what a quantized graph depends on beside the rest; nothing for a plain one."""
-    if options.quantization == "none":
-        return ()
-    return (options.quantization, *options.calibration_prompts)
-
-
-def _write_graph(
-    stage: Stage, folder: Path, options: ExportOptions, islands: tuple[str, ...], calls: _Calls
-) -> Graph:
-    kept = (*DEFAULT_ISLANDS, *islands)
-    if options.quantization == "none":
-        return export_stage(stage, folder, options.precision, kept)
-    with scratch() as plain:
-        graph = export_stage(stage, plain, options.precision, kept)
-        return quantize(graph, calls()[stage.config.name], folder, options.quantization)
-
-
-def _read_record(folder: Path) -> _Record | None:
-    """Read what an earlier export has written, if all of it is there and unaltered."""
-    path = folder / _RECORD
-    if not path.is_file():
-        return None
-    record = _Record.parse(read_json(path), str(path))
-    files = {GRAPH: record.graph, WEIGHTS: record.weights}
-    whole = all((folder / f).is_file() and digest(folder / f) == sha for f, sha in files.items())
-    return record if whole else None
-
-
 def _write_text(cascade: Cascade, output: Path, options: ExportOptions) -> tuple[TextEntry, str]:
     """Write the text encoder; return its entry, and its path for the cascade's manifest."""
     model, tokenizer = text_identity(cascade.encoder)
@@ -236,14 +152,14 @@ def _write_text(cascade: Cascade, output: Path, options: ExportOptions) -> tuple
     files = cascade.encoder.files
     if options.text_encoder == "torch" and Path(path).is_absolute():
         # One too large to copy, for a bundle as for a cascade.
-        return made(files=_digests(files.folder, _CONFIG)), path
+        return made(files=_digests(files.folder, CONFIG)), path
     if options.text_encoder == "graph":
         export_text_encoder(cascade.encoder, folder)
-        copy_file(files.folder / _CONFIG, folder / _CONFIG)
+        copy_file(files.folder / CONFIG, folder / CONFIG)
         copy_file(files.vocabulary, folder / _VOCABULARY)
-        return made(files=_digests(folder, _CONFIG, _VOCABULARY, GRAPH, WEIGHTS)), "text"
+        return made(files=_digests(folder, CONFIG, _VOCABULARY, GRAPH, WEIGHTS)), "text"
     write_encoder(files, folder, folder / _VOCABULARY)
-    return made(files=_digests(folder, _CONFIG, _VOCABULARY, _MODEL)), "text"
+    return made(files=_digests(folder, CONFIG, _VOCABULARY, _MODEL)), "text"
 
 
 def _digests(folder: Path, *names: str) -> dict[str, str]:

@@ -12,6 +12,7 @@ from cascade.cli import values
 from cascade.cli.options import Flag, Options, set_at, with_options
 from cascade.cli.shared import LORA_FLAGS, TEXT_FLAGS
 from cascade.files import require_writable
+from cascade.launch import cores
 from cascade_export.engines import ENGINES, engine_name
 from cascade_export.graph.numerics import Quantization
 from cascade_export.settings import ExportConfig
@@ -83,7 +84,7 @@ def _make(config: ExportConfig, output: Path) -> None:
     require_writable(output)
     cascade = _load(config)
     with progress_bar() as bar:
-        bundle = export_bundle(cascade, output, config, stage_steps(bar))
+        bundle = export_bundle(cascade, output, config, stage_steps(bar), cores())
     if bundle.manifest.proof is not None:
         _show(bundle.manifest.proof, output / "report", f"--bundle {output}")
 

@@ -20,12 +20,12 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, export
 
-from cascade.config.unet import UNetConfig
+from cascade.config.stage import StageConfig
 from cascade.files import require_writable, write_bytes
 from cascade.model.example import example_inputs
 from cascade.model.unet import IMAGE_CHANNELS
 from cascade.progress import silence
-from cascade.stage import Stage
+from cascade.stage import Stage, meta_network
 from cascade.tensors import Header
 from cascade.text.encoder import TextEncoder, load_model
 from cascade_export.graph import operators, passes
@@ -57,16 +57,34 @@ def export_stage(
         UserError: an island names no module, a weight is no number in the precision, or the disk
             is full.
     """
+    write_stage_weights(stage, folder, precision, islands)
+    return trace_stage(stage.config, folder, precision, islands)
+
+
+def write_stage_weights(
+    stage: Stage, folder: Path, precision: Precision, islands: Collection[str]
+) -> None:
+    """Write the one file of `export_stage`, as it does."""
     require_writable(folder)
-    network = cast(stage.network, precision, islands)
-    config = stage.config.unet
-    channels = IMAGE_CHANNELS * (1 + config.learned_variance)
-    return _write(
-        network,
-        _example(config, next(network.parameters()).device),
-        stage_dims(config),
+    _write_weights(cast(stage.network, precision, islands), folder)
+
+
+def trace_stage(
+    config: StageConfig, folder: Path, precision: Precision, islands: Collection[str]
+) -> Graph:
+    """Write the other file of `export_stage`, beside the weights, whose values it does not read."""
+    network = meta_network(config)
+    # Zeros take no memory before something is written there.
+    zeros = {name: torch.zeros(value.shape) for name, value in network.state_dict().items()}
+    network.load_state_dict(zeros, assign=True)
+    channels = IMAGE_CHANNELS * (1 + config.unet.learned_variance)
+    return _write_graph(
+        cast(network, precision, islands),
+        # Of shapes that the tracer does not take for constants, as 1.
+        example_inputs(config.unet, 2, (4 * config.unet.factor, 6 * config.unet.factor), 5),
+        stage_dims(config.unet),
         {"out": ("batch", channels, "height", "width")},
-        config.factor,
+        config.unet.factor,
         OPSETS[precision],
         folder,
     )
@@ -85,7 +103,8 @@ def export_text_encoder(encoder: TextEncoder, folder: Path) -> Graph:
     network, _ = load_model(encoder.files, "float32", torch.device("cpu"))
     ids = torch.ones(2, 5, dtype=torch.int64)
     dims: Dims = ("batch", "length")
-    return _write(
+    _write_weights(network, folder)
+    return _write_graph(
         network,
         {"input_ids": ids, "attention_mask": ids.clone()},
         {"ids": dims, "mask": dims},
@@ -96,13 +115,13 @@ def export_text_encoder(encoder: TextEncoder, folder: Path) -> Graph:
     )
 
 
-def _example(config: UNetConfig, device: torch.device) -> dict[str, Tensor]:
-    """Return a call's arguments, of shapes that the tracer does not take for constants, as 1."""
-    with device:
-        return example_inputs(config, 2, (4 * config.factor, 6 * config.factor), 5)
+def _write_weights(network: nn.Module, folder: Path) -> None:
+    state = network.state_dict()
+    headers = {name: Header(value.dtype, tuple(value.shape)) for name, value in state.items()}
+    write_state(state, headers, folder / WEIGHTS)
 
 
-def _write(
+def _write_graph(
     network: nn.Module,
     example: Mapping[str, Tensor],
     inputs: Mapping[str, Dims],
@@ -111,13 +130,14 @@ def _write(
     opset: int,
     folder: Path,
 ) -> Graph:
-    """Trace, translate, tidy and write; `example` holds the call's arguments in inputs' order."""
-    state = network.state_dict()
+    """Trace, translate, tidy and write, beside the weights.
+
+    Args:
+        example: the call's arguments, in inputs' order.
+    """
     model = _translate(network, example, inputs, list(outputs), factor, opset)
-    passes.clean(model, state)
+    passes.clean(model, network.state_dict())
     passes.name_interface(model, inputs, outputs)
-    headers = {name: Header(value.dtype, tuple(value.shape)) for name, value in state.items()}
-    write_state(state, headers, folder / WEIGHTS)
     passes.point_outside(model, tensor_spans(folder / WEIGHTS), WEIGHTS)
     write_bytes(passes.serialize(model), folder / GRAPH)
     onnx.checker.check_model(str(folder / GRAPH), full_check=True)
