@@ -6,9 +6,11 @@ import io
 import json
 import os
 import signal
+import statistics
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -225,8 +227,11 @@ def test_arrivals_are_those_of_their_seed_and_rate() -> None:
     times = [shot.at for shot in first]
     assert times == sorted(times)
     assert times[-1] < 20
-    # Of a Poisson number with mean 1000, five standard deviations.
-    assert abs(len(first) - 1000) < 5 * 1000**0.5
+    assert len(first) == 1000
+    # Gaps of a Poisson process are exponential, whose deviation is its mean; 1000 tell it to 5 %.
+    gaps = [after - before for before, after in pairwise(times)]
+    assert statistics.stdev(gaps) == pytest.approx(1 / 50, rel=0.2)
+    assert len(poisson(0.01, 20.0, 1, 4, {})) == 1
     assert {shot.client for shot in first} == {0, 1, 2, 3}
 
 

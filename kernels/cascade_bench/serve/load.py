@@ -210,13 +210,13 @@ async def events(response: httpx2.Response) -> AsyncIterator[tuple[str, Any]]:
 def poisson(
     rate: float, seconds: float, seed: int, number: int, asked: Mapping[str, Any]
 ) -> list[Shot]:
-    """Draw one-picture requests of some clients that arrive at a mean rate, independently."""
+    """Draw one-picture requests of some clients that arrive at a rate, independently.
+
+    They are as many as the rate says, at least one: a Poisson process given its number.
+    """
     chance = random.Random(seed)
-    shots: list[Shot] = []
-    at = 0.0
-    while (at := at + chance.expovariate(rate)) < seconds:
-        shots.append(replace(drawn_at_random(chance, number, asked), at=at))
-    return shots
+    times = sorted(chance.uniform(0.0, seconds) for _ in range(max(1, round(rate * seconds))))
+    return [replace(drawn_at_random(chance, number, asked), at=at) for at in times]
 
 
 def drawn_at_random(chance: random.Random, number: int, asked: Mapping[str, Any]) -> Shot:

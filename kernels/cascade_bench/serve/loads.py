@@ -122,8 +122,6 @@ def loads(bench: Bench, server: Server, rate: float) -> list[Load]:
         seed = config.seed + place
         asked = factor * rate
         shots = poisson(asked, config.seconds, seed, config.clients, bench.asked)
-        if not shots:
-            shots = [drawn_at_random(Random(seed), config.clients, bench.asked)]
         found.append(bench.loaded(server, shots, open_loop, asked))
         say(f"Asked for {factor:g} of that, {server.name} draws {found[-1].rate:.3g}.")
     return found

@@ -49,8 +49,8 @@ def _loads(capacity: Load, loads: Sequence[Load], config: ServeBenchConfig) -> T
     lag = max(load.lag for load in loads)
     note = (
         f"Requests for one picture each, of {config.clients} clients, that arrive for "
-        f"{config.seconds:g} s whatever becomes of those before them (Poisson, seed "
-        f"{config.seed}); rates are pictures over the time to the last answer. Late is after "
+        f"{config.seconds:g} s, independently (seed {config.seed}) and whatever becomes of those "
+        "before them; rates are pictures over the time to the last answer. Late is after "
         f"{config.patience:g} s; at most {config.waiting} wait, others are refused"
         f"{_retried(config)}. Lost got no answer at all; different is not, bit for bit, what the "
         f"same request gave before. Memory: at first and at most. Requests were sent {lag:.2f} s "
