@@ -20,6 +20,7 @@ from cascade.config.engine import BundleOptions
 from cascade.config.folders import BUNDLED, cascade_folder, read_manifest
 from cascade.config.serve import KeysConfig, ServeConfig, ServerEngines
 from cascade.errors import UserError
+from cascade.launch import cores
 from cascade.plugins import LIBRARIES, opener
 from cascade.progress import spell, warn
 
@@ -50,6 +51,7 @@ FLAGS = (
     Flag("batching", ("batch.mode",), _LOAD),
     Flag("rows", ("batch.rows",), _LOAD),
     Flag("at_once", ("batch.at_once",), _LOAD),
+    Flag("calls", ("batch.calls",), _LOAD),
     Flag("waiting", ("limits.waiting",), _LOAD),
 )
 
@@ -166,11 +168,15 @@ def _libraries(config: ServeConfig, sources: Mapping[str, Source]) -> "dict[str,
     from cascade.environment import usable_device
     from cascade.serve.folder import CascadeFolder
 
-    if config.engines.threads is not None:
-        torch.set_num_threads(config.engines.threads)
+    threads = config.engines.threads
+    if threads is None and config.batch.calls > 1:
+        threads = max(1, cores() // config.batch.calls)
+    if threads is not None:
+        torch.set_num_threads(threads)
     device = None if config.device is None else usable_device(config.device)
     text = config.embeddings, config.encoder_mode
-    engines = BundleOptions(engine=config.engine, **config.engines.model_dump())
+    options = config.engines.model_dump() | {"threads": threads}
+    engines = BundleOptions(engine=config.engine, **options)
     found: dict[str, Library] = {}
     for name, source in sources.items():
         if source.opener is None:

@@ -66,6 +66,19 @@ class BatchConfig(Frozen):
     # Pictures that begin together end together: on a CPU, where sharing calls gains little, more
     # than two let whoever comes next wait for all of them.
     at_once: AtOnce = Field(default=2, description="pictures worked on at a time; others wait")
+    calls: AtOnce = Field(
+        default=1,
+        description="calls of networks at a time; on a CPU one for each core, on a thread each, "
+        "draw most, and each picture takes longer",
+    )
+
+    @model_validator(mode="after")
+    def _pictures_for_every_call(self) -> Self:
+        if self.calls > self.at_once:
+            raise ValueError(
+                f"{self.calls} calls at a time need as many pictures; raise at_once, or lower calls"
+            )
+        return self
 
 
 class JobConfig(Frozen):
@@ -118,7 +131,8 @@ class ServerEngines(EngineOptions):
 
     threads: Annotated[int | None, Field(strict=True, gt=0, le=MOST_THREADS)] = Field(
         default=None,
-        description="of a network's call on the CPU; as many as there are cores by default",
+        description="of a network's call on the CPU; the cores, shared by the calls made at a "
+        "time, by default",
     )
     spinning: Annotated[bool, Field(strict=True)] = Field(
         default=False, description=EngineOptions.model_fields["spinning"].description

@@ -132,11 +132,6 @@ class Book:
                 clients[picture.work.order.client] += 1
         return Counts(waiting, drawing, clients)
 
-    def retry_after(self) -> float:
-        """Return the seconds until a picture leaves the queue."""
-        with self.changed:
-            return retry(self._each())
-
     def _require_room(self, order: Order) -> None:
         count, counts = len(order.request.seeds), self.counts()
         each = max(self._each(), self.pace.picture(order))

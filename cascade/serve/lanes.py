@@ -9,8 +9,8 @@ from cascade.drawing import answers
 from cascade.serve.picture import Picture
 
 
-def sharing(drawing: Sequence[Picture], batch: BatchConfig) -> list[Picture]:
-    """Return who makes the next call: the first, and those after it that fit beside it."""
+def sharing(drawing: Sequence[Picture], batch: BatchConfig, most: int) -> list[Picture]:
+    """Return who makes the next call: the first, and those after it that fit; `most` in all."""
     if not drawing:
         return []
     first, *others = drawing
@@ -18,7 +18,8 @@ def sharing(drawing: Sequence[Picture], batch: BatchConfig) -> list[Picture]:
     if batch.mode == "exact" and not first.loaded.exact:
         return chosen
     for other in others:
-        if other.lane == first.lane and rows + other.drawing.rows <= batch.rows:
+        fits = len(chosen) < most and rows + other.drawing.rows <= batch.rows
+        if fits and other.lane == first.lane:
             chosen.append(other)
             rows += other.drawing.rows
     return chosen

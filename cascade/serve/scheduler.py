@@ -1,4 +1,4 @@
-"""Who is drawn next, and with whom: one thread that advances all pictures step by step."""
+"""Who is drawn next, and with whom: a thread that advances all pictures step by step."""
 
 import logging
 import threading
@@ -12,7 +12,8 @@ from cascade.config.serve import BatchConfig, LimitConfig
 from cascade.errors import UserError
 from cascade.serve.book import Book
 from cascade.serve.book import Counts as Counts
-from cascade.serve.lanes import ask, filled, sharing
+from cascade.serve.calls import Call, Calls
+from cascade.serve.lanes import filled, sharing
 from cascade.serve.models import Models, Unknown
 from cascade.serve.picture import Picture
 from cascade.serve.queue import Work
@@ -28,7 +29,8 @@ _LOOK: Final = 0.05  # seconds between two looks whether there is room again, or
 class Scheduler:
     """Draws orders; every method may be called from any thread.
 
-    Networks are called in a thread of its own alone, and so are sinks.
+    A thread of its own does all of it, sinks included, and calls the networks, unless several calls
+    are made at a time: those have threads beside it.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class Scheduler:
     ) -> None:
         self._models, self._batch, self._watch = models, batch, watch or Nobody()
         self._book = Book(limits)
+        self._calls = Calls(batch.calls, self._wake)
         self._warming: Future[None] | None = None
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="cascade-serve", daemon=True)
@@ -68,10 +71,6 @@ class Scheduler:
     def counts(self) -> Counts:
         """Return how many pictures wait and are drawn."""
         return self._book.counts()
-
-    def retry_after(self) -> float:
-        """Return the seconds until a picture leaves the queue, by what drawing has taken so far."""
-        return self._book.retry_after()
 
     def warm_up(self) -> None:
         """Call every network of every model with every number of rows that can occur.
@@ -118,32 +117,36 @@ class Scheduler:
             self._end_all(Cancelled("the server is stopped"))
 
     def turn(self) -> bool:
-        """Do what the thread does over and over: let in, choose, call a network once.
+        """Do what the thread does over and over: let in, choose, call, take what is answered.
 
         Returns:
-            Whether there was anything to draw.
+            Whether a call has ended.
         """
         for work, error in self._book.overdue():
             self._end(work, error)
         while len(self._book.drawing) < self._batch.at_once and self._admit():
             pass
-        group = sharing(self._book.drawing, self._batch)
-        if group:
-            self._step(group)
-        return bool(group)
+        while group := self._next():
+            self._calls.begin(group, filled(self._batch))
+        ended = self._calls.take()
+        for call in ended:
+            self._take(call)
+        return bool(ended)
 
     def _run(self) -> None:
         while not self._stopping:
-            seen, drawn = self._book.entered, False
+            seen, ended = self._book.entered, False
             try:
                 self._warm()
-                drawn = self.turn()
+                ended = self.turn()
             except Exception as error:  # noqa: BLE001  it may cost what is in hand, not the thread
                 _LOG.exception("the scheduler failed")
                 self._end_all(error)
-            if not drawn:
+            if not ended:
                 self._wait(seen)
         self._end_all(Cancelled("the server is stopped"))
+        for call in self._calls.close():
+            self._take(call)
         with self._book.changed:
             if self._warming is not None:
                 self._warming.cancel()
@@ -152,7 +155,8 @@ class Scheduler:
         """Sleep until there may be something to do, where no order has come meanwhile."""
         book = self._book
         with book.changed:
-            if not (self._stopping or self._warming or book.entered > seen):
+            news = book.entered > seen or self._calls.any_ended
+            if not (self._stopping or self._warming or news):
                 book.changed.wait(_LOOK if book.works else None)
 
     def _wake(self) -> None:
@@ -196,16 +200,25 @@ class Scheduler:
             return True
         return False
 
-    def _step(self, group: list[Picture]) -> None:
+    def _next(self) -> list[Picture]:
+        """Return who shares the next call, if one can be made now."""
+        free = self._calls.free
+        idle = [picture for picture in self._book.drawing if not picture.asked]
+        # Nobody shares a call where there is another thread for it.
+        return sharing(idle, self._batch, -(-len(idle) // free)) if free else []
+
+    def _take(self, call: Call) -> None:
         start = perf_counter()
-        first, rows = group[0], sum(picture.drawing.rows for picture in group)
+        first = call.group[0]
         model, stage = first.loaded.model, first.drawing.stage
-        answers = ask(group, filled(self._batch))
-        self._watch.step(model, stage, len(group), rows, perf_counter() - start)
+        self._watch.step(model, stage, len(call.group), call.rows, call.seconds)
+        for picture in call.group:
+            if picture.work.ended:  # meanwhile
+                self._release(picture)
         ended = []
-        for picture, answer in zip(group, answers, strict=True):
+        for picture, answer in zip(call.group, call.answers, strict=True):
             at, work = picture.at, picture.work
-            if work.ended:  # another picture of it has failed just now
+            if work.ended:  # or another picture of it has failed just now
                 continue
             with self._blamed(work):
                 if isinstance(answer, Exception):
@@ -216,9 +229,9 @@ class Scheduler:
                 ended.append((picture, at))
             if picture.done:
                 self._finish(picture)
-        share = (perf_counter() - start) / len(group)
-        for picture in group:
-            picture.seconds += share
+        seconds = call.seconds / call.beside + perf_counter() - start
+        for picture in call.group:
+            picture.seconds += seconds / len(call.group)
         for picture, at in ended:
             self._note(picture, at)
 
@@ -258,7 +271,8 @@ class Scheduler:
             return
         work.ended = True
         for picture in self._book.withdraw(work):
-            self._release(picture)
+            if not picture.asked:  # else once the network has answered
+                self._release(picture)
         self._watch.ended(work.order.model, _outcome(error))
         self._tell(work, Ended(error))
         self._book.forget(work)

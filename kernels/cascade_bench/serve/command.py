@@ -80,13 +80,21 @@ def our_program(bench: Bench, keys: Sequence[str], times: int = 1) -> Program:
         served = ["--bundle", f"{MODEL}={config.bundle.resolve()}"]
     else:
         served = ["--cascade", f"{MODEL}={naive_folder(config).resolve()}"]
+    # Calls that are made at a time share the threads.
+    threads = max(1, config.threads_or_cores // _served(config, times).batch.calls)
     words = ["cascade", "serve", *served, "--host", HOST, "--device", config.device]
-    words += ["--keys", str(bench.scratch / _KEYS), "--threads", str(config.threads_or_cores)]
+    words += ["--keys", str(bench.scratch / _KEYS), "--threads", str(threads)]
     for setting in _settings(config, times):
         words += ["--set", setting]
-    return Program(
-        "ours", lambda port: [*words, "--port", str(port)], config.threads_or_cores, keys
-    )
+    return Program("ours", lambda port: [*words, "--port", str(port)], threads, keys)
+
+
+def _served(config: ServeBenchConfig, times: int) -> ServeConfig:
+    """Return the settings of our server, as far as they are given."""
+    values: dict[str, Any] = {}
+    for override in _settings(config, times):
+        apply_override(values, override)
+    return ServeConfig.parse(values, "--serve")
 
 
 def _settings(config: ServeBenchConfig, times: int) -> list[str]:
@@ -138,10 +146,7 @@ def _checked(config: ServeBenchConfig) -> list[str]:
     """Refuse what cannot be measured; return the naive servers."""
     family()  # refuses where the system does not tell what processes take
     for times in (1, config.large):
-        values: dict[str, Any] = {}
-        for override in _settings(config, times):
-            apply_override(values, override)
-        ServeConfig.parse(values, "--serve")
+        _served(config, times)
     if config.bundle is not None and opener(config.bundle) is None:
         raise UserError(f"{config.bundle} is no bundle; make one with 'cascade export'.")
     if {"mixture", "against"} & {*config.parts} and config.clients < 2:

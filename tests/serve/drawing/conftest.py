@@ -149,6 +149,18 @@ def fake() -> Callable[..., Fake]:
 
 
 @pytest.fixture
+def served(fake: Callable[..., Fake], by_rows: Cascade) -> Models:
+    """The small cascade on an exact engine, as the model "tiny"."""
+    return Models({"tiny": fake({"": by_rows})})
+
+
+@pytest.fixture
+def unpinned(served: Models) -> Callable[[], bool]:
+    """Say whether nobody holds a model."""
+    return lambda: not any(held.pins for held in served._shelf._held.values())
+
+
+@pytest.fixture
 def models() -> Callable[..., Models]:
     """Make models of libraries."""
 
