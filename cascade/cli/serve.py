@@ -20,7 +20,6 @@ from cascade.config.engine import BundleOptions
 from cascade.config.folders import BUNDLED, cascade_folder, read_manifest
 from cascade.config.serve import KeysConfig, ServeConfig, ServerEngines
 from cascade.errors import UserError
-from cascade.launch import cores
 from cascade.plugins import LIBRARIES, opener
 from cascade.progress import spell, warn
 
@@ -168,14 +167,11 @@ def _libraries(config: ServeConfig, sources: Mapping[str, Source]) -> "dict[str,
     from cascade.environment import usable_device
     from cascade.serve.folder import CascadeFolder
 
-    threads = config.engines.threads
-    if threads is None and config.batch.calls > 1:
-        threads = max(1, cores() // config.batch.calls)
-    if threads is not None:
-        torch.set_num_threads(threads)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
     device = None if config.device is None else usable_device(config.device)
     text = config.embeddings, config.encoder_mode
-    options = config.engines.model_dump() | {"threads": threads}
+    options = config.engines.model_dump() | {"threads": config.threads}
     engines = BundleOptions(engine=config.engine, **options)
     found: dict[str, Library] = {}
     for name, source in sources.items():

@@ -11,6 +11,7 @@ from cascade.config.encoder import Embeddings, EncoderMode
 from cascade.config.engine import EngineOptions
 from cascade.config.sample import SampleOptions
 from cascade.config.stage import Steps
+from cascade.launch import cores
 
 Batching = Literal["exact", "padded", "mixed"]
 Seconds = Annotated[float, Field(strict=True, ge=0.0, le=10**6)]
@@ -203,3 +204,10 @@ class ServeConfig(Frozen):
     limits: LimitConfig = Field(default=LimitConfig(), description="what may be asked")
     batch: BatchConfig = Field(default=BatchConfig(), description="how calls are shared")
     jobs: JobConfig = Field(default=JobConfig(), description="what is kept")
+
+    @property
+    def threads(self) -> int | None:
+        """Threads of a network's call on the CPU; None leaves them to who makes it."""
+        if self.engines.threads is None and self.batch.calls > 1:
+            return max(1, cores() // self.batch.calls)
+        return self.engines.threads

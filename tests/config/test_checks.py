@@ -60,6 +60,22 @@ def test_a_server_has_room_for_the_largest_request_that_it_takes(limit: str) -> 
         ServeConfig.parse({"limits": {limit: 9}}, "a test")
 
 
+def test_calls_made_at_a_time_have_pictures_and_share_the_cores(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("cascade.config.serve.cores", lambda: 8)
+    with pytest.raises(UserError, match="3 calls at a time need as many pictures; raise at_once"):
+        ServeConfig.parse({"batch": {"calls": 3}}, "a test")
+    for batch, engines, threads in (
+        ({}, {}, None),
+        ({}, {"threads": 3}, 3),
+        ({"calls": 3, "at_once": 4}, {}, 2),
+        ({"calls": 9, "at_once": 9}, {}, 1),
+        ({"calls": 2}, {"threads": 3}, 3),
+    ):
+        assert ServeConfig.parse({"batch": batch, "engines": engines}, "a test").threads == threads
+
+
 def test_a_discrete_schedule_ends_at_999() -> None:
     with pytest.raises(UserError, match="end at 999 on a discrete schedule"):
         StageConfig.read(CONFIGS / "if-i-m.toml", ["sampler.timesteps=[1000, 2]"])

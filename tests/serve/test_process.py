@@ -273,7 +273,7 @@ def pets(exported: Path, tmp_path: Path) -> Pets:
 def test_of_many_clients_everyone_gets_the_picture_that_is_drawn_alone(
     start: Start, pets: Pets
 ) -> None:
-    server = start("--bundle", f"pets={pets.folder}", "--threads", 1).ready()
+    server = start("--bundle", f"pets={pets.folder}", "--threads", 1, "--calls", 2).ready()
     asked = [(model, seed) for seed in range(12) for model in ("pets", "pets:cat")]
     with ThreadPoolExecutor(8) as clients:
         drawn = list(clients.map(lambda one: server.draw(*one), asked))
