@@ -52,11 +52,6 @@ class Calls:
         return self._number - len(self._running)
 
     @property
-    def running(self) -> bool:
-        """Return whether there are any that were not taken."""
-        return bool(self._running)
-
-    @property
     def any_ended(self) -> bool:
         """Return whether there is one to take."""
         return any(call.done() for call in self._running)

@@ -1,6 +1,7 @@
 """Stages traced side by side are what one process traces; a killed process is told."""
 
 import multiprocessing
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,8 @@ def test_processes_trace_what_one_does(eager: Cascade, bundle: Bundle, tmp_path:
 
 def test_a_killed_process_is_told(eager: Cascade, tmp_path: Path) -> None:
     config = eager.stages[0].config
-    with Tracers(2) as tracers:
+    with ExitStack() as stack:
+        tracers = Tracers(2, stack)
         tracers.begin(config, tmp_path, "fp32", DEFAULT_ISLANDS)
         graph = tracers.begin(config, tmp_path, "fp32", DEFAULT_ISLANDS)
         for process in multiprocessing.active_children():

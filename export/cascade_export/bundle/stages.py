@@ -12,8 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, Self, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from cascade.config.base import Frozen
 from cascade.config.stage import StageConfig
@@ -56,24 +55,13 @@ class Tracers:
 
     Args:
         workers: how many.
+        stack: ends the others.
     """
 
-    def __init__(self, workers: int) -> None:
-        self._others = workers - 1
+    def __init__(self, workers: int, stack: ExitStack) -> None:
+        self._others, self._stack = workers - 1, stack
         self._busy = False
         self._pool: ProcessPoolExecutor | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
 
     def begin(
         self, config: StageConfig, folder: Path, precision: Precision, islands: tuple[str, ...]
@@ -90,6 +78,7 @@ class Tracers:
         if self._pool is None:
             context = multiprocessing.get_context("spawn")
             self._pool = ProcessPoolExecutor(self._others, context, end_with_parent)
+            self._stack.callback(self._pool.shutdown, cancel_futures=True)
         return partial(_result, self._pool.submit(trace_stage, *asked).result)
 
 
@@ -128,7 +117,7 @@ class StageWriter:
             islands: by stage, modules that stay in fp32 beside the default ones.
         """
         with ExitStack() as stack:
-            tracers = stack.enter_context(Tracers(self.workers))
+            tracers = Tracers(self.workers, stack)
             begun = [
                 self._begin(stage, islands.get(stage.config.name, ()), tracers, stack)
                 for stage in stages
