@@ -59,7 +59,7 @@ class Calls:
     def begin(self, group: Sequence[Picture], rows: int | None) -> None:
         """Ask for pictures that share a call, filled up to some rows; see `lanes.ask`."""
         for picture in group:
-            picture.asked = True
+            picture.in_call = True
         beside = len(self._running) + 1
         if self._pool is not None:
             call = self._pool.submit(_made, group, rows, beside)
@@ -76,7 +76,7 @@ class Calls:
         ended = [call.result() for call in done]
         for call in ended:
             for picture in call.group:
-                picture.asked = False
+                picture.in_call = False
         return ended
 
     def close(self) -> list[Call]:

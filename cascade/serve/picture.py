@@ -31,13 +31,13 @@ class Picture:
         at: how many stages are done.
         since: when it left the queue.
         seconds: what its present stage has taken.
-        asked: whether a network is being called for it.
+        in_call: whether a network is being called for it.
     """
 
     def __init__(self, work: Work, index: int, loaded: Loaded, since: float, padded: bool) -> None:
         """Do nothing yet; `padded` gives every text the length of the longest there may be."""
         self.work, self.index, self.loaded, self.since = work, index, loaded, since
-        self.at, self.seconds, self.asked = 0, 0.0, False
+        self.at, self.seconds, self.in_call = 0, 0.0, False
         self._padded = padded
         self._pins = ExitStack()
         self._stages: list[Stage] = []

@@ -203,7 +203,7 @@ class Scheduler:
     def _next(self) -> list[Picture]:
         """Return who shares the next call, if one can be made now."""
         free = self._calls.free
-        idle = [picture for picture in self._book.drawing if not picture.asked]
+        idle = [picture for picture in self._book.drawing if not picture.in_call]
         # Nobody shares a call where there is another thread for it.
         return sharing(idle, self._batch, -(-len(idle) // free)) if free else []
 
@@ -271,7 +271,7 @@ class Scheduler:
             return
         work.ended = True
         for picture in self._book.withdraw(work):
-            if not picture.asked:  # else once the network has answered
+            if not picture.in_call:  # else once the network has answered
                 self._release(picture)
         self._watch.ended(work.order.model, _outcome(error))
         self._tell(work, Ended(error))

@@ -34,7 +34,7 @@ from cascade_export.settings import ExportOptions
 CONFIG: Final = "config.json"
 _RECORD: Final = "export.json"
 
-Calls: TypeAlias = Callable[[], Mapping[str, Sequence[Inputs]]]
+Calibration: TypeAlias = Callable[[], Mapping[str, Sequence[Inputs]]]
 """Samples the network calls of a calibration, by stage, the first time it is called."""
 
 
@@ -97,14 +97,14 @@ class StageWriter:
     """Writes stages into the folder of a draft.
 
     Attributes:
-        calls: those of a calibration.
+        calibration: is asked for where graphs are quantized.
         workers: processes that trace.
         report: is told of every stage, as the steps of sampling.
     """
 
     output: Path
     options: ExportOptions
-    calls: Calls
+    calibration: Calibration
     workers: int
     report: OnStep
 
@@ -160,7 +160,7 @@ class StageWriter:
         """Quantize a traced graph, if that is asked, and note what has come of it."""
         folder = self.output / "stages" / name
         if self._quantized:
-            graph = quantize(graph, self.calls()[name], folder, self.options.quantization)
+            graph = quantize(graph, self.calibration()[name], folder, self.options.quantization)
         hashes = {"graph": graph.sha256, "weights": digest(folder / WEIGHTS)}
         record = _Record.model_validate({**wanted, **hashes})
         write_bytes((record.model_dump_json(indent=2) + "\n").encode(), folder / _RECORD)

@@ -19,12 +19,7 @@ from cascade.text.store import EmbeddingStore
 from cascade_export.bundle.bundle import Bundle
 from cascade_export.bundle.gate import compare, proof_of
 from cascade_export.bundle.lock import writing
-from cascade_export.bundle.manifest import (
-    BUNDLE,
-    BundleManifest,
-    TextEntry,
-    write_sealed,
-)
+from cascade_export.bundle.manifest import BUNDLE, BundleManifest, TextEntry, write_sealed
 from cascade_export.bundle.requirements import exporter_versions, require_export, require_output
 from cascade_export.bundle.stages import CONFIG, StageWriter
 from cascade_export.engines import engine_class
@@ -80,8 +75,8 @@ def _write_bundle(
     text, path = _write_text(cascade, output, options)
     islands: dict[str, tuple[str, ...]] = {}
     calls = cache(lambda: calibration_inputs(cascade, options.calibration_prompts))
-    report_step = on_step or (lambda what, done, total: None)
-    writer = StageWriter(output, options, calls, workers, report_step)
+    tell = on_step or (lambda what, done, total: None)
+    writer = StageWriter(output, options, calls, workers, tell)
     for _ in range(_MOST_RETRIES):
         stages = writer.write(cascade.stages, islands)
         moved = {"stages": tuple(stages), "text_encoder": path}
@@ -95,7 +90,7 @@ def _write_bundle(
             stages=stages,
             versions=exporter_versions(),
         )
-        bundle = _with_plans(Bundle(output, draft), options, on_step)
+        bundle = _with_plans(Bundle(output, draft), options, tell)
         report = compare(cascade, bundle, None, options.gate, output / "report", on_step)
         diverged = {each.stage: each.island for each in report.findings.departures}
         if report.passed or not (options.retry and diverged):
@@ -108,19 +103,18 @@ def _write_bundle(
     return Bundle(output, sealed)
 
 
-def _with_plans(bundle: Bundle, options: ExportOptions, on_step: OnStep | None) -> Bundle:
+def _with_plans(bundle: Bundle, options: ExportOptions, tell: OnStep) -> Bundle:
     """Build the plans of a draft's stages, if its engine runs plans."""
     manifest, stages = bundle.manifest, {}
     engine = engine_class(manifest.engine)
     if not engine.runs_plans:
         return bundle
-    report = on_step or (lambda what, done, total: None)
     for files in bundle.files():
         name = files.config.name
-        report(f"build {name}", 0, 1)
+        tell(f"build {name}", 0, 1)
         plan = engine.build_plan(files, manifest.numerics, manifest.targets, options, bundle.plans)
         stages[name] = manifest.stages[name].model_copy(update={"plan": plan})
-        report(f"build {name}", 1, 1)
+        tell(f"build {name}", 1, 1)
     return Bundle(bundle.folder, manifest.model_copy(update={"stages": stages}))
 
 

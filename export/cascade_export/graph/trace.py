@@ -64,7 +64,7 @@ def export_stage(
 def write_stage_weights(
     stage: Stage, folder: Path, precision: Precision, islands: Collection[str]
 ) -> None:
-    """Write the one file of `export_stage`, as it does."""
+    """Write a stage's `weights.safetensors`; arguments and errors are those of `export_stage`."""
     require_writable(folder)
     _write_weights(cast(stage.network, precision, islands), folder)
 
@@ -72,7 +72,10 @@ def write_stage_weights(
 def trace_stage(
     config: StageConfig, folder: Path, precision: Precision, islands: Collection[str]
 ) -> Graph:
-    """Write the other file of `export_stage`, beside the weights, whose values it does not read."""
+    """Write a stage's `graph.onnx` beside its weights; arguments are as of `export_stage`.
+
+    It follows from the architecture: of the weights names, types and places are read alone.
+    """
     network = meta_network(config)
     # Zeros take no memory before something is written there.
     zeros = {name: torch.zeros(value.shape) for name, value in network.state_dict().items()}
