@@ -1,4 +1,4 @@
-"""ONNX forms of attention and up-sampling, and decompositions of our own kernels.
+"""ONNX forms of attention, norms and up-sampling, and decompositions of our own kernels.
 
 Every engine gets the plainest form that is exact in every precision: the softmax is always in fp32.
 
@@ -25,6 +25,8 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     """Return the ONNX form of some of PyTorch's operators, in place of the exporter's."""
     aten = torch.ops.aten
     return {
+        aten.addcmul.default: scaled_sum,
+        aten.group_norm.default: group_norm,
         aten.scaled_dot_product_attention.default: attention,
         aten.upsample_nearest2d.vec: double,
     }
@@ -79,6 +81,45 @@ def attention(
         return out
     any_seen = op.ReduceMax(seen, op.Constant(value_ints=[-1]), keepdims=1)
     return op.Mul(out, op.CastLike(any_seen, v))
+
+
+def group_norm(
+    x: Any,
+    num_groups: int,
+    weight: Any = None,
+    bias: Any = None,
+    eps: float = 1e-5,
+    cudnn_enabled: bool = True,
+) -> Any:
+    """Normalise each group of channels of B C ..., in fp32, and scale and shift channels.
+
+    ONNX has GroupNormalization for it, which ONNX Runtime takes apart into some ten passes over
+    the image on a CPU; a group as one channel of InstanceNormalization takes it three.
+
+    Args:
+        weight: C, with `bias`; None: 1.
+        bias: C.
+    """
+    groups = op.Reshape(_float(x), op.Constant(value_ints=[0, num_groups, -1]))
+    one, zero = (op.Constant(value_floats=[value] * num_groups) for value in (1.0, 0.0))
+    normal = op.InstanceNormalization(groups, one, zero, epsilon=eps)
+    out = op.Reshape(normal, op.Shape(x))
+    if weight is not None:
+        after = op.Constant(value_ints=list(range(1, len(x.shape) - 1)))
+        gain, offset = (op.Unsqueeze(_float(each), after) for each in (weight, bias))
+        out = op.Add(op.Mul(out, gain), offset)
+    return op.CastLike(out, x)
+
+
+def scaled_sum(x: Any, factor: Any, other: Any, value: float = 1.0) -> Any:
+    """Compute x + factor other.
+
+    Raises:
+        ValueError: the product has a factor of its own.
+    """
+    if value != 1:
+        raise ValueError(f"addcmul is exported without a factor, not with {value}")
+    return op.Add(x, op.Mul(factor, other))
 
 
 def double(x: Any, output_size: Any, scale_factors: Any) -> Any:

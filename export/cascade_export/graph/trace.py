@@ -1,10 +1,9 @@
 """Stages and text encoders as ONNX graphs: one per architecture, its weights in a file beside it.
 
-`torch.export` traces the network, `torch.onnx` translates it to opset 21 (the first whose
-GroupNormalization takes one gain per channel; in bf16 to 22, the first whose convolutions know the
-type), `passes.clean` tidies it without touching a parameter. The graph holds no weights: each
-initializer that is a parameter points into `weights.safetensors`, at the same place for every
-fine-tune.
+`torch.export` traces the network, `torch.onnx` translates it to opset 21 (in bf16 to 22, the first
+whose convolutions know the type), `passes.clean` tidies it without touching a parameter. The graph
+holds no weights: each initializer that is a parameter points into `weights.safetensors`, at the
+same place for every fine-tune.
 
 Shapes: `B` batch, `L` text tokens, `D` width of the text encoder, `H W` height and width.
 """
