@@ -158,6 +158,7 @@ def wheel(wheel_file: Path) -> set[str]:
         return set(archive.namelist())
 
 
+@pytest.mark.slow
 def test_the_benchmark_works_from_the_wheel(wheel_file: Path) -> None:
     """Its command is registered there, and it finds the configurations that its shapes follow."""
     root = wheel_file.parent / "root"

@@ -190,6 +190,7 @@ def test_an_interrupt_of_what_begins_anew_promises_nothing(
     assert (stopped.status, stopped.err) == (130, "Interrupted.\n")
 
 
+@pytest.mark.slow
 def test_nobody_else_is_heard() -> None:
     """Packages that are merely installed have nothing to say to a command."""
     done = subprocess.run(

@@ -18,6 +18,7 @@ def row(shown: str, name: str) -> list[str]:
     return [cell.strip() for cell in line.strip("│").split("│")][1:]
 
 
+@pytest.mark.slow
 def test_every_stage_of_a_cascade(command: Command, tiny_cascade: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny_cascade, tmp_path / "tiny")
     for weights in folder.glob("*/model.safetensors"):

@@ -40,6 +40,7 @@ def test_a_run_whose_time_is_up_has_a_status_of_its_own_and_says_how_to_go_on(
     assert command("train", repository / CONFIG, "--minutes", "-1").status == 2
 
 
+@pytest.mark.slow
 def test_a_plan_needs_a_stage_and_no_data(
     command: Command, tmp_path: Path, tiny_cascade: Path, toml: Callable[..., str]
 ) -> None:

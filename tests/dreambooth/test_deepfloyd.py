@@ -125,6 +125,7 @@ def test_both_stages_train_their_variance_on_true_pairs_and_the_checkpoint_s_cla
     assert Cascade.load(folder).sample("a dog", [0]).images[0].size == (32, 32)
 
 
+@pytest.mark.slow
 def test_frozen_the_variance_stays_and_dropped_it_is_gone(
     tmp_path: Path, tuning: Settings, deepfloyd: Path
 ) -> None:
@@ -169,6 +170,7 @@ def test_super_resolution_may_be_told_less(
         personalise(tuning(tmp_path / "other", sr_prompt="a {noun}"))
 
 
+@pytest.mark.slow
 def test_encoder_and_network_are_freed_before_the_next_network_is_loaded(
     tmp_path: Path, tuning: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -115,6 +115,7 @@ def test_the_rows_reach_the_loss(masked_run: tuple[Path, list[Batch]]) -> None:
     assert {"", " on the beach", " in the snow"} == ends
 
 
+@pytest.mark.slow
 def test_killed_while_drawing_and_while_training_it_ends_the_same(
     tmp_path: Path,
     whole_masked: Path,

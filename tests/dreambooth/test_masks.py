@@ -212,6 +212,7 @@ def test_a_plan_without_masks_looks_for_none(
     assert not (tmp_path / "mine").exists()
 
 
+@pytest.mark.slow
 @finds_masks
 def test_what_stands_out_is_found(photos: Path) -> None:
     masks = read_masks(read_photos(photos), "auto")

@@ -112,7 +112,7 @@ class Exported:
 
 @pytest.fixture(
     scope="module",
-    params=["base", "deepfloyd", pytest.param("efficient", marks=pytest.mark.slow)],
+    params=["base", *(pytest.param(k, marks=pytest.mark.slow) for k in ("deepfloyd", "efficient"))],
 )
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """A small network of every kind, exported in fp32; the first as it runs on kernels."""
@@ -235,6 +235,7 @@ def test_bf16_passes_the_checker_with_all_names(tmp_path: Path) -> None:
     assert {spec.dtype for spec in (*graph.inputs, *graph.outputs)} == {"float32", "bool"}
 
 
+@pytest.mark.slow
 def test_text_encoder_answers_as_transformers(repository: Path, tmp_path: Path) -> None:
     encoder = TextEncoder.load(repository / "cascade" / "zoo" / "mini" / "text", "float32")
     graph = export_text_encoder(encoder, tmp_path)

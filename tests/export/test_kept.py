@@ -72,6 +72,7 @@ def test_an_export_that_is_interrupted_in_the_gate_repeats_no_batch(
     assert made.manifest.proof == whole.manifest.proof
 
 
+@pytest.mark.slow
 def test_a_subject_that_is_interrupted_in_the_gate_repeats_no_batch(
     my_bundle: Bundle, tuned_cascade: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -87,6 +88,7 @@ def test_a_subject_that_is_interrupted_in_the_gate_repeats_no_batch(
     assert not (subject_folder(my_bundle, "other-dog") / "report/compared").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("traced")
 def test_batches_of_other_prompts_are_not_taken(
     bundle: Bundle, tiny_cascade: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

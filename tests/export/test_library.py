@@ -144,6 +144,7 @@ def own_stages(bundle: Bundle, stages: object) -> object:
     }
 
 
+@pytest.mark.slow
 def test_under_a_limit_all_subjects_take_turns(bundle: Bundle) -> None:
     largest = max(entry.weights.size for entry in bundle.manifest.stages.values())
     options = QUIET.model_copy(update={"max_memory": -(-largest // 10**6)})

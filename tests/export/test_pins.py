@@ -53,7 +53,7 @@ def in_another_thread(work: Callable[[], object]) -> None:
 
 @pytest.mark.parametrize("kind", ["onnxruntime", "torch"])
 @pytest.mark.parametrize("roomy", [True, False])
-@pytest.mark.parametrize("at", ["base16", "sr32"])
+@pytest.mark.parametrize("at", ["base16", pytest.param("sr32", marks=pytest.mark.slow)])
 def test_a_swap_in_the_middle_of_a_picture_is_the_next_picture_s(
     bundle: Bundle, base: StageFiles, tuned: StageFiles, kind: str, roomy: bool, at: str
 ) -> None:

@@ -14,6 +14,7 @@ from cascade_export.graph.precision import DEFAULT_ISLANDS
 from cascade_export.settings import ExportOptions
 
 
+@pytest.mark.slow
 def test_processes_trace_what_one_does(eager: Cascade, bundle: Bundle, tmp_path: Path) -> None:
     told: list[tuple[str, int, int]] = []
     writer = StageWriter(tmp_path, ExportOptions(), dict, 2, lambda *step: told.append(step))

@@ -121,6 +121,7 @@ def test_mistakes_are_told_before_a_process_is_started(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_every_process_needs_a_gpu_where_there_are_some(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

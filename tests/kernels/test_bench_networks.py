@@ -72,7 +72,7 @@ def test_imagen_pytorch_is_trained_by_its_trainer(network: str, tmp_path: Path) 
         assert case.best(mode) is None
 
 
-@pytest.mark.parametrize("compiled", [None, "default"])
+@pytest.mark.parametrize("compiled", [None, pytest.param("default", marks=pytest.mark.slow)])
 def test_the_step_is_the_training_loop_s(
     compiled: Literal["default"] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

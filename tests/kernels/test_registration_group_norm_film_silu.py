@@ -66,7 +66,13 @@ def test_opcheck_of_the_backward(inputs: Inputs) -> None:
     torch.library.opcheck(BACKWARD.default, (torch.randn_like(y), mean, rstd, *few, *rest))
 
 
-@pytest.mark.parametrize("most_pixels", [1024, 0], ids=["one launch", "three launches"])
+@pytest.mark.parametrize(
+    "most_pixels",
+    [
+        pytest.param(1024, id="one launch"),
+        pytest.param(0, id="three launches", marks=pytest.mark.slow),
+    ],
+)
 def test_a_mean_far_from_zero_is_rounded_once(
     most_pixels: int, kernel_device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:

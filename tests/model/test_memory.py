@@ -73,6 +73,7 @@ def test_training_takes_what_was_counted(
     assert counted <= allocated(run) < 1.1 * counted
 
 
+@pytest.mark.slow
 def test_recomputing_takes_less(configs: dict[str, UNetConfig]) -> None:
     kept, selective, full = (
         training_bytes(configs["base"], 2, 32, 7, "fp32", unrolled=False, recomputation=value)

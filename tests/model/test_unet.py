@@ -153,6 +153,7 @@ def test_channels_last(config: UNetConfig, awake: Awake, inputs: Inputs) -> None
     torch.testing.assert_close(network(**drawn), expected, **CLOSE)
 
 
+@pytest.mark.slow
 def test_exports_with_a_dynamic_batch(config: UNetConfig, awake: Awake, inputs: Inputs) -> None:
     network = awake(config)
     batch = torch.export.Dim("batch", min=1, max=16)

@@ -283,6 +283,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.dist
 def test_workers_end_with_a_run_that_is_killed(pack: Path, tmp_path: Path) -> None:
     script, pickled = tmp_path / "run.py", tmp_path / "samples"

@@ -167,6 +167,7 @@ def test_a_seed_is_the_picture_that_sample_draws_also_to_the_example(
     assert server.end() == 0
 
 
+@pytest.mark.slow
 def test_a_signal_lets_what_was_asked_end_and_takes_nothing_new(
     start: Start, tiny_cascade: Path
 ) -> None:

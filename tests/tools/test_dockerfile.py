@@ -38,6 +38,7 @@ def _copied(steps: Steps) -> Iterator[str]:
             yield from rest.split()[:-1]
 
 
+@pytest.mark.slow
 def test_what_it_copies_makes_the_whole_wheel(
     steps: Steps, repository: Path, tmp_path: Path
 ) -> None:

@@ -67,6 +67,7 @@ def _run(script: ModuleType, *arguments: object) -> None:
         raise result.exception
 
 
+@pytest.mark.slow
 def test_a_judge_learns_what_is_easy(script: ModuleType, tmp_path: Path) -> None:
     data, held = (_dataset(tmp_path / str(seed), 200, seed) for seed in (0, 1))
     settings = ["--held", held, "--minutes", 0.05, "--batch-size", 16]

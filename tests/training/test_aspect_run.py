@@ -183,6 +183,7 @@ def run(tmp_path: Path, tiny_cascade: Path, sorted_pack: Path) -> Run:
     return run
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_where_it_stopped(run: Run, tmp_path: Path) -> None:
     whole = run("whole", keep_checkpoints=True).read_bytes()
     run("half", steps=3, keep_checkpoints=True)
@@ -198,6 +199,7 @@ def test_a_run_goes_on_where_it_stopped(run: Run, tmp_path: Path) -> None:
     assert 1 < height // (2 * (shape[1] + 2)) < 16 * BATCH
 
 
+@pytest.mark.slow
 @pytest.mark.dist
 def test_workers_and_accumulation_see_the_same_rows(run: Run) -> None:
     whole = run("thread")
@@ -210,6 +212,7 @@ def test_workers_and_accumulation_see_the_same_rows(run: Run) -> None:
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_blocks_are_compiled_for_every_shape(
     tiny_cascade: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

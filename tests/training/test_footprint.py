@@ -91,7 +91,7 @@ def two() -> Iterator[Processes]:
     ("recomputation", "reshard", "precision"),
     [
         ("none", True, "fp32"),
-        ("full", False, "fp32"),
+        pytest.param("full", False, "fp32", marks=pytest.mark.slow),
         pytest.param("none", False, "fp32", marks=pytest.mark.slow),
         pytest.param("selective", True, "fp32", marks=pytest.mark.slow),
         pytest.param("full", True, "bf16", marks=pytest.mark.slow),

@@ -38,7 +38,7 @@ class Without:
 
 
 @pytest.mark.parametrize("kind", BAD)
-@pytest.mark.parametrize("action", ["skip", "rollback"])
+@pytest.mark.parametrize("action", ["skip", pytest.param("rollback", marks=pytest.mark.slow)])
 def test_what_was_left_out_was_never_there(
     tmp_path: Path,
     run: Run,
@@ -69,7 +69,7 @@ def test_what_was_left_out_was_never_there(
     assert Image.open(incident / "rank-0.png").size == (4 * 10 - 2, 8)
 
 
-@pytest.mark.parametrize("action", ["skip", "rollback"])
+@pytest.mark.parametrize("action", ["skip", pytest.param("rollback", marks=pytest.mark.slow)])
 def test_a_killed_run_leaves_out_the_same(
     tmp_path: Path,
     run: Run,

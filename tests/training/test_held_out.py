@@ -324,6 +324,7 @@ def test_a_run_tells_each_look_once_and_the_last_is_of_what_it_publishes(
     )
 
 
+@pytest.mark.slow
 def test_what_is_learned_is_seen_in_pictures_that_were_not_trained_on(
     settings: Callable[..., PretrainConfig], tmp_path: Path
 ) -> None:
@@ -343,6 +344,7 @@ def test_what_is_learned_is_seen_in_pictures_that_were_not_trained_on(
     assert looks[-1]["val_loss"] < looks[0]["val_loss"] / 2
 
 
+@pytest.mark.slow
 def test_data_that_hold_nothing_out_are_scored_only_if_others_are_named(
     settings: Callable[..., PretrainConfig], packs: Path
 ) -> None:

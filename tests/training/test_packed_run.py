@@ -74,6 +74,7 @@ def test_workers_train_the_same_and_waiting_is_told(run: Run, packed: Path) -> N
     assert all(0 <= line["data_wait"] <= 1 for line in read_log(helped.parents[1] / "log.jsonl"))
 
 
+@pytest.mark.slow
 def test_embeddings_beside_the_pictures_come_with_the_rows(
     run: Run, packed: Path, tiny_cascade: Path, tmp_path: Path
 ) -> None:

@@ -67,7 +67,7 @@ class Killed(Exception):
     """Stands for the end of the process."""
 
 
-@pytest.mark.parametrize("stage", ["base16", "sr32"])
+@pytest.mark.parametrize("stage", ["sr32", pytest.param("base16", marks=pytest.mark.slow)])
 def test_resident_data_train_the_same_stage_and_go_on_to_the_bit(
     settings: Settings, datasets: Path, stage: str
 ) -> None:
@@ -171,6 +171,7 @@ def test_a_finished_run_has_published_its_stage_and_is_not_trained_again(
         pretrain(settings("run", train={"steps": 9, "batch_size": 2}))
 
 
+@pytest.mark.slow
 def test_a_run_of_constant_rate_is_made_longer_to_the_bit(settings: Settings) -> None:
     def steps(count: int, **more: object) -> dict[str, object]:
         kept = {"batch_size": 2, "checkpoint_every": 2, "keep_checkpoints": True}

@@ -30,7 +30,9 @@ WAYS: dict[str, dict[str, object]] = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "way", ["adamw", *(pytest.param(way, marks=pytest.mark.slow) for way in WAYS if way != "adamw")]
+)
 def test_killed_and_started_again_until_it_ends(
     tmp_path: Path, run: Run, same: Same, killed_at: Killed, way: str
 ) -> None:
@@ -42,6 +44,7 @@ def test_killed_and_started_again_until_it_ends(
     assert steps == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.slow
 def test_everything_that_saves_memory_at_once(
     tmp_path: Path, run: Run, same: Same, killed_at: Killed, learned: StageConfig
 ) -> None:
@@ -61,6 +64,7 @@ def test_everything_that_saves_memory_at_once(
     assert same(run(tmp_path / "cut", learned, **changes), undisturbed)
 
 
+@pytest.mark.slow
 def test_dropout_is_drawn_from_the_step(
     tmp_path: Path, run: Run, same: Same, killed_at: Killed, stage_config: StageConfig
 ) -> None:
@@ -95,6 +99,7 @@ def test_a_signal_saves_the_state_and_the_next_run_goes_on(
     assert [line["step"] for line in log] == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.slow
 def test_a_run_whose_time_is_up_saves_its_state_and_the_next_goes_on(
     tmp_path: Path, run: Run, same: Same, whole: Any, train_config: TrainConfig
 ) -> None:

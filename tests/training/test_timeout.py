@@ -29,6 +29,7 @@ with process_group(timeout_minutes=0.02, run_dir=Path("none")) as processes:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.dist
 def test_only_a_step_has_a_time_out() -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]

@@ -87,6 +87,7 @@ def test_tensorboard_has_each_step_once(
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("calls", GOING_ON, ids=["resumed", "rolled back"])
 def test_wandb_offline_has_each_step_once(
     telling: Callable[[str], Tell], tmp_path: Path, calls: list[tuple[Any, ...]]

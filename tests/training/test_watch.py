@@ -39,6 +39,7 @@ with process_group(5.0, run) as processes:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.dist
 def test_who_is_late_is_told(tmp_path: Path) -> None:
     (tmp_path / "late.py").write_text(SCRIPT)
