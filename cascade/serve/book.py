@@ -108,15 +108,24 @@ class Book:
             self.works.pop(work, None)
             self.changed.notify_all()
 
-    def overdue(self) -> list[tuple[Work, Exception]]:
-        """Return the orders that nobody waits for any more, and why."""
+    def overdue(self, places: int) -> list[tuple[Work, Exception]]:
+        """Return the orders that nobody waits for any more, and why.
+
+        Args:
+            places: how many pictures are drawn at a time. Where one is free, an order that would be
+                late even if it were begun now is among them, before it costs others their time.
+        """
         with self.changed:
-            works = [*self.works]
+            least = dict.fromkeys(self.works, 0.0)
+            beside = len(self._drawing) + 1
+            if beside <= places:
+                for work in self._queue:
+                    least[work] = self.pace.picture(work.order) * max(beside, len(work.waiting))
         gone: list[tuple[Work, Exception]] = []
-        for work in works:
+        for work, seconds in least.items():
             if work.ticket.cancelled.is_set():
                 gone.append((work, Cancelled("it was cancelled")))
-            elif monotonic() >= work.order.deadline:
+            elif monotonic() + seconds >= work.order.deadline:
                 gone.append((work, TooLate("its time is over")))
         return gone
 

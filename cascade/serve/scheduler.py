@@ -122,7 +122,7 @@ class Scheduler:
         Returns:
             Whether a call has ended.
         """
-        for work, error in self._book.overdue():
+        for work, error in self._book.overdue(self._batch.at_once):
             self._end(work, error)
         while len(self._book.drawing) < self._batch.at_once and self._admit():
             pass

@@ -87,7 +87,7 @@ class Cancelled(Exception):
 
 
 class TooLate(Exception):
-    """Its deadline has passed."""
+    """Its deadline has passed, or would have before it is drawn."""
 
 
 class Busy(Exception):

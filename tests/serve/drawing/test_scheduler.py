@@ -240,6 +240,23 @@ def test_a_late_order_ends_wherever_it_is(
     assert unpinned()
 
 
+def test_who_would_be_late_is_not_begun(
+    served: Models, order: Make, heard: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cascade.serve.book.monotonic", lambda: 100.0)
+    scheduler = Scheduler(served, BatchConfig(at_once=1), LIMITS)
+    asked = [(1, 109.0), (1, 111.0), (2, 119.0), (2, 121.0)]
+    told = [heard() for _ in asked]
+    for sink, (pictures, deadline) in zip(told, asked, strict=True):
+        scheduler.submit(replace(order(served, seeds=range(pictures)), deadline=deadline), sink)
+    # Ten seconds a picture, as is found only now.
+    scheduler._book.pace.note("tiny", "base16", 3.0)  # of three steps
+    scheduler._book.pace.note("tiny", "sr32", 0.5)  # of two
+    finish(scheduler)
+    assert [type(sink.error) for sink in told] == [TooLate, type(None), TooLate, type(None)]
+    assert told[0].of(Begun) == told[2].of(Begun) == []
+
+
 def test_cancelled_orders_end_once_wherever_they_are(
     served: Models, order: Make, heard: Make, unpinned: Make
 ) -> None:
