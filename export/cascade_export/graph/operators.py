@@ -94,7 +94,7 @@ def group_norm(
     """Normalise each group of channels of B C ..., in fp32, and scale and shift channels.
 
     ONNX has GroupNormalization for it, which ONNX Runtime takes apart into some ten passes over
-    the image on a CPU; a group as one channel of InstanceNormalization takes it three.
+    the image on a CPU; with a group as one channel of InstanceNormalization there are three.
 
     Args:
         weight: C, with `bias`; None: 1.
