@@ -15,7 +15,7 @@ import torch
 from cascade_kernels import group_norm_film_silu, joint_attention
 
 # Untyped: its signatures ask for tensors, and what is built here are a graph's values.
-op: Final[Any] = onnxscript.opset21
+op: Final[Any] = onnxscript.opset20
 
 HIDDEN: Final = -1e30
 """Added to the logits of hidden keys: their weight is exactly 0, and no infinity arises."""
