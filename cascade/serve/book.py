@@ -112,8 +112,9 @@ class Book:
         """Return the orders that nobody waits for any more, and why.
 
         Args:
-            places: how many pictures are drawn at a time. Where one is free, an order that would be
-                late even if it were begun now is among them, before it costs others their time.
+            places: how many pictures are drawn at a time. Where one is free, an order is among
+                them that, at the present pace and in the present company, would be late if it
+                were begun now: before it costs others their time.
         """
         with self.changed:
             least = dict.fromkeys(self.works, 0.0)
