@@ -6,7 +6,7 @@ choose differently would add in different orders (NVIDIA/Megatron-LM#6966).
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.util import find_spec
 from typing import Any, TypeVar
@@ -34,9 +34,8 @@ ARCHITECTURES = {
     "gfx950": "gfx942",
 }
 INTERPRETED = "sm_90"  # the table of a CPU, on which only Triton's interpreter runs kernels
-# Of each: limits, training, triton (see `launch_table.Route`). Plain tuples are what a compiler can
-# hold as constants.
-_Routes = tuple[tuple[tuple[tuple[str, int], ...], bool | None, bool], ...]
+# The fields of each `launch_table.Route`. Plain tuples are what a compiler can hold as constants.
+_Routes = tuple[tuple[tuple[tuple[str, int], ...], bool | None, bool | None, str], ...]
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -76,7 +75,31 @@ def fused(op: str, x: Tensor, backend: Backend, training: bool, **shape: int) ->
         raise ValueError(f"unknown backend {backend!r}; known are auto, triton, reference.")
     if x.device.type != "cuda" or x.dtype not in _DTYPES:
         return False
-    return _routed(op, x.device, training, shape)
+    return route(op, x.device, training, shape) == "triton"
+
+
+def route(op: str, device: torch.device, training: bool, shape: Mapping[str, int]) -> str | None:
+    """Return the path that was measured to be the fastest for a call, as its route names it.
+
+    Args:
+        op: the routes' name in the tables.
+        device: where it runs.
+        training: a backward pass belongs to it.
+        shape: the sizes that the limits of a route may bound.
+
+    Returns:
+        None without a route for the shape, or without a table measured on this very architecture.
+    """
+    routes: _Routes = _routes(op, device)
+    if not routes:
+        return None
+    eager = not (torch.compiler.is_compiling() or _capturing(device))
+    # These comparisons are traced: a compiled graph is guarded by the limits that it relies on.
+    for limits, when, how, path in routes:
+        holds = when in (None, training) and how in (None, eager)
+        if holds and all(shape[name] <= bound for name, bound in limits):
+            return path
+    return None
 
 
 def launch(kernel: str, device: torch.device, **shape: int) -> Launch:
@@ -91,7 +114,12 @@ def launch(kernel: str, device: torch.device, **shape: int) -> Launch:
         RuntimeError: no table for the device, or no row in it for the kernel and shape.
         ValueError: the user's own table is broken.
     """
-    return table(device).launch(kernel, shape)
+    return _launch(table(device), kernel, **shape)
+
+
+@cache
+def _launch(held: Table, kernel: str, **shape: int) -> Launch:
+    return held.launch(kernel, shape)
 
 
 @cache
@@ -145,14 +173,10 @@ def architecture(device: torch.device) -> str:
     return f"sm_{properties.major}{properties.minor}"
 
 
-def _routed(op: str, device: torch.device, training: bool, shape: dict[str, int]) -> bool:
-    """Follow the measured routes of the device's architecture."""
-    # These comparisons are traced: a compiled graph is guarded by the limits that it relies on.
-    routes: _Routes = _routes(op, device)
-    for limits, when, triton in routes:
-        if when in (None, training) and all(shape[name] <= bound for name, bound in limits):
-            return triton
-    return False
+def _capturing(device: torch.device) -> bool:
+    # Asked of a build of torch without CUDA, `is_current_stream_capturing` is an error.
+    initialized = device.type == "cuda" and torch.cuda.is_initialized()
+    return initialized and torch.cuda.is_current_stream_capturing()
 
 
 @_constant
@@ -160,7 +184,7 @@ def unsupported_reason(device: torch.device, dtype: torch.dtype) -> str:
     """Return why no kernel can run on tensors of a device and type; empty where one can."""
     if dtype not in _DTYPES:
         return f"it has no kernel for {str(dtype).removeprefix('torch.')}"
-    if find_spec("triton") is None:
+    if not _triton_installed():
         return "triton is not installed; install dreamcascade[gpu]"
     if device.type == "cpu":
         if os.environ.get("TRITON_INTERPRET") == "1":
@@ -169,7 +193,7 @@ def unsupported_reason(device: torch.device, dtype: torch.dtype) -> str:
     if device.type != "cuda":
         return f"there is none for {device.type} devices"
     name = architecture(device)
-    if name not in ARCHITECTURES and not user_table(name).is_file():
+    if not _has_table(name):
         return f"no launch table for {name}; write one to {user_table(name)}"
     return ""
 
@@ -178,10 +202,21 @@ def unsupported_reason(device: torch.device, dtype: torch.dtype) -> str:
 def _routes(op: str, device: torch.device) -> _Routes:
     """Return an operation's routes, none where nothing was measured on this very architecture."""
     name = architecture(device)
-    known = name in ARCHITECTURES or user_table(name).is_file()
-    if find_spec("triton") is None or not known:
+    if not _triton_installed() or not _has_table(name):
         return ()
-    own = table(device)
-    if own.measured is None or own.architecture != name:
-        return ()
-    return tuple((r.limits, r.training, r.triton) for r in own.routes.get(op, ()))
+    held = table(device)
+    return _plain(held, op) if held.measured is not None and held.architecture == name else ()
+
+
+@cache
+def _plain(held: Table, op: str) -> _Routes:
+    return tuple((r.limits, r.training, r.eager, r.path) for r in held.routes.get(op, ()))
+
+
+def _has_table(name: str) -> bool:
+    return name in ARCHITECTURES or user_table(name).is_file()
+
+
+@cache
+def _triton_installed() -> bool:
+    return find_spec("triton") is not None

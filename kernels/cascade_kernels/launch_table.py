@@ -8,7 +8,7 @@ Every operation ships its rows in its `table.py`. A user's own table is a JSON f
          {"limits": {"head": 64, "bytes": 2},
           "blocks": {"BLOCK_M": 128, "BLOCK_N": 64}, "num_warps": 8, "num_stages": 2}]},
      "routes": {"joint_attention": [
-         {"limits": {"queries": 256}, "training": null, "triton": true}]}}
+         {"limits": {"queries": 256}, "training": null, "eager": false, "path": "triton"}]}}
 
 Limits are inclusive upper bounds on the sizes of a call; the first row whose every limit holds
 answers. `measured` is null, or says on which GPU, when and with which versions the kernels'
@@ -19,6 +19,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
@@ -39,8 +40,8 @@ class Launch:
     num_warps: int
     num_stages: int
 
-    @property
-    def options(self) -> dict[str, int]:
+    @cached_property
+    def options(self) -> Mapping[str, int]:
         """Keyword arguments of the launch."""
         return {**self.blocks, "num_warps": self.num_warps, "num_stages": self.num_stages}
 
@@ -69,22 +70,25 @@ def rows(
 
 @dataclass(frozen=True)
 class Route:
-    """The faster path of an operation for the shapes within some limits.
+    """The fastest path of an operation for the shapes within some limits.
 
     Attributes:
         limits: inclusive upper bounds on the shape, as pairs so that a route is hashable.
         training: True or False where the answer holds only with or without a backward pass.
-        triton: take the kernel; otherwise the reference.
+        eager: True or False where it holds only for calls that Python launches one by one, or only
+            inside a compiled or captured graph, which hides what a launch costs.
+        path: its name; of an operation "triton" or "reference".
     """
 
     limits: tuple[tuple[str, int], ...]
     training: bool | None
-    triton: bool
+    eager: bool | None
+    path: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Table:
-    """The launch configurations and routes of one architecture.
+    """The launch configurations and routes of one architecture; a key of caches, by identity.
 
     Attributes:
         architecture: "sm_90", "gfx942", ...
@@ -187,12 +191,21 @@ def _launch_row(row: Mapping[str, Any]) -> LaunchRow:
 
 
 def _route(row: Mapping[str, Any]) -> Route:
-    training = row["training"]
+    if "triton" in row:
+        raise ValueError(
+            "its routes say 'triton' as those of older versions do, instead of 'eager' and 'path'; "
+            "remove it, and 'cascade bench kernels --tune' measures a new one."
+        )
     return Route(
         limits=tuple(_sizes(row["limits"]).items()),
-        training=None if training is None else _typed(training, bool),
-        triton=_typed(row["triton"], bool),
+        training=_condition(row["training"]),
+        eager=_condition(row["eager"]),
+        path=_typed(row["path"], str),
     )
+
+
+def _condition(value: Any) -> bool | None:
+    return None if value is None else _typed(value, bool)
 
 
 def _sizes(value: Any) -> dict[str, int]:

@@ -97,9 +97,9 @@ def test_routes_take_a_kernel_only_where_it_lost_to_nobody() -> None:
     table = tune.with_routes(_table(), JOBS, _result("if-i-m 16x16", 0.9, 1.1))
     limits = (("head", 64), ("queries", 256), ("tokens", 77), ("bytes", 2))
     found = {
-        (route.limits, route.training): route.triton for route in table.routes["joint_attention"]
+        (route.limits, route.training): route.path for route in table.routes["joint_attention"]
     }
-    assert found == {(limits, False): True, (limits, True): False}
+    assert found == {(limits, False): "triton", (limits, True): "reference"}
 
 
 def test_a_trial_measures_no_table() -> None:

@@ -18,8 +18,9 @@ SHIPPED = sorted(set(dispatch.ARCHITECTURES.values()))
 MEASURED = {"gpu": "a GPU", "date": "2026-01-01", "commit": "0000000", "torch": "2.11.0"}
 ROUTES = {
     "joint_attention": [
-        {"limits": {"queries": 256}, "training": None, "triton": True},
-        {"limits": {"queries": 1024}, "training": False, "triton": True},
+        {"limits": {"queries": 256}, "training": None, "eager": None, "path": "triton"},
+        {"limits": {"queries": 512}, "training": False, "eager": False, "path": "reference"},
+        {"limits": {"queries": 1024}, "training": False, "eager": None, "path": "triton"},
     ]
 }
 LAUNCHES = {
@@ -113,7 +114,7 @@ def test_unknown_architecture_is_an_error_and_the_reference_by_default(
         RuntimeError, match=r"no launch table for sm_75; write one to .*sm_75\.json"
     ):
         dispatch.launch("joint_attention_forward", CUDA)
-    assert not dispatch._routed("joint_attention", CUDA, False, {"queries": 64})
+    assert dispatch.route("joint_attention", CUDA, False, {"queries": 64}) is None
     pytest.importorskip("triton")
     assert "sm_75" in dispatch.unsupported_reason(CUDA, torch.float16)
 
@@ -175,7 +176,7 @@ def test_kernel_for_fp64_cannot_be_had() -> None:
 
 
 def test_kernel_without_triton_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatch, "find_spec", lambda name: None)
+    monkeypatch.setattr(dispatch, "_triton_installed", lambda: False)
     with pytest.raises(ValueError, match=r"triton is not installed"):
         dispatch.fused("joint_attention", torch.zeros(1), "triton", False)
 
@@ -186,7 +187,7 @@ def test_unknown_backend_is_an_error() -> None:
 
 
 def routed(training: bool, queries: int) -> bool:
-    return dispatch._routed("joint_attention", CUDA, training, {"queries": queries})
+    return dispatch.route("joint_attention", CUDA, training, {"queries": queries}) == "triton"
 
 
 def test_measured_routes_decide(on: Callable[[str], None]) -> None:
@@ -197,7 +198,40 @@ def test_measured_routes_decide(on: Callable[[str], None]) -> None:
     assert not routed(training=True, queries=257)
     assert routed(training=False, queries=1024)
     assert not routed(training=False, queries=1025)
-    assert not dispatch._routed("group_norm_film_silu", CUDA, False, {})
+    assert dispatch.route("group_norm_film_silu", CUDA, False, {}) is None
+
+
+def test_a_route_may_hold_in_a_captured_graph_alone(
+    on: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("triton")
+    on("sm_90")
+    write_own("sm_90")
+    assert routed(training=False, queries=512)  # by the third route
+    for name in ("is_initialized", "is_current_stream_capturing"):
+        monkeypatch.setattr(torch.cuda, name, lambda: True)
+    assert not routed(training=False, queries=512)
+    assert routed(training=False, queries=256)
+    assert routed(training=False, queries=1024)
+
+
+def test_routes_may_name_other_paths(on: Callable[[str], None]) -> None:
+    pytest.importorskip("triton")
+    on("sm_90")
+    row = {"limits": {}, "training": True, "eager": True, "path": "cudnn"}
+    write_own("sm_90", routes={"joint_attention_backward": [row]})
+    assert dispatch.route("joint_attention_backward", CUDA, True, {}) == "cudnn"
+    assert dispatch.route("joint_attention_backward", CUDA, False, {}) is None
+
+
+def test_routes_of_an_older_version_are_told_apart(on: Callable[[str], None]) -> None:
+    on("sm_90")
+    row = {"limits": {"queries": 256}, "training": None, "triton": True}
+    path = write_own("sm_90", routes={"joint_attention": [row]})
+    with pytest.raises(
+        ValueError, match=rf"{path} is no launch table: its routes .* remove it, .* --tune"
+    ):
+        dispatch.launch("joint_attention_forward", CUDA, head=64)
 
 
 @pytest.mark.parametrize("changes", [{"measured": None}, {"architecture": "sm_80"}])
@@ -218,11 +252,17 @@ def test_choice_is_traced_and_guarded(on: Callable[[str], None], dynamic: bool) 
 
     @torch.compile(fullgraph=True, backend="aot_eager", dynamic=dynamic)
     def choose(x: Tensor) -> Tensor:
-        if dispatch._routed("joint_attention", CUDA, x.requires_grad, {"queries": x.shape[1]}):
-            return x + 1
-        return x - 1
+        shape = {"queries": x.shape[1]}
+        taken = dispatch.route("joint_attention", CUDA, x.requires_grad, shape) == "triton"
+        return x + 1 if taken else x - 1
 
-    for batch, queries, taken in ((2, 64, True), (3, 64, True), (4, 2048, False), (5, 128, True)):
+    for batch, queries, taken in (
+        (2, 64, True),
+        (3, 64, True),
+        (4, 2048, False),
+        (5, 128, True),
+        (6, 512, False),
+    ):
         y = choose(torch.zeros(batch, queries))
         assert torch.equal(y, torch.full((batch, queries), 1.0 if taken else -1.0))
     trained = choose(torch.zeros(2, 1024, requires_grad=True))

@@ -134,7 +134,8 @@ def with_routes(table: Table, todo: Sequence[Job], result: Result) -> Table:
                 found[limits, training] = found.get((limits, training), True) and wins
         rows = sorted(found.items(), key=lambda row: [bound for _, bound in row[0][0]])
         routes[operation.name] = tuple(
-            Route(limits, training, triton) for (limits, training), triton in rows
+            Route(limits, training, None, "triton" if wins else "reference")
+            for (limits, training), wins in rows
         )
     return replace(table, routes=routes, measured=None if result.trial else result.environment)
 
