@@ -6,15 +6,18 @@ holds NaN at first: whatever reads or leaves what it should not shows up as NaN.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from cascade_kernels import dispatch
+from cascade_kernels import dispatch, launching
 from cascade_kernels.joint_attention import joint_attention
+from cascade_kernels.joint_attention.inputs import Inputs, settled
+from cascade_kernels.names import BackwardPath
 
-launches = pytest.importorskip("cascade_kernels.joint_attention.backward")
+gradients = pytest.importorskip("cascade_kernels.joint_attention.gradients")
 
 BATCH = 2
 
@@ -71,7 +74,11 @@ def poisoned(
 
 
 def results(
-    case: Case, inputs: list[Tensor | None], dtype: torch.dtype, backend: dispatch.Backend
+    case: Case,
+    inputs: list[Tensor | None],
+    dtype: torch.dtype,
+    backend: dispatch.Backend,
+    backward: BackwardPath = "auto",
 ) -> list[Tensor]:
     """The output and the gradients of all inputs, computed in one type."""
     given = [x for x in inputs if x is not None]
@@ -79,7 +86,7 @@ def results(
     q, k, v, text_k, text_v = (None if x is None else next(leaves) for x in inputs)
     assert q is not None
     length = case.length(q.device)
-    out = joint_attention(q, k, v, text_k, text_v, length, backend=backend)
+    out = joint_attention(q, k, v, text_k, text_v, length, backend=backend, backward=backward)
     generator = torch.Generator().manual_seed(1)
     shape = (BATCH, case.image, case.heads, case.width)
     grad = torch.randn(shape, generator=generator).to(given[0]).transpose(1, 2).to(dtype)
@@ -87,7 +94,9 @@ def results(
     return [out, *torch.autograd.grad(out, wanted, grad)]
 
 
-def check(case: Case, dtype: torch.dtype, device: torch.device) -> None:
+def check(
+    case: Case, dtype: torch.dtype, device: torch.device, backward: BackwardPath = "auto"
+) -> None:
     """Hold the error of the kernels against twice that of plain PyTorch in the same type."""
     inputs = case.inputs(dtype, device)
     exact = results(case, inputs, torch.float64, "reference")
@@ -96,7 +105,7 @@ def check(case: Case, dtype: torch.dtype, device: torch.device) -> None:
         ("out", "q", "k", "v", "text_k", "text_v"),
         exact,
         plain,
-        results(case, inputs, dtype, "triton"),
+        results(case, inputs, dtype, "triton", backward),
         strict=False,
     ):
         # Besides, one rounding of the result, which plain PyTorch may happen to get exactly.
@@ -154,8 +163,58 @@ def test_a_small_image_takes_either_backward_pass(
     held = dispatch.table(kernel_device)
     if held.find("joint_attention_backward_small", shape) is None:
         pytest.skip("this architecture's table has no backward pass in one launch")
-    monkeypatch.setattr(launches, "table", lambda device: replace(held, launches={}))
+    bare = replace(held, launches={})
+    for module in (gradients, launching):
+        monkeypatch.setattr(module, "table", lambda device: bare)
     check(case, torch.float16, kernel_device)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.sources != "cross"], ids=str)
+def test_the_image_s_part_may_be_pytorch_s(case: Case, kernel_device: torch.device) -> None:
+    on_gpu = kernel_device.type == "cuda"
+    paths: tuple[BackwardPath, ...] = ("cudnn", "flash") if on_gpu else ("flash",)
+    for path in paths:
+        check(case, torch.float16 if on_gpu else torch.float32, kernel_device, path)
+
+
+def test_who_cannot_compute_the_image_s_part_is_named(kernel_device: torch.device) -> None:
+    q, text = torch.randn(2, 1, 1, 4, 16, device=kernel_device).requires_grad_()
+
+    def attend(path: Any, *keys: Tensor | None, dtype: torch.dtype = torch.float32) -> None:
+        given = (None if x is None else x.to(dtype) for x in (q, *keys, text, text))
+        joint_attention(*given, None, backend="triton", backward=path)
+
+    with pytest.raises(ValueError, match=r"'flash': the image is no source of keys\.$"):
+        attend("flash", None, None)
+    with pytest.raises(ValueError, match=r"'best': known are auto, own, cudnn, flash\.$"):
+        attend("best", q, q)
+    refused = (
+        "it takes no float32" if kernel_device.type == "cuda" else "there is no cudnn on a CPU"
+    )
+    with pytest.raises(ValueError, match=rf"'cudnn': {refused}\.$"):
+        attend("cudnn", q, q)
+
+
+def test_a_measured_route_says_who_computes_the_image_s_part(
+    kernel_device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def route(op: str, device: torch.device, training: bool, shape: dict[str, int]) -> str:
+        asked.append((op, training, shape["queries"]))
+        return "flash"
+
+    monkeypatch.setattr("cascade_kernels.joint_attention.inputs.route", route)
+    q = torch.randn(1, 1, 4, 16, device=kernel_device)
+    inputs = Inputs(q, q, q, None, None, None)
+    half = Inputs(*(None if x is None else x.half() for x in inputs))
+    torch.use_deterministic_algorithms(False)
+    assert settled("auto", half) == "flash"
+    assert settled("auto", half._replace(k=None, v=None)) == "own"
+    assert settled("own", half) == "own"
+    torch.use_deterministic_algorithms(True)
+    assert settled("auto", half) == "own"  # PyTorch's do not repeat their bits
+    assert asked == 3 * [("joint_attention_backward", True, 4)]
 
 
 def test_repeats_to_the_last_bit(kernel_device: torch.device) -> None:

@@ -22,6 +22,7 @@ from torch.utils.checkpoint import (
     checkpoint,
     create_selective_checkpoint_contexts,
 )
+from torch.utils.flop_counter import FlopCounterMode
 
 from cascade_kernels.joint_attention import decompositions, joint_attention
 
@@ -85,12 +86,43 @@ def test_opcheck(sources: str, kernel_device: torch.device) -> None:
     # Tracing is slow and the same for any sources: once is enough.
     tests = ["test_schema", "test_autograd_registration", "test_faketensor"]
     tests += ["test_aot_dispatch_dynamic"] if sources == "joint" else []
-    torch.library.opcheck(OPERATOR, (*given, length), test_utils=tests)
+    torch.library.opcheck(OPERATOR, (*given, length, "own"), test_utils=tests)
     detached = [None if x is None else x.detach() for x in given]
-    out, lse = OPERATOR(*detached, length)
+    out, lse = OPERATOR(*detached, length, "own")
     backward = torch.ops.cascade.joint_attention_backward.default
-    call = (torch.randn_like(out), *detached, length, out, lse)
+    call = (torch.randn_like(out), *detached, length, out, lse, "own")
     torch.library.opcheck(backward, call, test_utils=tests)
+
+
+def test_a_call_that_nobody_traces_is_the_operator_s(
+    layer: Layer, inputs: tuple[Tensor, Tensor, Tensor]
+) -> None:
+    expected = layer(*inputs)
+    with FlopCounterMode(display=False):  # a mode looks on
+        seen = layer(*inputs)
+    assert "cascade_joint_attention" in nodes(seen)
+    assert "cascade_joint_attention" not in nodes(expected)
+    assert all_equal(gradients(layer, seen), gradients(layer, expected))
+
+
+def nodes(out: Tensor) -> str:
+    """Names of the nodes that a result's gradient passes through."""
+    names, waiting = [], [out.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is not None:
+            names.append(type(node).__name__)
+            waiting += [following for following, _ in node.next_functions]
+    return " ".join(names)
+
+
+def test_second_derivatives_are_refused(
+    layer: Layer, inputs: tuple[Tensor, Tensor, Tensor]
+) -> None:
+    x = inputs[0].requires_grad_()
+    (gradient,) = torch.autograd.grad(layer(x, *inputs[1:]).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        gradient.sum().backward()
 
 
 def test_checkpointing_changes_no_bit(layer: Layer, inputs: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -172,11 +204,11 @@ def test_decompositions_are_the_kernels(sources: str, kernel_device: torch.devic
     text = (text_k, text_v) if sources != "self" else (None, None)
     length = torch.tensor([0, 7], device=kernel_device)
     forward, backward = decompositions().items()
-    expected = forward[0](q, *image, *text, length)
+    expected = forward[0](q, *image, *text, length, "own")
     # Units in the last place, of logarithms up to ten and of sums of sixteen products.
     near = partial(torch.testing.assert_close, rtol=1e-5, atol=1e-5)
-    near(forward[1](q, *image, *text, length), expected)
-    call = (torch.randn_like(q), q, *image, *text, length, *expected)
+    near(forward[1](q, *image, *text, length, "own"), expected)
+    call = (torch.randn_like(q), q, *image, *text, length, *expected, "own")
     near(backward[1](*call), backward[0](*call))
     for one, other in zip(backward[1](*call), backward[0](*call), strict=True):
         assert one.stride() == other.stride()

@@ -25,7 +25,8 @@ def variants(table: Table) -> Iterator[Variant]:
 def _joint_attention(table: Table) -> Iterator[Variant]:
     """Yield both sources with lengths, in heads that fill their block.
 
-    Rows of two-byte types come once more with a head that leaves a part of its block unused.
+    Rows of two-byte types come once more with a head that leaves a part of its block unused, and
+    those of dQ with the text alone, which adds to what another's kernel has found for the image.
     """
     for kernel in (
         attention.joint_attention_forward,
@@ -37,12 +38,17 @@ def _joint_attention(table: Table) -> Iterator[Variant]:
             width, element = row.limits["head"], "bf16" if row.limits["bytes"] == 2 else "fp32"
             kinds = dict.fromkeys(("LSE", "DELTA"), "*fp32")
             kinds |= dict.fromkeys(("TEXT_LENGTH", "LENGTH"), "*i32")
-            for head in (width, width * 5 // 8) if element == "bf16" else (width,):
+            sources: list[tuple[int, dict[str, Any]]] = [
+                (head, {"ADD": False}) for head in (width, width * 5 // 8)
+            ]
+            if "ADD" in _parameters(kernel):
+                sources.append((width, {"ADD": True, "K": None, "V": None}))
+            for head, switches in sources if element == "bf16" else sources[:1]:
                 yield _variant(
-                    f"{element}/d{head}",
+                    f"{element}/d{head}" + ("/add" if switches["ADD"] else ""),
                     kernel,
                     row.launch,
-                    attention.constants(head, row.launch),
+                    {**attention.constants(head), **switches},
                     _kinds(f"*{element}", kinds),
                     {x for x in _parameters(kernel) if x.endswith(("_b", "_h", "_n"))},
                 )

@@ -1,4 +1,4 @@
-"""Triton backward pass of joint attention: gradients of both sources and of the queries.
+"""Triton kernels of joint attention's backward pass: gradients of both sources and the queries.
 
 With the probabilities P recomputed from the saved logarithm `LSE` and D = rowsum(dO * O),
 dV = P^T dO, dS = P * (dO V^T - D), dK = dS^T Q, dQ = dS K (Dao et al. 2022, appendix B.4). Every
@@ -11,25 +11,15 @@ where one program has everything, dQ^T = K^T dS^T.
 Shapes: as in the forward pass; gradients are B N H d contiguous.
 """
 
-import torch
 import triton
-from torch import Tensor
 from triton import language as tl
 
-from cascade_kernels.dispatch import launch, table
-from cascade_kernels.joint_attention.backward_small import joint_attention_backward_small
 from cascade_kernels.joint_attention.forward import (
     LOG2E,
-    constants,
-    empty_rows,
     load_rows,
-    packed,
-    packed_rows,
     store_rows,
-    strides,
     visible_tokens,
 )
-from cascade_kernels.joint_attention.inputs import Inputs, sizes
 
 
 @triton.jit
@@ -87,10 +77,13 @@ def joint_attention_backward_q(
     grad_b: tl.tensor, grad_h: tl.tensor, grad_n: tl.tensor,
     heads: tl.tensor, queries: tl.tensor, tokens: tl.tensor,
     DQ: tl.tensor, DELTA: tl.tensor,
-    SCALE: tl.constexpr, HEAD: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr,
+    SCALE: tl.constexpr, HEAD: tl.constexpr, BLOCK_D: tl.constexpr, ADD: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Write dQ of BLOCK_M queries, and D, which the gradients of the keys need afterwards."""
+    """Write dQ of BLOCK_M queries, and D, which the gradients of the keys need afterwards.
+
+    Where ADD, what DQ holds already is a part of dQ.
+    """
     tiles = tl.cdiv(queries, BLOCK_M)
     head = (tl.program_id(0) // tiles).to(tl.int64)
     b, h = head // heads, head % heads
@@ -100,7 +93,7 @@ def joint_attention_backward_q(
     delta = tl.sum(out.to(tl.float32) * grad.to(tl.float32), 1)
     tl.store(DELTA + head * queries + rows, delta, mask=rows < queries)
     q = load_rows(Q + b * q_b + h * q_h, rows, q_n, queries, HEAD, BLOCK_D, True)
-    lse = tl.load(LSE + head * queries + rows, mask=rows < queries, other=float("inf"))
+    lse = tl.load(LSE + head * queries + rows, mask=rows < queries, other=float("inf")) * LOG2E
     dq = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     if K is not None:
         image_k, image_v = K + b * k_b + h * k_h, V + b * v_b + h * v_h
@@ -114,8 +107,11 @@ def joint_attention_backward_q(
             dq, q, grad, lse, delta, text_k, text_v, text_k_n, text_v_n,
             visible_tokens(TEXT_LENGTH, b, tokens), SCALE, HEAD, BLOCK_D, BLOCK_T,
         )  # fmt: skip
-    offset = (b * queries * heads + h) * HEAD
-    store_rows(DQ + offset, dq * SCALE, rows, heads * HEAD, queries, HEAD, BLOCK_D)
+    dq *= SCALE
+    DQ += (b * queries * heads + h) * HEAD
+    if ADD:
+        dq += load_rows(DQ, rows, heads * HEAD, queries, HEAD, BLOCK_D, True).to(tl.float32)
+    store_rows(DQ, dq, rows, heads * HEAD, queries, HEAD, BLOCK_D)
 
 
 @triton.jit
@@ -131,7 +127,7 @@ def _dkv_tile(
     q = load_rows(Q, rows, q_n, queries, HEAD, BLOCK_D, RAGGED)
     grad = load_rows(GRAD, rows, grad_n, queries, HEAD, BLOCK_D, RAGGED)
     # A query that is not there weighs nothing: exp2(0 - inf).
-    lse = tl.load(LSE + rows, mask=rows < queries, other=float("inf"))
+    lse = tl.load(LSE + rows, mask=rows < queries, other=float("inf")) * LOG2E
     delta = tl.load(DELTA + rows, mask=rows < queries, other=0.0)
     logits = tl.dot(k, tl.trans(q), input_precision="ieee") * (SCALE * LOG2E)
     weight = tl.exp2(logits - lse[None, :])
@@ -186,49 +182,3 @@ def joint_attention_backward_kv(
     offset = (b * keys * heads + h) * HEAD
     store_rows(DK + offset, dk, rows, heads * HEAD, keys, HEAD, BLOCK_D)
     store_rows(DV + offset, dv, rows, heads * HEAD, keys, HEAD, BLOCK_D)
-
-
-def backward(grad: Tensor, inputs: Inputs, out: Tensor, lse: Tensor) -> list[Tensor]:
-    """Return the gradients of q, k, v, text_k and text_v, without those of absent sources.
-
-    Args:
-        grad: of the output, B H N d.
-        inputs: of the forward pass.
-        out: its output, B H N d.
-        lse: its logarithms, B H N.
-    """
-    out, grad, inputs = packed_rows(out), packed_rows(grad), packed(inputs)
-    *sources, text_length = inputs
-    q, k, v, text_k, text_v, _ = inputs
-    gradients = [None if x is None else empty_rows(x) for x in sources]
-    shape = sizes(inputs)
-    batch, heads, queries, head = q.shape
-    arguments = (
-        *sources, text_length, out, grad, lse, *strides(*sources, out, grad),
-        heads, queries, shape["tokens"],
-    )  # fmt: skip
-    small = table(q.device).find("joint_attention_backward_small", shape)
-    with torch.cuda.device_of(q):  # Triton launches on the current device
-        if small is not None:
-            joint_attention_backward_small[(batch * heads,)](
-                *arguments, *gradients, **constants(head, small)
-            )
-            return [x for x in gradients if x is not None]
-        delta = torch.empty_like(lse)
-        chosen = launch("joint_attention_backward_q", q.device, **shape)
-        grid = (triton.cdiv(queries, chosen.blocks["BLOCK_M"]) * batch * heads,)
-        joint_attention_backward_q[grid](*arguments, gradients[0], delta, **constants(head, chosen))
-        chosen = launch("joint_attention_backward_kv", q.device, **shape)
-        for key, value, length, *gradient in (
-            (k, v, None, *gradients[1:3]),
-            (text_k, text_v, text_length, *gradients[3:]),
-        ):
-            if key is None:
-                continue
-            keys = key.shape[2]
-            grid = (triton.cdiv(keys, chosen.blocks["BLOCK_N"]) * batch * heads,)
-            joint_attention_backward_kv[grid](
-                q, key, value, length, grad, lse, delta, *strides(q, key, value, grad),
-                heads, queries, keys, *gradient, **constants(head, chosen),
-            )  # fmt: skip
-    return [x for x in gradients if x is not None]

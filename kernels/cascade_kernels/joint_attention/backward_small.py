@@ -68,7 +68,7 @@ def joint_attention_backward_small(
     grad = load_rows(GRAD + b * grad_b + h * grad_h, rows, grad_n, queries, HEAD, BLOCK_D, True)
     delta = tl.sum(out.to(tl.float32) * grad.to(tl.float32), 1)
     # A query that is not there weighs nothing: exp2(0 - inf).
-    lse = tl.load(LSE + head * queries + rows, mask=rows < queries, other=float("inf"))
+    lse = tl.load(LSE + head * queries + rows, mask=rows < queries, other=float("inf")) * LOG2E
     dq = tl.zeros([BLOCK_D, BLOCK_M], tl.float32)
     if K is not None:
         offset = (b * queries * heads + h) * HEAD

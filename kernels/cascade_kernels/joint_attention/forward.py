@@ -3,7 +3,7 @@
 One program owns BLOCK_M queries of one head and walks over the image's keys, then over the text's
 up to the image's own text length, with the softmax taken online (Milakov & Gimelshein 2018; Dao
 2023, algorithm 1). Only the last tile of a source can be ragged, so only that one is masked. Logits
-are kept in base 2: `exp2` is what the hardware has.
+are kept in base 2 meanwhile: `exp2` is what the hardware has.
 
 Shapes: `Q K V TEXT_K TEXT_V` B H N d of any strides with `d` contiguous (`x_b x_h x_n`), absent
 sources None; `OUT` B N H d and `LSE` B H N contiguous; `rows` positions of one tile. What has the
@@ -19,10 +19,11 @@ from torch import Tensor
 from triton import language as tl
 
 from cascade_kernels.dispatch import launch
-from cascade_kernels.joint_attention.inputs import Inputs, sizes
-from cascade_kernels.launch_table import Launch
+from cascade_kernels.joint_attention.inputs import Inputs, check, sizes
+from cascade_kernels.launching import Plans, Program, on_its_device
 
-LOG2E = tl.constexpr(1.4426950408889634)  # the logits are powers of 2
+LOG2E = tl.constexpr(1.4426950408889634)  # within a kernel the logits are powers of 2
+_LN2 = tl.constexpr(0.6931471805599453)
 _LEAST_BLOCK = 16  # of `tl.dot`
 
 
@@ -127,7 +128,7 @@ def joint_attention_forward(
     SCALE: tl.constexpr, HEAD: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_T: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Write the output and the base-2 log of the softmax's denominator of BLOCK_M queries.
+    """Write the output and the log of the softmax's denominator of BLOCK_M queries.
 
     SCALE is 1 / sqrt(d). A row that sees no key gets 0, and -inf as its logarithm.
     """
@@ -157,26 +158,43 @@ def joint_attention_forward(
     store_rows(
         OUT + (b * queries * heads + h) * HEAD, out, rows, heads * HEAD, queries, HEAD, BLOCK_D
     )
-    tl.store(LSE + head * queries + rows, peak + tl.log2(total), mask=rows < queries)
+    tl.store(LSE + head * queries + rows, (peak + tl.log2(total)) * _LN2, mask=rows < queries)
 
 
+class _Plan:
+    """One launch of the forward kernel."""
+
+    def __init__(self, inputs: Inputs) -> None:
+        check(inputs)
+        self.packed = all(x is None or x.stride(3) == 1 for x in inputs[:5])
+        q, shape = inputs.q, sizes(inputs)
+        batch, heads, queries, head = q.shape
+        chosen = launch("joint_attention_forward", q.device, **shape)
+        grid = (-(-queries // chosen.blocks["BLOCK_M"]) * batch * heads,)
+        self.program = Program(joint_attention_forward, grid, constants(head), chosen)
+        self.integers = (*strides(*inputs[:5]), heads, queries, shape["tokens"])
+        self.rows = batch, heads, queries
+
+
+_PLANS = Plans(_Plan)
+
+
+@on_its_device
 def forward(inputs: Inputs) -> tuple[Tensor, Tensor]:
-    """Return the output, B H N d, and the base-2 log of the softmax's denominator, B H N.
+    """Return the output, B H N d, and the log of the softmax's denominator, B H N.
 
     Nothing waits for the device or allocates by the data, so a call can be captured in a graph.
+
+    Raises:
+        ValueError: the inputs do not fit together.
+        RuntimeError: there is no launch configuration for their shape.
     """
-    inputs = packed(inputs)
-    *sources, text_length = inputs
-    q, shape = inputs.q, sizes(inputs)
-    batch, heads, queries, head = q.shape
-    out, lse = empty_rows(q), q.new_empty(q.shape[:3], dtype=torch.float32)
-    chosen = launch("joint_attention_forward", q.device, **shape)
-    grid = (triton.cdiv(queries, chosen.blocks["BLOCK_M"]) * batch * heads,)
-    with torch.cuda.device_of(q):  # Triton launches on the current device
-        joint_attention_forward[grid](
-            *sources, text_length, *strides(*sources), heads, queries, shape["tokens"],
-            out, lse, **constants(head, chosen),
-        )  # fmt: skip
+    plan = _PLANS.of(inputs)
+    if not plan.packed:
+        return forward(packed(inputs))
+    q = inputs.q
+    out, lse = empty_rows(q), q.new_empty(plan.rows, dtype=torch.float32)
+    plan.program(*inputs, *plan.integers, out, lse)
     return out, lse
 
 
@@ -194,16 +212,16 @@ def packed_rows(x: Tensor) -> Tensor:
 
 def empty_rows(x: Tensor) -> Tensor:
     """Return an empty tensor like x, B H N d, that is laid out as B N H d."""
-    batch, heads, rows, head = x.shape
-    return x.new_empty(batch, rows, heads, head).transpose(1, 2)
+    _, heads, rows, head = x.shape
+    return x.new_empty_strided(x.shape, (rows * heads * head, head, heads * head, 1))
 
 
-def strides(*tensors: Tensor | None) -> list[int]:
+def strides(*tensors: Tensor | None) -> tuple[int, ...]:
     """Return the strides of B, H and N of each; zeros for an absent one, which no kernel reads."""
-    return [step for x in tensors for step in ((0, 0, 0) if x is None else x.stride()[:3])]
+    return tuple(step for x in tensors for step in ((0, 0, 0) if x is None else x.stride()[:3]))
 
 
-def constants(head: int, chosen: Launch) -> dict[str, Any]:
-    """Return the constexpr arguments of a kernel and its launch options."""
+def constants(head: int) -> dict[str, Any]:
+    """Return the constexpr arguments of a kernel beside its blocks' sizes."""
     block = max(_LEAST_BLOCK, triton.next_power_of_2(head))
-    return {"SCALE": head**-0.5, "HEAD": head, "BLOCK_D": block, **chosen.options}
+    return {"SCALE": head**-0.5, "HEAD": head, "BLOCK_D": block}

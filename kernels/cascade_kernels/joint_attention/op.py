@@ -9,16 +9,20 @@ channels of one head.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from cascade_kernels.dispatch import fused
-from cascade_kernels.joint_attention.inputs import Inputs, check, sizes
-from cascade_kernels.names import Backend
+from cascade_kernels.joint_attention.inputs import Call, Inputs, check, rows_first, settled, sizes
+from cascade_kernels.launching import traced
+from cascade_kernels.names import Backend, BackwardPath
+from cascade_kernels.operators import operator
 
 
 def joint_attention(
@@ -30,6 +34,7 @@ def joint_attention(
     text_length: Tensor | None,
     *,
     backend: Backend = "auto",
+    backward: BackwardPath = "auto",
 ) -> Tensor:
     """Return softmax(q [text_k; k]^T / sqrt(d)) [text_v; v].
 
@@ -43,6 +48,9 @@ def joint_attention(
         text_length: B, int32 or int64: image b sees the first text_length[b] text tokens. None:
             every image sees all of them.
         backend: which path to take, see `cascade_kernels.dispatch.fused`.
+        backward: who computes the image's part of the kernel's gradients. PyTorch's "cudnn" and
+            "flash" may add in another order from call to call; where
+            `torch.use_deterministic_algorithms` asks for it, "auto" is "own".
 
     Returns:
         B H N d, laid out as B N H d: `transpose(1, 2).flatten(2)` is a view. A row with nothing to
@@ -55,12 +63,32 @@ def joint_attention(
             shape: heads wider than 128.
     """
     inputs = Inputs(q, k, v, text_k, text_v, text_length)
-    check(inputs)
     training = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
     if not fused("joint_attention", q, backend, training, **sizes(inputs)):
+        check(inputs)
         return _reference(inputs)
-    out: Tensor = _forward(*inputs)[0]
+    inputs = _cast(inputs)
+    path = settled(backward, inputs) if training else "own"
+    out: Tensor
+    if traced(q):
+        check(inputs)
+        out = _OPERATOR(*inputs, path)[0]
+    elif training:
+        out = _Attention.apply(path, *inputs)  # type: ignore[no-untyped-call]
+    else:
+        out = _forward(*inputs, path)[0]
     return out
+
+
+def _cast(inputs: Inputs) -> Inputs:
+    """Cast to the type that autocast asks for; its projections need not agree in one."""
+    device = inputs.q.device.type
+    if not torch.is_autocast_enabled(device):
+        return inputs
+    dtype = torch.get_autocast_dtype(device)
+    q, k, v, text_k, text_v = (None if x is None else x.to(dtype) for x in inputs[:5])
+    assert q is not None
+    return Inputs(q, k, v, text_k, text_v, inputs.text_length)
 
 
 def _reference(inputs: Inputs) -> Tensor:
@@ -69,7 +97,7 @@ def _reference(inputs: Inputs) -> Tensor:
     Second derivatives exist where PyTorch's own attention has them: under `SDPBackend.MATH`.
     """
     key, value, visible = _concatenated(inputs)
-    return _rows_first(F.scaled_dot_product_attention(inputs.q, key, value, attn_mask=visible))
+    return rows_first(F.scaled_dot_product_attention(inputs.q, key, value, attn_mask=visible))
 
 
 def _concatenated(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -87,100 +115,109 @@ def _concatenated(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor | None]:
     return key, value, visible[:, None, None, :]
 
 
-def _rows_first(x: Tensor) -> Tensor:
-    """Lay B H N d out as B N H d."""
-    return x.transpose(1, 2).contiguous().transpose(1, 2)
-
-
-_INPUTS = "Tensor q, Tensor? k, Tensor? v, Tensor? text_k, Tensor? text_v, Tensor? text_length"
-
-
-@torch.library.custom_op(
-    "cascade::joint_attention", mutates_args=(), schema=f"({_INPUTS}) -> (Tensor, Tensor)"
-)
-def _forward(*inputs: Any) -> tuple[Tensor, Tensor]:
-    """Return the output, and the base-2 log of the softmax's denominator, B H N in fp32."""
+@cache
+def _kernels() -> tuple[Callable[[Inputs], tuple[Tensor, Tensor]], Callable[..., list[Tensor]]]:
+    """Import the forward and the backward pass when one first runs; they import Triton."""
     from cascade_kernels.joint_attention.forward import forward
+    from cascade_kernels.joint_attention.gradients import gradients
 
-    return forward(Inputs(*inputs))
+    return forward, gradients
 
 
-@torch.library.custom_op(
-    "cascade::joint_attention_backward",
-    mutates_args=(),
-    schema=f"(Tensor grad, {_INPUTS}, Tensor out, Tensor lse) -> Tensor[]",
-)
-def _backward(grad: Tensor, *saved: Any) -> list[Tensor]:
+class _Attention(torch.autograd.Function):
+    """The kernels under autograd, where nobody looks on: operators cost several times as much."""
+
+    @staticmethod
+    def forward(ctx: Any, path: BackwardPath, *inputs: Any) -> Tensor:
+        """Return the output, B H N d."""
+        out, lse = _forward(*inputs, path)
+        ctx.save_for_backward(*inputs, out, lse)
+        ctx.path = path
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of the arguments of `forward`."""
+        *inputs, out, lse = ctx.saved_tensors
+        return None, *_spread(_gradients(grad, *inputs, out, lse, ctx.path), inputs)
+
+
+def _spread(found: Sequence[Tensor], inputs: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Give every input its gradient; None to those that are absent, and to the text's length."""
+    rest = iter(found)
+    *sources, _ = inputs
+    return [*(None if x is None else next(rest) for x in sources), None]
+
+
+def _forward(*args: Any) -> tuple[Tensor, Tensor]:
+    """Return the output, and the log of the softmax's denominator, B H N in fp32."""
+    *inputs, _ = args
+    return _kernels()[0](Inputs(*inputs))
+
+
+def _gradients(grad: Tensor, *args: Any) -> list[Tensor]:
     """Return the gradients of q, k, v, text_k and text_v, without those of absent sources."""
-    from cascade_kernels.joint_attention.backward import backward
-
-    *inputs, out, lse = saved
-    return backward(grad, Inputs(*inputs), out, lse)
+    *inputs, out, lse, path = args
+    return _kernels()[1](Call._make((*inputs, out, grad, lse)), path)
 
 
-@_forward.register_fake
-def _(q: Tensor, *_: Tensor | None) -> tuple[Tensor, Tensor]:
-    return _rows_first(torch.empty_like(q)), q.new_empty(q.shape[:3], dtype=torch.float32)
+def _forward_fake(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return rows_first(torch.empty_like(q)), q.new_empty(q.shape[:3], dtype=torch.float32)
 
 
-@_backward.register_fake
-def _(_: Tensor, *saved: Tensor | None) -> list[Tensor]:
-    return [_rows_first(torch.empty_like(x)) for x in saved[:5] if x is not None]
+def _gradients_fake(_: Tensor, *args: Any) -> list[Tensor]:
+    return [rows_first(torch.empty_like(x)) for x in args[:5] if x is not None]
 
 
-def _save(ctx: Any, inputs: tuple[Tensor | None, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.save_for_backward(*inputs, *output)
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, ctx.path = inputs
+    ctx.save_for_backward(*tensors, *output)
     ctx.mark_non_differentiable(output[1])
 
 
 def _differentiate(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     saved = ctx.saved_tensors  # read once: a checkpoint recomputes them for one reading
-    gradients = iter(_backward(grad, *saved))
-    return (*(None if x is None else next(gradients) for x in saved[:5]), None)
+    return *_spread(_BACKWARD(grad, *saved, ctx.path), saved[:6]), None
 
 
-_forward.register_autograd(_differentiate, setup_context=_save)
-
-
-def _autocast(*inputs: Any) -> tuple[Tensor, Tensor]:
-    """Run in the type that autocast asks for; `register_autocast` knows only a fixed one."""
-    *sources, text_length = inputs
-    device = sources[0].device.type
-    dtype = torch.get_autocast_dtype(device)
-    with torch.autocast(device, enabled=False):
-        cast = (None if x is None else x.to(dtype) for x in sources)
-        result: tuple[Tensor, Tensor] = _forward(*cast, text_length)
-        return result
-
-
-_LIBRARY = torch.library.Library("cascade", "FRAGMENT")
-for _key in ("AutocastCUDA", "AutocastCPU"):
-    _LIBRARY.impl("joint_attention", _autocast, _key)
+_INPUTS = "Tensor q, Tensor? k, Tensor? v, Tensor? text_k, Tensor? text_v, Tensor? text_length"
+_BACKWARD = operator(
+    f"joint_attention_backward(Tensor grad, {_INPUTS}, Tensor out, Tensor lse, str path)"
+    " -> Tensor[]",
+    _gradients,
+    _gradients_fake,
+)
+_OPERATOR = operator(
+    f"joint_attention({_INPUTS}, str path) -> (Tensor, Tensor)",
+    _forward,
+    _forward_fake,
+    differentiate=(_differentiate, _save),
+)
 
 
 def decompositions() -> dict[torch._ops.OpOverload, Callable[..., Any]]:
     """Return what replaces the operators of this file in an exported graph."""
     return {
-        torch.ops.cascade.joint_attention.default: _forward_decomposition,
-        torch.ops.cascade.joint_attention_backward.default: _backward_decomposition,
+        _OPERATOR: _forward_decomposition,
+        _BACKWARD: _backward_decomposition,
     }
 
 
 def _forward_decomposition(*args: Any) -> tuple[Tensor, Tensor]:
-    inputs = Inputs(*args)
+    inputs = Inputs(*args[:6])
     key, _, visible = _concatenated(inputs)
-    lse = _logits(inputs.q, key, visible).logsumexp(dim=-1) / math.log(2)
-    return _reference(inputs), lse
+    return _reference(inputs), _logits(inputs.q, key, visible).logsumexp(dim=-1)
 
 
 def _backward_decomposition(grad: Tensor, *saved: Any) -> list[Tensor]:
-    *args, out, lse = saved
+    *args, out, lse, _ = saved
     inputs = Inputs(*args)
     q, tokens = inputs.q, sizes(inputs)["tokens"]
     key, value, visible = _concatenated(inputs)
     wide = grad.float()
     # A row that sees nothing has the logarithm -inf, and weights exp(-inf + inf) to be 0.
-    weight = (_logits(q, key, visible) - lse[..., None] * math.log(2)).exp().nan_to_num(nan=0.0)
+    weight = (_logits(q, key, visible) - lse[..., None]).exp().nan_to_num(nan=0.0)
     delta = (out.float() * wide).sum(dim=-1, keepdim=True)
     ds = weight * (wide @ value.float().mT - delta) / math.sqrt(q.shape[3])
     dkey, dvalue = ds.mT @ q.float(), weight.mT @ wide
@@ -189,7 +226,7 @@ def _backward_decomposition(grad: Tensor, *saved: Any) -> list[Tensor]:
         gradients += [dkey[:, :, tokens:], dvalue[:, :, tokens:]]
     if inputs.text_k is not None:
         gradients += [dkey[:, :, :tokens], dvalue[:, :, :tokens]]
-    return [_rows_first(x.to(q.dtype)) for x in gradients]
+    return [rows_first(x.to(q.dtype)) for x in gradients]
 
 
 def _logits(q: Tensor, key: Tensor, visible: Tensor | None) -> Tensor:
