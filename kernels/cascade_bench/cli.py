@@ -17,6 +17,7 @@ from cascade.errors import UserError
 from cascade_bench.settings import (
     BenchConfig,
     DataBenchConfig,
+    LaunchBenchConfig,
     MemoryBenchConfig,
     SampleBenchConfig,
     ServeBenchConfig,
@@ -109,6 +110,15 @@ def memory(options: Options[MemoryBenchConfig], output: Output = OUTPUT) -> None
 
     result, table = bench_memory(config, output)
     typer.echo(result.markdown([table]))
+
+
+@with_options(LaunchBenchConfig, _flags("network", "rounds", "repeats"))
+def launches(options: Options[LaunchBenchConfig], output: Output = OUTPUT) -> None:
+    """Time what a call of a kernel takes of the CPU, on a GPU that is not there."""
+    config = options.settings()
+    from cascade_bench.kernels.launches import bench_launches
+
+    _tell(*bench_launches(config, output))
 
 
 @with_options(SampleBenchConfig, _flags("against", "steps", "rounds", "device"))

@@ -128,6 +128,13 @@ class MemoryBenchConfig(Frozen):
     gradient_checkpointing: GradientCheckpointing = "none"
 
 
+class LaunchBenchConfig(BenchConfig):
+    """Settings of `cascade bench launches`."""
+
+    repeats: Repeats = 16
+    network: str = Field(default="if-i-m", description="one of the project's configurations")
+
+
 class DataBenchConfig(BenchConfig):
     """Settings of `cascade bench data`."""
 
