@@ -44,6 +44,7 @@ class Timing(Frozen):
     """Samples of one provider: with the L2 cache flushed before every run, and without.
 
     Attributes:
+        eager: of calls that Python launches one by one; empty where the others have it in them.
         processor: what the cold ones took of the processors, by all processes; empty where one
             process does the work, or a device.
     """
@@ -51,6 +52,7 @@ class Timing(Frozen):
     method: Method
     cold: tuple[float, ...]
     warm: tuple[float, ...]
+    eager: tuple[float, ...] = ()
     processor: tuple[float, ...] = ()
     note: str = ""
 
@@ -58,6 +60,10 @@ class Timing(Frozen):
     def median(self) -> float:
         """The middle of the cold samples, which stand for a run amid a network."""
         return statistics.median(self.cold)
+
+    def samples(self, eager: bool) -> tuple[float, ...]:
+        """Return those that a run in a compiled or captured network is judged by, or an eager."""
+        return self.eager if eager else self.cold
 
     @property
     def median_processor(self) -> float | None:
@@ -138,26 +144,31 @@ class CaseResult(Frozen):
         found = (row for row in self.rows if row.mode == mode and row.provider == provider)
         return next(found, None)
 
-    def time(self, mode: Mode, provider: str) -> float | None:
-        """Return a provider's median, if it passed and was timed."""
+    def samples(self, mode: Mode, provider: str, eager: bool = False) -> tuple[float, ...]:
+        """Return a provider's samples; none if it did not pass or was not timed so."""
         row = self.find(mode, provider)
-        return row.timing.median if row and row.timing else None
+        return row.timing.samples(eager) if row and row.timing else ()
 
-    def best(self, mode: Mode) -> str | None:
+    def time(self, mode: Mode, provider: str, eager: bool = False) -> float | None:
+        """Return a provider's median, if it passed and was timed."""
+        samples = self.samples(mode, provider, eager)
+        return statistics.median(samples) if samples else None
+
+    def best(self, mode: Mode, eager: bool = False) -> str | None:
         """Return the fastest alternative that does the same thing and passed."""
-        times = [
-            (row.timing.median, row.provider)
+        others = (
+            row.provider
             for row in self.rows
-            if row.mode == mode and row.provider != self.ours and row.comparable and row.timing
-        ]
-        return min(times)[1] if times else None
+            if row.mode == mode and row.provider != self.ours and row.comparable
+        )
+        times = {name: self.time(mode, name, eager) for name in others}
+        found = [(time, name) for name, time in times.items() if time is not None]
+        return min(found)[1] if found else None
 
-    def ratio(self, mode: Mode, provider: str, to: str) -> Spread | None:
+    def ratio(self, mode: Mode, provider: str, to: str, eager: bool = False) -> Spread | None:
         """Return the time of `to` over a provider's, pair by pair of one run: above 1 is faster."""
-        one, other = self.find(mode, provider), self.find(mode, to)
-        if one is None or other is None or one.timing is None or other.timing is None:
-            return None
-        return Spread.of(one.timing.cold, other.timing.cold)
+        samples = self.samples(mode, provider, eager), self.samples(mode, to, eager)
+        return Spread.of(*samples) if all(samples) else None
 
     def processor_ratio(self, mode: Mode, provider: str, to: str) -> Spread | None:
         """Return the same ratio of what is taken of the processors."""
@@ -168,8 +179,8 @@ class CaseResult(Frozen):
         # Nothing is shorter than a tick of the system's clock.
         return Spread.of(*taken) if all(all(of) for of in taken) else None
 
-    def gain(self, mode: Mode) -> float | None:
+    def gain(self, mode: Mode, eager: bool = False) -> float | None:
         """Return the best alternative's time over ours; None where the device drifted."""
-        best = self.best(mode)
-        found = None if best is None else self.ratio(mode, self.ours, best)
+        best = self.best(mode, eager)
+        found = None if best is None else self.ratio(mode, self.ours, best, eager)
         return found.median if found and self.valid(mode) else None

@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Sequence
 
 from cascade.results import Result
-from cascade.tables import Table
+from cascade.tables import DASH, Table
 from cascade_bench.harness import cases_of, peaks_of
 from cascade_bench.records import CaseResult, Mode, Peaks, Row
 
@@ -28,17 +28,26 @@ def _table(group: str, mode: Mode, cases: Sequence[CaseResult], ceilings: Peaks 
     names = _providers(cases)
     counted = ceilings is not None and any(mode in case.work for case in cases)
     weighed = any(row.peak is not None for case in cases for row in case.rows)
+    eager = _timed_eagerly(cases, mode)
     head = [f"{group}, {mode}, ms", "sizes", *names, "best alternative / ours"]
+    head += ["eager: ours, best alternative, ms", "eager: best alternative / ours"] if eager else []
     head += ["of the floor"] if counted else []
     head += [f"memory, MiB: {', '.join(names)}"] if weighed else []
     rows: list[list[str]] = []
     for case in cases:
         row = [case.case, case.description]
         row += [_cell(case, mode, name) for name in names] + [_gain(case, mode)]
+        row += [_eager(case, mode), _gain(case, mode, eager=True)] if eager else []
         row += [_share(case, mode, ceilings)] if counted else []
         row += [", ".join(_memory(case.find(mode, name)) for name in names)] if weighed else []
         rows.append(row)
     return Table(head, rows, _note(cases, mode))
+
+
+def _timed_eagerly(cases: Sequence[CaseResult], mode: Mode) -> bool:
+    return any(
+        case.samples(mode, name, eager=True) for case in cases for name in _providers([case])
+    )
 
 
 def _providers(cases: Sequence[CaseResult]) -> list[str]:
@@ -101,14 +110,24 @@ def _rate(case: CaseResult, row: Row | None, ceilings: Peaks | None) -> str:
 
 
 def _note(cases: Sequence[CaseResult], mode: Mode) -> str:
-    gains = [gain for case in cases if (gain := case.gain(mode)) is not None]
-    told = f"geometric mean {statistics.geometric_mean(gains):.2f}" if gains else "no ratio"
-    lost = sum(gain < 1 for gain in gains)
+    eager = ""
+    if _timed_eagerly(cases, mode):
+        eager = (
+            " Eager is the wall time of calls that Python launches one by one, its ratio that of "
+            f"the alternative which is fastest so: {_mean(cases, mode, eager=True)}."
+        )
     return (
         f"Medians; in brackets how often as fast as {cases[0].baseline}: the median of ratios that "
         "are taken pair by pair, and their 20th to 80th percentile. "
-        f"Of {len(cases)} cases {len(gains)} count: {told}, {lost} lost."
+        f"Of {_mean(cases, mode)}.{eager}"
     )
+
+
+def _mean(cases: Sequence[CaseResult], mode: Mode, eager: bool = False) -> str:
+    gains = [gain for case in cases if (gain := case.gain(mode, eager)) is not None]
+    told = f"geometric mean {statistics.geometric_mean(gains):.2f}" if gains else "no ratio"
+    lost = sum(gain < 1 for gain in gains)
+    return f"{len(cases)} cases {len(gains)} count: {told}, {lost} lost"
 
 
 def _cell(case: CaseResult, mode: Mode, provider: str) -> str:
@@ -124,8 +143,16 @@ def _cell(case: CaseResult, mode: Mode, provider: str) -> str:
     return f"{told} ({ratio.median:.2f}, {ratio.low:.2f} to {ratio.high:.2f})"
 
 
-def _gain(case: CaseResult, mode: Mode) -> str:
-    gain = case.gain(mode)
+def _eager(case: CaseResult, mode: Mode) -> str:
+    best = case.best(mode, eager=True)
+    ours = case.time(mode, case.ours, eager=True)
+    theirs = None if best is None else case.time(mode, best, eager=True)
+    told = [DASH if time is None else f"{time / 1000:.4g}" for time in (ours, theirs)]
+    return f"{told[0]}, {told[1]} {best or ''}".rstrip()
+
+
+def _gain(case: CaseResult, mode: Mode, eager: bool = False) -> str:
+    gain = case.gain(mode, eager)
     if gain is None:
         return "" if case.valid(mode) else f"invalid: drift of {case.drift[mode]:.1%}"
     return f"{gain:.2f}" if gain >= 1 else f"**{gain:.2f}**"

@@ -4,6 +4,9 @@ A CUDA graph of K times (write over the L2 cache; run) minus one of K such write
 cold memory and no launch from the CPU ("cold"); a graph of K bare runs finds their inputs in the
 cache ("warm"). Timing single launches with events would measure the CPU wherever a kernel takes
 less than some 10 microseconds, which most of ours do.
+
+What such launches cost is a time of its own, "eager": that of calls as a network makes them which
+is neither compiled nor captured.
 """
 
 import math
@@ -20,14 +23,40 @@ Run = Callable[[], object]
 
 _GRAPH_MICROSECONDS = 2000.0  # work in one graph: long against the resolution of an event, 0.5 us
 _COPIES = (4, 64)
+_EAGER_MICROSECONDS = 5000.0
+_CALLS = (10, 200)
 _WARM_UPS = 3
 
 
+class EagerClock:
+    """Times calls that Python launches back to back, by the clock on the wall until all are done.
+
+    A call so costs what takes longer: the CPU to launch it, or the device to run it.
+    """
+
+    def __init__(self, run: Run, calls: int) -> None:
+        self._run, self._calls = run, calls
+
+    def read(self) -> float:
+        """Return the time of a call."""
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        for _ in range(self._calls):
+            self._run()
+        torch.cuda.synchronize()
+        return 1e6 * (time.perf_counter() - start) / self._calls
+
+
 class Stopwatch(Protocol):
-    """Times one call; every reading is microseconds per call."""
+    """Times one call; every reading is microseconds per call.
+
+    Attributes:
+        eager: the clock of launches; None where they are in the other times already.
+    """
 
     method: Method
     note: str
+    eager: EagerClock | None
 
     def cold(self) -> float:
         """Time it with the cache flushed before every call."""
@@ -42,8 +71,8 @@ class GraphStopwatch:
     method: Method = "graph"
     note = ""
 
-    def __init__(self, run: Run, flush: Run, copies: int) -> None:
-        self._copies = copies
+    def __init__(self, run: Run, flush: Run, copies: int, eager: EagerClock | None = None) -> None:
+        self._copies, self.eager = copies, eager
         # A graph reads from addresses, and owns only what was allocated during its capture. What
         # these hold, such as what a backward pass saved, must not go back to the allocator.
         self._held = (run, flush)
@@ -66,8 +95,10 @@ class EventStopwatch:
 
     method: Method = "events"
 
-    def __init__(self, run: Run, flush: Run, note: str = "") -> None:
-        self._run, self._flush, self.note = run, flush, note
+    def __init__(
+        self, run: Run, flush: Run, note: str = "", eager: EagerClock | None = None
+    ) -> None:
+        self._run, self._flush, self.note, self.eager = run, flush, note, eager
 
     def cold(self) -> float:
         """Return the time of a call behind a flush."""
@@ -88,6 +119,7 @@ class ClockStopwatch:
     """
 
     note = ""
+    eager = None
 
     def __init__(self, run: Run) -> None:
         self.processor: list[float] = []  # see `Timing`; of whoever lets other processes work
@@ -131,13 +163,18 @@ def stopwatch(run: Run, device: torch.device, graphs: bool = True) -> Stopwatch:
     if not graphs:
         return plain
     estimate = statistics.median(plain.warm() for _ in range(_WARM_UPS))
-    low, high = _COPIES
-    copies = min(max(math.ceil(_GRAPH_MICROSECONDS / estimate), low), high)
+    eager = EagerClock(run, _times(_EAGER_MICROSECONDS, estimate, _CALLS))
     try:
-        return GraphStopwatch(run, flush, copies)
+        return GraphStopwatch(run, flush, _times(_GRAPH_MICROSECONDS, estimate, _COPIES), eager)
     except RuntimeError as error:
         torch.cuda.synchronize(device)
-        return EventStopwatch(run, flush, note=str(error).partition("\n")[0])
+        return EventStopwatch(run, flush, str(error).partition("\n")[0], eager)
+
+
+def _times(wanted: float, estimate: float, bounds: tuple[int, int]) -> int:
+    """Return how many calls of a length fill a time, within bounds."""
+    low, high = bounds
+    return min(max(math.ceil(wanted / estimate), low), high)
 
 
 def measure(
@@ -150,6 +187,7 @@ def measure(
     """
     cold: dict[str, list[float]] = {name: [] for name in watches}
     warm: dict[str, list[float]] = {name: [] for name in watches}
+    eager: dict[str, list[float]] = {name: [] for name in watches}
     for _ in range(rounds):
         for name, watch in watches.items():
             readings = [watch.cold() for _ in range(repeats)]
@@ -157,12 +195,15 @@ def measure(
             # By a CPU's clock the two are one.
             clock = isinstance(watch, ClockStopwatch)
             warm[name] += readings if clock else [watch.warm() for _ in range(repeats)]
+            if watch.eager is not None:
+                eager[name] += [watch.eager.read() for _ in range(repeats)]
     timings = {
         name: Timing(
             method=watch.method,
             note=watch.note,
             cold=tuple(cold[name]),
             warm=tuple(warm[name]),
+            eager=tuple(eager[name]),
             processor=tuple(watch.processor) if isinstance(watch, ClockStopwatch) else (),
         )
         for name, watch in watches.items()

@@ -19,7 +19,7 @@ from cascade_bench.kernels.command import OPERATIONS, case_of, jobs
 from cascade_bench.kernels.problem import Function, Gate, KernelProblem, Operation, Shape
 from cascade_bench.measuring import admit
 from cascade_bench.problem import Case
-from cascade_bench.records import CaseResult, Mode, Peaks, Row, Timing, Work
+from cascade_bench.records import CaseResult, Peaks, Row, Timing, Work
 from cascade_bench.settings import BenchConfig
 from cascade_bench.tables import tables
 
@@ -28,10 +28,10 @@ WORK = Work(bytes=1000, flops=0)
 DRY = BenchConfig(rounds=2, repeats=1, dry_run=True)
 
 
-def _timed(provider: str, times: Sequence[float], mode: Mode = "forward") -> Row:
+def _timed(provider: str, times: Sequence[float], eager: Sequence[float] = ()) -> Row:
     samples = tuple(times)
-    timing = Timing(method="graph", cold=samples, warm=samples)
-    return Row(mode=mode, provider=provider, status="ok", error=0.5, timing=timing)
+    timing = Timing(method="graph", cold=samples, warm=samples, eager=tuple(eager))
+    return Row(mode="forward", provider=provider, status="ok", error=0.5, timing=timing)
 
 
 def _case(name: str, *rows: Row, drift: float = 0.0) -> CaseResult:
@@ -263,6 +263,24 @@ def test_tables_list_losses_reasons_and_invalid_shapes() -> None:
     # sqrt(0.75 * 3); the floor of 1000 bytes at 1e9 bytes a second is 1 us.
     assert "Of 4 cases 2 count: geometric mean 1.50, 1 lost." in told
     assert "| 25% |" in told
+
+
+def test_tables_judge_eager_calls_by_their_own_clock() -> None:
+    (table,) = tables(
+        _result(
+            _case(
+                "lost",
+                _timed("triton", [1, 1], [8000, 8000]),
+                _timed("x", [3, 3], [6000, 6000]),
+                _timed("y", [2, 2], [7000, 7000]),
+            ),
+            _case("old", _timed("triton", [1, 1]), _timed("x", [3, 3])),
+        )
+    )
+    told = table.markdown()
+    assert "| 2.00 | 8, 6 x | **0.75** |" in told  # y is the fastest in a graph, x by launches
+    assert "fastest so: 2 cases 1 count: geometric mean 0.75, 1 lost." in told
+    assert "| 3.00 | –, – |  |" in told  # of a record without the clock
 
 
 def test_a_record_of_a_changed_checkout_is_a_trial(

@@ -26,6 +26,27 @@ def test_stopwatches_take_turns() -> None:
     assert drift >= 0
 
 
+def test_an_eager_call_is_timed_until_the_device_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten launches of 1 ms and a device that is done 5 ms behind the last are 1.5 ms each."""
+    now, waits = [0.0], []
+
+    def launch() -> None:
+        now[0] += 0.001
+
+    def synchronize() -> None:
+        waits.append(now[0])
+        now[0] += 0.005
+
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
+    watch = ClockStopwatch(launch)
+    monkeypatch.setattr(watch, "eager", timing.EagerClock(launch, calls=10))
+    timings, _ = measure({"a": watch, "b": ClockStopwatch(launch)}, "b", rounds=2, repeats=2)
+    assert timings["a"].eager == pytest.approx([1500.0] * 4)
+    assert len(waits) == 2 * 4  # before the first launch and after the last, and never between
+    assert timings["b"].eager == ()  # on a CPU the one clock is all
+
+
 def test_what_a_graph_reads_lives_as_long_as_its_stopwatch(monkeypatch: pytest.MonkeyPatch) -> None:
     """The next capture empties the allocator's cache: a replay would find no memory there."""
     monkeypatch.setattr(timing, "_capture", lambda calls, copies: None)

@@ -25,13 +25,18 @@ def _table(*rows: LaunchRow) -> Table:
     return Table("sm_90", "here", None, {"kernel": rows}, {})
 
 
-def _result(case: str, forward: float, both: float, trial: str = "") -> Result:
+def _result(case: str, forward: float, both: float, eager: float = 2.0, trial: str = "") -> Result:
     rows = [
         Row(
             mode=mode,
             provider=name,
             status="ok",
-            timing=Timing(method="graph", cold=(time, time), warm=(time, time)),
+            timing=Timing(
+                method="graph",
+                cold=(time, time),
+                warm=(time, time),
+                eager=(eager, eager) if name == "triton" else (1.0, 1.0),
+            ),
         )
         for mode, ours in (("forward", forward), ("both", both))
         for name, time in (("triton", ours), ("cudnn", 1.0))
@@ -97,9 +102,20 @@ def test_routes_take_a_kernel_only_where_it_lost_to_nobody() -> None:
     table = tune.with_routes(_table(), JOBS, _result("if-i-m 16x16", 0.9, 1.1))
     limits = (("head", 64), ("queries", 256), ("tokens", 77), ("bytes", 2))
     found = {
-        (route.limits, route.training): route.path for route in table.routes["joint_attention"]
+        (route.training, route.eager): route.path
+        for route in table.routes["joint_attention"]
+        if route.limits == limits
     }
-    assert found == {(limits, False): "triton", (limits, True): "reference"}
+    assert len(table.routes["joint_attention"]) == len(found)
+    assert found == {
+        (False, False): "triton",
+        (True, False): "reference",
+        (False, True): "reference",  # launches cost more than the kernel saves
+        (True, True): "reference",
+    }
+    eager = tune.with_routes(_table(), JOBS, _result("if-i-m 16x16", 2.0, 2.0, eager=0.9))
+    paths = {route.eager: route.path for route in eager.routes["joint_attention"]}
+    assert paths == {False: "reference", True: "triton"}
 
 
 def test_a_trial_measures_no_table() -> None:

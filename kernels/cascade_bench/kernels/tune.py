@@ -121,32 +121,33 @@ def with_routes(table: Table, todo: Sequence[Job], result: Result) -> Table:
     """Return a table that takes a kernel where it lost to no alternative in a record.
 
     Shapes with equal limits share a route, which takes the kernel only if every one of them allows
-    it; a shape whose result is missing or invalid allows nothing. A trial measures no table.
+    it; a shape whose result is missing or invalid allows nothing. Eager calls are judged by their
+    wall time, those in graphs by the device's. A trial measures no table.
     """
     routes = dict(table.routes)
     measured = {(case.group, case.case): case for case in cases_of(result)}
     for operation in dict.fromkeys(operation for operation, _ in todo):
-        found: dict[tuple[tuple[tuple[str, int], ...], bool], bool] = {}
+        found: dict[tuple[tuple[tuple[str, int], ...], bool, bool], bool] = {}
         for shape in (shape for other, shape in todo if other is operation):
             case = measured.get((operation.name, shape.name))
             limits = tuple(operation.limits(shape, torch.bfloat16).items())
-            for training, wins in _wins(case):
-                found[limits, training] = found.get((limits, training), True) and wins
+            for training, eager, wins in _wins(case):
+                key = limits, training, eager
+                found[key] = found.get(key, True) and wins
         rows = sorted(found.items(), key=lambda row: [bound for _, bound in row[0][0]])
         routes[operation.name] = tuple(
-            Route(limits, training, None, "triton" if wins else "reference")
-            for (limits, training), wins in rows
+            Route(*key, "triton" if wins else "reference") for key, wins in rows
         )
     return replace(table, routes=routes, measured=None if result.trial else result.environment)
 
 
-def _wins(case: CaseResult | None) -> Iterator[tuple[bool, bool]]:
-    """For sampling and for training, if they were measured: whether the kernel lost to nobody."""
+def _wins(case: CaseResult | None) -> Iterator[tuple[bool, bool, bool]]:
+    """For training and sampling, if they were measured, eager and not: if ours lost to nobody."""
     modes: dict[bool, Mode] = {False: "forward", True: "both"}
-    for training, mode in modes.items():
+    for (training, mode), eager in product(modes.items(), (False, True)):
         if case is not None and mode in case.drift:
-            gain = case.gain(mode)
-            yield training, gain is not None and gain >= 1
+            gain = case.gain(mode, eager)
+            yield training, eager, gain is not None and gain >= 1
 
 
 def present(path: Path, device: torch.device) -> Table:
