@@ -119,7 +119,7 @@ class ClockStopwatch:
     """
 
     note = ""
-    eager = None
+    eager: EagerClock | None = None
 
     def __init__(self, run: Run) -> None:
         self.processor: list[float] = []  # see `Timing`; of whoever lets other processes work

@@ -1,24 +1,29 @@
 """The benchmark: gates, ratios, records and tables follow from what was measured."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from cascade import results
+from cascade.config.folders import CONFIGS
 from cascade.errors import UserError
 from cascade.results import Result
 from cascade_bench import harness, measuring
 from cascade_bench.harness import bench, cases_of
-from cascade_bench.kernels import joint_attention, shapes
+from cascade_bench.kernels import group_norm_film_silu, joint_attention, shapes
 from cascade_bench.kernels.command import OPERATIONS, case_of, jobs
 from cascade_bench.kernels.problem import Function, Gate, KernelProblem, Operation, Shape
 from cascade_bench.measuring import admit
-from cascade_bench.problem import Case
+from cascade_bench.problem import CannotError, Case
 from cascade_bench.records import CaseResult, Peaks, Row, Timing, Work
 from cascade_bench.settings import BenchConfig
 from cascade_bench.tables import tables
@@ -144,6 +149,98 @@ def test_the_shapes_are_those_of_the_networks() -> None:
     assert cases["if-i-xl 16x16"].heads == 33
     assert cases["imagen-sr1024 64x64"].kind == "cross"
     assert sum(case.ragged for case in cases.values()) == len(cases) / 2
+
+
+@pytest.mark.parametrize("network", sorted(path.stem for path in CONFIGS.glob("*.toml")))
+def test_every_configuration_s_levels_are_among_the_shapes(network: str) -> None:
+    norms = {
+        (case.channels, case.side, case.groups, case.activation)
+        for case in group_norm_film_silu.cases()
+        if case.film
+    }
+    attentions = {
+        (case.heads, case.queries, case.head, case.text, case.kind)
+        for case in joint_attention.cases()
+    }
+    for level in shapes.levels(network):
+        assert (level.channels, level.side, level.groups, level.activation) in norms
+        heads = level.channels // level.head
+        asked = (heads, level.side**2, level.head, level.text, level.attention)
+        assert level.attention == "none" or asked in attentions
+
+
+def test_a_small_budget_sees_the_most_wanted_shapes_of_both() -> None:
+    todo = [(operation.name, shape.name) for operation, shape in jobs()]
+    assert len(set(todo)) == len(todo) == sum(len(one.cases()) for one in OPERATIONS)
+    assert todo[:4] == [
+        ("joint_attention", "mini-base64 16x16"),
+        ("group_norm_film_silu", "mini-base64 32x32"),
+        ("joint_attention", "mini-base64 16x16 ragged"),
+        ("group_norm_film_silu", "mini-base64 32x32 skip"),
+    ]
+    networks = list(dict.fromkeys(name.partition(" ")[0] for _, name in todo))
+    assert networks[:3] == ["mini-base64", "if-i-m", "imagen-base64"]
+
+
+def _attention_of_xformers(q: Tensor, k: Tensor, v: Tensor, attn_bias: Tensor | None) -> Tensor:
+    """Compute what its documentation says, over B N H d, and want what its kernels do of a bias."""
+    if attn_bias is not None:
+        assert attn_bias.shape == (q.shape[0], q.shape[2], q.shape[1], k.shape[1])
+        assert all(step % 8 == 0 for step in attn_bias.stride()[:-1])
+    sources = (x.transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(*sources, attn_mask=attn_bias).transpose(1, 2)
+
+
+class _NormOfApex(nn.GroupNorm):
+    SUPPORTED_GROUPS = frozenset([2])
+    SUPPORTED_CHANNELS = frozenset([8, 12])
+
+    def __init__(self, *args: Any, act: str, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.act = act
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.is_contiguous(memory_format=torch.channels_last)
+        return F.silu(super().forward(x)) if self.act == "silu" else super().forward(x)
+
+
+@pytest.mark.parametrize(
+    ("operation", "provider", "package", "api"),
+    [
+        (
+            joint_attention.OPERATION,
+            "xformers",
+            "xformers.ops",
+            {"memory_efficient_attention": _attention_of_xformers},
+        ),
+        (
+            group_norm_film_silu.OPERATION,
+            "apex",
+            "apex.contrib.group_norm",
+            {"GroupNorm": _NormOfApex},
+        ),
+    ],
+)
+def test_other_libraries_are_called_as_they_are_documented(
+    operation: Operation[Any],
+    provider: str,
+    package: str,
+    api: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Neither can be installed without a GPU: a stand-in with the same call is right."""
+    problems = [operation.problem(case, torch.float32, CPU) for case in operation.dry_cases()]
+    with pytest.raises(CannotError, match=f"{provider} is not installed"):
+        problems[0].providers[provider]()
+    parts = package.split(".")
+    for i in range(1, len(parts) + 1):
+        name = ".".join(parts[:i])
+        module = ModuleType(name)
+        module.__spec__, module.__path__ = ModuleSpec(name, None), []
+        monkeypatch.setitem(sys.modules, name, module)
+    vars(sys.modules[package]).update(api)
+    for problem in problems:
+        assert Gate(problem).excess(problem.providers[provider]()) <= 1
 
 
 def test_attention_s_work_counts_only_what_is_there() -> None:

@@ -1,5 +1,6 @@
 """`cascade bench kernels`: measure the operations of the network, or tune them."""
 
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ from cascade.results import Result
 from cascade_bench.harness import bench
 from cascade_bench.kernels import group_norm_film_silu, joint_attention, sampler_step
 from cascade_bench.kernels.problem import Operation, Shape
+from cascade_bench.kernels.shapes import urgency
 from cascade_bench.kernels.tune import Job, present, trial, tune, with_routes, write_table
 from cascade_bench.problem import Case
 from cascade_bench.settings import BenchConfig
@@ -75,21 +77,26 @@ def jobs(
     quick: bool = False,
     dry_run: bool = False,
 ) -> list[Job]:
-    """Choose operations and shapes."""
+    """Choose operations and shapes: the most wanted networks first, operations in turn."""
     known = {operation.name: operation for operation in OPERATIONS}
     unknown = [name for name in names if name not in known]
     if unknown:
         raise UserError(f"There is no operation '{unknown[0]}'; known are {', '.join(known)}.")
-    found: list[Job] = []
+    places: dict[Job, tuple[int, int]] = {}
     for operation in [known[name] for name in names] or OPERATIONS:
         shapes: Sequence[Shape] = operation.dry_cases() if dry_run else operation.cases()
         kept = [one for one in shapes if not wanted or any(part in one.name for part in wanted)]
-        found += [(operation, shape) for shape in (kept[:_FIRST] if quick else kept)]
-    if not found:
+        kept.sort(key=lambda shape: urgency(shape.name))
+        seen: Counter[int] = Counter()
+        for shape in kept[:_FIRST] if quick else kept:
+            rank = urgency(shape.name)
+            places[operation, shape] = rank, seen[rank]
+            seen[rank] += 1
+    if not places:
         raise UserError(
             f"No case has '{' or '.join(wanted)}' in its name; try 'if-i-m' or 'ragged'."
         )
-    return found
+    return sorted(places, key=places.__getitem__)
 
 
 def case_of(operation: Operation[Any], shape: Shape, config: BenchConfig) -> Case:

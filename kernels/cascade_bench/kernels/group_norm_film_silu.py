@@ -5,6 +5,7 @@ Shapes: `B` batch, `C H W` channels, height and width; `C = C1 + C2` where a ski
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
@@ -21,7 +22,8 @@ from cascade_bench.kernels.problem import (
     Space,
     compiled,
 )
-from cascade_bench.kernels.shapes import levels
+from cascade_bench.kernels.shapes import BATCHES, levels
+from cascade_bench.problem import CannotError
 from cascade_bench.records import Mode, Work
 from cascade_kernels.group_norm_film_silu import group_norm_film_silu
 from cascade_kernels.names import Backend
@@ -65,20 +67,8 @@ class Options(NamedTuple):
 
 
 def cases() -> tuple[Case, ...]:
-    """List every level of the networks, under FiLM, and an up block's first norm over a skip.
-
-    Batches are those of training on one GPU; 1024-pixel pictures are sampled, one with its null
-    text.
-    """
-    batches = {
-        "if-i-m": 64,
-        "if-i-xl": 16,
-        "if-ii-l": 16,
-        "imagen-sr256": 16,
-        "imagen-sr1024": 2,
-        "mini-base64": 512,
-    }
-    return tuple(case for network, batch in batches.items() for case in _of(network, batch))
+    """List every level of the networks, under FiLM, and an up block's first norm over a skip."""
+    return tuple(case for network, batch in BATCHES.items() for case in _of(network, batch))
 
 
 def dry_cases() -> tuple[Case, ...]:
@@ -100,6 +90,7 @@ def problem(case: Case, dtype: torch.dtype, device: torch.device) -> KernelProbl
         OURS: lambda: _fused(case, "triton"),
         "native": lambda: lambda *given: _native(case, given),
         "native compiled": lambda: compiled(lambda *given: _native(case, given), device),
+        "apex": lambda: _apex(case, dtype, device),
         "reference compiled": lambda: compiled(_fused(case, "reference"), device),
         REFERENCE: lambda: _fused(case, "reference"),
     }
@@ -123,7 +114,7 @@ def _of(network: str, batch: int) -> Iterator[Case]:
             groups=level.groups,
         )
         yield case
-        if network in ("if-i-m", "imagen-sr1024", "mini-base64"):
+        if network in ("mini-base64", "if-i-m", "imagen-base64", "imagen-sr1024"):
             yield replace(case, name=f"{case.name} skip", skip=case.channels, film=False)
 
 
@@ -169,12 +160,46 @@ def _fused(case: Case, backend: Backend) -> Function:
 
 
 def _native(case: Case, leaves: tuple[Tensor, ...]) -> Tensor:
-    x, skip, weight, bias, scale, shift = _given(case, leaves)
-    if skip is not None:
-        x = torch.cat([x, skip * SKIP_SCALE], dim=1)
-    y = F.group_norm(x, case.groups, weight, bias, EPS)
-    if scale is not None and shift is not None:
-        y = y * (1 + scale[:, :, None, None]) + shift[:, :, None, None]
+    given = _given(case, leaves)
+    y = F.group_norm(_stacked(given), case.groups, given.weight, given.bias, EPS)
+    return _activated(case, _modulated(given, y))
+
+
+def _apex(case: Case, dtype: torch.dtype, device: torch.device) -> Function:
+    """Fuse the activation where it follows the norm at once; under FiLM that is left outside."""
+    if find_spec("apex") is None:
+        raise CannotError("apex is not installed")
+    from apex.contrib.group_norm import GroupNorm
+
+    channels = case.channels + case.skip
+    known = GroupNorm.SUPPORTED_GROUPS, GroupNorm.SUPPORTED_CHANNELS
+    if case.groups not in known[0] or channels not in known[1]:
+        raise CannotError(f"it has no kernel for {channels} channels in {case.groups} groups")
+    fused = case.activation == "silu" and not case.film
+    act = "silu" if fused else ""
+    norm = GroupNorm(case.groups, channels, eps=EPS, device=device, dtype=dtype, act=act)
+    del norm.weight, norm.bias  # these are leaves, and no parameters of its own
+
+    def chain(*leaves: Tensor) -> Tensor:
+        given = _given(case, leaves)
+        norm.weight, norm.bias = given.weight, given.bias
+        y: Tensor = norm(_stacked(given))
+        return y if fused else _activated(case, _modulated(given, y))
+
+    return chain
+
+
+def _stacked(given: Options) -> Tensor:
+    return given.x if given.skip is None else torch.cat([given.x, given.skip * SKIP_SCALE], dim=1)
+
+
+def _modulated(given: Options, y: Tensor) -> Tensor:
+    if given.scale is None or given.shift is None:
+        return y
+    return y * (1 + given.scale[:, :, None, None]) + given.shift[:, :, None, None]
+
+
+def _activated(case: Case, y: Tensor) -> Tensor:
     return F.silu(y) if case.activation == "silu" else F.gelu(y)
 
 

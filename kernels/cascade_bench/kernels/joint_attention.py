@@ -9,6 +9,8 @@ one head.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
+from importlib.util import find_spec
 from typing import Literal, NamedTuple
 
 import torch
@@ -27,7 +29,7 @@ from cascade_bench.kernels.problem import (
     Space,
     compiled,
 )
-from cascade_bench.kernels.shapes import levels
+from cascade_bench.kernels.shapes import BATCHES, levels
 from cascade_bench.problem import CannotError
 from cascade_bench.records import Mode, Work
 from cascade_kernels.joint_attention import joint_attention
@@ -72,25 +74,19 @@ class Sources(NamedTuple):
 
 
 def cases() -> tuple[Case, ...]:
-    """List the papers' networks, the largest published and our own small base; each also ragged.
+    """List the project's networks, and those of the most used implementation; each also ragged.
 
     "lucidrains" are the widths of that implementation of Imagen: eight heads at every level and up
-    to 256 tokens. Batches are those of training on one GPU; 1024-pixel pictures are sampled, one
-    with its null text.
+    to 256 tokens.
     """
     whole = [
-        *_of("if-i-m", 64),
+        *(case for network, batch in BATCHES.items() for case in _of(network, batch)),
         *(Case(f"lucidrains base {s}x{s}", 64, 8, s * s, 64, 256) for s in (32, 16, 8)),
         Case("lucidrains sr256 16x16", 16, 8, 256, 64, 256),
         Case("lucidrains sr1024 64x64", 2, 8, 4096, 64, 256, "cross"),
         Case("lucidrains sr1024 crop 16x16", 16, 8, 256, 64, 256, "cross"),
-        *_of("if-i-xl", 64),
-        *_of("if-ii-l", 16),
-        *_of("imagen-sr256", 16),
-        *_of("imagen-sr1024", 2),
-        *_of("mini-base64", 512),
     ]
-    return tuple(whole) + tuple(_ragged(case) for case in whole)
+    return tuple(one for case in whole for one in (case, _ragged(case)))
 
 
 def dry_cases() -> tuple[Case, ...]:
@@ -107,7 +103,8 @@ def problem(case: Case, dtype: torch.dtype, device: torch.device) -> KernelProbl
     leaves = _leaves(case, dtype, device)
     providers: dict[str, Callable[[], Function]] = {
         OURS: lambda: _fused(case, length, "triton"),
-        **{name: _pinned_maker(case, length, backend) for name, backend in PINNED.items()},
+        **{name: partial(_pinned, case, length, backend) for name, backend in PINNED.items()},
+        "xformers": lambda: _xformers(case, length, dtype),
         "flex": lambda: _flex(case, length, device),
         "reference compiled": lambda: compiled(_fused(case, length, "reference"), device),
         REFERENCE: lambda: _fused(case, length, "reference"),
@@ -184,10 +181,6 @@ def _visible(case: Case, length: Tensor) -> Tensor:
     return F.pad(real, (0, image), value=True)[:, None, None]
 
 
-def _pinned_maker(case: Case, length: Tensor | None, backend: SDPBackend) -> Callable[[], Function]:
-    return lambda: _pinned(case, length, backend)
-
-
 def _pinned(case: Case, length: Tensor | None, backend: SDPBackend) -> Function:
     if backend == SDPBackend.FLASH_ATTENTION and length is not None:
         raise CannotError("it takes no mask; the case with full-length text has its time")
@@ -198,6 +191,30 @@ def _pinned(case: Case, length: Tensor | None, backend: SDPBackend) -> Function:
             return F.scaled_dot_product_attention(*_concatenated(case, leaves), attn_mask=mask)
 
     return attend
+
+
+def _xformers(case: Case, length: Tensor | None, dtype: torch.dtype) -> Function:
+    if find_spec("xformers") is None:
+        raise CannotError("xformers is not installed")
+    from xformers.ops import memory_efficient_attention
+
+    bias = None if length is None else _bias(case, length, dtype)
+
+    def attend(*leaves: Tensor) -> Tensor:
+        q, k, v = (x.transpose(1, 2) for x in _concatenated(case, leaves))  # it takes B N H d
+        out: Tensor = memory_efficient_attention(q, k, v, attn_bias=bias)
+        return out.transpose(1, 2)
+
+    return attend
+
+
+def _bias(case: Case, length: Tensor, dtype: torch.dtype) -> Tensor:
+    """B H N S, -inf where a key is hidden; the kernels want its rows to begin at 16 bytes."""
+    visible = _visible(case, length)
+    keys = visible.shape[-1]
+    padded = torch.zeros(case.batch, 1, 1, -(-keys // 8) * 8, dtype=dtype, device=length.device)
+    bias = padded[..., :keys].masked_fill_(~visible, -torch.inf)
+    return bias.expand(case.batch, case.heads, case.queries, keys)
 
 
 def _flex(case: Case, length: Tensor | None, device: torch.device) -> Function:

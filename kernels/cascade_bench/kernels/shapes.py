@@ -5,11 +5,32 @@ A level is a resolution inside one U-Net: `side` pixels, `channels` wide.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Final
 
 from cascade.config.folders import CONFIGS, read_stage_file
 from cascade.config.stage import StageConfig
 from cascade.config.unet import Activation, LevelAttention
 from cascade.errors import UserError
+
+BATCHES: Final = {
+    "mini-base64": 512,
+    "if-i-m": 64,
+    "imagen-base64": 16,
+    "mini-sr256": 64,
+    "base64-500m": 32,
+    "if-i-l": 32,
+    "if-i-xl": 16,
+    "if-ii-m": 16,
+    "if-ii-l": 16,
+    "imagen-sr256": 16,
+    "imagen-sr1024": 2,
+}
+"""Of every network whose levels are no other's, the most wanted first: the batch of its shapes.
+
+They are those of training on one GPU; 1024-pixel pictures are sampled, one with its null text.
+"""
+
+_FIRST: Final = 3  # networks whose shapes are ahead of all others
 
 
 @dataclass(frozen=True)
@@ -42,6 +63,13 @@ def stage_of(network: str) -> StageConfig:
         there = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.toml")))
         raise UserError(f"There is no configuration '{network}'; there are {there}.")
     return read_stage_file(path)
+
+
+def urgency(case: str) -> int:
+    """Return which a case is in by its name: the first networks each apart, all others last."""
+    first = list(BATCHES)[:_FIRST]
+    network = case.partition(" ")[0]
+    return first.index(network) if network in first else _FIRST
 
 
 def levels(network: str) -> Iterator[Level]:
