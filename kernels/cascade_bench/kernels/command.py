@@ -3,20 +3,25 @@
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 
 from cascade.errors import UserError
+from cascade.files import write_bytes
+from cascade.progress import warn
 from cascade.results import Result
 from cascade_bench.harness import bench
 from cascade_bench.kernels import group_norm_film_silu, joint_attention, sampler_step
+from cascade_bench.kernels.plot import drawing
 from cascade_bench.kernels.problem import Operation, Shape
 from cascade_bench.kernels.shapes import urgency
 from cascade_bench.kernels.tune import Job, present, trial, tune, with_routes, write_table
 from cascade_bench.problem import Case
 from cascade_bench.settings import BenchConfig
+from cascade_bench.tables import tables
 from cascade_kernels.dispatch import architecture
 from cascade_kernels.launch_table import user_table
 
@@ -31,21 +36,28 @@ _FIRST: Final = 3  # cases of each operation in a quick run
 def bench_kernels(
     names: Sequence[str], wanted: Sequence[str], output: Path, config: BenchConfig, quick: bool
 ) -> tuple[Result, bool]:
-    """Time every operation beside its alternatives.
+    """Time every operation beside its alternatives; tables and a drawing go beside the record.
 
     Args:
         quick: the first three cases of each operation alone, which is a look and no result.
     """
     todo = jobs(names, wanted, quick=quick, dry_run=config.dry_run)
     require_gpu(config)
-    return bench(
+    stem = output / "kernels"
+    result, complete = bench(
         "bench kernels",
         [case_of(operation, shape, config) for operation, shape in todo],
-        output / "kernels",
+        stem,
         config,
         packages=("triton",),
         trial="a quick look at the first shapes" if quick else "",
     )
+    path = result.write(stem, tables(result))
+    if find_spec("matplotlib") is None:
+        warn("No drawing of the ratios: matplotlib, of dreamcascade[evaluate], is not installed.")
+    else:
+        write_bytes(drawing(result).encode(), path.with_suffix(".svg"))
+    return result, complete
 
 
 def tune_kernels(
