@@ -1,16 +1,19 @@
 """Tuning: what is tried, where a row goes, and which shapes are routed to a kernel."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
 from cascade.config.base import Frozen
+from cascade.progress import progress_bar
 from cascade.results import Result
 from cascade_bench.kernels import tune
 from cascade_bench.kernels.command import jobs
 from cascade_bench.kernels.problem import Space
+from cascade_bench.kernels.pruning import MOST, Cost, compiled_costs, compilers, pruned
 from cascade_bench.records import CaseResult, Row, Timing, Work
 from cascade_kernels import dispatch
 from cascade_kernels.launch_table import Launch, LaunchRow, Table, read_table, user_table
@@ -62,6 +65,58 @@ def test_candidates_vary_what_the_space_names_and_begin_with_the_present() -> No
     assert tried[0] == now
     assert len(tried) == len({str(launch) for launch in tried}) == 4
     assert all(launch.blocks["OTHER"] == 7 and launch.num_stages == 3 for launch in tried)
+
+
+def _tried(block: int, warps: int, stages: int) -> LaunchRow:
+    return LaunchRow({"head": 64}, Launch({"BLOCK": block}, warps, stages))
+
+
+def test_few_of_many_candidates_are_timed_and_the_present_one_always() -> None:
+    rows = [_tried(block, warps, 2) for block in (16, 32, 64, 128) for warps in (4, 8)]
+    costs = [Cost(registers=255, excess=row.launch.blocks["BLOCK"] == 128) for row in rows]
+    costs[0] = Cost(excess=True)  # it may spill: it is what runs today
+    kept = pruned(rows, costs, "sm_90")
+    assert len(kept) == MOST
+    assert kept[0] == rows[0]
+    # Every other block size's best first: eight warps of 255 registers leave room for one program.
+    assert kept[1:3] == [_tried(32, 4, 2), _tried(64, 4, 2)]
+    assert all(row.launch.blocks["BLOCK"] < 128 for row in kept)
+
+
+def test_candidates_rank_by_instruction_then_by_how_many_fit() -> None:
+    rows = [_tried(16, 4, 1), *(_tried(64, 4, stages) for stages in (1, 2, 3, 4))]
+    kib = 1024
+    costs = [
+        Cost(),
+        Cost(registers=128, shared=100 * kib),  # two fit into 228 KiB
+        Cost(registers=128, shared=40 * kib),  # four, by 64 Ki registers
+        Cost(registers=128, shared=120 * kib, wgmma=True),
+        Cost(registers=255, shared=40 * kib),  # two, by registers
+    ]
+    stages = [row.launch.num_stages for row in pruned(rows, costs, "sm_90")]
+    assert stages == [1, 3, 2, 1, 4]
+
+
+@pytest.mark.slow
+def test_candidates_are_compiled_side_by_side_without_a_gpu() -> None:
+    pytest.importorskip("triton")
+    table = dispatch.shipped_table("sm_90")
+    limits = {"head": 64, "bytes": 2}
+    now = table.launch("joint_attention_forward", {**limits, "queries": 64, "tokens": 77})
+    rows = [
+        LaunchRow(limits, launch)
+        for launch in (
+            now,
+            Launch({**now.blocks, "BLOCK_M": 128, "BLOCK_N": 64}, 8, 2),
+            Launch({**now.blocks, "BLOCK_M": 256, "BLOCK_N": 256}, 4, 2),
+        )
+    ]
+    with compilers() as pool, progress_bar(shown=False) as bar:
+        costs = list(compiled_costs(pool, bar, table, "joint_attention_forward", rows))
+    assert [cost.excess for cost in costs] == [False, False, True]
+    assert costs[1].wgmma
+    assert 0 < costs[1].registers <= 255
+    assert len(pruned(rows, costs, "sm_90")) == 2
 
 
 def test_a_row_stands_ahead_of_the_wider_and_in_place_of_its_equal() -> None:
@@ -141,10 +196,10 @@ def test_tuning_writes_a_row_that_computes_correctly(
     path = tmp_path / "sm_90.json"
     tried: list[LaunchRow] = []
 
-    def survives(_: Table, kernel: str, row: LaunchRow) -> bool:
-        tried.append(row)
-        return len(tried) <= 2
+    def costs(_: Table, kernel: str, rows: Sequence[LaunchRow]) -> list[Cost]:
+        tried.extend(rows)
+        return [Cost(excess=i > 1) for i, _ in enumerate(rows)]
 
-    row = tune.tune_group(group, path, CPU, torch.float32, survives)
+    row = tune.tune_group(group, path, CPU, torch.float32, costs)
     assert row in tried[:2]
     assert read_table(path).launch(group.kernel, dict(group.limits)) == row.launch

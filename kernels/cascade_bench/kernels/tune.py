@@ -1,17 +1,18 @@
 """Choose launch configurations, and the shapes for which a kernel is taken at all, by measuring.
 
-The rows that are tried differ from the present one in a few values; those that spill or need more
-shared memory than there is are dropped before they run, those that compute wrongly before they are
-timed. What was chosen is a table of numbers, so that every later run launches alike: nothing is
-tuned while a network runs.
+The rows that are tried differ from the present one in a few values; few of them run, which
+`pruning` chooses, and those that compute wrongly are dropped before they are timed. What was chosen
+is a table of numbers, so that every later run launches alike: nothing is tuned while a network
+runs.
 """
 
 import json
 import os
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,10 +21,11 @@ from typing import Any, Final, TypeAlias
 import torch
 
 from cascade.files import write_bytes
-from cascade.progress import say
+from cascade.progress import progress_bar, say
 from cascade.results import Result
 from cascade_bench.harness import cases_of
 from cascade_bench.kernels.problem import OURS, Gate, KernelProblem, Operation, Shape, Space
+from cascade_bench.kernels.pruning import Costs, compiled_costs, compilers, pruned
 from cascade_bench.measuring import refusals
 from cascade_bench.records import CaseResult, Mode
 from cascade_bench.timing import side_stream, stopwatch
@@ -31,9 +33,6 @@ from cascade_kernels import dispatch
 from cascade_kernels.launch_table import Launch, LaunchRow, Route, Table, read_table, user_table
 
 Job: TypeAlias = tuple[Operation[Any], Shape]
-
-Survives: TypeAlias = Callable[[Table, str, LaunchRow], bool]
-"""Whether a row of a kernel, on a table's architecture, compiles to something that may run."""
 
 _READINGS: Final = 5
 
@@ -53,9 +52,14 @@ def tune(todo: Sequence[Job], path: Path, device: torch.device, dtype: torch.dty
 
     The table is extended if it exists, else the present one is.
     """
-    for group in groups(todo, dtype):
-        row = tune_group(group, path, device, dtype)
-        say(f"{group.kernel} {dict(row.limits)}: {row.launch}")
+    found = list(groups(todo, dtype))
+    with progress_bar() as bar, compilers() as pool:
+        task = bar.add_task("tuning", total=len(found), details="")
+        for group in found:
+            bar.update(task, details=group.kernel)
+            row = tune_group(group, path, device, dtype, partial(compiled_costs, pool, bar))
+            bar.advance(task)
+            say(f"{group.kernel} {dict(row.limits)}: {row.launch}")
 
 
 def tune_group(
@@ -63,13 +67,13 @@ def tune_group(
     path: Path,
     device: torch.device,
     dtype: torch.dtype,
-    survives: Survives | None = None,
+    costs: Costs,
 ) -> LaunchRow:
     """Put the row with the least geometric mean of times over a group's cases into a table.
 
     Args:
         path: of the table; it is extended if it exists, else the present one is.
-        survives: what to leave out before it runs; None compiles ahead of time and looks.
+        costs: what rows take, by which few of them are timed.
 
     Raises:
         RuntimeError: nothing that was tried computes correctly, not even the present row.
@@ -77,14 +81,12 @@ def tune_group(
     table = present(path, device)
     operation, first = group.jobs[0]
     now = table.launch(group.kernel, operation.limits(first, dtype))
+    rows = [LaunchRow(group.limits, launch) for launch in candidates(now, group.space)]
     best: tuple[float, LaunchRow] | None = None
     with side_stream(device):
         problems = [op.problem(case, dtype, device) for op, case in group.jobs]
         gates = [Gate(problem) for problem in problems]
-        for launch in candidates(now, group.space):
-            row = LaunchRow(group.limits, launch)
-            if not (survives or _compiles)(table, group.kernel, row):
-                continue
+        for row in pruned(rows, costs(table, group.kernel, rows), table.architecture):
             with trial(with_row(table, group.kernel, row)):
                 times = [
                     _time(problem, gate, group.space.mode)
@@ -227,15 +229,3 @@ def _time(problem: KernelProblem, gate: Gate, mode: Mode) -> float | None:
     except refusals():
         return None
     return statistics.median(watch.cold() for _ in range(_READINGS))
-
-
-def _compiles(table: Table, kernel: str, row: LaunchRow) -> bool:
-    from cascade_bench.kernels.compiling import compile_variant
-    from cascade_bench.kernels.variants import variants  # imports triton
-
-    alone = replace(table, launches={**table.launches, kernel: (row,)})
-    return not any(
-        compile_variant(variant, table.architecture).excess
-        for variant in variants(alone)
-        if variant.name.partition("/")[0] == kernel
-    )
