@@ -51,11 +51,15 @@ def pruned(rows: Sequence[LaunchRow], costs: Iterable[Cost], architecture: str) 
     well and of others badly: every block sizes' first come ahead of any one's second.
     """
     (present, _), *others = zip(rows, costs, strict=True)
-    fit = [(row, cost) for row, cost in others if not cost.excess]
-    fit.sort(key=lambda one: _rank(*one, architecture), reverse=True)
+    fit = [
+        ((cost.wgmma, _resident(row, cost, architecture)), row)
+        for row, cost in others
+        if not cost.excess
+    ]
+    fit.sort(key=lambda one: one[0], reverse=True)
     places = Counter({_blocks(present): 1})
     found: list[tuple[int, LaunchRow]] = []
-    for row, _ in fit:
+    for _, row in fit:
         found.append((places[_blocks(row)], row))
         places[_blocks(row)] += 1
     found.sort(key=lambda one: one[0])
@@ -107,10 +111,6 @@ def compiled_costs(
         bar.advance(task)
         yield cost
     bar.remove_task(task)
-
-
-def _rank(row: LaunchRow, cost: Cost, architecture: str) -> tuple[bool, int]:
-    return cost.wgmma, _resident(row, cost, architecture)
 
 
 def _resident(row: LaunchRow, cost: Cost, architecture: str) -> int:
