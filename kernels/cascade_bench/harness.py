@@ -110,6 +110,9 @@ def _outcome(found: CaseResult) -> str:
     for mode in found.drift:
         time, best, gain = found.time(mode, found.ours), found.best(mode), found.gain(mode)
         told = "no time" if time is None else f"{time / 1000:.3g} ms"
+        eager = found.gain(mode, eager=True)
+        told += "" if gain is None else f", {gain:.2f}x {best}"
+        told += "" if eager is None else f", eager {eager:.2f}x {found.best(mode, eager=True)}"
         steady = "" if found.valid(mode) else " (the device drifted)"
-        parts.append(f"{mode} {told}{'' if gain is None else f', {gain:.2f}x {best}'}{steady}")
+        parts.append(f"{mode} {told}{steady}")
     return "; ".join(parts)

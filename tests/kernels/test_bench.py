@@ -1,5 +1,6 @@
 """The benchmark: gates, ratios, records and tables follow from what was measured."""
 
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -378,6 +379,14 @@ def test_tables_judge_eager_calls_by_their_own_clock() -> None:
     assert "| 2.00 | 8, 6 x | **0.75** |" in told  # y is the fastest in a graph, x by launches
     assert "fastest so: 2 cases 1 count: geometric mean 0.75, 1 lost." in told
     assert "| 3.00 | –, – |  |" in told  # of a record without the clock
+
+
+def test_a_record_without_eager_times_still_loads() -> None:
+    held = _timed("triton", [1, 2]).model_dump(mode="json")
+    del held["timing"]["eager"]
+    row = Row.model_validate_json(json.dumps(held))
+    assert row.timing is not None
+    assert row.timing.eager == ()
 
 
 def test_a_record_of_a_changed_checkout_is_a_trial(

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from cascade.results import Result
+from cascade_bench.kernels import plot
 from cascade_bench.records import CaseResult, Row, Timing, Work
 from cascade_bench.settings import BenchConfig
 
-plot = pytest.importorskip("cascade_bench.kernels.plot")
 pytest.importorskip("matplotlib")
 
 
