@@ -21,7 +21,7 @@ from cascade.results import Result
 from cascade_bench import harness, measuring
 from cascade_bench.harness import bench, cases_of
 from cascade_bench.kernels import group_norm_film_silu, joint_attention, shapes
-from cascade_bench.kernels.command import OPERATIONS, case_of, jobs
+from cascade_bench.kernels.command import OPERATIONS, bench_kernels, case_of, jobs
 from cascade_bench.kernels.problem import Function, Gate, KernelProblem, Operation, Shape
 from cascade_bench.measuring import admit
 from cascade_bench.problem import CannotError, Case
@@ -294,6 +294,14 @@ def test_a_run_that_was_cut_short_goes_on(tmp_path: Path, monkeypatch: pytest.Mo
     told = "".join(table.markdown() for table in tables(both))
     assert "wrong: " in told  # and no figure of it
     assert len(tables(both)) == 3  # a table of every mode
+
+
+def test_a_budget_for_nothing_leaves_no_files(tmp_path: Path) -> None:
+    config = DRY.model_copy(update={"budget": 0.0})
+    result, complete = bench_kernels((), (), tmp_path, config, quick=False)
+    assert not complete
+    assert not cases_of(result)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_lost_device_ends_the_run_and_is_passed_once(

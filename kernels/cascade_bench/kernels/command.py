@@ -13,7 +13,7 @@ from cascade.errors import UserError
 from cascade.files import write_bytes
 from cascade.progress import warn
 from cascade.results import Result
-from cascade_bench.harness import bench
+from cascade_bench.harness import bench, cases_of
 from cascade_bench.kernels import group_norm_film_silu, joint_attention, sampler_step
 from cascade_bench.kernels.plot import drawing
 from cascade_bench.kernels.problem import Operation, Shape
@@ -52,12 +52,18 @@ def bench_kernels(
         packages=("triton",),
         trial="a quick look at the first shapes" if quick else "",
     )
+    if cases_of(result):  # a budget may be too small for one
+        _show(result, stem)
+    return result, complete
+
+
+def _show(result: Result, stem: Path) -> None:
+    """Write tables and the drawing beside the record."""
     path = result.write(stem, tables(result))
     if find_spec("matplotlib") is None:
         warn("No drawing of the ratios: matplotlib, of dreamcascade[evaluate], is not installed.")
-    else:
-        write_bytes(drawing(result).encode(), path.with_suffix(".svg"))
-    return result, complete
+        return
+    write_bytes(drawing(result).encode(), path.with_suffix(".svg"))
 
 
 def tune_kernels(
