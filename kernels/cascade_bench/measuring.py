@@ -38,6 +38,7 @@ def bench_case(case: Case, config: BenchConfig) -> CaseResult:
         description=case.description,
         baseline=problem.baseline,
         ours=problem.ours,
+        variants=problem.variants,
         work=dict(problem.work),
         images=problem.images,
         drift=drift,

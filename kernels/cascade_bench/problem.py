@@ -35,6 +35,7 @@ class Problem(ABC):
         device: where it runs.
         providers: makers by name; a maker may refuse with one of `measuring.refusals`.
         ours: the provider that is this project's; the others are its alternatives.
+        variants: providers that are this project's as well.
         baseline: the provider whose drift is watched, and with which others are compared.
         modes: what can be timed.
         work: what each mode must do at the least; empty where nobody has counted.
@@ -46,6 +47,7 @@ class Problem(ABC):
     device: torch.device
     providers: Mapping[str, Callable[[], Provider]]
     ours: str
+    variants: tuple[str, ...] = ()
     baseline: str
     modes: tuple[Mode, ...] = ("forward",)
     work: Mapping[Mode, Work] = field(default_factory=dict)

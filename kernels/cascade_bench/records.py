@@ -4,7 +4,7 @@ Times are microseconds, rates bytes or operations per second.
 """
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal, Self, TypeAlias
 
 from cascade.config.base import Frozen
@@ -114,6 +114,7 @@ class CaseResult(Frozen):
         group: the operation, network, stage or cascade.
         baseline: the provider that the others are compared with.
         ours: the provider that is this project's; the others are its alternatives.
+        variants: providers that are this project's as well; the fastest of them stands for it.
         images: that a call works on; 0 where that is not what it does.
         drift: of the baseline by mode, from the first round to the last.
         state: clocks, power, temperature, throttling: before and after.
@@ -124,6 +125,7 @@ class CaseResult(Frozen):
     description: str
     baseline: str
     ours: str
+    variants: tuple[str, ...] = ()
     work: dict[Mode, Work]
     images: int = 0
     drift: dict[Mode, float]
@@ -156,12 +158,20 @@ class CaseResult(Frozen):
 
     def best(self, mode: Mode, eager: bool = False) -> str | None:
         """Return the fastest alternative that does the same thing and passed."""
+        own = (self.ours, *self.variants)
         others = (
             row.provider
             for row in self.rows
-            if row.mode == mode and row.provider != self.ours and row.comparable
+            if row.mode == mode and row.provider not in own and row.comparable
         )
-        times = {name: self.time(mode, name, eager) for name in others}
+        return self._fastest(others, mode, eager)
+
+    def own(self, mode: Mode, eager: bool = False) -> str:
+        """Return the fastest of this project's providers."""
+        return self._fastest((self.ours, *self.variants), mode, eager) or self.ours
+
+    def _fastest(self, names: Iterable[str], mode: Mode, eager: bool) -> str | None:
+        times = {name: self.time(mode, name, eager) for name in names}
         found = [(time, name) for name, time in times.items() if time is not None]
         return min(found)[1] if found else None
 
@@ -182,5 +192,5 @@ class CaseResult(Frozen):
     def gain(self, mode: Mode, eager: bool = False) -> float | None:
         """Return the best alternative's time over ours; None where the device drifted."""
         best = self.best(mode, eager)
-        found = None if best is None else self.ratio(mode, self.ours, best, eager)
+        found = None if best is None else self.ratio(mode, self.own(mode, eager), best, eager)
         return found.median if found and self.valid(mode) else None

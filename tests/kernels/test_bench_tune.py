@@ -10,9 +10,10 @@ import torch
 from cascade.config.base import Frozen
 from cascade.progress import progress_bar
 from cascade.results import Result
+from cascade_bench.harness import cases_of
 from cascade_bench.kernels import tune
 from cascade_bench.kernels.command import jobs
-from cascade_bench.kernels.problem import Space
+from cascade_bench.kernels.problem import Space, variant
 from cascade_bench.kernels.pruning import MOST, Cost, compiled_costs, compilers, pruned
 from cascade_bench.records import CaseResult, Row, Timing, Work
 from cascade_kernels import dispatch
@@ -171,6 +172,23 @@ def test_routes_take_a_kernel_only_where_it_lost_to_nobody() -> None:
     eager = tune.with_routes(_table(), JOBS, _result("if-i-m 16x16", 2.0, 2.0, eager=0.9))
     paths = {route.eager: route.path for route in eager.routes["joint_attention"]}
     assert paths == {False: "reference", True: "triton"}
+
+
+def test_the_fastest_backward_pass_is_routed_and_counts() -> None:
+    result = _result("if-i-m 16x16", 0.9, 1.2)
+    (case,) = cases_of(result)
+    # Joined it wins in a graph, and not by Python's wall time.
+    timing = Timing(method="graph", cold=(0.8, 0.8), warm=(1.0,), eager=(3.0, 3.0))
+    joined = Row(mode="both", provider=variant("flash"), status="ok", timing=timing)
+    variants = variant("cudnn"), variant("flash")
+    case = case.model_copy(update={"variants": variants, "rows": (*case.rows, joined)})
+    changed = result.model_copy(update={"figures": {"cases": [case.model_dump(mode="json")]}})
+    table = tune.with_routes(_table(), JOBS, changed)
+    assert case.best("both") == "cudnn"  # no alternative is ours
+    found = {route.eager: route.path for route in table.routes["joint_attention_backward"]}
+    assert found == {False: "flash", True: "own"}
+    trained = {r.eager: r.path for r in table.routes["joint_attention"] if r.training}
+    assert trained == {False: "triton", True: "reference"}
 
 
 def test_a_trial_measures_no_table() -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,18 +28,20 @@ from cascade_bench.kernels.problem import (
     Operation,
     Space,
     compiled,
+    variant,
 )
 from cascade_bench.kernels.shapes import BATCHES, levels
 from cascade_bench.problem import CannotError
 from cascade_bench.records import Mode, Work
 from cascade_kernels.joint_attention import joint_attention
-from cascade_kernels.names import Backend
+from cascade_kernels.names import Backend, BackwardPath
 
 PINNED = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,
     "flash": SDPBackend.FLASH_ATTENTION,
     "mem-efficient": SDPBackend.EFFICIENT_ATTENTION,
 }
+_PATHS: Final[tuple[BackwardPath, ...]] = ("cudnn", "flash")
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,8 @@ def problem(case: Case, dtype: torch.dtype, device: torch.device) -> KernelProbl
     length = _lengths(case, device) if case.ragged else None
     leaves = _leaves(case, dtype, device)
     providers: dict[str, Callable[[], Function]] = {
-        OURS: lambda: _fused(case, length, "triton"),
+        OURS: lambda: _fused(case, length, "triton", "own"),
+        **{variant(path): partial(_fused, case, length, "triton", path) for path in _PATHS},
         **{name: partial(_pinned, case, length, backend) for name, backend in PINNED.items()},
         "xformers": lambda: _xformers(case, length, dtype),
         "flex": lambda: _flex(case, length, device),
@@ -119,18 +122,10 @@ def problem(case: Case, dtype: torch.dtype, device: torch.device) -> KernelProbl
 
 
 def _of(network: str, batch: int) -> list[Case]:
+    found = (one for one in levels(network) if one.attention in ("cross", "joint"))
     return [
-        Case(
-            one.name,
-            batch,
-            one.channels // one.head,
-            one.side**2,
-            one.head,
-            one.text,
-            one.attention,
-        )
-        for one in levels(network)
-        if one.attention in ("cross", "joint")
+        Case(x.name, batch, x.channels // x.head, x.side**2, x.head, x.text, x.attention)
+        for x in found
     ]
 
 
@@ -160,9 +155,12 @@ def _sources(case: Case, leaves: tuple[Tensor, ...]) -> Sources:
     return Sources(q, k, v, text_k, text_v)
 
 
-def _fused(case: Case, length: Tensor | None, backend: Backend) -> Function:
+def _fused(
+    case: Case, length: Tensor | None, backend: Backend, backward: BackwardPath = "auto"
+) -> Function:
     def attend(*leaves: Tensor) -> Tensor:
-        return joint_attention(*_sources(case, leaves), length, backend=backend)
+        sources = _sources(case, leaves)
+        return joint_attention(*sources, length, backend=backend, backward=backward)
 
     return attend
 
@@ -284,10 +282,7 @@ def _limits(case: Case, dtype: torch.dtype) -> dict[str, int]:
 _TELLING = ("bytes", "head", "queries")
 SPACES = {
     "joint_attention_forward": Space(
-        "forward",
-        _TELLING,
-        {"BLOCK_M": (64, 128), "BLOCK_N": (32, 64, 128)},
-        num_stages=(2, 3),
+        "forward", _TELLING, {"BLOCK_M": (64, 128), "BLOCK_N": (32, 64, 128)}, num_stages=(2, 3)
     ),
     "joint_attention_backward_q": Space(
         "backward", _TELLING, {"BLOCK_M": (64, 128), "BLOCK_N": (32, 64)}, num_stages=(2, 3)

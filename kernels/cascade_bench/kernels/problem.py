@@ -20,6 +20,17 @@ Function: TypeAlias = Callable[..., Any]
 
 OURS: Final = "triton"
 REFERENCE: Final = "reference"
+_VARIANT: Final = f"{OURS} + "
+
+
+def variant(path: str) -> str:
+    """Name the provider that is ours with its backward pass on a path."""
+    return _VARIANT + path
+
+
+def path_of(provider: str) -> str:
+    """Return the path of the backward pass that a provider of ours is named after."""
+    return provider.removeprefix(_VARIANT) if provider.startswith(_VARIANT) else "own"
 
 
 class Shape(Protocol):
@@ -65,6 +76,7 @@ class KernelProblem(Problem):
             device=leaves[0].device,
             providers=providers,
             ours=OURS,
+            variants=tuple(name for name in providers if name.startswith(_VARIANT)),
             baseline=REFERENCE,
             modes=("forward",) if gradient is None else ("forward", "backward", "both"),
             work=work,

@@ -24,7 +24,15 @@ from cascade.files import write_bytes
 from cascade.progress import progress_bar, say
 from cascade.results import Result
 from cascade_bench.harness import cases_of
-from cascade_bench.kernels.problem import OURS, Gate, KernelProblem, Operation, Shape, Space
+from cascade_bench.kernels.problem import (
+    OURS,
+    Gate,
+    KernelProblem,
+    Operation,
+    Shape,
+    Space,
+    path_of,
+)
 from cascade_bench.kernels.pruning import Costs, compiled_costs, compilers, pruned
 from cascade_bench.measuring import refusals
 from cascade_bench.records import CaseResult, Mode
@@ -35,6 +43,9 @@ from cascade_kernels.launch_table import Launch, LaunchRow, Route, Table, read_t
 Job: TypeAlias = tuple[Operation[Any], Shape]
 
 _READINGS: Final = 5
+
+# Limits, training and eager of a route.
+_Kind: TypeAlias = tuple[tuple[tuple[str, int], ...], bool, bool]
 
 
 @dataclass(frozen=True)
@@ -124,23 +135,41 @@ def with_routes(table: Table, todo: Sequence[Job], result: Result) -> Table:
 
     Shapes with equal limits share a route, which takes the kernel only if every one of them allows
     it; a shape whose result is missing or invalid allows nothing. Eager calls are judged by their
-    wall time, those in graphs by the device's. A trial measures no table.
+    wall time, those in graphs by the device's. Where the kernel has its backward pass from several,
+    the fastest of a shape's is routed as well. A trial measures no table.
     """
     routes = dict(table.routes)
     measured = {(case.group, case.case): case for case in cases_of(result)}
     for operation in dict.fromkeys(operation for operation, _ in todo):
-        found: dict[tuple[tuple[tuple[str, int], ...], bool, bool], bool] = {}
+        paths: dict[_Kind, str] = {}
+        backward: dict[_Kind, str] = {}
         for shape in (shape for other, shape in todo if other is operation):
             case = measured.get((operation.name, shape.name))
             limits = tuple(operation.limits(shape, torch.bfloat16).items())
             for training, eager, wins in _wins(case):
                 key = limits, training, eager
-                found[key] = found.get(key, True) and wins
-        rows = sorted(found.items(), key=lambda row: [bound for _, bound in row[0][0]])
-        routes[operation.name] = tuple(
-            Route(*key, "triton" if wins else "reference") for key, wins in rows
-        )
+                path = "triton" if wins else "reference"
+                paths[key] = path if paths.get(key, path) == path else "reference"
+            for eager, path in _backward(case):
+                key = limits, True, eager
+                backward[key] = path if backward.get(key, path) == path else "own"
+        routes[operation.name] = _routes(paths)
+        if backward:
+            routes[f"{operation.name}_backward"] = _routes(backward)
     return replace(table, routes=routes, measured=None if result.trial else result.environment)
+
+
+def _routes(paths: Mapping[_Kind, str]) -> tuple[Route, ...]:
+    """Return routes from the least limits on."""
+    rows = sorted(paths.items(), key=lambda row: [bound for _, bound in row[0][0]])
+    return tuple(Route(*key, path) for key, path in rows)
+
+
+def _backward(case: CaseResult | None) -> Iterator[tuple[bool, str]]:
+    """Yield the fastest path of a kernel's backward pass, eager and not, where it has several."""
+    if case is not None and case.variants and "both" in case.drift:
+        for eager in (False, True):
+            yield eager, path_of(case.own("both", eager))
 
 
 def _wins(case: CaseResult | None) -> Iterator[tuple[bool, bool, bool]]:
