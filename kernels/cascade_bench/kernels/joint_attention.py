@@ -122,10 +122,10 @@ def problem(case: Case, dtype: torch.dtype, device: torch.device) -> KernelProbl
 
 
 def _of(network: str, batch: int) -> list[Case]:
-    found = (one for one in levels(network) if one.attention in ("cross", "joint"))
     return [
         Case(x.name, batch, x.channels // x.head, x.side**2, x.head, x.text, x.attention)
-        for x in found
+        for x in levels(network)
+        if x.attention in ("cross", "joint")
     ]
 
 
