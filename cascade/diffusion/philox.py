@@ -11,8 +11,9 @@ Shapes: `B` images, `K` counters of each; a 32-bit word is held in an int64.
 """
 
 import math
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any, Final, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from torch import Tensor
 from cascade.diffusion.noise import to_device
 
 Words = tuple[Tensor, Tensor, Tensor, Tensor]
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _ROUNDS: Final = 10
 _MULTIPLIERS: Final = (0xD2511F53, 0xCD9E8D57)
@@ -56,49 +58,74 @@ def philox4x32(counter: Words, keys: tuple[Tensor, Tensor]) -> Words:
 class PhiloxNoise:
     """A `NoiseSource` that draws every image of a batch at once, on the device that needs it.
 
-    Its numbers are not those of `Noise`. A draw takes about 150 kernel launches, however large the
-    batch. On another device the normals are the same but for the last bits of its logarithm and its
-    sine, which the rounding to float32 hides almost always.
+    Its numbers are not those of `Noise`. A draw takes about 160 passes over its numbers, or one
+    where it is compiled. On another device, and compiled, the normals are the same but for the last
+    bits of their logarithm and their sine, which the rounding to float32 hides almost always.
 
     Args:
         seeds: one per image, in [0, 2^63).
         device: where the numbers are drawn.
+        compiled: whether `torch.compile` makes one kernel of a draw, once in a process.
     """
 
-    def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
-        key = to_device(torch.tensor(seeds, dtype=torch.int64), device)
-        self._keys = round_keys(key[:, None])
-        self._count = len(seeds)
+    def __init__(
+        self, seeds: Sequence[int], device: torch.device, compiled: bool = False
+    ) -> None:
+        self._seeds = to_device(torch.tensor(seeds, dtype=torch.int64), device)
+        self._compiled = compiled
         self._drawn = 0  # counters of every image that are spent
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._seeds)
 
     def normal(self, *shape: int) -> Tensor:
         """Draw unit normals: B x shape, float32 (Box & Muller 1958)."""
         count = math.prod(shape)
-        w0, w1, w2, w3 = self._words(-(-count // 4))
-        values = torch.stack([*_box_muller(w0, w1), *_box_muller(w2, w3)], dim=-1)
-        return values.flatten(1)[:, :count].reshape(len(self), *shape)
+        values = self._draw(_normals, -(-count // 4))
+        return values[:, :count].reshape(len(self), *shape)
 
     def uniform(self) -> Tensor:
         """Draw one number in [0, 1) per image: B, float64."""
-        w0, w1, _, _ = self._words(1)
-        return (((w0 >> 5) << 26) + (w1 >> 6)).flatten().double() * 2.0**-53
+        return self._draw(_uniforms, 1)[:, 0]
 
-    def _words(self, counters: int) -> Words:
-        """Spend counters of every image: four words, each B K."""
-        start, self._drawn = self._drawn, self._drawn + counters
-        place = torch.arange(start, start + counters, device=self._keys[0].device)[None]
-        zero = torch.zeros_like(place)
-        return philox4x32((place & _WORD, place >> 32, zero, zero), self._keys)
+    def _draw(self, function: Callable[[Tensor, Tensor, int], Tensor], counters: int) -> Tensor:
+        """Spend counters of every image: what the function makes of their words."""
+        # A tensor, on the host: of plain numbers 0 and 1 would be compiled for themselves.
+        start = torch.tensor(self._drawn)
+        self._drawn += counters
+        return (_compiled(function) if self._compiled else function)(self._seeds, start, counters)
+
+
+def _normals(seeds: Tensor, start: Tensor, counters: int) -> Tensor:
+    """Four unit normals of each of the counters that follow a start: B 4K."""
+    w0, w1, w2, w3 = _words(seeds, start, counters)
+    return torch.stack([*_box_muller(w0, w1), *_box_muller(w2, w3)], dim=-1).flatten(1)
+
+
+def _uniforms(seeds: Tensor, start: Tensor, counters: int) -> Tensor:
+    """Return a number in [0, 1) of each of the counters that follow a start: B K, float64."""
+    w0, w1, _, _ = _words(seeds, start, counters)
+    return (((w0 >> 5) << 26) + (w1 >> 6)).double() * 2.0**-53
+
+
+def _words(seeds: Tensor, start: Tensor, counters: int) -> Words:
+    place = start + torch.arange(counters, device=seeds.device)
+    zero = torch.zeros_like(place)
+    return philox4x32((place & _WORD, place >> 32, zero, zero), round_keys(seeds[:, None]))
+
+
+@cache
+def _compiled(function: _Function) -> _Function:
+    # One kernel for all sizes; the compiler is imported here, by runs that ask for it.
+    return torch.compile(function, dynamic=True)
 
 
 def _product(word: Tensor, multiplier: int) -> tuple[Tensor, Tensor]:
     """Return the upper and the lower word of the product of two words."""
-    # int64 wraps at 2^64 and keeps every bit; the sign that the shift drags along is masked off.
-    product = word * multiplier
-    return (product >> 32) & _WORD, product & _WORD
+    # A multiplier of 2^31 or more less 2^32, the product stays within 2^62: a C++ compiler may take
+    # for granted that int64 never overflows. The upper word then lacks one `word`.
+    product = word * (multiplier - 2**32)
+    return (product >> 32) + word, product & _WORD
 
 
 def _box_muller(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
@@ -109,5 +136,6 @@ def _box_muller(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     """
     u = (first + 1).double() * 2.0**-32  # in (0, 1]: the logarithm of 0 is never taken
     radius = torch.sqrt(-2.0 * torch.log(u))
-    angle = second.double() * (2.0 * math.pi * 2.0**-32)
+    # 2 pi in figures: a compiler of dynamic sizes makes an input of a float that has a name.
+    angle = second.double() * (6.283185307179586 * 2.0**-32)
     return (radius * torch.cos(angle)).float(), (radius * torch.sin(angle)).float()

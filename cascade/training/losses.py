@@ -124,7 +124,7 @@ def row_noise(batch: Batch, places: range, config: TrainConfig) -> NoiseSource:
     """Return the rows' noise; `places` are the micro-batch's positions in its global batch."""
     on_device = config.noise == "device"
     noise: NoiseSource = (
-        PhiloxNoise(batch.seeds, batch.images.device) if on_device else Noise(batch.seeds)
+        PhiloxNoise(batch.seeds, batch.images.device, config.compile) if on_device else Noise(batch.seeds)
     )
     if not config.stratified:
         return noise
