@@ -68,9 +68,7 @@ class PhiloxNoise:
         compiled: whether `torch.compile` makes one kernel of a draw, once in a process.
     """
 
-    def __init__(
-        self, seeds: Sequence[int], device: torch.device, compiled: bool = False
-    ) -> None:
+    def __init__(self, seeds: Sequence[int], device: torch.device, compiled: bool = False) -> None:
         self._seeds = to_device(torch.tensor(seeds, dtype=torch.int64), device)
         self._compiled = compiled
         self._drawn = 0  # counters of every image that are spent

@@ -1,11 +1,11 @@
 """The losses of a batch's rows, and their sums between two statuses.
 
-Shapes: `B` rows.
+Shapes: `B` rows, `P` losses of each.
 """
 
 from dataclasses import dataclass, field
-from itertools import groupby
-from typing import Final
+from functools import reduce
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,57 +25,71 @@ QUARTERS: Final = ("loss/t0", "loss/t1", "loss/t2", "loss/t3")
 """Names of the losses by quarters of the timesteps, from little noise to much."""
 
 
+class Layout(NamedTuple):
+    """What micro-batches have in common whose losses are added up place by place."""
+
+    parts: tuple[str, ...]  # P names
+    terms: tuple[str, ...]  # B names
+    positions: int
+
+    def named(self, kept: Tensor) -> dict[str, Tensor]:
+        """Return a sum and its count by name.
+
+        Args:
+            kept: as `Losses` keeps them.
+        """
+        *parts, weighted, ones = kept
+        both = torch.stack([kept[:-2].sum(dim=0), ones])  # 2 4 B
+        batches = ones.sum() / len(self.terms)
+        pairs = {"loss": torch.stack([weighted.sum() / self.positions, batches])}
+        for term in dict.fromkeys(self.terms):
+            members = torch.tensor([name == term for name in self.terms])
+            pairs[f"loss/{term}"] = both[..., members].sum(dim=(1, 2))
+        if len(parts) > 1:
+            for name, part in zip(self.parts, parts, strict=True):
+                pairs[f"loss/{name}"] = torch.stack([part, ones]).sum(dim=(1, 2))
+        return pairs | dict(zip(QUARTERS, both.sum(dim=2).T, strict=True))
+
+
 @dataclass
 class Losses:
-    """Sums of the losses since the last status, kept on the device so that nothing waits."""
+    """Sums of the losses since the last status, kept on the device so that nothing waits.
+
+    Attributes:
+        norm: of the last gradient.
+        kept: by layout (P + 2) 4 B float64: the P losses, their weighted sum, and ones, added up at
+            each place of the batch by quarters of the timesteps.
+    """
 
     norm: Tensor | None = None
-    sums: dict[str, Tensor] = field(default_factory=dict)
-    quarters: Tensor | float = 0.0  # 2 4: sums and counts by quarters of the timesteps
+    kept: dict[Layout, Tensor] = field(default_factory=dict)
 
     def add(self, batch: Batch, rows: RowLosses) -> Tensor:
         """Note one micro-batch; return its loss, the weighted sum of rows per position."""
-        parts = rows.terms
-        total = torch.stack(list(parts.values())).sum(dim=0)
-        loss = (total * batch.weights).sum() / batch.positions
-        self._note("loss", loss, 1)
-        # The rows of a term lie side by side: slices need no mask, which would have to be copied to
-        # the device and counted there.
-        first = 0
-        for term, names in groupby(batch.terms):
-            last = first + len(list(names))
-            self._note(f"loss/{term}", total[first:last].sum(), last - first)
-            first = last
-        if len(parts) > 1:
-            for name, part in parts.items():
-                self._note(f"loss/{name}", part.sum(), len(part))
-        self.quarters = self.quarters + _by_quarter(total.detach(), rows.timestep)
-        return loss
+        parts = tuple(rows.terms.values())
+        weighted = reduce(torch.add, parts) * batch.weights
+        layout = Layout(tuple(rows.terms), batch.terms, batch.positions)
+        with torch.no_grad():
+            values = torch.stack([*parts, weighted, torch.ones_like(weighted)]).double()
+            if layout not in self.kept:
+                self.kept[layout] = values.new_zeros(len(values), len(QUARTERS), len(batch.terms))
+            quarter = (rows.timestep / (TIMESTEPS / 4)).long().clamp_(max=3)
+            # A row has one quarter: no two numbers are added at one place, in whatever order.
+            index = quarter.expand(len(values), 1, -1)
+            self.kept[layout].scatter_add_(1, index, values[:, None])
+        return weighted.sum() / batch.positions
 
     def means(self, processes: Processes) -> dict[str, float]:
         """Mean of each loss since the last status, over all processes."""
-        pairs = {name: processes.all_reduce_mean(pair) for name, pair in self.sums.items()}
-        means = {name: float(pair[0] / pair[1]) for name, pair in pairs.items()}
-        if isinstance(self.quarters, Tensor):
-            totals, counts = processes.all_reduce_mean(self.quarters).tolist()
-            of_each = zip(QUARTERS, totals, counts, strict=True)
-            means |= {name: total / count for name, total, count in of_each if count}
-        return means
+        sums: dict[str, Tensor] = {}
+        for layout, kept in self.kept.items():
+            for name, pair in layout.named(processes.all_reduce_mean(kept).cpu()).items():
+                sums[name] = sums[name] + pair if name in sums else pair
+        return {name: float(total / count) for name, (total, count) in sums.items() if count}
 
     def clear(self) -> None:
         """Begin the next status."""
-        self.sums, self.quarters = {}, 0.0
-
-    def _note(self, name: str, value: Tensor, count: int) -> None:
-        pair = torch.stack([value.detach().double(), torch.full_like(value, count).double()])
-        self.sums[name] = self.sums[name] + pair if name in self.sums else pair
-
-
-def _by_quarter(losses: Tensor, timestep: Tensor) -> Tensor:
-    """Sum and count losses (B) by quarters of the timesteps: 2 4, in the same order every time."""
-    quarter = (4 * timestep / TIMESTEPS).long().clamp(max=3)
-    member = (quarter[:, None] == torch.arange(4, device=quarter.device)).double()
-    return torch.stack([(losses.double()[:, None] * member).sum(dim=0), member.sum(dim=0)])
+        self.kept = {}
 
 
 def row_losses(
@@ -122,10 +136,11 @@ def _on(device: torch.device, text: TextEmbedding) -> TextEmbedding:
 
 def row_noise(batch: Batch, places: range, config: TrainConfig) -> NoiseSource:
     """Return the rows' noise; `places` are the micro-batch's positions in its global batch."""
-    on_device = config.noise == "device"
-    noise: NoiseSource = (
-        PhiloxNoise(batch.seeds, batch.images.device, config.compile) if on_device else Noise(batch.seeds)
-    )
+    noise: NoiseSource
+    if config.noise == "device":
+        noise = PhiloxNoise(batch.seeds, batch.images.device, config.compile)
+    else:
+        noise = Noise(batch.seeds)
     if not config.stratified:
         return noise
     # Every kind of rows has one at each position; each kind is spread for itself.
