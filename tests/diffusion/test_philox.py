@@ -79,10 +79,25 @@ def test_images_and_places_are_independent() -> None:
         assert abs(product) < 5 / math.sqrt(rows.numel())
 
 
+@pytest.mark.slow
+def test_compiled_it_draws_the_same_in_one_graph_whatever_the_sizes() -> None:
+    from torch._dynamo.utils import counters
+
+    torch.compiler.reset()
+    before = counters["stats"]["unique_graphs"]
+    for seeds in (range(8), range(7, 10)):
+        plain, compiled = PhiloxNoise(seeds, CPU), PhiloxNoise(seeds, CPU, compiled=True)
+        for side in (16, 17, *[9] * 8):
+            assert torch.equal(compiled.uniform(), plain.uniform())
+            assert torch.equal(compiled.normal(3, side, side), plain.normal(3, side, side))
+    assert counters["stats"]["unique_graphs"] - before == 2  # normals and uniforms
+
+
 @pytest.mark.gpu
-def test_a_gpu_draws_what_the_cpu_draws() -> None:
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_gpu_draws_what_the_cpu_draws(compiled: bool) -> None:
     seeds = range(7, 7 + 16)
-    here, there = PhiloxNoise(seeds, CPU), PhiloxNoise(seeds, torch.device("cuda"))
+    here, there = PhiloxNoise(seeds, CPU), PhiloxNoise(seeds, torch.device("cuda"), compiled)
     assert torch.equal(there.uniform().cpu(), here.uniform())  # integers and one exact product
     # The float64 libraries differ in their last bits: one rounding of float32 apart at most.
     torch.testing.assert_close(

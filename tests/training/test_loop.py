@@ -284,7 +284,7 @@ def test_a_learned_variance_adds_the_bound(tmp_path: Path, run: Run, learned: St
     run(tmp_path / "without", learned, steps=1, objective={"variance": "freeze"})
     first, second = (read_log(tmp_path / name / "log.jsonl")[0] for name in ("with", "without"))
     assert first["loss/vb"] > 0
-    # The rows' own term is named mse too: it holds their whole loss.
+    assert first["loss/mse"] == pytest.approx(second["loss"], rel=1e-5)
     assert first["loss"] == pytest.approx(second["loss"] + first["loss/vb"], rel=1e-5)
     assert "loss/vb" not in second
 

@@ -68,6 +68,23 @@ def test_a_loss_is_the_mean_of_its_rows_by_term_and_by_quarter(samples: Samples)
     assert (means["loss/t0"], means["loss/t1"], means["loss/t3"]) == (5 / 6, 4.0, 5.0)
 
 
+def test_micro_batches_of_other_rows_are_added_by_name(samples: Samples) -> None:
+    losses, time = Losses(), torch.zeros(4, dtype=torch.float64)
+    for count, terms in ((4, ("mse",) * 4), (2, ("mse", "prior"))):
+        batch = replace(samples.rows(range(count)), terms=terms)
+        parts = {"mse": torch.ones(count), "vb": torch.full((count,), float(count))}
+        losses.add(batch, RowLosses(parts, time[:count]))
+    means = losses.means(Processes(0, 1, torch.device("cpu")))
+    # A part of every row's loss goes before a term of the same name: of the rows of one kind.
+    assert means == {
+        "loss": (5 + 3) / 2,
+        "loss/mse": 1.0,
+        "loss/vb": (16 + 4) / 6,
+        "loss/prior": 3.0,
+        "loss/t0": (20 + 6) / 6,
+    }
+
+
 @pytest.mark.parametrize("terms", [("mse",), ("instance", "prior")])
 def test_quarters_are_those_of_the_drawn_timesteps(
     tmp_path: Path, run: Callable[..., Stage], samples: Samples, terms: tuple[str, ...]

@@ -1,13 +1,36 @@
-"""Initial weights come by rows, and are those of the whole network."""
+"""Initial weights come by rows, are those of the whole network, and lie as they are used."""
+
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from cascade.config.parallel import ParallelConfig
 from cascade.config.stage import StageConfig
+from cascade.config.train import TrainConfig
+from cascade.data.stream import Samples
 from cascade.model.initial import initialize_layer
 from cascade.stage import Stage
+from cascade.text.prompts import PromptTable
+from cascade.training.distributed import ALONE, Processes
+from cascade.training.learner import Learner
+from cascade.training.parallel import local, spread_stage
+from cascade.training.state import Progress
 from cascade.training.weights import FreshWeights
+
+LAST = torch.channels_last
+
+
+@pytest.fixture
+def two() -> Iterator[Processes]:
+    """The first of two processes, whose other one is not there."""
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    yield Processes(0, 2, torch.device("cpu"))
+    dist.destroy_process_group()
 
 
 def test_rows_are_those_of_the_network_and_a_layer_is_drawn_once_and_let_go(
@@ -31,3 +54,37 @@ def test_rows_are_those_of_the_network_and_a_layer_is_drawn_once_and_let_go(
     assert len(drawn) == len(set(drawn)) == len(layers)
     for name in reversed(built):
         assert torch.equal(weights.rows(name, slice(None)), built[name])
+
+
+def test_convolutions_and_their_gradients_are_channels_last(
+    tmp_path: Path,
+    stage_config: StageConfig,
+    train_config: TrainConfig,
+    samples: Samples,
+    table: PromptTable,
+) -> None:
+    weights = FreshWeights(stage_config, seed=0)
+    learner = Learner(stage_config, weights, table, train_config, tmp_path, ALONE)
+    gradients: list[Tensor] = []
+    kernels = _kernels(learner.stage)
+    for kernel in kernels:
+        kernel.register_post_accumulate_grad_hook(
+            lambda kernel: gradients.append(kernel.grad.detach())
+        )
+    assert learner.step(iter([samples.rows(range(4))]), Progress(0, 0))
+    assert len(gradients) == len(kernels) > 0
+    assert all(one.is_contiguous(memory_format=LAST) for one in [*kernels, *gradients])
+
+
+def test_shared_weights_are_contiguous(
+    stage_config: StageConfig, train_config: TrainConfig, two: Processes
+) -> None:
+    parallel = ParallelConfig(strategy="fsdp")
+    run = train_config.model_copy(update={"parallel": parallel})
+    stage = spread_stage(stage_config, FreshWeights(stage_config, seed=0), run, two)
+    assert all(local(one).is_contiguous() for one in stage.network.parameters())
+
+
+def _kernels(stage: Stage) -> list[nn.Parameter]:
+    """Weights of convolutions wider than a pixel: those of one lie both ways."""
+    return [one for one in stage.network.parameters() if one.ndim == 4 and one.shape[-1] > 1]
