@@ -13,7 +13,7 @@ Shapes: `B` images, `K` counters of each; a 32-bit word is held in an int64.
 import math
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any, Final, TypeVar
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from torch import Tensor
 from cascade.diffusion.noise import to_device
 
 Words = tuple[Tensor, Tensor, Tensor, Tensor]
-_Function = TypeVar("_Function", bound=Callable[..., Any])
+_Draw = Callable[[Tensor, Tensor, int], Tensor]
 
 _ROUNDS: Final = 10
 _MULTIPLIERS: Final = (0xD2511F53, 0xCD9E8D57)
@@ -86,7 +86,7 @@ class PhiloxNoise:
         """Draw one number in [0, 1) per image: B, float64."""
         return self._draw(_uniforms, 1)[:, 0]
 
-    def _draw(self, function: Callable[[Tensor, Tensor, int], Tensor], counters: int) -> Tensor:
+    def _draw(self, function: _Draw, counters: int) -> Tensor:
         """Spend counters of every image: what the function makes of their words."""
         # A tensor, on the host: of plain numbers 0 and 1 would be compiled for themselves.
         start = torch.tensor(self._drawn)
@@ -113,7 +113,7 @@ def _words(seeds: Tensor, start: Tensor, counters: int) -> Words:
 
 
 @cache
-def _compiled(function: _Function) -> _Function:
+def _compiled(function: _Draw) -> _Draw:
     # One kernel for all sizes; the compiler is imported here, by runs that ask for it.
     return torch.compile(function, dynamic=True)
 

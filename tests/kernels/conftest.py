@@ -1,11 +1,13 @@
 """Where the kernels run in a test, and what Triton's interpreter needs for bfloat16."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+
+from cascade_kernels.interpreter import interpreter_fault
 
 
 @pytest.hookimpl(tryfirst=True)  # ahead of the choice by `-m`
@@ -18,13 +20,32 @@ def pytest_collection_modifyitems(items: Iterable[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def kernel_device() -> torch.device:
+def interpreter() -> None:
+    """Skip the test where Triton is not installed, or cannot interpret kernels."""
+    pytest.importorskip("triton")
+    if fault := interpreter_fault():
+        pytest.skip(fault)
+
+
+@pytest.fixture(scope="session")
+def kernel_device(request: pytest.FixtureRequest) -> torch.device:
     """The GPU; without one the CPU, on which Triton interprets the kernels.
 
     Skips the test where Triton is not installed.
     """
     pytest.importorskip("triton")
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    request.getfixturevalue("interpreter")
+    return torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _free_memory() -> Iterator[None]:
+    """Give a GPU's memory back: what one worker's allocator holds the others lack."""
+    yield
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 @pytest.fixture

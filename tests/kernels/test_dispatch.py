@@ -159,8 +159,8 @@ def test_auto_takes_the_reference_on_a_cpu() -> None:
     assert not dispatch.fused("joint_attention", torch.zeros(1), "auto", False, queries=1)
 
 
+@pytest.mark.usefixtures("interpreter")
 def test_kernel_is_taken_in_the_interpreter_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("triton")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert dispatch.fused("joint_attention", torch.zeros(1), "triton", False)
     monkeypatch.setenv("TRITON_INTERPRET", "0")

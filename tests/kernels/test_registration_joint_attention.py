@@ -216,6 +216,7 @@ def test_decompositions_are_the_kernels(sources: str, kernel_device: torch.devic
 
 @pytest.mark.dist
 @pytest.mark.slow
+@pytest.mark.usefixtures("interpreter")
 def test_shards_of_two_processes_get_the_gradients_of_one() -> None:
     kernels = Path(__file__).parents[2] / "kernels"
     # The processes compute on CPUs, also where there is a GPU.
