@@ -63,6 +63,7 @@ def _one_thread_per_worker() -> None:
     if "PYTEST_XDIST_WORKER" in os.environ:
         torch.set_num_threads(1)
         os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that a test starts
+        os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # processes, each of them
 
 
 @pytest.fixture(autouse=True)

@@ -97,7 +97,8 @@ class TrainConfig(Frozen):
         "block's input, selective also what its convolutions and attention made",
     )
     compile: bool = Field(
-        default=False, description="compile the network's blocks with torch.compile"
+        default=False,
+        description="compile the network's blocks, and noise of the device, with torch.compile",
     )
     cuda_graphs: bool = Field(
         default=False,

@@ -270,9 +270,9 @@ def test_choice_is_traced_and_guarded(on: Callable[[str], None], dynamic: bool) 
     torch.compiler.reset()
 
 
+@pytest.mark.usefixtures("interpreter")
 @pytest.mark.parametrize("backend", ["auto", "triton", "reference"])
 def test_wish_is_traced(backend: dispatch.Backend, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("triton")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     torch.compiler.reset()
 
