@@ -83,9 +83,16 @@ class Losses:
         """Mean of each loss since the last status, over all processes."""
         sums: dict[str, Tensor] = {}
         for layout, kept in self.kept.items():
-            for name, pair in layout.named(processes.all_reduce_mean(kept).cpu()).items():
+            for name, pair in layout.named(kept.cpu()).items():
                 sums[name] = sums[name] + pair if name in sums else pair
-        return {name: float(total / count) for name, (total, count) in sums.items() if count}
+        if not sums:
+            return {}
+        # By name: the batches of another process may be laid out otherwise.
+        pairs = torch.stack(list(sums.values())).to(next(iter(self.kept.values())))
+        reduced = processes.all_reduce_mean(pairs).tolist()
+        return {
+            name: total / count for name, (total, count) in zip(sums, reduced, strict=True) if count
+        }
 
     def clear(self) -> None:
         """Begin the next status."""

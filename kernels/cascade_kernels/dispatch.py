@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from cascade_kernels.interpreter import interpreter_fault
 from cascade_kernels.launch_table import Launch, Table, read_table, user_table
 from cascade_kernels.names import Backend
 
@@ -188,7 +189,7 @@ def unsupported_reason(device: torch.device, dtype: torch.dtype) -> str:
         return "triton is not installed; install dreamcascade[gpu]"
     if device.type == "cpu":
         if os.environ.get("TRITON_INTERPRET") == "1":
-            return ""
+            return interpreter_fault()
         return "the tensors are on a CPU; set TRITON_INTERPRET=1 to have it interpreted, slowly"
     if device.type != "cuda":
         return f"there is none for {device.type} devices"
