@@ -28,6 +28,29 @@ class Inputs(NamedTuple):
     skip_scale: float
 
 
+class Call(NamedTuple):
+    """What a backward pass is given: the gradient of the output, what was saved, the inputs."""
+
+    dy: Tensor  # B C H W, in any layout: a compiled graph's has another than the output
+    mean: Tensor  # B G
+    rstd: Tensor  # B G
+    x: Tensor
+    skip: Tensor | None
+    weight: Tensor
+    bias: Tensor
+    scale: Tensor | None
+    shift: Tensor | None
+    groups: int
+    eps: float
+    activation: Activation
+    skip_scale: float
+
+    @property
+    def inputs(self) -> Inputs:
+        """Those of the forward pass."""
+        return Inputs(*self[3:])
+
+
 def check(inputs: Inputs) -> None:
     """Check that the inputs fit together.
 

@@ -12,16 +12,19 @@ Shapes: `B` batch, `C H W` channels, height and width, `G` groups; `C = C1 + C2`
 C1 channels and a skip of C2 are stacked.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from cascade_kernels.dispatch import fused
 from cascade_kernels.group_norm_film_silu.inputs import (
     Activation,
+    Call,
     Inputs,
     check,
     folded,
@@ -30,7 +33,9 @@ from cascade_kernels.group_norm_film_silu.inputs import (
     stacked,
 )
 from cascade_kernels.group_norm_film_silu.recompute import Recomputed
+from cascade_kernels.launching import traced
 from cascade_kernels.names import Backend
+from cascade_kernels.operators import operator
 
 
 def group_norm_film_silu(
@@ -71,13 +76,20 @@ def group_norm_film_silu(
             `skip` does not fit `x`, the activation is unknown, or the backend cannot run here.
     """
     inputs = Inputs(x, skip, weight, bias, scale, shift, groups, eps, activation, skip_scale)
-    check(inputs)
     y: Tensor
     tensors = inputs[:6]
     training = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     if fused("group_norm_film_silu", x, backend, training, **sizes(inputs)):
-        y = _forward(*inputs)[0]
-    elif backend == "auto" and x.device.type == "cpu" and not torch.compiler.is_compiling():
+        if traced(x):
+            check(inputs)
+            y = _OPERATOR(*inputs)[0]
+        elif training:
+            y = _Norm.apply(*inputs)  # type: ignore[no-untyped-call]
+        else:
+            y = _forward(*inputs)[0]
+        return y
+    check(inputs)
+    if backend == "auto" and x.device.type == "cpu" and not torch.compiler.is_compiling():
         y = Recomputed.apply(*inputs)  # type: ignore[no-untyped-call]
     else:
         y = _reference(inputs)
@@ -105,39 +117,54 @@ def _reference(inputs: Inputs) -> Tensor:
     return y.to(x.dtype, memory_format=torch.channels_last if last else torch.preserve_format)
 
 
-_INPUTS = (
-    "Tensor x, Tensor? skip, Tensor weight, Tensor bias, Tensor? scale, Tensor? shift, "
-    "int groups, float eps, str activation, float skip_scale"
-)
-
-
-@torch.library.custom_op(
-    "cascade::group_norm_film_silu",
-    mutates_args=(),
-    schema=f"({_INPUTS}) -> (Tensor, Tensor, Tensor)",
-)
-def _forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Return y, B C H W, and the mean and the reciprocal deviation of every group, B G."""
+@cache
+def _kernels() -> tuple[Callable[[Inputs], tuple[Tensor, ...]], Callable[[Call], list[Any]]]:
+    """Import the forward and the backward pass when one first runs; they import Triton."""
+    from cascade_kernels.group_norm_film_silu.backward import backward
     from cascade_kernels.group_norm_film_silu.forward import forward
 
-    return forward(Inputs(*inputs))
+    return forward, backward
 
 
-@torch.library.custom_op(
-    "cascade::group_norm_film_silu_backward",
-    mutates_args=(),
-    schema=f"(Tensor dy, Tensor mean, Tensor rstd, {_INPUTS}) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-)
-def _backward(dy: Tensor, mean: Tensor, rstd: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
+class _Norm(torch.autograd.Function):
+    """The kernels under autograd, where nobody looks on: operators cost several times as much."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        """Return y, B C H W."""
+        y, mean, rstd = _forward(*inputs)
+        ctx.save_for_backward(mean, rstd, *inputs[:6])
+        ctx.settings = inputs[6:]
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of the arguments of `forward`."""
+        mean, rstd, *tensors = ctx.saved_tensors
+        found = _kernels()[1](Call(dy, mean, rstd, *tensors, *ctx.settings))
+        return _wanted(ctx, found)
+
+
+def _wanted(ctx: Any, gradients: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+    """Leave out the gradients that nobody needs; the settings after them have none."""
+    needed = zip(gradients, ctx.needs_input_grad, strict=False)
+    return *(gradient if need else None for gradient, need in needed), None, None, None, None
+
+
+def _forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Return y, B C H W, and the mean and the reciprocal deviation of every group, B G."""
+    y, mean, rstd = _kernels()[0](Inputs(*inputs))
+    return y, mean, rstd
+
+
+def _backward(*call: Any) -> tuple[Tensor, ...]:
     """Return the gradients of x, skip, weight, bias, scale, shift; empty for what is absent."""
-    from cascade_kernels.group_norm_film_silu.backward import backward
+    found = _kernels()[1](Call(*call))
+    return tuple(call[0].new_empty(0) if one is None else one for one in found)
 
-    return backward(dy, mean, rstd, Inputs(*inputs))
 
-
-@_forward.register_fake
-def _(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _forward_fake(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     inputs = Inputs(*args)
     batch, _, height, width = inputs.x.shape
     channels = sizes(inputs)["channels"]
@@ -146,20 +173,14 @@ def _(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     return y, mean, torch.empty_like(mean)
 
 
-@_backward.register_fake
-def _(dy: Tensor, mean: Tensor, rstd: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    inputs = Inputs(*args)
-    images = [
-        inputs.x.new_empty(0)
-        if image is None
-        else torch.empty_like(image, memory_format=torch.channels_last)
-        for image in inputs[:2]
-    ]
-    vectors = [
-        inputs.x.new_empty(0) if vector is None else vector.new_empty(vector.shape)
-        for vector in inputs[2:6]
-    ]
-    return (*images, *vectors)
+def _backward_fake(*args: Any) -> tuple[Tensor, ...]:
+    images, vectors = args[3:5], args[5:9]
+    absent = args[0].new_empty(0)
+    last = torch.channels_last
+    return (
+        *(absent if x is None else torch.empty_like(x, memory_format=last) for x in images),
+        *(absent if x is None else x.new_empty(x.shape) for x in vectors),
+    )
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -171,18 +192,30 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 
 def _differentiate(ctx: Any, dy: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    gradients = _backward(dy, *ctx.saved_tensors, *ctx.settings)
-    needed = ctx.needs_input_grad[: len(gradients)]
-    wanted = (d if need else None for d, need in zip(gradients, needed, strict=True))
-    return *wanted, None, None, None, None
+    return _wanted(ctx, _BACKWARD(dy, *ctx.saved_tensors, *ctx.settings))
 
 
-_forward.register_autograd(_differentiate, setup_context=_save)
+_INPUTS = (
+    "Tensor x, Tensor? skip, Tensor weight, Tensor bias, Tensor? scale, Tensor? shift, "
+    "int groups, float eps, str activation, float skip_scale"
+)
+_BACKWARD = operator(
+    f"group_norm_film_silu_backward(Tensor dy, Tensor mean, Tensor rstd, {_INPUTS}) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _backward,
+    _backward_fake,
+)
+_OPERATOR = operator(
+    f"group_norm_film_silu({_INPUTS}) -> (Tensor, Tensor, Tensor)",
+    _forward,
+    _forward_fake,
+    differentiate=(_differentiate, _save),
+)
 
 
 def decompositions() -> dict[Any, Callable[..., Any]]:
     """Return the operation's decomposition into plain PyTorch, for an exported graph."""
-    return {torch.ops.cascade.group_norm_film_silu.default: _decomposition}
+    return {_OPERATOR: _decomposition}
 
 
 def _decomposition(*args: Any) -> tuple[Tensor, Tensor, Tensor]:

@@ -21,6 +21,7 @@ from torch._ops import OpOverload
 
 from cascade_kernels.dispatch import fused
 from cascade_kernels.names import Backend, ThresholdKind
+from cascade_kernels.operators import operator
 from cascade_kernels.sampler_step.coefficients import (
     Prediction,
     Step,
@@ -79,7 +80,7 @@ def sampler_step(
     values = x.shape[1:].numel()
     if plain or not fused("sampler_step", x, backend, training=False, values=values):
         return _reference(step)
-    x_next, x0 = _op(
+    x_next, x0 = _OPERATOR(
         x,
         out,
         previous if update.recall != 0 else None,
@@ -122,21 +123,23 @@ def _reference(step: Step) -> tuple[Tensor, Tensor]:
     return update(x, x0, previous, noise, fraction), x0
 
 
-@torch.library.custom_op(
-    "cascade::sampler_step",
-    mutates_args=(),
-    schema="(Tensor x, Tensor out, Tensor? previous, Tensor? noise, float[] prediction, str kind, "
-    "float percentile, float? cap, float[] update, float[]? log_variance) -> (Tensor, Tensor)",
-)
-def _op(*args: Any) -> tuple[Tensor, Tensor]:
+def _forward(*args: Any) -> tuple[Tensor, Tensor]:
     from cascade_kernels.sampler_step.forward import forward
 
     return forward(_step(*args))
 
 
-@_op.register_fake
-def _(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+def _forward_fake(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape), x.new_empty(x.shape)
+
+
+_OPERATOR = operator(
+    "sampler_step(Tensor x, Tensor out, Tensor? previous, Tensor? noise, float[] prediction, "
+    "str kind, float percentile, float? cap, float[] update, float[]? log_variance) "
+    "-> (Tensor, Tensor)",
+    _forward,
+    _forward_fake,
+)
 
 
 class _Threshold(NamedTuple):
@@ -173,7 +176,7 @@ def _step(
 
 def decompositions() -> dict[OpOverload, Callable[..., tuple[Tensor, Tensor]]]:
     """Return the operation's reference under the operation's signature, for `torch.export`."""
-    return {torch.ops.cascade.sampler_step.default: _decomposition}
+    return {_OPERATOR: _decomposition}
 
 
 def _decomposition(*args: Any) -> tuple[Tensor, Tensor]:
