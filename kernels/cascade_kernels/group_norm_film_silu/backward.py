@@ -16,7 +16,7 @@ import triton
 from torch import Tensor
 from triton import language as tl
 
-from cascade_kernels.group_norm_film_silu.forward import affine, group_sum, load_tile
+from cascade_kernels.group_norm_film_silu.forward import affine, group_sum, load_tile, owned, store_tile
 from cascade_kernels.group_norm_film_silu.inputs import Inputs
 from cascade_kernels.group_norm_film_silu.plan import Plan, channels_last, laid_out, options
 
@@ -38,15 +38,14 @@ def activation_gradient(z: tl.tensor, dy: tl.tensor, ACTIVATION: tl.constexpr) -
 def gradient_tile(
     DY: tl.tensor, X: tl.tensor, SKIP: tl.tensor,
     pixel: tl.tensor, rows: tl.tensor, inside: tl.tensor, c: tl.tensor, end: tl.tensor,
-    mean: tl.tensor, rstd: tl.tensor, gain: tl.tensor, offset: tl.tensor,
-    c1: tl.tensor, c2: tl.tensor,
+    mean: tl.tensor, factor: tl.tensor, offset: tl.tensor, c1: tl.tensor, c2: tl.tensor,
     SKIP_SCALE: tl.constexpr, ACTIVATION: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
-    """Return the normalised tile and the gradient of its pre-activation, zero outside."""
+    """Return the centred tile and the gradient of its pre-activation, zero outside."""
     x = load_tile(X, SKIP, pixel, rows, inside, c, end, c1, c2, SKIP_SCALE)
     dy = load_tile(DY, None, pixel, rows, inside, c, end, c1 + c2, 0, 1.0)
-    normal = (x - mean[None, :]) * rstd[None, :]
-    return normal, activation_gradient(normal * gain[None, :] + offset[None, :], dy, ACTIVATION)
+    centred = x - mean[None, :]
+    return centred, activation_gradient(centred * factor[None, :] + offset[None, :], dy, ACTIVATION)
 
 
 @triton.jit
@@ -59,27 +58,29 @@ def gradient_sums(
     STAGES: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
     """Return, per channel, the sums of dz and of dz times the normalised image."""
+    factor = rstd * gain
     rows = tl.arange(0, BLOCK_HW)
     plain = tl.zeros([BLOCK_HW, c.shape[0]], tl.float32)
     weighted = tl.zeros([BLOCK_HW, c.shape[0]], tl.float32)
     for row in tl.range(first, last, BLOCK_HW, num_stages=STAGES):
-        normal, dz = gradient_tile(
+        centred, dz = gradient_tile(
             DY, X, SKIP, start + row, rows, (row + rows < last)[:, None], c, end,
-            mean, rstd, gain, offset, c1, c2, SKIP_SCALE, ACTIVATION,
+            mean, factor, offset, c1, c2, SKIP_SCALE, ACTIVATION,
         )  # fmt: skip
         plain += dz
-        weighted += dz * normal
-    return tl.sum(plain, 0), tl.sum(weighted, 0)
+        weighted += dz * centred
+    return tl.sum(plain, 0), tl.sum(weighted, 0) * rstd
 
 
 @triton.jit
 def write_vectors(
     WEIGHT: tl.tensor, BIAS: tl.tensor, SCALE: tl.tensor, scale_b: tl.tensor,
     DWEIGHT: tl.tensor, DBIAS: tl.tensor, DSCALE: tl.tensor, DSHIFT: tl.tensor, b: tl.tensor,
-    c: tl.tensor, end: tl.tensor, channels: tl.tensor, plain: tl.tensor, weighted: tl.tensor,
+    c: tl.tensor, begin: tl.tensor, end: tl.tensor, channels: tl.tensor,
+    plain: tl.tensor, weighted: tl.tensor,
 ) -> None:  # fmt: skip
     """Write one image's gradients of weight, bias, scale and shift from its channels' sums."""
-    at, inside = b * channels + c, c < end
+    at, inside = b * channels + c, (c >= begin) & (c < end)
     if SCALE is not None:
         weight = tl.load(WEIGHT + c, mask=inside, other=0.0).to(tl.float32)
         bias = tl.load(BIAS + c, mask=inside, other=0.0).to(tl.float32)
@@ -95,32 +96,28 @@ def write_vectors(
 @triton.jit
 def write_gradient(
     DY: tl.tensor, X: tl.tensor, SKIP: tl.tensor,
-    start: tl.tensor, first: tl.tensor, last: tl.tensor, c: tl.tensor, end: tl.tensor,
-    mean: tl.tensor, rstd: tl.tensor, gain: tl.tensor, offset: tl.tensor, plain: tl.tensor,
-    weighted: tl.tensor, c1: tl.tensor, c2: tl.tensor, DX: tl.tensor, DSKIP: tl.tensor,
-    SKIP_SCALE: tl.constexpr, ACTIVATION: tl.constexpr, BLOCK_HW: tl.constexpr,
+    start: tl.tensor, first: tl.tensor, last: tl.tensor,
+    c: tl.tensor, begin: tl.tensor, end: tl.tensor, mean: tl.tensor, rstd: tl.tensor,
+    gain: tl.tensor, offset: tl.tensor, plain: tl.tensor, weighted: tl.tensor,
+    c1: tl.tensor, c2: tl.tensor, DX: tl.tensor, DSKIP: tl.tensor,
+    SKIP_SCALE: tl.constexpr, ACTIVATION: tl.constexpr, WIDTH: tl.constexpr, BLOCK_HW: tl.constexpr,
     STAGES: tl.constexpr,
 ) -> None:  # fmt: skip
     """Write the gradient of the stacked images over a range of pixels, each part to its own."""
     rows = tl.arange(0, BLOCK_HW)
+    factor, plain, weighted = rstd * gain, rstd * plain, rstd * rstd * weighted
     for row in tl.range(first, last, BLOCK_HW, num_stages=STAGES):
         inside = (row + rows < last)[:, None]
-        normal, dz = gradient_tile(
+        centred, dz = gradient_tile(
             DY, X, SKIP, start + row, rows, inside, c, end,
-            mean, rstd, gain, offset, c1, c2, SKIP_SCALE, ACTIVATION,
+            mean, factor, offset, c1, c2, SKIP_SCALE, ACTIVATION,
         )  # fmt: skip
-        dx = rstd[None, :] * (gain[None, :] * dz - plain[None, :] - normal * weighted[None, :])
-        tl.store(
-            DX + (start + row) * c1 + (rows[:, None] * c1 + c[None, :]),
-            dx.to(DX.dtype.element_ty),
-            mask=inside & (c < tl.minimum(c1, end))[None, :],
-        )
+        dx = factor[None, :] * dz - plain[None, :] - centred * weighted[None, :]
+        at = (start + row) * c1 + (rows[:, None] * c1 + c[None, :])
+        store_tile(DX, at, dx, inside, c, begin, tl.minimum(c1, end), WIDTH)
         if SKIP is not None:
-            tl.store(
-                DSKIP + (start + row) * c2 + (rows[:, None] * c2 + (c - c1)[None, :]),
-                (dx * SKIP_SCALE).to(DSKIP.dtype.element_ty),
-                mask=inside & ((c >= c1) & (c < end))[None, :],
-            )
+            at = (start + row) * c2 + (rows[:, None] * c2 + (c - c1)[None, :])
+            store_tile(DSKIP, at, dx * SKIP_SCALE, inside, c, tl.maximum(c1, begin), end, WIDTH)
 
 
 @triton.jit
@@ -177,7 +174,7 @@ def group_norm_film_silu_backward_finalize(
         sum_plain, sum_weighted = tl.sum(plain, 0), tl.sum(weighted, 0)
         write_vectors(
             WEIGHT, BIAS, SCALE, scale_b, DWEIGHT, DBIAS, DSCALE, DSHIFT,
-            b, c, end, channels, sum_plain, sum_weighted,
+            b, c, 0, end, channels, sum_plain, sum_weighted,
         )  # fmt: skip
         gain, _ = affine(WEIGHT, BIAS, SCALE, SHIFT, scale_b, shift_b, b, c, end)
         total_plain += gain * sum_plain
@@ -210,8 +207,8 @@ def group_norm_film_silu_backward_apply(
     weighted = tl.load(TERMS + 2 * of + 1, mask=c < end, other=0.0)
     gain, offset = affine(WEIGHT, BIAS, SCALE, SHIFT, scale_b, shift_b, b, c, end)
     write_gradient(
-        DY, X, SKIP, b * hw, first, last, c, end, mean, rstd, gain, offset, plain, weighted,
-        c1, c2, DX, DSKIP, SKIP_SCALE, ACTIVATION, BLOCK_HW, STAGES,
+        DY, X, SKIP, b * hw, first, last, c, 0, end, mean, rstd, gain, offset, plain, weighted,
+        c1, c2, DX, DSKIP, SKIP_SCALE, ACTIVATION, BLOCK_C, BLOCK_HW, STAGES,
     )  # fmt: skip
 
 
@@ -226,10 +223,9 @@ def group_norm_film_silu_backward_one_pass(
     BLOCK_C: tl.constexpr, STAGES: tl.constexpr,
 ) -> None:  # fmt: skip
     """Do all of it for WIDTH channels, which are whole groups, of one image."""
-    c = tl.program_id(0) * WIDTH + tl.arange(0, BLOCK_C)
-    b = tl.program_id(1).to(tl.int64)
     channels = c1 + c2
-    end = tl.minimum((tl.program_id(0) + 1) * WIDTH, channels)
+    c, begin, end = owned(WIDTH, BLOCK_C, channels)
+    b = tl.program_id(1).to(tl.int64)
     of = b * (channels // group) + c // group
     mean = tl.load(MEAN + of, mask=c < end, other=0.0)
     rstd = tl.load(RSTD + of, mask=c < end, other=0.0)
@@ -240,13 +236,13 @@ def group_norm_film_silu_backward_one_pass(
     )  # fmt: skip
     write_vectors(
         WEIGHT, BIAS, SCALE, scale_b, DWEIGHT, DBIAS, DSCALE, DSHIFT,
-        b, c, end, channels, plain, weighted,
+        b, c, begin, end, channels, plain, weighted,
     )  # fmt: skip
-    plain = group_sum(gain * plain, group) / hw / group
-    weighted = group_sum(gain * weighted, group) / hw / group
+    plain = group_sum(gain * plain, c, group) / hw / group
+    weighted = group_sum(gain * weighted, c, group) / hw / group
     write_gradient(
-        DY, X, SKIP, b * hw, 0, hw, c, end, mean, rstd, gain, offset, plain, weighted,
-        c1, c2, DX, DSKIP, SKIP_SCALE, ACTIVATION, BLOCK_HW, STAGES,
+        DY, X, SKIP, b * hw, 0, hw, c, begin, end, mean, rstd, gain, offset, plain, weighted,
+        c1, c2, DX, DSKIP, SKIP_SCALE, ACTIVATION, WIDTH, BLOCK_HW, STAGES,
     )  # fmt: skip
 
 

@@ -32,16 +32,20 @@ def load_tile(
     c: tl.tensor, end: tl.tensor, c1: tl.tensor, c2: tl.tensor,
     SKIP_SCALE: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """Load the pixels `pixel + rows` of the stack in fp32; rows not `inside` are zero."""
+    """Load the pixels `pixel + rows` of the stack in fp32; rows not `inside` are zero.
+
+    The lanes behind `end` that share eight channels with the last one hold what is there.
+    """
+    stop = (end + 7) // 8 * 8  # a load is as wide as its mask is constant
     x = tl.load(
         X + pixel * c1 + (rows[:, None] * c1 + c[None, :]),
-        mask=inside & (c < tl.minimum(c1, end))[None, :],
+        mask=inside & (c < tl.minimum(c1, stop))[None, :],
         other=0.0,
     ).to(tl.float32)
     if SKIP is not None:
         skip = tl.load(
             SKIP + pixel * c2 + (rows[:, None] * c2 + (c - c1)[None, :]),
-            mask=inside & ((c >= c1) & (c < end))[None, :],
+            mask=inside & ((c >= c1) & (c < tl.minimum(c1 + c2, stop)))[None, :],
             other=0.0,
         )
         x += skip.to(tl.float32) * SKIP_SCALE
@@ -75,9 +79,35 @@ def activate(z: tl.tensor, ACTIVATION: tl.constexpr) -> tl.tensor:
 
 
 @triton.jit
-def group_sum(values: tl.tensor, group: tl.tensor) -> tl.tensor:
-    """Replace every channel's value by the sum over its group; the first starts at lane 0."""
-    of = tl.arange(0, values.shape[0]) // group
+def owned(WIDTH: tl.constexpr, BLOCK_C: tl.constexpr, channels: tl.tensor) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """Return the lanes' channels and the range of those that this program writes: whole groups.
+
+    Lanes start at a multiple of eight channels, so that every group's are read 16 bytes at a time.
+    """
+    begin = tl.program_id(0) * WIDTH
+    return begin // 8 * 8 + tl.arange(0, BLOCK_C), begin, tl.minimum(begin + WIDTH, channels)
+
+
+@triton.jit
+def store_tile(
+    TO: tl.tensor, at: tl.tensor, values: tl.tensor, inside: tl.tensor,
+    c: tl.tensor, begin: tl.tensor, end: tl.tensor, WIDTH: tl.constexpr,
+) -> None:  # fmt: skip
+    """Store the channels `begin` to `end` of the rows that are `inside`."""
+    values = values.to(TO.dtype.element_ty)
+    own = (c >= begin) & (c < end)
+    if WIDTH % 8 != 0:  # all but the borders are stored 16 bytes at a time
+        eight = c // 8 * 8
+        whole = (eight >= begin) & (eight + 8 <= end)
+        tl.store(TO + at, values, mask=inside & whole[None, :])
+        own = own & ~whole
+    tl.store(TO + at, values, mask=inside & own[None, :])
+
+
+@triton.jit
+def group_sum(values: tl.tensor, c: tl.tensor, group: tl.tensor) -> tl.tensor:
+    """Replace every channel's value by the sum over the lanes of its group."""
+    of = c // group
     return tl.sum(tl.where(of[:, None] == of[None, :], values[None, :], 0.0), 1)
 
 
@@ -111,9 +141,9 @@ def channel_statistics(
 @triton.jit
 def write_activated(
     X: tl.tensor, SKIP: tl.tensor, start: tl.tensor, first: tl.tensor, last: tl.tensor,
-    c: tl.tensor, end: tl.tensor, mean: tl.tensor, factor: tl.tensor, offset: tl.tensor,
-    c1: tl.tensor, c2: tl.tensor, Y: tl.tensor,
-    SKIP_SCALE: tl.constexpr, ACTIVATION: tl.constexpr, BLOCK_HW: tl.constexpr,
+    c: tl.tensor, begin: tl.tensor, end: tl.tensor, mean: tl.tensor, factor: tl.tensor,
+    offset: tl.tensor, c1: tl.tensor, c2: tl.tensor, Y: tl.tensor,
+    SKIP_SCALE: tl.constexpr, ACTIVATION: tl.constexpr, WIDTH: tl.constexpr, BLOCK_HW: tl.constexpr,
     STAGES: tl.constexpr,
 ) -> None:  # fmt: skip
     """Write activation((x - mean) * factor + offset) over a range of pixels."""
@@ -123,11 +153,8 @@ def write_activated(
         x = load_tile(X, SKIP, start + row, rows, inside, c, end, c1, c2, SKIP_SCALE)
         # Centred first: `x * factor + offset` with the mean folded in loses digits far from zero.
         y = activate((x - mean[None, :]) * factor[None, :] + offset[None, :], ACTIVATION)
-        tl.store(
-            Y + (start + row) * (c1 + c2) + (rows[:, None] * (c1 + c2) + c[None, :]),
-            y.to(Y.dtype.element_ty),
-            mask=inside & (c < end)[None, :],
-        )
+        at = (start + row) * (c1 + c2) + (rows[:, None] * (c1 + c2) + c[None, :])
+        store_tile(Y, at, y, inside, c, begin, end, WIDTH)
 
 
 @triton.jit
@@ -205,8 +232,8 @@ def group_norm_film_silu_apply(
     rstd = tl.load(RSTD + of, mask=c < end, other=0.0)
     gain, offset = affine(WEIGHT, BIAS, SCALE, SHIFT, scale_b, shift_b, b, c, end)
     write_activated(
-        X, SKIP, b * hw, first, last, c, end, mean, rstd * gain, offset, c1, c2, Y,
-        SKIP_SCALE, ACTIVATION, BLOCK_HW, STAGES,
+        X, SKIP, b * hw, first, last, c, 0, end, mean, rstd * gain, offset, c1, c2, Y,
+        SKIP_SCALE, ACTIVATION, BLOCK_C, BLOCK_HW, STAGES,
     )  # fmt: skip
 
 
@@ -219,26 +246,25 @@ def group_norm_film_silu_one_pass(
     BLOCK_HW: tl.constexpr, BLOCK_C: tl.constexpr, STAGES: tl.constexpr,
 ) -> None:  # fmt: skip
     """Do all of it for WIDTH channels, which are whole groups, of one image."""
-    lanes = tl.arange(0, BLOCK_C)
-    c = tl.program_id(0) * WIDTH + lanes
+    c, begin, end = owned(WIDTH, BLOCK_C, c1 + c2)
     b = tl.program_id(1).to(tl.int64)
-    end = tl.minimum((tl.program_id(0) + 1) * WIDTH, c1 + c2)
     pivot, shift, square = channel_statistics(
         X, SKIP, b * hw, 0, hw, c, end, c1, c2, SKIP_SCALE, BLOCK_HW, STAGES
     )
-    mean = group_sum(pivot + shift, group) / group
+    mean = group_sum(pivot + shift, c, group) / group
     # Far from zero the sum of means was rounded coarsely, that of their differences is not.
-    mean += group_sum((pivot - mean) + shift, group) / group
+    mean += group_sum((pivot - mean) + shift, c, group) / group
     deviation = (pivot - mean) + shift
-    variance = group_sum(square / hw + deviation * deviation, group) / group
+    variance = group_sum(square / hw + deviation * deviation, c, group) / group
     rstd = tl.rsqrt(variance + EPS)
     of = b * ((c1 + c2) // group) + c // group
-    tl.store(MEAN + of, mean, mask=(c % group == 0) & (c < end))
-    tl.store(RSTD + of, rstd, mask=(c % group == 0) & (c < end))
+    first = (c % group == 0) & (c >= begin) & (c < end)
+    tl.store(MEAN + of, mean, mask=first)
+    tl.store(RSTD + of, rstd, mask=first)
     gain, offset = affine(WEIGHT, BIAS, SCALE, SHIFT, scale_b, shift_b, b, c, end)
     write_activated(
-        X, SKIP, b * hw, 0, hw, c, end, mean, rstd * gain, offset, c1, c2, Y,
-        SKIP_SCALE, ACTIVATION, BLOCK_HW, STAGES,
+        X, SKIP, b * hw, 0, hw, c, begin, end, mean, rstd * gain, offset, c1, c2, Y,
+        SKIP_SCALE, ACTIVATION, WIDTH, BLOCK_HW, STAGES,
     )  # fmt: skip
 
 
