@@ -16,7 +16,14 @@ import triton
 from torch import Tensor
 from triton import language as tl
 
-from cascade_kernels.group_norm_film_silu.forward import affine, group_sum, load_tile, owned, store_tile
+from cascade_kernels.group_norm_film_silu.forward import (
+    affine,
+    group_sum,
+    load_tile,
+    moments,
+    owned,
+    store_tile,
+)
 from cascade_kernels.group_norm_film_silu.inputs import Inputs
 from cascade_kernels.group_norm_film_silu.plan import Plan, channels_last, laid_out, options
 
@@ -37,13 +44,13 @@ def activation_gradient(z: tl.tensor, dy: tl.tensor, ACTIVATION: tl.constexpr) -
 @triton.jit
 def gradient_tile(
     DY: tl.tensor, X: tl.tensor, SKIP: tl.tensor,
-    pixel: tl.tensor, rows: tl.tensor, inside: tl.tensor, c: tl.tensor, end: tl.tensor,
+    pixel: tl.tensor, rows: tl.tensor, inside: tl.tensor, c: tl.tensor, stop: tl.tensor,
     mean: tl.tensor, factor: tl.tensor, offset: tl.tensor, c1: tl.tensor, c2: tl.tensor,
     SKIP_SCALE: tl.constexpr, ACTIVATION: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
     """Return the centred tile and the gradient of its pre-activation, zero outside."""
-    x = load_tile(X, SKIP, pixel, rows, inside, c, end, c1, c2, SKIP_SCALE)
-    dy = load_tile(DY, None, pixel, rows, inside, c, end, c1 + c2, 0, 1.0)
+    x = load_tile(X, SKIP, pixel, rows, inside, c, stop, c1, c2, SKIP_SCALE)
+    dy = load_tile(DY, None, pixel, rows, inside, c, stop, c1 + c2, 0, 1.0)
     centred = x - mean[None, :]
     return centred, activation_gradient(centred * factor[None, :] + offset[None, :], dy, ACTIVATION)
 
@@ -51,43 +58,41 @@ def gradient_tile(
 @triton.jit
 def gradient_sums(
     DY: tl.tensor, X: tl.tensor, SKIP: tl.tensor,
-    start: tl.tensor, first: tl.tensor, last: tl.tensor, c: tl.tensor, end: tl.tensor,
-    mean: tl.tensor, rstd: tl.tensor, gain: tl.tensor, offset: tl.tensor,
-    c1: tl.tensor, c2: tl.tensor,
+    start: tl.tensor, first: tl.tensor, last: tl.tensor, c: tl.tensor, stop: tl.tensor,
+    mean: tl.tensor, factor: tl.tensor, offset: tl.tensor, c1: tl.tensor, c2: tl.tensor,
     SKIP_SCALE: tl.constexpr, ACTIVATION: tl.constexpr, BLOCK_HW: tl.constexpr,
     STAGES: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
-    """Return, per channel, the sums of dz and of dz times the normalised image."""
-    factor = rstd * gain
+    """Return, per channel, the sums of dz and of dz times the centred image."""
     rows = tl.arange(0, BLOCK_HW)
     plain = tl.zeros([BLOCK_HW, c.shape[0]], tl.float32)
     weighted = tl.zeros([BLOCK_HW, c.shape[0]], tl.float32)
     for row in tl.range(first, last, BLOCK_HW, num_stages=STAGES):
         centred, dz = gradient_tile(
-            DY, X, SKIP, start + row, rows, (row + rows < last)[:, None], c, end,
+            DY, X, SKIP, start + row, rows, (row + rows < last)[:, None], c, stop,
             mean, factor, offset, c1, c2, SKIP_SCALE, ACTIVATION,
         )  # fmt: skip
         plain += dz
         weighted += dz * centred
-    return tl.sum(plain, 0), tl.sum(weighted, 0) * rstd
+    return tl.sum(plain, 0), tl.sum(weighted, 0)
 
 
 @triton.jit
 def write_vectors(
     WEIGHT: tl.tensor, BIAS: tl.tensor, SCALE: tl.tensor, scale_b: tl.tensor,
     DWEIGHT: tl.tensor, DBIAS: tl.tensor, DSCALE: tl.tensor, DSHIFT: tl.tensor, b: tl.tensor,
-    c: tl.tensor, begin: tl.tensor, end: tl.tensor, channels: tl.tensor,
+    c: tl.tensor, begin: tl.tensor, end: tl.tensor, stop: tl.tensor, channels: tl.tensor,
     plain: tl.tensor, weighted: tl.tensor,
 ) -> None:  # fmt: skip
     """Write one image's gradients of weight, bias, scale and shift from its channels' sums."""
-    at, inside = b * channels + c, (c >= begin) & (c < end)
+    at, inside, read = b * channels + c, (c >= begin) & (c < end), c < stop
     if SCALE is not None:
-        weight = tl.load(WEIGHT + c, mask=inside, other=0.0).to(tl.float32)
-        bias = tl.load(BIAS + c, mask=inside, other=0.0).to(tl.float32)
+        weight = tl.load(WEIGHT + c, mask=read, other=0.0).to(tl.float32)
+        bias = tl.load(BIAS + c, mask=read, other=0.0).to(tl.float32)
         dscale = weight * weighted + bias * plain
         tl.store(DSCALE + at, dscale.to(DSCALE.dtype.element_ty), mask=inside)
         tl.store(DSHIFT + at, plain.to(DSHIFT.dtype.element_ty), mask=inside)
-        factor = 1.0 + tl.load(SCALE + b * scale_b + c, mask=inside, other=0.0).to(tl.float32)
+        factor = 1.0 + tl.load(SCALE + b * scale_b + c, mask=read, other=0.0).to(tl.float32)
         plain, weighted = factor * plain, factor * weighted
     tl.store(DWEIGHT + at, weighted, mask=inside)
     tl.store(DBIAS + at, plain, mask=inside)
@@ -97,8 +102,8 @@ def write_vectors(
 def write_gradient(
     DY: tl.tensor, X: tl.tensor, SKIP: tl.tensor,
     start: tl.tensor, first: tl.tensor, last: tl.tensor,
-    c: tl.tensor, begin: tl.tensor, end: tl.tensor, mean: tl.tensor, rstd: tl.tensor,
-    gain: tl.tensor, offset: tl.tensor, plain: tl.tensor, weighted: tl.tensor,
+    c: tl.tensor, begin: tl.tensor, end: tl.tensor, stop: tl.tensor,
+    mean: tl.tensor, rstd: tl.tensor, gain: tl.tensor, offset: tl.tensor, plain: tl.tensor, weighted: tl.tensor,
     c1: tl.tensor, c2: tl.tensor, DX: tl.tensor, DSKIP: tl.tensor,
     SKIP_SCALE: tl.constexpr, ACTIVATION: tl.constexpr, WIDTH: tl.constexpr, BLOCK_HW: tl.constexpr,
     STAGES: tl.constexpr,
@@ -109,7 +114,7 @@ def write_gradient(
     for row in tl.range(first, last, BLOCK_HW, num_stages=STAGES):
         inside = (row + rows < last)[:, None]
         centred, dz = gradient_tile(
-            DY, X, SKIP, start + row, rows, inside, c, end,
+            DY, X, SKIP, start + row, rows, inside, c, stop,
             mean, factor, offset, c1, c2, SKIP_SCALE, ACTIVATION,
         )  # fmt: skip
         dx = factor[None, :] * dz - plain[None, :] - centred * weighted[None, :]
@@ -135,17 +140,15 @@ def group_norm_film_silu_backward_reduce(
     first = tl.program_id(1) * slice_rows
     last = tl.minimum(first + slice_rows, hw)
     end = c1 + c2
-    of = b * (end // group) + c // group
-    mean = tl.load(MEAN + of, mask=c < end, other=0.0)
-    rstd = tl.load(RSTD + of, mask=c < end, other=0.0)
+    mean, rstd = moments(MEAN, RSTD, b, c, end, end, group)
     gain, offset = affine(WEIGHT, BIAS, SCALE, SHIFT, scale_b, shift_b, b, c, end)
     plain, weighted = gradient_sums(
-        DY, X, SKIP, b * hw, first, last, c, end, mean, rstd, gain, offset, c1, c2,
+        DY, X, SKIP, b * hw, first, last, c, end, mean, rstd * gain, offset, c1, c2,
         SKIP_SCALE, ACTIVATION, BLOCK_HW, STAGES,
     )  # fmt: skip
     at = PARTIAL + (b * tl.num_programs(1) + tl.program_id(1)) * 2 * end + c
     tl.store(at, plain, mask=c < end)
-    tl.store(at + end, weighted, mask=c < end)
+    tl.store(at + end, rstd * weighted, mask=c < end)
 
 
 @triton.jit
@@ -174,7 +177,7 @@ def group_norm_film_silu_backward_finalize(
         sum_plain, sum_weighted = tl.sum(plain, 0), tl.sum(weighted, 0)
         write_vectors(
             WEIGHT, BIAS, SCALE, scale_b, DWEIGHT, DBIAS, DSCALE, DSHIFT,
-            b, c, 0, end, channels, sum_plain, sum_weighted,
+            b, c, 0, end, end, channels, sum_plain, sum_weighted,
         )  # fmt: skip
         gain, _ = affine(WEIGHT, BIAS, SCALE, SHIFT, scale_b, shift_b, b, c, end)
         total_plain += gain * sum_plain
@@ -200,14 +203,13 @@ def group_norm_film_silu_backward_apply(
     first = tl.program_id(1) * slice_rows
     last = tl.minimum(first + slice_rows, hw)
     end = c1 + c2
+    mean, rstd = moments(MEAN, RSTD, b, c, end, end, group)
     of = b * (end // group) + c // group
-    mean = tl.load(MEAN + of, mask=c < end, other=0.0)
-    rstd = tl.load(RSTD + of, mask=c < end, other=0.0)
     plain = tl.load(TERMS + 2 * of, mask=c < end, other=0.0)
     weighted = tl.load(TERMS + 2 * of + 1, mask=c < end, other=0.0)
     gain, offset = affine(WEIGHT, BIAS, SCALE, SHIFT, scale_b, shift_b, b, c, end)
     write_gradient(
-        DY, X, SKIP, b * hw, first, last, c, 0, end, mean, rstd, gain, offset, plain, weighted,
+        DY, X, SKIP, b * hw, first, last, c, 0, end, end, mean, rstd, gain, offset, plain, weighted,
         c1, c2, DX, DSKIP, SKIP_SCALE, ACTIVATION, BLOCK_C, BLOCK_HW, STAGES,
     )  # fmt: skip
 
@@ -224,24 +226,25 @@ def group_norm_film_silu_backward_one_pass(
 ) -> None:  # fmt: skip
     """Do all of it for WIDTH channels, which are whole groups, of one image."""
     channels = c1 + c2
-    c, begin, end = owned(WIDTH, BLOCK_C, channels)
+    c, begin, end, stop = owned(channels, WIDTH, BLOCK_C)
     b = tl.program_id(1).to(tl.int64)
-    of = b * (channels // group) + c // group
-    mean = tl.load(MEAN + of, mask=c < end, other=0.0)
-    rstd = tl.load(RSTD + of, mask=c < end, other=0.0)
-    gain, offset = affine(WEIGHT, BIAS, SCALE, SHIFT, scale_b, shift_b, b, c, end)
+    mean, rstd = moments(MEAN, RSTD, b, c, stop, channels, group)
+    gain, offset = affine(WEIGHT, BIAS, SCALE, SHIFT, scale_b, shift_b, b, c, stop)
     plain, weighted = gradient_sums(
-        DY, X, SKIP, b * hw, 0, hw, c, end, mean, rstd, gain, offset, c1, c2,
+        DY, X, SKIP, b * hw, 0, hw, c, stop, mean, rstd * gain, offset, c1, c2,
         SKIP_SCALE, ACTIVATION, BLOCK_HW, STAGES,
     )  # fmt: skip
+    tl.debug_barrier()
+    weighted *= rstd
     write_vectors(
         WEIGHT, BIAS, SCALE, scale_b, DWEIGHT, DBIAS, DSCALE, DSHIFT,
-        b, c, begin, end, channels, plain, weighted,
+        b, c, begin, end, stop, channels, plain, weighted,
     )  # fmt: skip
-    plain = group_sum(gain * plain, c, group) / hw / group
-    weighted = group_sum(gain * weighted, c, group) / hw / group
+    gain, offset = affine(WEIGHT, BIAS, SCALE, SHIFT, scale_b, shift_b, b, c, stop)
+    plain = group_sum(gain * plain, begin, group) / hw / group
+    weighted = group_sum(gain * weighted, begin, group) / hw / group
     write_gradient(
-        DY, X, SKIP, b * hw, 0, hw, c, begin, end, mean, rstd, gain, offset, plain, weighted,
+        DY, X, SKIP, b * hw, 0, hw, c, begin, end, stop, mean, rstd, gain, offset, plain, weighted,
         c1, c2, DX, DSKIP, SKIP_SCALE, ACTIVATION, WIDTH, BLOCK_HW, STAGES,
     )  # fmt: skip
 

@@ -29,14 +29,10 @@ from cascade_kernels.group_norm_film_silu.plan import Plan, laid_out, options
 @triton.jit
 def load_tile(
     X: tl.tensor, SKIP: tl.tensor, pixel: tl.tensor, rows: tl.tensor, inside: tl.tensor,
-    c: tl.tensor, end: tl.tensor, c1: tl.tensor, c2: tl.tensor,
+    c: tl.tensor, stop: tl.tensor, c1: tl.tensor, c2: tl.tensor,
     SKIP_SCALE: tl.constexpr,
 ) -> tl.tensor:  # fmt: skip
-    """Load the pixels `pixel + rows` of the stack in fp32; rows not `inside` are zero.
-
-    The lanes behind `end` that share eight channels with the last one hold what is there.
-    """
-    stop = (end + 7) // 8 * 8  # a load is as wide as its mask is constant
+    """Load the pixels `pixel + rows` of the stack in fp32; rows not `inside` are zero."""
     x = tl.load(
         X + pixel * c1 + (rows[:, None] * c1 + c[None, :]),
         mask=inside & (c < tl.minimum(c1, stop))[None, :],
@@ -45,7 +41,7 @@ def load_tile(
     if SKIP is not None:
         skip = tl.load(
             SKIP + pixel * c2 + (rows[:, None] * c2 + (c - c1)[None, :]),
-            mask=inside & ((c >= c1) & (c < tl.minimum(c1 + c2, stop)))[None, :],
+            mask=inside & ((c >= c1) & (c < stop))[None, :],
             other=0.0,
         )
         x += skip.to(tl.float32) * SKIP_SCALE
@@ -53,12 +49,23 @@ def load_tile(
 
 
 @triton.jit
+def moments(
+    MEAN: tl.tensor, RSTD: tl.tensor, b: tl.tensor, c: tl.tensor, stop: tl.tensor,
+    channels: tl.tensor, group: tl.tensor,
+) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
+    """Return the mean and the reciprocal deviation of every channel's group."""
+    of = b * (channels // group) + c // group
+    mean = tl.load(MEAN + of, mask=c < stop, other=0.0)
+    return mean, tl.load(RSTD + of, mask=c < stop, other=0.0)
+
+
+@triton.jit
 def affine(
     WEIGHT: tl.tensor, BIAS: tl.tensor, SCALE: tl.tensor, SHIFT: tl.tensor,
-    scale_b: tl.tensor, shift_b: tl.tensor, b: tl.tensor, c: tl.tensor, end: tl.tensor,
+    scale_b: tl.tensor, shift_b: tl.tensor, b: tl.tensor, c: tl.tensor, stop: tl.tensor,
 ) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
     """Return gain and offset of the normalised channels: the norm's affine map, then FiLM's."""
-    inside = c < end
+    inside = c < stop
     gain = tl.load(WEIGHT + c, mask=inside, other=0.0).to(tl.float32)
     offset = tl.load(BIAS + c, mask=inside, other=0.0).to(tl.float32)
     if SCALE is not None:
@@ -79,13 +86,18 @@ def activate(z: tl.tensor, ACTIVATION: tl.constexpr) -> tl.tensor:
 
 
 @triton.jit
-def owned(WIDTH: tl.constexpr, BLOCK_C: tl.constexpr, channels: tl.tensor) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
-    """Return the lanes' channels and the range of those that this program writes: whole groups.
+def owned(
+    channels: tl.tensor, WIDTH: tl.constexpr, BLOCK_C: tl.constexpr
+) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
+    """Return `c begin end stop` of a program that owns WIDTH channels.
 
-    Lanes start at a multiple of eight channels, so that every group's are read 16 bytes at a time.
+    A load is as wide as its addresses are aligned and its mask is constant: with `c` starting and
+    `stop` at a multiple of eight channels, 16 bytes are read at a time whatever the group.
     """
     begin = tl.program_id(0) * WIDTH
-    return begin // 8 * 8 + tl.arange(0, BLOCK_C), begin, tl.minimum(begin + WIDTH, channels)
+    end = tl.minimum(begin + WIDTH, channels)
+    c = begin // 8 * 8 + tl.arange(0, BLOCK_C)
+    return c, begin, end, tl.minimum((end + 7) // 8 * 8, channels)
 
 
 @triton.jit
@@ -105,16 +117,17 @@ def store_tile(
 
 
 @triton.jit
-def group_sum(values: tl.tensor, c: tl.tensor, group: tl.tensor) -> tl.tensor:
-    """Replace every channel's value by the sum over the lanes of its group."""
-    of = c // group
+def group_sum(values: tl.tensor, begin: tl.tensor, group: tl.tensor) -> tl.tensor:
+    """Replace the value of every channel from `begin` on by the sum over its group."""
+    # Not `c // group`: registers would hold it from where the statistics were loaded.
+    of = (tl.arange(0, values.shape[0]) + (group - begin % 8)) // group
     return tl.sum(tl.where(of[:, None] == of[None, :], values[None, :], 0.0), 1)
 
 
 @triton.jit
 def channel_statistics(
     X: tl.tensor, SKIP: tl.tensor, start: tl.tensor, first: tl.tensor, last: tl.tensor,
-    c: tl.tensor, end: tl.tensor, c1: tl.tensor, c2: tl.tensor,
+    c: tl.tensor, stop: tl.tensor, c1: tl.tensor, c2: tl.tensor,
     SKIP_SCALE: tl.constexpr, BLOCK_HW: tl.constexpr, STAGES: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
     """Return pivot, shift and the sum of squared deviations of every channel over some pixels.
@@ -123,13 +136,13 @@ def channel_statistics(
     """
     one = tl.arange(0, 1)
     # Shifted by the range's first pixel, sums of squares keep their digits far from zero.
-    pivot = load_tile(X, SKIP, start + first, one, (one < 1)[:, None], c, end, c1, c2, SKIP_SCALE)
+    pivot = load_tile(X, SKIP, start + first, one, (one < 1)[:, None], c, stop, c1, c2, SKIP_SCALE)
     rows = tl.arange(0, BLOCK_HW)
     total = tl.zeros([BLOCK_HW, c.shape[0]], tl.float32)
     square = tl.zeros([BLOCK_HW, c.shape[0]], tl.float32)
     for row in tl.range(first, last, BLOCK_HW, num_stages=STAGES):
         inside = (row + rows < last)[:, None]
-        x = load_tile(X, SKIP, start + row, rows, inside, c, end, c1, c2, SKIP_SCALE)
+        x = load_tile(X, SKIP, start + row, rows, inside, c, stop, c1, c2, SKIP_SCALE)
         deviation = tl.where(inside, x - pivot, 0.0)
         total += deviation
         square += deviation * deviation
@@ -141,8 +154,8 @@ def channel_statistics(
 @triton.jit
 def write_activated(
     X: tl.tensor, SKIP: tl.tensor, start: tl.tensor, first: tl.tensor, last: tl.tensor,
-    c: tl.tensor, begin: tl.tensor, end: tl.tensor, mean: tl.tensor, factor: tl.tensor,
-    offset: tl.tensor, c1: tl.tensor, c2: tl.tensor, Y: tl.tensor,
+    c: tl.tensor, begin: tl.tensor, end: tl.tensor, stop: tl.tensor,
+    mean: tl.tensor, factor: tl.tensor, offset: tl.tensor, c1: tl.tensor, c2: tl.tensor, Y: tl.tensor,
     SKIP_SCALE: tl.constexpr, ACTIVATION: tl.constexpr, WIDTH: tl.constexpr, BLOCK_HW: tl.constexpr,
     STAGES: tl.constexpr,
 ) -> None:  # fmt: skip
@@ -150,7 +163,7 @@ def write_activated(
     rows = tl.arange(0, BLOCK_HW)
     for row in tl.range(first, last, BLOCK_HW, num_stages=STAGES):
         inside = (row + rows < last)[:, None]
-        x = load_tile(X, SKIP, start + row, rows, inside, c, end, c1, c2, SKIP_SCALE)
+        x = load_tile(X, SKIP, start + row, rows, inside, c, stop, c1, c2, SKIP_SCALE)
         # Centred first: `x * factor + offset` with the mean folded in loses digits far from zero.
         y = activate((x - mean[None, :]) * factor[None, :] + offset[None, :], ACTIVATION)
         at = (start + row) * (c1 + c2) + (rows[:, None] * (c1 + c2) + c[None, :])
@@ -227,12 +240,10 @@ def group_norm_film_silu_apply(
     first = tl.program_id(1) * slice_rows
     last = tl.minimum(first + slice_rows, hw)
     end = c1 + c2
-    of = b * (end // group) + c // group
-    mean = tl.load(MEAN + of, mask=c < end, other=0.0)
-    rstd = tl.load(RSTD + of, mask=c < end, other=0.0)
+    mean, rstd = moments(MEAN, RSTD, b, c, end, end, group)
     gain, offset = affine(WEIGHT, BIAS, SCALE, SHIFT, scale_b, shift_b, b, c, end)
     write_activated(
-        X, SKIP, b * hw, first, last, c, 0, end, mean, rstd * gain, offset, c1, c2, Y,
+        X, SKIP, b * hw, first, last, c, 0, end, end, mean, rstd * gain, offset, c1, c2, Y,
         SKIP_SCALE, ACTIVATION, BLOCK_C, BLOCK_HW, STAGES,
     )  # fmt: skip
 
@@ -246,24 +257,24 @@ def group_norm_film_silu_one_pass(
     BLOCK_HW: tl.constexpr, BLOCK_C: tl.constexpr, STAGES: tl.constexpr,
 ) -> None:  # fmt: skip
     """Do all of it for WIDTH channels, which are whole groups, of one image."""
-    c, begin, end = owned(WIDTH, BLOCK_C, c1 + c2)
+    c, begin, end, stop = owned(c1 + c2, WIDTH, BLOCK_C)
     b = tl.program_id(1).to(tl.int64)
     pivot, shift, square = channel_statistics(
-        X, SKIP, b * hw, 0, hw, c, end, c1, c2, SKIP_SCALE, BLOCK_HW, STAGES
+        X, SKIP, b * hw, 0, hw, c, stop, c1, c2, SKIP_SCALE, BLOCK_HW, STAGES
     )
-    mean = group_sum(pivot + shift, c, group) / group
+    mean = group_sum(pivot + shift, begin, group) / group
     # Far from zero the sum of means was rounded coarsely, that of their differences is not.
-    mean += group_sum((pivot - mean) + shift, c, group) / group
+    mean += group_sum((pivot - mean) + shift, begin, group) / group
     deviation = (pivot - mean) + shift
-    variance = group_sum(square / hw + deviation * deviation, c, group) / group
+    variance = group_sum(square / hw + deviation * deviation, begin, group) / group
     rstd = tl.rsqrt(variance + EPS)
     of = b * ((c1 + c2) // group) + c // group
     first = (c % group == 0) & (c >= begin) & (c < end)
     tl.store(MEAN + of, mean, mask=first)
     tl.store(RSTD + of, rstd, mask=first)
-    gain, offset = affine(WEIGHT, BIAS, SCALE, SHIFT, scale_b, shift_b, b, c, end)
+    gain, offset = affine(WEIGHT, BIAS, SCALE, SHIFT, scale_b, shift_b, b, c, stop)
     write_activated(
-        X, SKIP, b * hw, 0, hw, c, begin, end, mean, rstd * gain, offset, c1, c2, Y,
+        X, SKIP, b * hw, 0, hw, c, begin, end, stop, mean, rstd * gain, offset, c1, c2, Y,
         SKIP_SCALE, ACTIVATION, WIDTH, BLOCK_HW, STAGES,
     )  # fmt: skip
 
