@@ -5,10 +5,7 @@ follows from them, the gradients of the vectors and two numbers per group; the g
 image. With h the normalised image, s a group's 1 / sqrt(var + eps) and g the gain, N values in a
 group: dx = s (g dz - sum(g dz) / N - h sum(g dz h) / N). A small image takes one launch.
 
-Shapes: as in the forward pass, and `DY DX DSKIP` gradients of the images; `PARTIAL` B slices 2 C;
-`TERMS` B G 2, the two sums over N; `DWEIGHT DBIAS` B C in fp32, summed over the batch afterwards;
-`DSCALE DSHIFT` B C. In a tile: z the pre-activation; `mean rstd gain offset` its channels' numbers;
-`plain` and `weighted` sums of dz and of dz times the normalised image.
+Shapes: as in `tiles`; `PARTIAL` B slices 2 C; `TERMS` B G 2, the two sums over N.
 """
 
 import torch
@@ -16,43 +13,17 @@ import triton
 from torch import Tensor
 from triton import language as tl
 
-from cascade_kernels.group_norm_film_silu.forward import (
-    affine,
-    group_sum,
-    load_tile,
-    moments,
-    owned,
-    store_tile,
-)
 from cascade_kernels.group_norm_film_silu.inputs import Inputs
 from cascade_kernels.group_norm_film_silu.plan import Plan, channels_last, laid_out, options
-
-
-@triton.jit
-def activation_gradient(z: tl.tensor, dy: tl.tensor, ACTIVATION: tl.constexpr) -> tl.tensor:
-    """Return the gradient of a pre-activation, given that of its activation."""
-    if ACTIVATION == "silu":
-        gate = tl.sigmoid(z)
-        dy = dy * (gate * (1.0 + z * (1.0 - gate)))
-    elif ACTIVATION == "gelu":
-        # Phi(z) + z phi(z), the normal distribution and its density.
-        density = 0.3989422804014327 * tl.exp(-0.5 * z * z)
-        dy = dy * (0.5 * (1.0 + tl.erf(z * 0.7071067811865476)) + z * density)
-    return dy
-
-
-@triton.jit
-def gradient_tile(
-    DY: tl.tensor, X: tl.tensor, SKIP: tl.tensor,
-    pixel: tl.tensor, rows: tl.tensor, inside: tl.tensor, c: tl.tensor, stop: tl.tensor,
-    mean: tl.tensor, factor: tl.tensor, offset: tl.tensor, c1: tl.tensor, c2: tl.tensor,
-    SKIP_SCALE: tl.constexpr, ACTIVATION: tl.constexpr,
-) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
-    """Return the centred tile and the gradient of its pre-activation, zero outside."""
-    x = load_tile(X, SKIP, pixel, rows, inside, c, stop, c1, c2, SKIP_SCALE)
-    dy = load_tile(DY, None, pixel, rows, inside, c, stop, c1 + c2, 0, 1.0)
-    centred = x - mean[None, :]
-    return centred, activation_gradient(centred * factor[None, :] + offset[None, :], dy, ACTIVATION)
+from cascade_kernels.group_norm_film_silu.tiles import (
+    affine,
+    gradient_tile,
+    group_sum,
+    moments,
+    owned,
+    store_gradient,
+    write_vectors,
+)
 
 
 @triton.jit
@@ -78,32 +49,12 @@ def gradient_sums(
 
 
 @triton.jit
-def write_vectors(
-    WEIGHT: tl.tensor, BIAS: tl.tensor, SCALE: tl.tensor, scale_b: tl.tensor,
-    DWEIGHT: tl.tensor, DBIAS: tl.tensor, DSCALE: tl.tensor, DSHIFT: tl.tensor, b: tl.tensor,
-    c: tl.tensor, begin: tl.tensor, end: tl.tensor, stop: tl.tensor, channels: tl.tensor,
-    plain: tl.tensor, weighted: tl.tensor,
-) -> None:  # fmt: skip
-    """Write one image's gradients of weight, bias, scale and shift from its channels' sums."""
-    at, inside, read = b * channels + c, (c >= begin) & (c < end), c < stop
-    if SCALE is not None:
-        weight = tl.load(WEIGHT + c, mask=read, other=0.0).to(tl.float32)
-        bias = tl.load(BIAS + c, mask=read, other=0.0).to(tl.float32)
-        dscale = weight * weighted + bias * plain
-        tl.store(DSCALE + at, dscale.to(DSCALE.dtype.element_ty), mask=inside)
-        tl.store(DSHIFT + at, plain.to(DSHIFT.dtype.element_ty), mask=inside)
-        factor = 1.0 + tl.load(SCALE + b * scale_b + c, mask=read, other=0.0).to(tl.float32)
-        plain, weighted = factor * plain, factor * weighted
-    tl.store(DWEIGHT + at, weighted, mask=inside)
-    tl.store(DBIAS + at, plain, mask=inside)
-
-
-@triton.jit
 def write_gradient(
     DY: tl.tensor, X: tl.tensor, SKIP: tl.tensor,
     start: tl.tensor, first: tl.tensor, last: tl.tensor,
     c: tl.tensor, begin: tl.tensor, end: tl.tensor, stop: tl.tensor,
-    mean: tl.tensor, rstd: tl.tensor, gain: tl.tensor, offset: tl.tensor, plain: tl.tensor, weighted: tl.tensor,
+    mean: tl.tensor, rstd: tl.tensor, gain: tl.tensor, offset: tl.tensor,
+    plain: tl.tensor, weighted: tl.tensor,
     c1: tl.tensor, c2: tl.tensor, DX: tl.tensor, DSKIP: tl.tensor,
     SKIP_SCALE: tl.constexpr, ACTIVATION: tl.constexpr, WIDTH: tl.constexpr, BLOCK_HW: tl.constexpr,
     STAGES: tl.constexpr,
@@ -117,12 +68,10 @@ def write_gradient(
             DY, X, SKIP, start + row, rows, inside, c, stop,
             mean, factor, offset, c1, c2, SKIP_SCALE, ACTIVATION,
         )  # fmt: skip
-        dx = factor[None, :] * dz - plain[None, :] - centred * weighted[None, :]
-        at = (start + row) * c1 + (rows[:, None] * c1 + c[None, :])
-        store_tile(DX, at, dx, inside, c, begin, tl.minimum(c1, end), WIDTH)
-        if SKIP is not None:
-            at = (start + row) * c2 + (rows[:, None] * c2 + (c - c1)[None, :])
-            store_tile(DSKIP, at, dx * SKIP_SCALE, inside, c, tl.maximum(c1, begin), end, WIDTH)
+        store_gradient(
+            centred, dz, start + row, rows, inside, c, begin, end, factor, plain, weighted,
+            c1, c2, DX, DSKIP, SKIP_SCALE, WIDTH,
+        )  # fmt: skip
 
 
 @triton.jit
@@ -234,15 +183,15 @@ def group_norm_film_silu_backward_one_pass(
         DY, X, SKIP, b * hw, 0, hw, c, stop, mean, rstd * gain, offset, c1, c2,
         SKIP_SCALE, ACTIVATION, BLOCK_HW, STAGES,
     )  # fmt: skip
-    tl.debug_barrier()
+    tl.debug_barrier()  # what is loaded again behind it was not kept in registers until here
     weighted *= rstd
     write_vectors(
         WEIGHT, BIAS, SCALE, scale_b, DWEIGHT, DBIAS, DSCALE, DSHIFT,
         b, c, begin, end, stop, channels, plain, weighted,
     )  # fmt: skip
     gain, offset = affine(WEIGHT, BIAS, SCALE, SHIFT, scale_b, shift_b, b, c, stop)
-    plain = group_sum(gain * plain, begin, group) / hw / group
-    weighted = group_sum(gain * weighted, begin, group) / hw / group
+    plain = group_sum(gain * plain, c, begin, group) / hw / group
+    weighted = group_sum(gain * weighted, c, begin, group) / hw / group
     write_gradient(
         DY, X, SKIP, b * hw, 0, hw, c, begin, end, stop, mean, rstd, gain, offset, plain, weighted,
         c1, c2, DX, DSKIP, SKIP_SCALE, ACTIVATION, WIDTH, BLOCK_HW, STAGES,

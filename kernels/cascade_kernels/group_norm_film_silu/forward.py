@@ -6,15 +6,8 @@ activation. A small image takes one launch: a program owns whole groups and read
 second time when they are small enough to be in a cache still. There are no atomic additions: the
 order of every sum follows from the shapes and the number of multiprocessors.
 
-Within a group everything is one affine map per image and channel, so tiles ignore where groups
-begin: any number of channels per group works, nothing is padded and whole lines of memory are read.
-
-Shapes: `X SKIP Y` B HW C in channels_last memory, an absent skip None; `WEIGHT BIAS` C; `SCALE
-SHIFT` B C with row strides `scale_b shift_b`, or None; `MEAN RSTD` B G; `PARTIAL` B slices 3 C.
-Sizes: `hw` pixels of an image; `c1 c2` channels of X and of SKIP, `group` of a group; `slice_rows`
-pixels of a slice. In a tile: `c` channels of the virtual stack [X, SKIP * SKIP_SCALE], those from
-`end` on are left out; `start` the index of an image's first pixel in the batch, int64; `first last`
-a range of pixels of the image.
+Shapes: as in `tiles`; `PARTIAL` B slices 3 C. `slice_rows` pixels of a slice; `start` the index of
+an image's first pixel in the batch, int64; `first last` a range of pixels of the image.
 """
 
 import torch
@@ -24,104 +17,14 @@ from triton import language as tl
 
 from cascade_kernels.group_norm_film_silu.inputs import Inputs
 from cascade_kernels.group_norm_film_silu.plan import Plan, laid_out, options
-
-
-@triton.jit
-def load_tile(
-    X: tl.tensor, SKIP: tl.tensor, pixel: tl.tensor, rows: tl.tensor, inside: tl.tensor,
-    c: tl.tensor, stop: tl.tensor, c1: tl.tensor, c2: tl.tensor,
-    SKIP_SCALE: tl.constexpr,
-) -> tl.tensor:  # fmt: skip
-    """Load the pixels `pixel + rows` of the stack in fp32; rows not `inside` are zero."""
-    x = tl.load(
-        X + pixel * c1 + (rows[:, None] * c1 + c[None, :]),
-        mask=inside & (c < tl.minimum(c1, stop))[None, :],
-        other=0.0,
-    ).to(tl.float32)
-    if SKIP is not None:
-        skip = tl.load(
-            SKIP + pixel * c2 + (rows[:, None] * c2 + (c - c1)[None, :]),
-            mask=inside & ((c >= c1) & (c < stop))[None, :],
-            other=0.0,
-        )
-        x += skip.to(tl.float32) * SKIP_SCALE
-    return x
-
-
-@triton.jit
-def moments(
-    MEAN: tl.tensor, RSTD: tl.tensor, b: tl.tensor, c: tl.tensor, stop: tl.tensor,
-    channels: tl.tensor, group: tl.tensor,
-) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
-    """Return the mean and the reciprocal deviation of every channel's group."""
-    of = b * (channels // group) + c // group
-    mean = tl.load(MEAN + of, mask=c < stop, other=0.0)
-    return mean, tl.load(RSTD + of, mask=c < stop, other=0.0)
-
-
-@triton.jit
-def affine(
-    WEIGHT: tl.tensor, BIAS: tl.tensor, SCALE: tl.tensor, SHIFT: tl.tensor,
-    scale_b: tl.tensor, shift_b: tl.tensor, b: tl.tensor, c: tl.tensor, stop: tl.tensor,
-) -> tuple[tl.tensor, tl.tensor]:  # fmt: skip
-    """Return gain and offset of the normalised channels: the norm's affine map, then FiLM's."""
-    inside = c < stop
-    gain = tl.load(WEIGHT + c, mask=inside, other=0.0).to(tl.float32)
-    offset = tl.load(BIAS + c, mask=inside, other=0.0).to(tl.float32)
-    if SCALE is not None:
-        factor = 1.0 + tl.load(SCALE + b * scale_b + c, mask=inside, other=0.0).to(tl.float32)
-        shift = tl.load(SHIFT + b * shift_b + c, mask=inside, other=0.0).to(tl.float32)
-        gain, offset = gain * factor, offset * factor + shift
-    return gain, offset
-
-
-@triton.jit
-def activate(z: tl.tensor, ACTIVATION: tl.constexpr) -> tl.tensor:
-    """Apply the activation."""
-    if ACTIVATION == "silu":
-        z = z * tl.sigmoid(z)
-    elif ACTIVATION == "gelu":
-        z = 0.5 * z * (1.0 + tl.erf(z * 0.7071067811865476))
-    return z
-
-
-@triton.jit
-def owned(
-    channels: tl.tensor, WIDTH: tl.constexpr, BLOCK_C: tl.constexpr
-) -> tuple[tl.tensor, tl.tensor, tl.tensor, tl.tensor]:
-    """Return `c begin end stop` of a program that owns WIDTH channels.
-
-    A load is as wide as its addresses are aligned and its mask is constant: with `c` starting and
-    `stop` at a multiple of eight channels, 16 bytes are read at a time whatever the group.
-    """
-    begin = tl.program_id(0) * WIDTH
-    end = tl.minimum(begin + WIDTH, channels)
-    c = begin // 8 * 8 + tl.arange(0, BLOCK_C)
-    return c, begin, end, tl.minimum((end + 7) // 8 * 8, channels)
-
-
-@triton.jit
-def store_tile(
-    TO: tl.tensor, at: tl.tensor, values: tl.tensor, inside: tl.tensor,
-    c: tl.tensor, begin: tl.tensor, end: tl.tensor, WIDTH: tl.constexpr,
-) -> None:  # fmt: skip
-    """Store the channels `begin` to `end` of the rows that are `inside`."""
-    values = values.to(TO.dtype.element_ty)
-    own = (c >= begin) & (c < end)
-    if WIDTH % 8 != 0:  # all but the borders are stored 16 bytes at a time
-        eight = c // 8 * 8
-        whole = (eight >= begin) & (eight + 8 <= end)
-        tl.store(TO + at, values, mask=inside & whole[None, :])
-        own = own & ~whole
-    tl.store(TO + at, values, mask=inside & own[None, :])
-
-
-@triton.jit
-def group_sum(values: tl.tensor, begin: tl.tensor, group: tl.tensor) -> tl.tensor:
-    """Replace the value of every channel from `begin` on by the sum over its group."""
-    # Not `c // group`: registers would hold it from where the statistics were loaded.
-    of = (tl.arange(0, values.shape[0]) + (group - begin % 8)) // group
-    return tl.sum(tl.where(of[:, None] == of[None, :], values[None, :], 0.0), 1)
+from cascade_kernels.group_norm_film_silu.tiles import (
+    affine,
+    group_sum,
+    load_tile,
+    moments,
+    owned,
+    store_activated,
+)
 
 
 @triton.jit
@@ -155,7 +58,8 @@ def channel_statistics(
 def write_activated(
     X: tl.tensor, SKIP: tl.tensor, start: tl.tensor, first: tl.tensor, last: tl.tensor,
     c: tl.tensor, begin: tl.tensor, end: tl.tensor, stop: tl.tensor,
-    mean: tl.tensor, factor: tl.tensor, offset: tl.tensor, c1: tl.tensor, c2: tl.tensor, Y: tl.tensor,
+    mean: tl.tensor, factor: tl.tensor, offset: tl.tensor,
+    c1: tl.tensor, c2: tl.tensor, Y: tl.tensor,
     SKIP_SCALE: tl.constexpr, ACTIVATION: tl.constexpr, WIDTH: tl.constexpr, BLOCK_HW: tl.constexpr,
     STAGES: tl.constexpr,
 ) -> None:  # fmt: skip
@@ -164,10 +68,10 @@ def write_activated(
     for row in tl.range(first, last, BLOCK_HW, num_stages=STAGES):
         inside = (row + rows < last)[:, None]
         x = load_tile(X, SKIP, start + row, rows, inside, c, stop, c1, c2, SKIP_SCALE)
-        # Centred first: `x * factor + offset` with the mean folded in loses digits far from zero.
-        y = activate((x - mean[None, :]) * factor[None, :] + offset[None, :], ACTIVATION)
-        at = (start + row) * (c1 + c2) + (rows[:, None] * (c1 + c2) + c[None, :])
-        store_tile(Y, at, y, inside, c, begin, end, WIDTH)
+        store_activated(
+            x, start + row, rows, inside, c, begin, end, mean, factor, offset, c1 + c2, Y,
+            ACTIVATION, WIDTH,
+        )  # fmt: skip
 
 
 @triton.jit
@@ -262,11 +166,11 @@ def group_norm_film_silu_one_pass(
     pivot, shift, square = channel_statistics(
         X, SKIP, b * hw, 0, hw, c, stop, c1, c2, SKIP_SCALE, BLOCK_HW, STAGES
     )
-    mean = group_sum(pivot + shift, begin, group) / group
+    mean = group_sum(pivot + shift, c, begin, group) / group
     # Far from zero the sum of means was rounded coarsely, that of their differences is not.
-    mean += group_sum((pivot - mean) + shift, begin, group) / group
+    mean += group_sum((pivot - mean) + shift, c, begin, group) / group
     deviation = (pivot - mean) + shift
-    variance = group_sum(square / hw + deviation * deviation, begin, group) / group
+    variance = group_sum(square / hw + deviation * deviation, c, begin, group) / group
     rstd = tl.rsqrt(variance + EPS)
     of = b * ((c1 + c2) // group) + c // group
     first = (c % group == 0) & (c >= begin) & (c < end)
