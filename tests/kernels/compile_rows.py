@@ -2,26 +2,32 @@
 
     python tests/kernels/compile_rows.py sm_90 [REGULAR EXPRESSION FOR NAMES]
 
-prints a JSON object per variant: what it takes, the instruction by which it multiplies matrices,
-whether it loads 16 bytes at once, whether Hopper's matrix instructions wait for one another (a loss
+prints a JSON object per variant: what it takes, how many of its programs a multiprocessor holds, the
+instruction by which it multiplies matrices, whether it loads 16 bytes at once and the fewest bytes
+of an image that it does, whether Hopper's matrix instructions wait for one another (a loss
 of speed only), and its defects.
 """
 
+import inspect
 import json
 import re
 import sys
 
 from ir_lint import defects
 
-from cascade_bench.kernels.compiling import compile_variant
+from cascade_bench.kernels.compiling import SHARED_KIB, Compiled, Variant, compile_variant
 from cascade_bench.kernels.variants import variants
 from cascade_kernels.dispatch import ARCHITECTURES, shipped_table
+from cascade_kernels.group_norm_film_silu.tiles import load_tile
 
 _MATRIX = re.compile(r"\b(wgmma\.mma_async|tcgen05\.mma|mma\.sync|v_mfma|v_wmma)")
 # The instructions that take 16 bytes of one thread, or more, from global memory at once.
 _WIDE_LOAD = re.compile(
     r"\bld\.global[\w.:]*\.(v4\.\w32|v2\.\w64)|cp\.async\.(cg|bulk)|_load_dwordx4"
 )
+_COPY = re.compile(r"cp\.async\.c[ag]\.shared\.global[^;]*?\], *(0x[0-9a-f]+|\d+)")
+_LINE = re.compile(r"\.loc\s+\d+ (\d+)")
+_LOAD = re.compile(r"\bld\.global[\w.:]*?(?:\.v(\d))?\.[bufs](\d+)\b")
 _SERIALISED = "wgmma.mma_async instructions are serialized"  # ptxas, advisory C7515
 
 
@@ -39,12 +45,47 @@ def main(architecture: str, only: str = "") -> None:
             "spill": compiled.spill,
             "shared": compiled.shared,
             "matrix": matrix[1] if matrix else "",
+            "programs": programs(variant, compiled, architecture),
             "wide loads": _WIDE_LOAD.search(code) is not None,
+            "image load": image_load(code) if variant.name.startswith("group_norm") else None,
             "serialised": _SERIALISED in compiled.log,
             "defects": defects(variant, architecture, compiled),
         }
         sys.stdout.write(json.dumps(row) + "\n")
         sys.stdout.flush()
+
+
+def programs(variant: Variant, compiled: Compiled, architecture: str) -> int | None:
+    """How many programs run on a multiprocessor at once; None where this does not know.
+
+    CUDA C++ programming guide, "Technical specifications per compute capability": registers are
+    given to warps by 256, and a program takes 1 KiB of shared memory for itself.
+    """
+    if architecture not in ("sm_80", "sm_90", "sm_100"):
+        return None
+    warps = variant.launch.num_warps
+    registers = -(-compiled.registers // 8) * 8 * 32 * warps
+    shared = (SHARED_KIB[architecture] + 1) * 1024 // (compiled.shared + 1024)
+    return min(65536 // registers, 64 // warps, shared)
+
+
+def image_load(code: str) -> int | None:
+    """The fewest bytes that one thread takes of an image of the norm's at once.
+
+    A loop copies images asynchronously, and the single pixel ahead of it may be read by less. What
+    has no loop loads them in `load_tile`, as the line numbers in its code tell.
+    """
+    copied = [int(size, 0) for size in _COPY.findall(code)]
+    if copied:
+        return min(copied)
+    lines, start = inspect.getsourcelines(load_tile.fn)
+    sizes, inside = [], False
+    for line in code.splitlines():
+        if at := _LINE.search(line):
+            inside = start <= int(at[1]) < start + len(lines)
+        if (load := _LOAD.search(line)) and inside:
+            sizes.append(int(load[1] or 1) * int(load[2]) // 8)
+    return min(sizes, default=None)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 Shapes: `B` batch, `C H W` channels, height and width; `C = C1 + C2` where a skip is concatenated.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import NamedTuple
@@ -25,6 +25,7 @@ from cascade_bench.kernels.problem import (
 from cascade_bench.kernels.shapes import BATCHES, levels
 from cascade_bench.problem import CannotError
 from cascade_bench.records import Mode, Work
+from cascade_kernels.dispatch import shipped_table
 from cascade_kernels.group_norm_film_silu import group_norm_film_silu
 from cascade_kernels.names import Backend
 
@@ -226,21 +227,33 @@ def _two_passes(mode: Mode) -> Space:
     )
 
 
-def _one_pass(mode: Mode) -> Space:
+def _one_pass(kernel: str, mode: Mode) -> Space:
     return Space(
         mode,
         ("bytes", "group", "pixels"),
-        {"BLOCK_HW": (32, 64, 128)},
-        used=lambda shape: shape["pixels"] <= ONE_PASS,
+        {"BLOCK_HW": (8, 16, 32, 64)},
+        used=lambda shape: shape["pixels"] <= ONE_PASS and not _held(f"{kernel}slab", shape),
     )
+
+
+def _slab(kernel: str, mode: Mode) -> Space:
+    limits = ("bytes", "group", "pixels")
+    return Space(mode, limits, {}, used=lambda shape: _held(f"{kernel}slab", shape))
+
+
+def _held(kernel: str, shape: Mapping[str, int]) -> bool:
+    """Return whether a program of a kernel holds all pixels of a shape."""
+    return shipped_table("sm_90").find(f"group_norm_film_silu_{kernel}", shape) is not None
 
 
 SPACES = {
     "group_norm_film_silu_statistics": _two_passes("forward"),
     "group_norm_film_silu_apply": _two_passes("forward"),
-    "group_norm_film_silu_one_pass": _one_pass("forward"),
+    "group_norm_film_silu_one_pass": _one_pass("", "forward"),
+    "group_norm_film_silu_slab": _slab("", "forward"),
     "group_norm_film_silu_backward_reduce": _two_passes("backward"),
     "group_norm_film_silu_backward_apply": _two_passes("backward"),
-    "group_norm_film_silu_backward_one_pass": _one_pass("backward"),
+    "group_norm_film_silu_backward_one_pass": _one_pass("backward_", "backward"),
+    "group_norm_film_silu_backward_slab": _slab("backward_", "backward"),
 }
 OPERATION = Operation("group_norm_film_silu", cases, dry_cases, problem, _limits, SPACES)

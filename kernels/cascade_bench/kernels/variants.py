@@ -1,16 +1,23 @@
 """The compilations that the rows of a launch table ask for, with the switches of their launches."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from functools import cache
 from inspect import signature
 from typing import Any
 
+import torch
+
+from cascade.config.folders import CONFIGS
 from cascade_bench.kernels.compiling import Variant
+from cascade_bench.kernels.shapes import levels
 from cascade_kernels.group_norm_film_silu import backward as norm_backward
 from cascade_kernels.group_norm_film_silu import forward as norm
+from cascade_kernels.group_norm_film_silu import slab
+from cascade_kernels.group_norm_film_silu.plan import Plan, holding
 from cascade_kernels.joint_attention import backward as attention_backward
 from cascade_kernels.joint_attention import backward_small as attention_small
 from cascade_kernels.joint_attention import forward as attention
-from cascade_kernels.launch_table import Launch, Table
+from cascade_kernels.launch_table import Launch, LaunchRow, Table
 from cascade_kernels.sampler_step import forward as step
 from cascade_kernels.sampler_step import percentile
 
@@ -56,40 +63,94 @@ def _joint_attention(table: Table) -> Iterator[Variant]:
 
 _IMAGES = ("X", "SKIP", "Y", "DY", "DX", "DSKIP")
 _OPTIONAL = {"SKIP", "DSKIP", "SCALE", "SHIFT", "DSCALE", "DSHIFT"}
-_IDLE = 16  # lanes of a one-pass program beyond its whole groups
 
 
 def _group_norm_film_silu(table: Table) -> Iterator[Variant]:
-    """Yield all inputs in fp32, and the fewest in bf16."""
+    """Yield all inputs in fp32, the fewest in bf16, and what trains: all in bf16."""
     for kernel in (
         norm.group_norm_film_silu_statistics,
         norm.group_norm_film_silu_finalize,
         norm.group_norm_film_silu_apply,
         norm.group_norm_film_silu_one_pass,
+        slab.group_norm_film_silu_slab,
         norm_backward.group_norm_film_silu_backward_reduce,
         norm_backward.group_norm_film_silu_backward_finalize,
         norm_backward.group_norm_film_silu_backward_apply,
         norm_backward.group_norm_film_silu_backward_one_pass,
+        slab.group_norm_film_silu_backward_slab,
     ):
         optional = _OPTIONAL & set(_parameters(kernel))
-        for row in table.rows(_name(kernel)):
-            for element, absent in (("fp32", set()), ("bf16", optional))[: 1 + bool(optional)]:
-                constants = {
-                    "SKIP_SCALE": 1.0 if absent else 0.5,
-                    "EPS": 1e-5,
-                    "ACTIVATION": "silu" if absent else "gelu",
-                    "WIDTH": row.launch.blocks.get("BLOCK_C", 0) - _IDLE,
-                    "STAGES": row.launch.num_stages,
-                    **dict.fromkeys(absent),
-                }
-                yield _variant(
-                    element,
-                    kernel,
-                    row.launch,
-                    constants,
-                    _kinds("*fp32", dict.fromkeys(_IMAGES, f"*{element}")),
-                    {"hw", "c1", "c2", "scale_b", "shift_b", "slice_rows"},
-                )
+        for row in table.launches.get(_name(kernel), ()):
+            first, *others = _whole_groups(table, kernel, row)
+            yield _norm("fp32", kernel, row, first)
+            if optional:
+                yield _norm("bf16", kernel, row, first, optional)
+                for groups in (first, *others):
+                    yield _norm(f"bf16/all{groups.get('WIDTH', '')}", kernel, row, groups)
+
+
+def _norm(
+    name: str,
+    kernel: Any,
+    row: LaunchRow,
+    groups: Mapping[str, int],
+    absent: Set[str] = frozenset(),
+) -> Variant:
+    element, held = name.partition("/")[0], _name(kernel).endswith("slab")
+    constants = {
+        "SKIP_SCALE": 1.0 if absent else 0.5,
+        "EPS": 1e-5,
+        "ACTIVATION": "silu" if absent else "gelu",
+        "STAGES": row.launch.num_stages,
+        **groups,
+        **dict.fromkeys(absent),
+    }
+    return _variant(
+        name,
+        kernel,
+        holding(row.limits["pixels"], row.launch) if held else row.launch,
+        constants,
+        _kinds("*fp32", dict.fromkeys(_IMAGES, f"*{element}")),
+        {"hw", "c1", "c2", "scale_b", "shift_b", "slice_rows"},
+    )
+
+
+def _whole_groups(table: Table, kernel: Any, row: LaunchRow) -> list[dict[str, int]]:
+    """Return the constants of what programs own in the shipped networks, the best aligned first.
+
+    Where programs begin, relative to multiples of eight channels, changes the code; of widths that
+    are alike in this the widest is taken.
+    """
+    if "WIDTH" not in _parameters(kernel):
+        return [{}]
+    found: dict[int, dict[str, int]] = {}
+    for plan in _norms():
+        if table.find(_name(kernel), plan.shape) == row.launch:
+            _, groups = plan.whole_groups(row.launch)
+            aligned = min(groups["WIDTH"] & -groups["WIDTH"], 8)
+            found[aligned] = max(found.get(aligned, groups), groups, key=lambda x: (*x.values(),))
+    lanes = row.launch.blocks["BLOCK_C"]
+    return [found[x] for x in sorted(found, reverse=True)] or [{"WIDTH": lanes, "GROUPS": 1}]
+
+
+@cache
+def _norms() -> tuple[Plan, ...]:
+    """Plan every norm of the shipped networks that one launch can do, those over a skip too.
+
+    At a level's resolution a norm is as wide as the level or a neighbour of it, or as the level and
+    one of these together.
+    """
+    found = {}
+    for path in sorted(CONFIGS.glob("*.toml")):
+        network = tuple(levels(path.stem))
+        for i, level in enumerate(network):
+            near = [other.channels for other in network[max(i - 1, 0) : i + 2]]
+            for channels in (*near, *(level.channels + other for other in near)):
+                group, pixels = channels // level.groups, level.side**2
+                shape = {"channels": channels, "group": group, "pixels": pixels, "bytes": 2}
+                plan = Plan(torch.device("cpu"), shape, 512, (), channels, channels, group, pixels)
+                found[tuple(shape.values())] = plan
+    return tuple(plan for plan in found.values() if plan.one_pass)
 
 
 _FULL = {"GUIDED": True, "RECALLS": True, "NOISY": step.LEARNED, "out_pixel": 1}

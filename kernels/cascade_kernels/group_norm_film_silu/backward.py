@@ -15,6 +15,7 @@ from triton import language as tl
 
 from cascade_kernels.group_norm_film_silu.inputs import Inputs
 from cascade_kernels.group_norm_film_silu.plan import Plan, channels_last, laid_out, options
+from cascade_kernels.group_norm_film_silu.slab import group_norm_film_silu_backward_slab
 from cascade_kernels.group_norm_film_silu.tiles import (
     affine,
     gradient_tile,
@@ -170,8 +171,8 @@ def group_norm_film_silu_backward_one_pass(
     MEAN: tl.tensor, RSTD: tl.tensor, scale_b: tl.tensor, shift_b: tl.tensor,
     hw: tl.tensor, c1: tl.tensor, c2: tl.tensor, group: tl.tensor, DX: tl.tensor, DSKIP: tl.tensor,
     DWEIGHT: tl.tensor, DBIAS: tl.tensor, DSCALE: tl.tensor, DSHIFT: tl.tensor,
-    SKIP_SCALE: tl.constexpr, ACTIVATION: tl.constexpr, WIDTH: tl.constexpr, BLOCK_HW: tl.constexpr,
-    BLOCK_C: tl.constexpr, STAGES: tl.constexpr,
+    SKIP_SCALE: tl.constexpr, ACTIVATION: tl.constexpr, WIDTH: tl.constexpr, GROUPS: tl.constexpr,
+    BLOCK_HW: tl.constexpr, BLOCK_C: tl.constexpr, STAGES: tl.constexpr,
 ) -> None:  # fmt: skip
     """Do all of it for WIDTH channels, which are whole groups, of one image."""
     channels = c1 + c2
@@ -190,8 +191,8 @@ def group_norm_film_silu_backward_one_pass(
         b, c, begin, end, stop, channels, plain, weighted,
     )  # fmt: skip
     gain, offset = affine(WEIGHT, BIAS, SCALE, SHIFT, scale_b, shift_b, b, c, stop)
-    plain = group_sum(gain * plain, c, begin, group) / hw / group
-    weighted = group_sum(gain * weighted, c, begin, group) / hw / group
+    plain = group_sum(gain * plain, c, begin, group, GROUPS) / hw / group
+    weighted = group_sum(gain * weighted, c, begin, group, GROUPS) / hw / group
     write_gradient(
         DY, X, SKIP, b * hw, 0, hw, c, begin, end, stop, mean, rstd, gain, offset, plain, weighted,
         c1, c2, DX, DSKIP, SKIP_SCALE, ACTIVATION, WIDTH, BLOCK_HW, STAGES,
@@ -213,19 +214,25 @@ def backward(dy: Tensor, mean: Tensor, rstd: Tensor, inputs: Inputs) -> tuple[Te
     dscale, dshift = (None if t is None else t.new_empty(t.shape) for t in inputs[4:6])
     inputs = laid_out(inputs)
     plan = Plan.of(inputs)
-    x, skip, *film, groups, _, activation, skip_scale = inputs
+    x, skip, *film, count, _, activation, skip_scale = inputs
     arguments = (channels_last(dy), x, skip, *film, mean, rstd)
     fixed = {"SKIP_SCALE": skip_scale, "ACTIVATION": activation}
     dweight, dbias = x.new_empty(2, plan.batch, plan.channels, dtype=torch.float32)
     vectors = (dweight, dbias, dscale, dshift)
     with torch.cuda.device_of(x):  # Triton launches on the current device
         if plan.one_pass:
-            chosen = plan.launch("backward_one_pass")
-            grid, width = plan.whole_groups(chosen)
-            group_norm_film_silu_backward_one_pass[grid](
-                *arguments, *plan.sizes, dx, dskip, *vectors,
-                **fixed, WIDTH=width, **options(chosen),
-            )  # fmt: skip
+            arguments = (*arguments, *plan.sizes, dx, dskip, *vectors)
+            held = plan.slab("backward_slab")
+            chosen = held or plan.launch("backward_one_pass")
+            grid, groups = plan.whole_groups(chosen)
+            if held:
+                group_norm_film_silu_backward_slab[grid](
+                    *arguments, **fixed, **groups, **held.options
+                )
+            else:
+                group_norm_film_silu_backward_one_pass[grid](
+                    *arguments, **fixed, **groups, **options(chosen)
+                )
         else:
             chosen = plan.launch("backward_reduce")
             grid, rows = plan.slices(chosen)
@@ -234,8 +241,8 @@ def backward(dy: Tensor, mean: Tensor, rstd: Tensor, inputs: Inputs) -> tuple[Te
                 *arguments, *plan.sizes, rows, partial, **fixed, **options(chosen)
             )
             chosen = plan.launch("backward_finalize")
-            terms = x.new_empty(plan.batch, groups, 2, dtype=torch.float32)
-            group_norm_film_silu_backward_finalize[groups, plan.batch](
+            terms = x.new_empty(plan.batch, count, 2, dtype=torch.float32)
+            group_norm_film_silu_backward_finalize[count, plan.batch](
                 partial, *film, *plan.strides, plan.pixels, plan.group, grid[1], terms, *vectors,
                 **chosen.blocks, num_warps=chosen.num_warps,
             )  # fmt: skip

@@ -3,7 +3,7 @@
 Three launches: statistics of every channel over slices of an image; their combination per group
 (Chan, Golub & LeVeque 1983, "Algorithms for computing the sample variance"); the affine map and the
 activation. A small image takes one launch: a program owns whole groups and reads them twice, the
-second time when they are small enough to be in a cache still. There are no atomic additions: the
+second time when they are small enough to be in a cache still, or once (`slab`). There are no atomic additions: the
 order of every sum follows from the shapes and the number of multiprocessors.
 
 Shapes: as in `tiles`; `PARTIAL` B slices 3 C. `slice_rows` pixels of a slice; `start` the index of
@@ -17,6 +17,7 @@ from triton import language as tl
 
 from cascade_kernels.group_norm_film_silu.inputs import Inputs
 from cascade_kernels.group_norm_film_silu.plan import Plan, laid_out, options
+from cascade_kernels.group_norm_film_silu.slab import group_norm_film_silu_slab
 from cascade_kernels.group_norm_film_silu.tiles import (
     affine,
     group_sum,
@@ -157,8 +158,9 @@ def group_norm_film_silu_one_pass(
     X: tl.tensor, SKIP: tl.tensor, WEIGHT: tl.tensor, BIAS: tl.tensor, SCALE: tl.tensor,
     SHIFT: tl.tensor, scale_b: tl.tensor, shift_b: tl.tensor, hw: tl.tensor, c1: tl.tensor,
     c2: tl.tensor, group: tl.tensor, Y: tl.tensor, MEAN: tl.tensor, RSTD: tl.tensor,
-    SKIP_SCALE: tl.constexpr, EPS: tl.constexpr, ACTIVATION: tl.constexpr, WIDTH: tl.constexpr,
-    BLOCK_HW: tl.constexpr, BLOCK_C: tl.constexpr, STAGES: tl.constexpr,
+    SKIP_SCALE: tl.constexpr, EPS: tl.constexpr, ACTIVATION: tl.constexpr,
+    WIDTH: tl.constexpr, GROUPS: tl.constexpr, BLOCK_HW: tl.constexpr, BLOCK_C: tl.constexpr,
+    STAGES: tl.constexpr,
 ) -> None:  # fmt: skip
     """Do all of it for WIDTH channels, which are whole groups, of one image."""
     c, begin, end, stop = owned(c1 + c2, WIDTH, BLOCK_C)
@@ -166,11 +168,11 @@ def group_norm_film_silu_one_pass(
     pivot, shift, square = channel_statistics(
         X, SKIP, b * hw, 0, hw, c, stop, c1, c2, SKIP_SCALE, BLOCK_HW, STAGES
     )
-    mean = group_sum(pivot + shift, c, begin, group) / group
+    mean = group_sum(pivot + shift, c, begin, group, GROUPS) / group
     # Far from zero the sum of means was rounded coarsely, that of their differences is not.
-    mean += group_sum((pivot - mean) + shift, c, begin, group) / group
+    mean += group_sum((pivot - mean) + shift, c, begin, group, GROUPS) / group
     deviation = (pivot - mean) + shift
-    variance = group_sum(square / hw + deviation * deviation, c, begin, group) / group
+    variance = group_sum(square / hw + deviation * deviation, c, begin, group, GROUPS) / group
     rstd = tl.rsqrt(variance + EPS)
     of = b * ((c1 + c2) // group) + c // group
     first = (c % group == 0) & (c >= begin) & (c < end)
@@ -187,17 +189,22 @@ def forward(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
     """Return y, B C H W, and the mean and the reciprocal deviation of every group, B G."""
     inputs = laid_out(inputs)
     plan = Plan.of(inputs)
-    x, skip, *film, groups, eps, activation, skip_scale = inputs
+    x, skip, *film, count, eps, activation, skip_scale = inputs
     y = x.new_empty(plan.batch, *x.shape[2:], plan.channels).permute(0, 3, 1, 2)
-    mean, rstd = (x.new_empty(plan.batch, groups, dtype=torch.float32) for _ in range(2))
+    mean, rstd = (x.new_empty(plan.batch, count, dtype=torch.float32) for _ in range(2))
     with torch.cuda.device_of(x):  # Triton launches on the current device
         if plan.one_pass:
-            chosen = plan.launch("one_pass")
-            grid, width = plan.whole_groups(chosen)
-            group_norm_film_silu_one_pass[grid](
-                x, skip, *film, *plan.sizes, y, mean, rstd, SKIP_SCALE=skip_scale, EPS=eps,
-                ACTIVATION=activation, WIDTH=width, **options(chosen),
-            )  # fmt: skip
+            arguments = (x, skip, *film, *plan.sizes, y, mean, rstd)
+            fixed = {"SKIP_SCALE": skip_scale, "EPS": eps, "ACTIVATION": activation}
+            held = plan.slab("slab")
+            chosen = held or plan.launch("one_pass")
+            grid, groups = plan.whole_groups(chosen)
+            if held:
+                group_norm_film_silu_slab[grid](*arguments, **fixed, **groups, **held.options)
+            else:
+                group_norm_film_silu_one_pass[grid](
+                    *arguments, **fixed, **groups, **options(chosen)
+                )
             return y, mean, rstd
         chosen = plan.launch("statistics")
         grid, rows = plan.slices(chosen)
@@ -206,7 +213,7 @@ def forward(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
             x, skip, *plan.sizes[2:5], rows, partial, SKIP_SCALE=skip_scale, **options(chosen)
         )
         chosen = plan.launch("finalize")
-        group_norm_film_silu_finalize[groups, plan.batch](
+        group_norm_film_silu_finalize[count, plan.batch](
             partial, plan.pixels, plan.group, grid[1], rows, mean, rstd, EPS=eps,
             **chosen.blocks, num_warps=chosen.num_warps,
         )  # fmt: skip

@@ -1,6 +1,6 @@
 """Memory layout and grids of the kernels of GroupNorm with FiLM and activation."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -70,15 +70,33 @@ class Plan:
         grid = (blocks, triton.cdiv(tiles, tiles_each), self.batch)
         return grid, tiles_each * chosen.blocks["BLOCK_HW"]
 
-    def whole_groups(self, chosen: Launch) -> tuple[tuple[int, ...], int]:
-        """Return the grid (programs, images) and the channels of a program: whole groups.
+    def slab(self, kernel: str) -> Launch | None:
+        """Return the same of a kernel that holds all pixels at once; None if they are too many."""
+        table = dispatch.table(self.device)
+        found = table.find(f"group_norm_film_silu_{kernel}", self.shape)
+        return None if found is None else holding(self.pixels, found)
 
-        A multiple of eight channels, if there is one, lets every program read 16 bytes at a time.
+    def whole_groups(self, chosen: Launch) -> tuple[tuple[int, ...], dict[str, int]]:
+        """Return the grid (programs, images) and the constants of a program's whole groups.
+
+        A multiple of eight channels, if it keeps the lanes busy, lets every program write 16 bytes
+        at a time. Another begins up to 8 less its lowest bit behind the multiple of eight at which
+        its lanes start.
         """
-        most = chosen.blocks["BLOCK_C"] // self.group * self.group
-        widths = range(most, 0, -self.group)
-        width = next((w for w in widths if w % 8 == 0), most)
-        return (triton.cdiv(self.channels, width), self.batch), width
+        lanes = chosen.blocks["BLOCK_C"]
+        widths = range(self.group, lanes + 1, self.group)
+        fitting = [w for w in widths if w + 8 - (w & -w) <= lanes] or [widths[-1]]
+        most = fitting[-1]
+        width = max((w for w in fitting if w % 8 == 0 and 4 * w >= 3 * most), default=most)
+        groups = triton.next_power_of_2(width // self.group)
+        grid = (triton.cdiv(self.channels, width), self.batch)
+        return grid, {"WIDTH": width, "GROUPS": groups}
+
+
+def holding(pixels: int, found: Launch) -> Launch:
+    """Return a launch configuration with blocks that hold all pixels of an image."""
+    blocks = {"BLOCK_HW": triton.next_power_of_2(pixels), **found.blocks}
+    return replace(found, blocks=blocks)
 
 
 def laid_out(inputs: Inputs) -> Inputs:

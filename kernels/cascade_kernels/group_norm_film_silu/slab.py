@@ -25,8 +25,8 @@ def group_norm_film_silu_slab(
     X: tl.tensor, SKIP: tl.tensor, WEIGHT: tl.tensor, BIAS: tl.tensor, SCALE: tl.tensor,
     SHIFT: tl.tensor, scale_b: tl.tensor, shift_b: tl.tensor, hw: tl.tensor, c1: tl.tensor,
     c2: tl.tensor, group: tl.tensor, Y: tl.tensor, MEAN: tl.tensor, RSTD: tl.tensor,
-    SKIP_SCALE: tl.constexpr, EPS: tl.constexpr, ACTIVATION: tl.constexpr, WIDTH: tl.constexpr,
-    BLOCK_HW: tl.constexpr, BLOCK_C: tl.constexpr,
+    SKIP_SCALE: tl.constexpr, EPS: tl.constexpr, ACTIVATION: tl.constexpr,
+    WIDTH: tl.constexpr, GROUPS: tl.constexpr, BLOCK_HW: tl.constexpr, BLOCK_C: tl.constexpr,
 ) -> None:  # fmt: skip
     """Write the output and the statistics of WIDTH channels, which are whole groups."""
     channels = c1 + c2
@@ -35,11 +35,11 @@ def group_norm_film_silu_slab(
     rows = tl.arange(0, BLOCK_HW)
     inside = (rows < hw)[:, None]
     x = load_tile(X, SKIP, b * hw, rows, inside, c, stop, c1, c2, SKIP_SCALE)
-    about = group_sum(tl.sum(x, 0), c, begin, group) / hw / group
+    about = group_sum(tl.sum(x, 0), c, begin, group, GROUPS) / hw / group
     # Far from zero that sum was rounded coarsely; the sums of differences from it are not.
     x = tl.where(inside, x - about[None, :], 0.0)
-    shift = group_sum(tl.sum(x, 0), c, begin, group) / hw / group
-    square = group_sum(tl.sum(x * x, 0), c, begin, group) / hw / group
+    shift = group_sum(tl.sum(x, 0), c, begin, group, GROUPS) / hw / group
+    square = group_sum(tl.sum(x * x, 0), c, begin, group, GROUPS) / hw / group
     rstd = tl.rsqrt(square - shift * shift + EPS)
     of = b * (channels // group) + c // group
     first = (c % group == 0) & (c >= begin) & (c < end)
@@ -59,8 +59,8 @@ def group_norm_film_silu_backward_slab(
     MEAN: tl.tensor, RSTD: tl.tensor, scale_b: tl.tensor, shift_b: tl.tensor,
     hw: tl.tensor, c1: tl.tensor, c2: tl.tensor, group: tl.tensor, DX: tl.tensor, DSKIP: tl.tensor,
     DWEIGHT: tl.tensor, DBIAS: tl.tensor, DSCALE: tl.tensor, DSHIFT: tl.tensor,
-    SKIP_SCALE: tl.constexpr, ACTIVATION: tl.constexpr, WIDTH: tl.constexpr, BLOCK_HW: tl.constexpr,
-    BLOCK_C: tl.constexpr,
+    SKIP_SCALE: tl.constexpr, ACTIVATION: tl.constexpr, WIDTH: tl.constexpr, GROUPS: tl.constexpr,
+    BLOCK_HW: tl.constexpr, BLOCK_C: tl.constexpr,
 ) -> None:  # fmt: skip
     """Write all gradients of WIDTH channels, which are whole groups."""
     channels = c1 + c2
@@ -75,13 +75,15 @@ def group_norm_film_silu_backward_slab(
         DY, X, SKIP, b * hw, rows, inside, c, stop, mean, factor, offset, c1, c2,
         SKIP_SCALE, ACTIVATION,
     )  # fmt: skip
+    tl.debug_barrier()  # what is loaded again behind it was not kept in registers until here
     plain, weighted = tl.sum(dz, 0), rstd * tl.sum(dz * centred, 0)
     write_vectors(
         WEIGHT, BIAS, SCALE, scale_b, DWEIGHT, DBIAS, DSCALE, DSHIFT,
         b, c, begin, end, stop, channels, plain, weighted,
     )  # fmt: skip
-    plain = rstd * group_sum(gain * plain, c, begin, group) / hw / group
-    weighted = rstd * rstd * group_sum(gain * weighted, c, begin, group) / hw / group
+    gain, _ = affine(WEIGHT, BIAS, SCALE, SHIFT, scale_b, shift_b, b, c, stop)
+    plain = rstd * group_sum(gain * plain, c, begin, group, GROUPS) / hw / group
+    weighted = rstd * rstd * group_sum(gain * weighted, c, begin, group, GROUPS) / hw / group
     store_gradient(
         centred, dz, b * hw, rows, inside, c, begin, end, factor, plain, weighted,
         c1, c2, DX, DSKIP, SKIP_SCALE, WIDTH,

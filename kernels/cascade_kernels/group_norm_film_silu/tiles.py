@@ -73,11 +73,15 @@ def owned(
 
 
 @triton.jit
-def group_sum(values: tl.tensor, c: tl.tensor, begin: tl.tensor, group: tl.tensor) -> tl.tensor:
+def group_sum(
+    values: tl.tensor, c: tl.tensor, begin: tl.tensor, group: tl.tensor, GROUPS: tl.constexpr
+) -> tl.tensor:
     """Replace the value of every channel from `begin`, a group's first, by its group's sum."""
     # Not `c // group`: registers would hold it from where the statistics were loaded.
     of = (c - begin + group) // group
-    return tl.sum(tl.where(of[:, None] == of[None, :], values[None, :], 0.0), 1)
+    members = of[None, :] == tl.arange(0, GROUPS)[:, None] + 1
+    sums = tl.sum(tl.where(members, values[None, :], 0.0), 1)
+    return tl.sum(tl.where(members, sums[:, None], 0.0), 0)
 
 
 @triton.jit
