@@ -2,10 +2,10 @@
 
     python tests/kernels/compile_rows.py sm_90 [REGULAR EXPRESSION FOR NAMES]
 
-prints a JSON object per variant: what it takes, how many of its programs a multiprocessor holds, the
-instruction by which it multiplies matrices, whether it loads 16 bytes at once and the fewest bytes
-of an image that it does, whether Hopper's matrix instructions wait for one another (a loss
-of speed only), and its defects.
+prints a JSON object per variant: what it takes, how many of its programs a multiprocessor holds,
+the instruction by which it multiplies matrices, whether it loads 16 bytes at once, the fewest bytes
+of an image that the norm does, whether Hopper's matrix instructions wait for one another (a loss of
+speed only), and its defects.
 """
 
 import inspect

@@ -52,6 +52,11 @@ def test_every_row_of_hopper_compiles_without_defects() -> None:
     assert {row["variant"]: faults(row) for row in report if faults(row)} == {}
     compiled = {row["variant"].partition("/")[0] for row in report}
     assert compiled == shipped_table("sm_90").launches.keys()
+    norms = [row for row in report if "norm" in row["variant"] and "/bf16/all" in row["variant"]]
+    # Whatever the group; the combination of partial sums reads no image.
+    assert {row["image load"] for row in norms if "finalize" not in row["variant"]} == {16}
+    # While one program waits for memory, or for its own sums, another one computes.
+    assert [row["variant"] for row in norms if row["programs"] < 2] == []
 
 
 @pytest.mark.slow

@@ -5,8 +5,8 @@ what it may not is found out.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import partialmethod
 from typing import Any
 
 import pytest
@@ -42,6 +42,13 @@ def _allocated_memory_is_nan() -> Iterator[None]:
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def no_slab(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the smallest images take the way of the small ones."""
+    plan = pytest.importorskip("cascade_kernels.group_norm_film_silu.plan")
+    monkeypatch.setattr(plan.Plan, "slab", lambda *_: None)
 
 
 @pytest.fixture
@@ -137,6 +144,14 @@ CASES = {
     "three": Case(9, 3, 5, 7, activation="gelu"),
     "twelve, the last program ragged": Case(60, 5, 5, 7, film=False),
     "forty": Case(120, 3, 4, 3, batch=1, activation="none"),
+    "three, between multiples of eight": Case(63, 21, 10, 13, film=False, offset=1000.0),
+    "thirteen, programs begin anywhere": Case(65, 5, 5, 7, activation="gelu"),
+    "eighteen, a stack within a group": Case(100, 7, 5, 7, skip=26),
+    "eighteen, a stack within eight channels": Case(45, 6, 3, 5, batch=1, skip=63),
+    "forty-four, a stack within a group": Case(100, 3, 5, 7, batch=1, skip=32),
+    "sixty-two, more lanes than a block": Case(124, 2, 3, 5, batch=1),
+    "sixty-six, a stack within a group": Case(120, 3, 5, 7, batch=1, skip=78, offset=100.0),
+    "no whole block of pixels": Case(48, 2, 11, 9, batch=1, skip=24, activation="gelu"),
     "one pixel": Case(24, 2, 1, 1),
     "one pixel, one image, one group": Case(3, 1, 1, 1, batch=1, film=False),
     "whole blocks": Case(64, 4, 16, 16, batch=1),
@@ -152,6 +167,14 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_one_launch_is_the_formula(case: Case, kernel_device: torch.device) -> None:
+    check(case, kernel_device)
+
+
+@pytest.mark.usefixtures("no_slab")
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_one_launch_that_reads_twice_is_the_formula(
+    case: Case, kernel_device: torch.device
+) -> None:
     check(case, kernel_device)
 
 
@@ -171,8 +194,12 @@ def test_a_large_group_takes_three_launches(kernel_device: torch.device) -> None
     check(Case(130, 1, 3, 3), kernel_device)
 
 
-@pytest.mark.usefixtures("two_passes")
-def test_a_group_without_variance_is_its_offset(kernel_device: torch.device) -> None:
+@pytest.mark.parametrize("way", [None, "no_slab", "two_passes"])
+def test_a_group_without_variance_is_its_offset(
+    way: str | None, kernel_device: torch.device, request: pytest.FixtureRequest
+) -> None:
+    if way:
+        request.getfixturevalue(way)
     case = Case(12, 3, 16, 16, activation="none")
     inputs, _ = draw(case, kernel_device)
     inputs["x"].fill_(1000.1)
@@ -183,7 +210,8 @@ def test_a_group_without_variance_is_its_offset(kernel_device: torch.device) -> 
 
 
 def test_repeats_itself_bit_for_bit(kernel_device: torch.device) -> None:
-    for case in (Case(24, 2, 5, 7), Case(130, 1, 1, 3, skip=6)):  # one launch, three launches
+    # One launch that reads once or, backward, twice; three launches.
+    for case in (Case(24, 2, 5, 7), Case(54, 3, 10, 7), Case(130, 1, 1, 3, skip=6)):
         inputs, dy = draw(case, kernel_device)
         first = differentiate(case, inputs, dy, "triton")
         second = differentiate(case, inputs, dy, "triton")
@@ -251,39 +279,65 @@ def test_slices_cover_an_image_exactly_once(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_program_owns_whole_groups() -> None:
     plan = pytest.importorskip("cascade_kernels.group_norm_film_silu.plan")
     chosen = dispatch.Launch({"BLOCK_HW": 64, "BLOCK_C": 64}, 8, 1)
-    for channels, groups, width in ((384, 32, 48), (2048, 32, 64), (90, 5, 54), (6, 6, 64)):
+    for channels, groups, width, together in (
+        (384, 32, 48, 4),
+        (2048, 32, 64, 1),
+        (90, 5, 54, 4),
+        (6, 6, 64, 64),
+        (320, 16, 60, 4),  # two groups would be 40 channels, and leave many lanes idle
+    ):
         x = torch.empty(2, channels, 8, 8, device="meta")
-        grid = (-(-channels // width), 2)
-        assert plan.Plan.of(bare(x, groups)).whole_groups(chosen) == (grid, width)
+        expected = (-(-channels // width), 2), {"WIDTH": width, "GROUPS": together}
+        assert plan.Plan.of(bare(x, groups)).whole_groups(chosen) == expected
 
 
-FORWARD = ("statistics", "finalize", "apply", "one_pass")
-BACKWARD = ("backward_reduce", "backward_finalize", "backward_apply", "backward_one_pass")
+@pytest.mark.parametrize("pixels", [64, 256, 1024])
+def test_lanes_hold_every_group_from_a_multiple_of_eight(pixels: int) -> None:
+    plan = pytest.importorskip("cascade_kernels.group_norm_film_silu.plan")
+    for group in range(1, 122):  # more fill 128 lanes only if they begin there
+        x = torch.empty(2, 32 * group, 1, pixels, device="meta")
+        planned = plan.replace(plan.Plan.of(bare(x, 32)), device=torch.device("cpu"))
+        for direction in ("", "backward_"):
+            chosen = planned.slab(f"{direction}slab") or planned.one_launch(f"{direction}one_pass")
+            (programs, _), constants = planned.whole_groups(chosen)
+            for begin in range(0, programs * constants["WIDTH"], constants["WIDTH"]):
+                assert begin % 8 + constants["WIDTH"] <= chosen.blocks["BLOCK_C"], group
+
+
+THREE = ("statistics", "finalize", "apply", "backward_reduce", "backward_finalize")
+ONE = ("one_pass", "slab", "backward_one_pass", "backward_slab")
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-@pytest.mark.parametrize("kernel", FORWARD + BACKWARD)
+@pytest.mark.parametrize("kernel", [*THREE, "backward_apply", *ONE])
 def test_every_row_of_the_launch_table(
     kernel: str, dtype: torch.dtype, kernel_device: torch.device, request: pytest.FixtureRequest
 ) -> None:
-    if kernel.endswith("one_pass"):
-        case = Case(64, 8, 16, 15, batch=3, skip=32, dtype=dtype)
+    plan = pytest.importorskip("cascade_kernels.group_norm_film_silu.plan")
+    patch, name = request.getfixturevalue("monkeypatch"), f"group_norm_film_silu_{kernel}"
+    case = Case(64, 8, 67, 61, batch=3, skip=32, dtype=dtype)
+    method = "launch"
+    if kernel in ONE:
+        case = replace(case, height=8, width=7)
+        method = "_owning"
     else:
         request.getfixturevalue("two_passes")
-        case = Case(64, 8, 67, 61, batch=3, skip=32, dtype=dtype)
-    patch = request.getfixturevalue("monkeypatch")
-    ordinary, name = dispatch.launch, f"group_norm_film_silu_{kernel}"
+    ordinary = getattr(plan.Plan, method)
     for row in dispatch.table(kernel_device).rows(name):
-        patch.setattr(dispatch, "launch", partial(launch, ordinary, name, row.launch))
+        if row.limits.get("pixels", 1024) > 64:
+            case = replace(case, height=16, width=15)
+        patch.setattr(plan.Plan, method, partialmethod(launch, ordinary, kernel, row.launch))
         check(case, kernel_device)
 
 
 def launch(
-    ordinary: Any, name: str, chosen: dispatch.Launch, kernel: str, *args: Any, **shape: int
-) -> dispatch.Launch:
-    """The chosen configuration for one kernel, for the others what the table says."""
-    return chosen if kernel == name else ordinary(kernel, *args, **shape)
+    planned: Any, ordinary: Any, tried: str, chosen: dispatch.Launch, kernel: str
+) -> dispatch.Launch | None:
+    """The chosen configuration for one kernel; for the others what the table says, no slab's."""
+    if kernel == tried:
+        return chosen
+    return None if kernel.endswith("slab") else ordinary(planned, kernel)
 
 
 @pytest.mark.gpu

@@ -25,7 +25,6 @@ from cascade_bench.kernels.problem import (
 from cascade_bench.kernels.shapes import BATCHES, levels
 from cascade_bench.problem import CannotError
 from cascade_bench.records import Mode, Work
-from cascade_kernels.dispatch import shipped_table
 from cascade_kernels.group_norm_film_silu import group_norm_film_silu
 from cascade_kernels.names import Backend
 
@@ -243,7 +242,10 @@ def _slab(kernel: str, mode: Mode) -> Space:
 
 def _held(kernel: str, shape: Mapping[str, int]) -> bool:
     """Return whether a program of a kernel holds all pixels of a shape."""
-    return shipped_table("sm_90").find(f"group_norm_film_silu_{kernel}", shape) is not None
+    from cascade_kernels.group_norm_film_silu.plan import Plan  # imports triton
+
+    plan = Plan(torch.device("cpu"), dict(shape), 1, (), shape["channels"])
+    return plan.slab(kernel) is not None
 
 
 SPACES = {

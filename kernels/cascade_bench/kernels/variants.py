@@ -13,7 +13,7 @@ from cascade_bench.kernels.shapes import levels
 from cascade_kernels.group_norm_film_silu import backward as norm_backward
 from cascade_kernels.group_norm_film_silu import forward as norm
 from cascade_kernels.group_norm_film_silu import slab
-from cascade_kernels.group_norm_film_silu.plan import Plan, holding
+from cascade_kernels.group_norm_film_silu.plan import Plan, holding, lanes
 from cascade_kernels.joint_attention import backward as attention_backward
 from cascade_kernels.joint_attention import backward_small as attention_small
 from cascade_kernels.joint_attention import forward as attention
@@ -125,12 +125,13 @@ def _whole_groups(table: Table, kernel: Any, row: LaunchRow) -> list[dict[str, i
         return [{}]
     found: dict[int, dict[str, int]] = {}
     for plan in _norms():
-        if table.find(_name(kernel), plan.shape) == row.launch:
+        fits = lanes(plan.group) <= row.launch.blocks["BLOCK_C"]
+        if fits and table.find(_name(kernel), plan.shape) == row.launch:
             _, groups = plan.whole_groups(row.launch)
             aligned = min(groups["WIDTH"] & -groups["WIDTH"], 8)
             found[aligned] = max(found.get(aligned, groups), groups, key=lambda x: (*x.values(),))
-    lanes = row.launch.blocks["BLOCK_C"]
-    return [found[x] for x in sorted(found, reverse=True)] or [{"WIDTH": lanes, "GROUPS": 1}]
+    whole = {"WIDTH": row.launch.blocks["BLOCK_C"], "GROUPS": 1}
+    return [found[x] for x in sorted(found, reverse=True)] or [whole]
 
 
 @cache
@@ -148,8 +149,7 @@ def _norms() -> tuple[Plan, ...]:
             for channels in (*near, *(level.channels + other for other in near)):
                 group, pixels = channels // level.groups, level.side**2
                 shape = {"channels": channels, "group": group, "pixels": pixels, "bytes": 2}
-                plan = Plan(torch.device("cpu"), shape, 512, (), channels, channels, group, pixels)
-                found[tuple(shape.values())] = plan
+                found[channels, group, pixels] = Plan(torch.device("cpu"), shape, 512, (), channels)
     return tuple(plan for plan in found.values() if plan.one_pass)
 
 

@@ -1,6 +1,6 @@
 """Triton backward pass of GroupNorm with FiLM and activation: tiles, kernels and their launches.
 
-Three launches: the sums of dz and of dz times the normalised image, per channel and slice; what
+Three launches: the sums of dz and of dz times the centred image, per channel and slice; what
 follows from them, the gradients of the vectors and two numbers per group; the gradient of the
 image. With h the normalised image, s a group's 1 / sqrt(var + eps) and g the gain, N values in a
 group: dx = s (g dz - sum(g dz) / N - h sum(g dz h) / N). A small image takes one launch.
@@ -84,7 +84,7 @@ def group_norm_film_silu_backward_reduce(
     SKIP_SCALE: tl.constexpr, ACTIVATION: tl.constexpr, BLOCK_HW: tl.constexpr,
     BLOCK_C: tl.constexpr, STAGES: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Write the sums of dz and of dz times the normalised image over one slice of one image."""
+    """Write the sums of dz and of dz times the centred image over one slice of one image."""
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     b = tl.program_id(2).to(tl.int64)
     first = tl.program_id(1) * slice_rows
@@ -98,14 +98,15 @@ def group_norm_film_silu_backward_reduce(
     )  # fmt: skip
     at = PARTIAL + (b * tl.num_programs(1) + tl.program_id(1)) * 2 * end + c
     tl.store(at, plain, mask=c < end)
-    tl.store(at + end, rstd * weighted, mask=c < end)
+    tl.store(at + end, weighted, mask=c < end)
 
 
 @triton.jit
 def group_norm_film_silu_backward_finalize(
     PARTIAL: tl.tensor, WEIGHT: tl.tensor, BIAS: tl.tensor, SCALE: tl.tensor, SHIFT: tl.tensor,
-    scale_b: tl.tensor, shift_b: tl.tensor, hw: tl.tensor, group: tl.tensor, slices: tl.tensor,
-    TERMS: tl.tensor, DWEIGHT: tl.tensor, DBIAS: tl.tensor, DSCALE: tl.tensor, DSHIFT: tl.tensor,
+    RSTD: tl.tensor, scale_b: tl.tensor, shift_b: tl.tensor, hw: tl.tensor, group: tl.tensor,
+    slices: tl.tensor, TERMS: tl.tensor, DWEIGHT: tl.tensor, DBIAS: tl.tensor, DSCALE: tl.tensor,
+    DSHIFT: tl.tensor,
     BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
 ) -> None:  # fmt: skip
     """Combine the sums of one group's channels and slices; write its vectors and its terms."""
@@ -114,6 +115,7 @@ def group_norm_film_silu_backward_finalize(
     total_plain = tl.zeros([BLOCK_C], tl.float32)
     total_weighted = tl.zeros([BLOCK_C], tl.float32)
     end = (g + 1) * group
+    rstd = tl.load(RSTD + b * tl.num_programs(0) + g)
     for start in range(0, group, BLOCK_C):
         c = g * group + start + tl.arange(0, BLOCK_C)
         plain = tl.zeros([BLOCK_S, BLOCK_C], tl.float32)
@@ -124,7 +126,7 @@ def group_norm_film_silu_backward_finalize(
             inside = (s < slices)[:, None] & (c < end)[None, :]
             plain += tl.load(at, mask=inside, other=0.0)
             weighted += tl.load(at + channels, mask=inside, other=0.0)
-        sum_plain, sum_weighted = tl.sum(plain, 0), tl.sum(weighted, 0)
+        sum_plain, sum_weighted = tl.sum(plain, 0), rstd * tl.sum(weighted, 0)
         write_vectors(
             WEIGHT, BIAS, SCALE, scale_b, DWEIGHT, DBIAS, DSCALE, DSHIFT,
             b, c, 0, end, end, channels, sum_plain, sum_weighted,
@@ -223,7 +225,7 @@ def backward(dy: Tensor, mean: Tensor, rstd: Tensor, inputs: Inputs) -> tuple[Te
         if plan.one_pass:
             arguments = (*arguments, *plan.sizes, dx, dskip, *vectors)
             held = plan.slab("backward_slab")
-            chosen = held or plan.launch("backward_one_pass")
+            chosen = held or plan.one_launch("backward_one_pass")
             grid, groups = plan.whole_groups(chosen)
             if held:
                 group_norm_film_silu_backward_slab[grid](
@@ -243,8 +245,8 @@ def backward(dy: Tensor, mean: Tensor, rstd: Tensor, inputs: Inputs) -> tuple[Te
             chosen = plan.launch("backward_finalize")
             terms = x.new_empty(plan.batch, count, 2, dtype=torch.float32)
             group_norm_film_silu_backward_finalize[count, plan.batch](
-                partial, *film, *plan.strides, plan.pixels, plan.group, grid[1], terms, *vectors,
-                **chosen.blocks, num_warps=chosen.num_warps,
+                partial, *film, rstd, *plan.strides, plan.pixels, plan.group, grid[1], terms,
+                *vectors, **chosen.blocks, num_warps=chosen.num_warps,
             )  # fmt: skip
             chosen = plan.launch("backward_apply")
             grid, rows = plan.slices(chosen)

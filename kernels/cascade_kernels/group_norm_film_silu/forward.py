@@ -3,8 +3,8 @@
 Three launches: statistics of every channel over slices of an image; their combination per group
 (Chan, Golub & LeVeque 1983, "Algorithms for computing the sample variance"); the affine map and the
 activation. A small image takes one launch: a program owns whole groups and reads them twice, the
-second time when they are small enough to be in a cache still, or once (`slab`). There are no atomic additions: the
-order of every sum follows from the shapes and the number of multiprocessors.
+second time when they are small enough to be in a cache still, or once (`slab`). There are no atomic
+additions: the order of every sum follows from the shapes and the number of multiprocessors.
 
 Shapes: as in `tiles`; `PARTIAL` B slices 3 C. `slice_rows` pixels of a slice; `start` the index of
 an image's first pixel in the batch, int64; `first last` a range of pixels of the image.
@@ -197,7 +197,7 @@ def forward(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
             arguments = (x, skip, *film, *plan.sizes, y, mean, rstd)
             fixed = {"SKIP_SCALE": skip_scale, "EPS": eps, "ACTIVATION": activation}
             held = plan.slab("slab")
-            chosen = held or plan.launch("one_pass")
+            chosen = held or plan.one_launch("one_pass")
             grid, groups = plan.whole_groups(chosen)
             if held:
                 group_norm_film_silu_slab[grid](*arguments, **fixed, **groups, **held.options)

@@ -28,18 +28,29 @@ class Plan:
     batch: int
     strides: tuple[int, ...]  # from row to row of scale and of shift
     c1: int  # channels of x
-    channels: int  # C
-    group: int  # channels of a group
-    pixels: int  # H W
 
     @classmethod
     def of(cls, inputs: Inputs) -> "Plan":
         """Plan a call on inputs that are laid out."""
         x, shape = inputs.x, sizes(inputs)
-        channels, group, pixels, _ = shape.values()
         films = (inputs.scale, inputs.shift)
         strides = tuple(0 if film is None else film.stride(0) for film in films)
-        return cls(x.device, shape, x.shape[0], strides, x.shape[1], channels, group, pixels)
+        return cls(x.device, shape, x.shape[0], strides, x.shape[1])
+
+    @property
+    def channels(self) -> int:
+        """C."""
+        return self.shape["channels"]
+
+    @property
+    def group(self) -> int:
+        """Channels of a group."""
+        return self.shape["group"]
+
+    @property
+    def pixels(self) -> int:
+        """H W."""
+        return self.shape["pixels"]
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -72,25 +83,43 @@ class Plan:
 
     def slab(self, kernel: str) -> Launch | None:
         """Return the same of a kernel that holds all pixels at once; None if they are too many."""
-        table = dispatch.table(self.device)
-        found = table.find(f"group_norm_film_silu_{kernel}", self.shape)
+        found = self._owning(kernel)
         return None if found is None else holding(self.pixels, found)
+
+    def one_launch(self, kernel: str) -> Launch:
+        """Return the same of a kernel whose programs read whole groups twice."""
+        return self._owning(kernel) or self.launch(kernel)
+
+    def _owning(self, kernel: str) -> Launch | None:
+        """Return the first row whose lanes hold a group from a multiple of eight channels on."""
+        table, name = dispatch.table(self.device), f"group_norm_film_silu_{kernel}"
+        found, needed = table.find(name, self.shape), lanes(self.group)
+        if found is None or needed <= found.blocks["BLOCK_C"]:
+            return found
+        return table.find(name, {**self.shape, "group": needed})
 
     def whole_groups(self, chosen: Launch) -> tuple[tuple[int, ...], dict[str, int]]:
         """Return the grid (programs, images) and the constants of a program's whole groups.
 
         A multiple of eight channels, if it keeps the lanes busy, lets every program write 16 bytes
-        at a time. Another begins up to 8 less its lowest bit behind the multiple of eight at which
-        its lanes start.
+        at a time.
         """
-        lanes = chosen.blocks["BLOCK_C"]
-        widths = range(self.group, lanes + 1, self.group)
-        fitting = [w for w in widths if w + 8 - (w & -w) <= lanes] or [widths[-1]]
+        room = chosen.blocks["BLOCK_C"]
+        widths = range(self.group, room + 1, self.group)
+        fitting = [width for width in widths if lanes(width) <= room] or [widths[-1]]
         most = fitting[-1]
         width = max((w for w in fitting if w % 8 == 0 and 4 * w >= 3 * most), default=most)
         groups = triton.next_power_of_2(width // self.group)
         grid = (triton.cdiv(self.channels, width), self.batch)
         return grid, {"WIDTH": width, "GROUPS": groups}
+
+
+def lanes(width: int) -> int:
+    """Return how many lanes hold a program's channels from the multiple of eight at or below them.
+
+    Programs begin at multiples of their width, and so of its lowest bit.
+    """
+    return width + max(8 - (width & -width), 0)
 
 
 def holding(pixels: int, found: Launch) -> Launch:

@@ -1,7 +1,7 @@
-"""Triton kernels of GroupNorm with FiLM and activation for images so small that registers hold them.
+"""Triton kernels of GroupNorm with FiLM and activation for images that registers can hold.
 
-A program holds all pixels of an image's whole groups, and so reads every image once. The sums run
-in the order that the shapes give; there are no atomic additions. Shapes: as in `tiles`.
+A program holds all pixels of an image's whole groups, and so reads every image once. There are no
+atomic additions. Shapes: as in `tiles`.
 """
 
 import triton

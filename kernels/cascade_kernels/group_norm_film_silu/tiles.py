@@ -6,11 +6,11 @@ begin: any number of channels per group works, nothing is padded and whole lines
 Shapes: `X SKIP Y` B HW C in channels_last memory, an absent skip None; `WEIGHT BIAS` C; `SCALE
 SHIFT` B C with row strides `scale_b shift_b`, or None; `MEAN RSTD` B G; `DY DX DSKIP` gradients of
 the images; `DWEIGHT DBIAS` B C in fp32, summed over the batch afterwards; `DSCALE DSHIFT` B C.
-Sizes: `hw` pixels of an image; `c1 c2` channels of X and of SKIP, `group` of a group. In a tile: `c`
-channels of the virtual stack [X, SKIP * SKIP_SCALE], of which those up to `stop` are read and those
-from `begin` to `end` are written; `pixel` the index of its first pixel in the batch, int64; `mean
-rstd gain offset` its channels' numbers, `factor` gain times rstd; z the pre-activation; `plain` and
-`weighted` sums of dz and of dz times the normalised image.
+Sizes: `hw` pixels of an image; `c1 c2` channels of X and of SKIP, `group` of a group. In a tile:
+`c` channels of the virtual stack [X, SKIP * SKIP_SCALE], of which those up to `stop` are read and
+those from `begin` to `end` are written; `pixel` the index of its first pixel in the batch, int64;
+`mean rstd gain offset` its channels' numbers, `factor` gain times rstd; z the pre-activation;
+`plain` and `weighted` sums of dz and of dz times the normalised image.
 """
 
 import triton
