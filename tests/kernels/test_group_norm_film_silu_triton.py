@@ -140,7 +140,8 @@ def check(case: Case, device: torch.device) -> None:
 
 
 CASES = {
-    "one channel per group": Case(6, 6, 5, 7),
+    # So many that their errors average out: a bias alone is a sum of 70 numbers that cancel.
+    "one channel per group": Case(48, 48, 5, 7),
     "three": Case(9, 3, 5, 7, activation="gelu"),
     "twelve, the last program ragged": Case(60, 5, 5, 7, film=False),
     "forty": Case(120, 3, 4, 3, batch=1, activation="none"),
