@@ -223,17 +223,17 @@ def backward(dy: Tensor, mean: Tensor, rstd: Tensor, inputs: Inputs) -> tuple[Te
     vectors = (dweight, dbias, dscale, dshift)
     with torch.cuda.device_of(x):  # Triton launches on the current device
         if plan.one_pass:
-            arguments = (*arguments, *plan.sizes, dx, dskip, *vectors)
+            everything = (*arguments, *plan.sizes, dx, dskip, *vectors)
             held = plan.slab("backward_slab")
             chosen = held or plan.one_launch("backward_one_pass")
             grid, groups = plan.whole_groups(chosen)
             if held:
                 group_norm_film_silu_backward_slab[grid](
-                    *arguments, **fixed, **groups, **held.options
+                    *everything, **fixed, **groups, **held.options
                 )
             else:
                 group_norm_film_silu_backward_one_pass[grid](
-                    *arguments, **fixed, **groups, **options(chosen)
+                    *everything, **fixed, **groups, **options(chosen)
                 )
         else:
             chosen = plan.launch("backward_reduce")
