@@ -32,7 +32,7 @@ class Program:
     Args:
         kernel: a function under `triton.jit` whose constexpr parameters are its last.
         grid: programs along one, two or three axes.
-        constants: values of the constexpr parameters that are no block sizes.
+        constants: values of constexpr parameters; those that the kernel lacks are left out.
         chosen: its launch configuration.
         fusion: a product and a sum may be rounded once instead of twice.
     """
@@ -47,19 +47,22 @@ class Program:
     ) -> None:
         self._kernel = kernel
         self._grid = (*grid, 1, 1)[:3]
-        self._constants = {**constants, **chosen.options, "enable_fp_fusion": fusion}
+        given = {**constants, **chosen.blocks, "STAGES": chosen.num_stages}
+        self._constants = {name: given[name] for name in kernel.arg_names if name in given}
+        self._options = {
+            "num_warps": chosen.num_warps,
+            "num_stages": chosen.num_stages,
+            "enable_fp_fusion": fusion,
+        }
         self._run: Callable[..., None] | None = None
-        self._last: list[Any] = []
 
     def __call__(self, *arguments: Any) -> None:
         """Launch on the current stream of the current device, which must be the tensors' own."""
         if self._run is not None:
-            self._run(*arguments, *self._last)
+            self._run(*arguments, *self._constants.values())
             return
-        compiled = self._kernel[self._grid](*arguments, **self._constants)
+        compiled = self._kernel[self._grid](*arguments, **self._constants, **self._options)
         if compiled is not None:  # an interpreter compiles nothing
-            constants = self._kernel.arg_names[len(arguments) :]
-            self._last = [self._constants[name] for name in constants]
             self._run = compiled[self._grid]
 
 

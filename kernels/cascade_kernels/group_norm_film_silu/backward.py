@@ -8,13 +8,20 @@ group: dx = s (g dz - sum(g dz) / N - h sum(g dz h) / N). A small image takes on
 Shapes: as in `tiles`; `PARTIAL` B slices 2 C; `TERMS` B G 2, the two sums over N.
 """
 
+from typing import Any
+
 import torch
 import triton
 from torch import Tensor
 from triton import language as tl
 
-from cascade_kernels.group_norm_film_silu.inputs import Inputs
-from cascade_kernels.group_norm_film_silu.plan import Plan, channels_last, laid_out, options
+from cascade_kernels.group_norm_film_silu.inputs import Call
+from cascade_kernels.group_norm_film_silu.plan import (
+    Plan,
+    channels_last,
+    empty_channels_last,
+    laid_out,
+)
 from cascade_kernels.group_norm_film_silu.slab import group_norm_film_silu_backward_slab
 from cascade_kernels.group_norm_film_silu.tiles import (
     affine,
@@ -25,6 +32,7 @@ from cascade_kernels.group_norm_film_silu.tiles import (
     store_gradient,
     write_vectors,
 )
+from cascade_kernels.launching import Plans, Program, on_its_device
 
 
 @triton.jit
@@ -201,57 +209,74 @@ def group_norm_film_silu_backward_one_pass(
     )  # fmt: skip
 
 
-def backward(dy: Tensor, mean: Tensor, rstd: Tensor, inputs: Inputs) -> tuple[Tensor, ...]:
-    """Return the gradients of x, skip, weight, bias, scale and shift; empty for what is absent.
+class _Launches:
+    """The launches of one kind of call: one, or three."""
 
-    Args:
-        dy: of the output, B C H W, in any layout: a compiled graph's has another than the output.
-        mean: of every group, B G.
-        rstd: reciprocal deviation of every group, B G.
-        inputs: of the forward pass.
-    """
-    last = torch.channels_last
-    dx = torch.empty_like(inputs.x, memory_format=last)
-    dskip = None if inputs.skip is None else torch.empty_like(inputs.skip, memory_format=last)
-    dscale, dshift = (None if t is None else t.new_empty(t.shape) for t in inputs[4:6])
-    inputs = laid_out(inputs)
-    plan = Plan.of(inputs)
-    x, skip, *film, count, _, activation, skip_scale = inputs
-    arguments = (channels_last(dy), x, skip, *film, mean, rstd)
-    fixed = {"SKIP_SCALE": skip_scale, "ACTIVATION": activation}
-    dweight, dbias = x.new_empty(2, plan.batch, plan.channels, dtype=torch.float32)
+    def __init__(self, call: Call) -> None:
+        given = _laid_out(call)
+        self.ready = all(one is other for one, other in zip(given, call, strict=True))
+        plan = Plan.of(given.inputs)
+        fixed = {"SKIP_SCALE": given.skip_scale, "ACTIVATION": given.activation}
+        self.sizes = plan.sizes
+        self.vectors = (2, plan.batch, plan.channels)
+        self.whole = self._whole(plan, fixed) if plan.one_pass else None
+        if self.whole is None:
+            self._three(plan, fixed, given.groups)
+
+    def _whole(self, plan: Plan, fixed: dict[str, Any]) -> Program:
+        """Do everything in one launch."""
+        kernel, chosen = group_norm_film_silu_backward_slab, plan.slab("backward_slab")
+        if chosen is None:
+            kernel = group_norm_film_silu_backward_one_pass
+            chosen = plan.one_launch("backward_one_pass")
+        grid, groups = plan.whole_groups(chosen)
+        return Program(kernel, grid, {**fixed, **groups}, chosen)
+
+    def _three(self, plan: Plan, fixed: dict[str, Any], groups: int) -> None:
+        chosen = plan.launch("backward_reduce")
+        grid, rows = plan.slices(chosen)
+        self.partial = (plan.batch, grid[1], 2, plan.channels)
+        self.reduce = Program(group_norm_film_silu_backward_reduce, grid, fixed, chosen)
+        self.reduced = (*plan.sizes, rows)
+        chosen = plan.launch("backward_finalize")
+        self.terms = (plan.batch, groups, 2)
+        self.combine = Program(
+            group_norm_film_silu_backward_finalize, (groups, plan.batch), {}, chosen
+        )
+        self.combined = (*plan.strides, plan.pixels, plan.group, grid[1])
+        chosen = plan.launch("backward_apply")
+        grid, rows = plan.slices(chosen)
+        self.apply = Program(group_norm_film_silu_backward_apply, grid, fixed, chosen)
+        self.applied = (*plan.sizes, rows)
+
+
+_PLANS = Plans(_Launches)
+
+
+@on_its_device
+def backward(call: Call) -> list[Tensor | None]:
+    """Return the gradients of x, skip, weight, bias, scale and shift; None for what is absent."""
+    plan = _PLANS.of(call)
+    if not plan.ready:
+        return backward(_laid_out(call))
+    dy, mean, rstd, x, skip, *film = call[:9]
+    weight, bias, scale, shift = film
+    dx = empty_channels_last(x, x.shape)
+    dskip = None if skip is None else empty_channels_last(skip, skip.shape)
+    dscale, dshift = (None if t is None else t.new_empty(t.shape) for t in (scale, shift))
+    dweight, dbias = x.new_empty(plan.vectors, dtype=torch.float32).unbind()
     vectors = (dweight, dbias, dscale, dshift)
-    with torch.cuda.device_of(x):  # Triton launches on the current device
-        if plan.one_pass:
-            everything = (*arguments, *plan.sizes, dx, dskip, *vectors)
-            held = plan.slab("backward_slab")
-            chosen = held or plan.one_launch("backward_one_pass")
-            grid, groups = plan.whole_groups(chosen)
-            if held:
-                group_norm_film_silu_backward_slab[grid](
-                    *everything, **fixed, **groups, **held.options
-                )
-            else:
-                group_norm_film_silu_backward_one_pass[grid](
-                    *everything, **fixed, **groups, **options(chosen)
-                )
-        else:
-            chosen = plan.launch("backward_reduce")
-            grid, rows = plan.slices(chosen)
-            partial = x.new_empty(plan.batch, grid[1], 2, plan.channels, dtype=torch.float32)
-            group_norm_film_silu_backward_reduce[grid](
-                *arguments, *plan.sizes, rows, partial, **fixed, **options(chosen)
-            )
-            chosen = plan.launch("backward_finalize")
-            terms = x.new_empty(plan.batch, count, 2, dtype=torch.float32)
-            group_norm_film_silu_backward_finalize[count, plan.batch](
-                partial, *film, rstd, *plan.strides, plan.pixels, plan.group, grid[1], terms,
-                *vectors, **chosen.blocks, num_warps=chosen.num_warps,
-            )  # fmt: skip
-            chosen = plan.launch("backward_apply")
-            grid, rows = plan.slices(chosen)
-            group_norm_film_silu_backward_apply[grid](
-                *arguments, terms, *plan.sizes, rows, dx, dskip, **fixed, **options(chosen)
-            )
-    gradients = (dx, dskip, dweight.sum(0).to(film[0]), dbias.sum(0).to(film[1]), dscale, dshift)
-    return tuple(x.new_empty(0) if gradient is None else gradient for gradient in gradients)
+    images = (dy, x, skip, *film, mean, rstd)
+    if plan.whole is not None:
+        plan.whole(*images, *plan.sizes, dx, dskip, *vectors)
+    else:
+        partial = x.new_empty(plan.partial, dtype=torch.float32)
+        terms = x.new_empty(plan.terms, dtype=torch.float32)
+        plan.reduce(*images, *plan.reduced, partial)
+        plan.combine(partial, *film, rstd, *plan.combined, terms, *vectors)
+        plan.apply(*images, terms, *plan.applied, dx, dskip)
+    return [dx, dskip, dweight.sum(0).to(weight), dbias.sum(0).to(bias), dscale, dshift]
+
+
+def _laid_out(call: Call) -> Call:
+    return Call(channels_last(call.dy), call.mean, call.rstd, *laid_out(call.inputs))

@@ -10,13 +10,15 @@ Shapes: as in `tiles`; `PARTIAL` B slices 3 C. `slice_rows` pixels of a slice; `
 an image's first pixel in the batch, int64; `first last` a range of pixels of the image.
 """
 
+from typing import Any
+
 import torch
 import triton
 from torch import Tensor
 from triton import language as tl
 
-from cascade_kernels.group_norm_film_silu.inputs import Inputs
-from cascade_kernels.group_norm_film_silu.plan import Plan, laid_out, options
+from cascade_kernels.group_norm_film_silu.inputs import Inputs, check
+from cascade_kernels.group_norm_film_silu.plan import Plan, empty_channels_last, laid_out
 from cascade_kernels.group_norm_film_silu.slab import group_norm_film_silu_slab
 from cascade_kernels.group_norm_film_silu.tiles import (
     affine,
@@ -26,6 +28,7 @@ from cascade_kernels.group_norm_film_silu.tiles import (
     owned,
     store_activated,
 )
+from cascade_kernels.launching import Plans, Program, on_its_device
 
 
 @triton.jit
@@ -185,42 +188,73 @@ def group_norm_film_silu_one_pass(
     )  # fmt: skip
 
 
-def forward(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
-    """Return y, B C H W, and the mean and the reciprocal deviation of every group, B G."""
-    inputs = laid_out(inputs)
-    plan = Plan.of(inputs)
-    x, skip, *film, count, eps, activation, skip_scale = inputs
-    y = x.new_empty(plan.batch, *x.shape[2:], plan.channels).permute(0, 3, 1, 2)
-    mean, rstd = (x.new_empty(plan.batch, count, dtype=torch.float32) for _ in range(2))
-    with torch.cuda.device_of(x):  # Triton launches on the current device
-        if plan.one_pass:
-            arguments = (x, skip, *film, *plan.sizes, y, mean, rstd)
-            fixed = {"SKIP_SCALE": skip_scale, "EPS": eps, "ACTIVATION": activation}
-            held = plan.slab("slab")
-            chosen = held or plan.one_launch("one_pass")
-            grid, groups = plan.whole_groups(chosen)
-            if held:
-                group_norm_film_silu_slab[grid](*arguments, **fixed, **groups, **held.options)
-            else:
-                group_norm_film_silu_one_pass[grid](
-                    *arguments, **fixed, **groups, **options(chosen)
-                )
-            return y, mean, rstd
+class _Launches:
+    """The launches of one kind of call: one, or three."""
+
+    def __init__(self, inputs: Inputs) -> None:
+        check(inputs)
+        given = laid_out(inputs)
+        self.ready = all(one is other for one, other in zip(given, inputs, strict=True))
+        plan = Plan.of(given)
+        batch, _, height, width = given.x.shape
+        self.shape = (batch, plan.channels, height, width)
+        self.statistics = (batch, given.groups)
+        fixed = {
+            "SKIP_SCALE": given.skip_scale,
+            "EPS": given.eps,
+            "ACTIVATION": given.activation,
+        }
+        self.sizes = plan.sizes
+        self.whole = self._whole(plan, fixed) if plan.one_pass else None
+        if self.whole is None:
+            self._three(plan, fixed)
+
+    def _whole(self, plan: Plan, fixed: dict[str, Any]) -> Program:
+        """Do everything in one launch."""
+        kernel, chosen = group_norm_film_silu_slab, plan.slab("slab")
+        if chosen is None:
+            kernel, chosen = group_norm_film_silu_one_pass, plan.one_launch("one_pass")
+        grid, groups = plan.whole_groups(chosen)
+        return Program(kernel, grid, {**fixed, **groups}, chosen)
+
+    def _three(self, plan: Plan, fixed: dict[str, Any]) -> None:
         chosen = plan.launch("statistics")
         grid, rows = plan.slices(chosen)
-        partial = x.new_empty(plan.batch, grid[1], 3, plan.channels, dtype=torch.float32)
-        group_norm_film_silu_statistics[grid](
-            x, skip, *plan.sizes[2:5], rows, partial, SKIP_SCALE=skip_scale, **options(chosen)
-        )
+        self.partial = (plan.batch, grid[1], 3, plan.channels)
+        self.measure = Program(group_norm_film_silu_statistics, grid, fixed, chosen)
+        self.measured = (*plan.sizes[2:5], rows)
         chosen = plan.launch("finalize")
-        group_norm_film_silu_finalize[count, plan.batch](
-            partial, plan.pixels, plan.group, grid[1], rows, mean, rstd, EPS=eps,
-            **chosen.blocks, num_warps=chosen.num_warps,
-        )  # fmt: skip
+        self.combine = Program(group_norm_film_silu_finalize, self.statistics[::-1], fixed, chosen)
+        self.combined = (plan.pixels, plan.group, grid[1], rows)
         chosen = plan.launch("apply")
         grid, rows = plan.slices(chosen)
-        group_norm_film_silu_apply[grid](
-            x, skip, *film, mean, rstd, *plan.sizes, rows, y,
-            SKIP_SCALE=skip_scale, ACTIVATION=activation, **options(chosen),
-        )  # fmt: skip
+        self.apply = Program(group_norm_film_silu_apply, grid, fixed, chosen)
+        self.applied = (*plan.sizes, rows)
+
+
+_PLANS = Plans(_Launches)
+
+
+@on_its_device
+def forward(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+    """Return y, B C H W, and the mean and the reciprocal deviation of every group, B G.
+
+    Raises:
+        ValueError: the inputs do not fit together.
+        RuntimeError: there is no launch configuration for their shape.
+    """
+    plan = _PLANS.of(inputs)
+    if not plan.ready:
+        return forward(laid_out(inputs))
+    x, skip, *film = inputs[:6]
+    y = empty_channels_last(x, plan.shape)
+    mean = x.new_empty(plan.statistics, dtype=torch.float32)
+    rstd = torch.empty_like(mean)
+    if plan.whole is not None:
+        plan.whole(x, skip, *film, *plan.sizes, y, mean, rstd)
+        return y, mean, rstd
+    partial = x.new_empty(plan.partial, dtype=torch.float32)
+    plan.measure(x, skip, *plan.measured, partial)
+    plan.combine(partial, *plan.combined, mean, rstd)
+    plan.apply(x, skip, *film, mean, rstd, *plan.applied, y)
     return y, mean, rstd

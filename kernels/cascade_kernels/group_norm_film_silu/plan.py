@@ -1,5 +1,6 @@
 """Memory layout and grids of the kernels of GroupNorm with FiLM and activation."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -149,9 +150,11 @@ def channels_last(image: Tensor) -> Tensor:
     return image.contiguous(memory_format=torch.channels_last)
 
 
-def options(chosen: Launch) -> dict[str, int]:
-    """Return the keyword arguments of a kernel whose loops are pipelined `num_stages` deep."""
-    return {"STAGES": chosen.num_stages, **chosen.options}
+def empty_channels_last(x: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return an empty image of a shape, B C H W, in the type of another, in channels_last."""
+    _, channels, height, width = shape
+    strides = (height * width * channels, 1, width * channels, channels)
+    return x.new_empty_strided(shape, strides)
 
 
 @cache
