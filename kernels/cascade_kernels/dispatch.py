@@ -68,15 +68,24 @@ def fused(op: str, x: Tensor, backend: Backend, training: bool, **shape: int) ->
     if backend == "reference":
         return False
     if backend == "triton":
-        reason = unsupported_reason(x.device, x.dtype)
-        if reason:
-            raise ValueError(f"{op} cannot run its Triton kernel: {reason}.")
+        require(op, x)
         return True
     if backend != "auto":
         raise ValueError(f"unknown backend {backend!r}; known are auto, triton, reference.")
     if x.device.type != "cuda" or x.dtype not in _DTYPES:
         return False
     return route(op, x.device, training, shape) == "triton"
+
+
+def require(op: str, x: Tensor) -> None:
+    """Refuse a call whose kernel cannot run on its first input.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    reason = unsupported_reason(x.device, x.dtype)
+    if reason:
+        raise ValueError(f"{op} cannot run its Triton kernel: {reason}.")
 
 
 def route(op: str, device: torch.device, training: bool, shape: Mapping[str, int]) -> str | None:

@@ -112,6 +112,14 @@ def traced(x: Tensor) -> bool:
     )
 
 
+def tracked(*tensors: Tensor | None) -> bool:
+    """Return whether one of them takes a gradient."""
+    for x in tensors:  # noqa: SIM110 - a generator takes twice as long
+        if x is not None and x.requires_grad:
+            return True
+    return False
+
+
 def on_its_device(
     run: Callable[Concatenate[InputsT, P], ReturnT],
 ) -> Callable[Concatenate[InputsT, P], ReturnT]:

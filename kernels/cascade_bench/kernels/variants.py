@@ -43,8 +43,7 @@ def _joint_attention(table: Table) -> Iterator[Variant]:
     ):
         for row in table.launches.get(_name(kernel), ()):
             width, element = row.limits["head"], "bf16" if row.limits["bytes"] == 2 else "fp32"
-            kinds = dict.fromkeys(("LSE", "DELTA"), "*fp32")
-            kinds |= dict.fromkeys(("TEXT_LENGTH", "LENGTH"), "*i32")
+            kinds = {"LSE": "*fp32", "DELTA": "*fp32", "TEXT_LENGTH": "*i32"}
             sources: list[tuple[int, dict[str, Any]]] = [
                 (head, {"ADD": False}) for head in (width, width * 5 // 8)
             ]

@@ -17,6 +17,7 @@ import triton
 from torch import Tensor
 from triton import language as tl
 
+from cascade_kernels.dispatch import require
 from cascade_kernels.group_norm_film_silu.inputs import Inputs, check
 from cascade_kernels.group_norm_film_silu.plan import Plan, empty_channels_last, laid_out
 from cascade_kernels.group_norm_film_silu.slab import group_norm_film_silu_slab
@@ -192,6 +193,7 @@ class _Launches:
     """The launches of one kind of call: one, or three."""
 
     def __init__(self, inputs: Inputs) -> None:
+        require("group_norm_film_silu", inputs.x)
         check(inputs)
         given = laid_out(inputs)
         self.ready = all(one is other for one, other in zip(given, inputs, strict=True))

@@ -33,7 +33,7 @@ from cascade_kernels.group_norm_film_silu.inputs import (
     stacked,
 )
 from cascade_kernels.group_norm_film_silu.recompute import Recomputed
-from cascade_kernels.launching import traced
+from cascade_kernels.launching import traced, tracked
 from cascade_kernels.names import Backend
 from cascade_kernels.operators import operator
 
@@ -78,9 +78,12 @@ def group_norm_film_silu(
     inputs = Inputs(x, skip, weight, bias, scale, shift, groups, eps, activation, skip_scale)
     y: Tensor
     tensors = inputs[:6]
-    training = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    if fused("group_norm_film_silu", x, backend, training, **sizes(inputs)):
-        if traced(x):
+    training = torch.is_grad_enabled() and tracked(*tensors)
+    seen = traced(x)
+    # Where nobody looks on, a call's plan refuses what cannot run, once for all calls of its kind.
+    planned = backend == "triton" and not seen
+    if planned or fused("group_norm_film_silu", x, backend, training, **sizes(inputs)):
+        if seen:
             check(inputs)
             y = _OPERATOR(*inputs)[0]
         elif training:
@@ -174,12 +177,13 @@ def _forward_fake(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _backward_fake(*args: Any) -> tuple[Tensor, ...]:
-    images, vectors = args[3:5], args[5:9]
-    absent = args[0].new_empty(0)
-    last = torch.channels_last
+    dy, images, vectors, last = args[0], args[3:5], args[5:9], torch.channels_last
     return (
-        *(absent if x is None else torch.empty_like(x, memory_format=last) for x in images),
-        *(absent if x is None else x.new_empty(x.shape) for x in vectors),
+        *(
+            dy.new_empty(0) if x is None else torch.empty_like(x, memory_format=last)
+            for x in images
+        ),
+        *(dy.new_empty(0) if x is None else x.new_empty(x.shape) for x in vectors),
     )
 
 

@@ -136,35 +136,23 @@ def _dkv_tile(
     return tl.dot(ds.to(q.dtype), q, dk, input_precision="ieee"), dv
 
 
-@triton.jit(do_not_specialize=("heads", "queries", "keys"))
-def joint_attention_backward_kv(
-    Q: tl.tensor, K: tl.tensor, V: tl.tensor, LENGTH: tl.tensor, GRAD: tl.tensor,
-    LSE: tl.tensor, DELTA: tl.tensor,
-    q_b: tl.tensor, q_h: tl.tensor, q_n: tl.tensor,
-    k_b: tl.tensor, k_h: tl.tensor, k_n: tl.tensor,
-    v_b: tl.tensor, v_h: tl.tensor, v_n: tl.tensor,
-    grad_b: tl.tensor, grad_h: tl.tensor, grad_n: tl.tensor,
-    heads: tl.tensor, queries: tl.tensor, keys: tl.tensor,
-    DK: tl.tensor, DV: tl.tensor,
+@triton.jit
+def _dkv_source(
+    Q: tl.tensor, GRAD: tl.tensor, LSE: tl.tensor, DELTA: tl.tensor,
+    K: tl.tensor, V: tl.tensor, DK: tl.tensor, DV: tl.tensor,
+    q_n: tl.tensor, grad_n: tl.tensor, k_n: tl.tensor, v_n: tl.tensor, gradient_n: tl.tensor,
+    tile: tl.tensor, queries: tl.tensor, keys: tl.tensor, visible: tl.tensor,
     SCALE: tl.constexpr, HEAD: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Write dK and dV of BLOCK_N keys of one source; zero for keys beyond the visible LENGTH."""
-    tiles = tl.cdiv(keys, BLOCK_N)
-    head = (tl.program_id(0) // tiles).to(tl.int64)
-    b, h = head // heads, head % heads
-    rows = tl.program_id(0) % tiles * BLOCK_N + tl.arange(0, BLOCK_N)
-    visible = visible_tokens(LENGTH, b, keys)
-    k = load_rows(K + b * k_b + h * k_h, rows, k_n, visible, HEAD, BLOCK_D, True)
-    v = load_rows(V + b * v_b + h * v_h, rows, v_n, visible, HEAD, BLOCK_D, True)
-    Q += b * q_b + h * q_h
-    GRAD += b * grad_b + h * grad_h
-    LSE += head * queries
-    DELTA += head * queries
+    """Write dK and dV of BLOCK_N keys of one source; zero for keys beyond the `visible` ones."""
+    rows = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    k = load_rows(K, rows, k_n, visible, HEAD, BLOCK_D, True)
+    v = load_rows(V, rows, v_n, visible, HEAD, BLOCK_D, True)
     dk = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     dv = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     # Keys beyond the visible ones have nothing to sum.
-    seen = tl.where(tl.program_id(0) % tiles * BLOCK_N < visible, queries, 0)
+    seen = tl.where(tile * BLOCK_N < visible, queries, 0)
     whole = seen // BLOCK_M * BLOCK_M
     for start in range(0, whole, BLOCK_M):
         dk, dv = _dkv_tile(
@@ -179,6 +167,53 @@ def joint_attention_backward_kv(
     # Rows of the transposed logits do not mix: masking the hidden keys once, here, is enough.
     dk = tl.where(rows[:, None] < visible, dk * SCALE, 0.0)
     dv = tl.where(rows[:, None] < visible, dv, 0.0)
-    offset = (b * keys * heads + h) * HEAD
-    store_rows(DK + offset, dk, rows, heads * HEAD, keys, HEAD, BLOCK_D)
-    store_rows(DV + offset, dv, rows, heads * HEAD, keys, HEAD, BLOCK_D)
+    store_rows(DK, dk, rows, gradient_n, keys, HEAD, BLOCK_D)
+    store_rows(DV, dv, rows, gradient_n, keys, HEAD, BLOCK_D)
+
+
+@triton.jit(do_not_specialize=("heads", "queries", "tokens"))
+def joint_attention_backward_kv(
+    Q: tl.tensor, K: tl.tensor, V: tl.tensor, TEXT_K: tl.tensor, TEXT_V: tl.tensor,
+    TEXT_LENGTH: tl.tensor, OUT: tl.tensor, GRAD: tl.tensor, LSE: tl.tensor,
+    q_b: tl.tensor, q_h: tl.tensor, q_n: tl.tensor,
+    k_b: tl.tensor, k_h: tl.tensor, k_n: tl.tensor,
+    v_b: tl.tensor, v_h: tl.tensor, v_n: tl.tensor,
+    text_k_b: tl.tensor, text_k_h: tl.tensor, text_k_n: tl.tensor,
+    text_v_b: tl.tensor, text_v_h: tl.tensor, text_v_n: tl.tensor,
+    out_b: tl.tensor, out_h: tl.tensor, out_n: tl.tensor,
+    grad_b: tl.tensor, grad_h: tl.tensor, grad_n: tl.tensor,
+    heads: tl.tensor, queries: tl.tensor, tokens: tl.tensor, DELTA: tl.tensor,
+    DK: tl.tensor, DV: tl.tensor, TEXT_DK: tl.tensor, TEXT_DV: tl.tensor,
+    SCALE: tl.constexpr, HEAD: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+) -> None:  # fmt: skip
+    """Write dK and dV of BLOCK_N keys of the image or, in the programs after its, of the text."""
+    of_image = 0
+    if K is not None:
+        of_image = tl.cdiv(queries, BLOCK_N)
+    tiles = of_image
+    if TEXT_K is not None:
+        tiles += tl.cdiv(tokens, BLOCK_N)
+    head, tile = (tl.program_id(0) // tiles).to(tl.int64), tl.program_id(0) % tiles
+    b, h = head // heads, head % heads
+    Q += b * q_b + h * q_h
+    GRAD += b * grad_b + h * grad_h
+    LSE += head * queries
+    DELTA += head * queries
+    if K is not None:
+        if tile < of_image:
+            offset = (b * queries * heads + h) * HEAD
+            _dkv_source(
+                Q, GRAD, LSE, DELTA, K + b * k_b + h * k_h, V + b * v_b + h * v_h,
+                DK + offset, DV + offset, q_n, grad_n, k_n, v_n, heads * HEAD,
+                tile, queries, queries, queries, SCALE, HEAD, BLOCK_D, BLOCK_M, BLOCK_N,
+            )  # fmt: skip
+    if TEXT_K is not None:
+        if tile >= of_image:
+            offset = (b * tokens * heads + h) * HEAD
+            _dkv_source(
+                Q, GRAD, LSE, DELTA, TEXT_K + b * text_k_b + h * text_k_h,
+                TEXT_V + b * text_v_b + h * text_v_h, TEXT_DK + offset, TEXT_DV + offset,
+                q_n, grad_n, text_k_n, text_v_n, heads * HEAD, tile - of_image, queries, tokens,
+                visible_tokens(TEXT_LENGTH, b, tokens), SCALE, HEAD, BLOCK_D, BLOCK_M, BLOCK_N,
+            )  # fmt: skip

@@ -18,7 +18,7 @@ import triton
 from torch import Tensor
 from triton import language as tl
 
-from cascade_kernels.dispatch import launch
+from cascade_kernels.dispatch import launch, require
 from cascade_kernels.joint_attention.inputs import Inputs, check, sizes
 from cascade_kernels.launching import Plans, Program, on_its_device
 
@@ -165,6 +165,7 @@ class _Plan:
     """One launch of the forward kernel."""
 
     def __init__(self, inputs: Inputs) -> None:
+        require("joint_attention", inputs.q)
         check(inputs)
         self.packed = all(x is None or x.stride(3) == 1 for x in inputs[:5])
         q, shape = inputs.q, sizes(inputs)
@@ -212,8 +213,9 @@ def packed_rows(x: Tensor) -> Tensor:
 
 def empty_rows(x: Tensor) -> Tensor:
     """Return an empty tensor like x, B H N d, that is laid out as B N H d."""
-    _, heads, rows, head = x.shape
-    return x.new_empty_strided(x.shape, (rows * heads * head, head, heads * head, 1))
+    shape = x.shape
+    _, heads, rows, head = shape
+    return x.new_empty_strided(shape, (rows * heads * head, head, heads * head, 1))
 
 
 def strides(*tensors: Tensor | None) -> tuple[int, ...]:

@@ -7,7 +7,8 @@ the faster where the image is large, over keys that were never concatenated and 
 few keys of the text stay with this project's kernels, which add their part to dQ.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -33,41 +34,30 @@ _aten = torch.ops.aten
 
 
 class _Plan:
-    """Launches of the kernels: one for a small image, else one for dQ and one for each source."""
+    """Launches of the kernels: one for a small image, else one for dQ and one for the keys."""
 
     def __init__(self, call: Call, add: bool = False) -> None:
         tensors = (*call[:5], *call[6:8])
         self.packed = all(x is None or x.stride(3) == 1 for x in tensors)
-        inputs = call.inputs
-        shape, device = sizes(inputs), call.q.device
+        shape, device = sizes(call.inputs), call.q.device
         batch, heads, queries, head = call.q.shape
         self.integers = (*strides(*tensors), heads, queries, shape["tokens"])
-        self.small: Program | None = None
         small = None if add else table(device).find("joint_attention_backward_small", shape)
+        self.small: Program | None = None
+        fixed = {**constants(head), "ADD": add}
         if small is not None:
-            self.small = Program(
-                joint_attention_backward_small, (batch * heads,), constants(head), small
-            )
+            self.small = Program(joint_attention_backward_small, (batch * heads,), fixed, small)
             return
         chosen = launch("joint_attention_backward_q", device, **shape)
         grid = (-(-queries // chosen.blocks["BLOCK_M"]) * batch * heads,)
-        fixed = constants(head)
-        self.dq = Program(joint_attention_backward_q, grid, {**fixed, "ADD": add}, chosen)
+        self.dq = Program(joint_attention_backward_q, grid, fixed, chosen)
         chosen = launch("joint_attention_backward_kv", device, **shape)
-        self.sources = []
-        for key, value in ((call.k, call.v), (call.text_k, call.text_v)):
-            keys = 0 if key is None else key.shape[2]
-            grid = (-(-keys // chosen.blocks["BLOCK_N"]) * batch * heads,)
-            program = Program(joint_attention_backward_kv, grid, fixed, chosen)
-            integers = (*strides(call.q, key, value, call.grad), heads, queries, keys)
-            self.sources.append((program, integers))
+        keys = (x.shape[2] for x in (call.k, call.text_k) if x is not None)
+        tiles = sum(-(-number // chosen.blocks["BLOCK_N"]) for number in keys)
+        self.dkv = Program(joint_attention_backward_kv, (tiles * batch * heads,), fixed, chosen)
 
 
-def _adding(call: Call) -> _Plan:
-    return _Plan(call, add=True)
-
-
-_PLANS, _ADDING = Plans(_Plan), Plans(_adding)
+_PLANS, _ADDING = Plans(_Plan), Plans(partial(_Plan, add=True))
 
 
 @on_its_device
@@ -86,34 +76,29 @@ def _own(call: Call) -> list[Tensor]:
     if not plan.packed:
         return _own(_packed(call))
     found = [None if x is None else empty_rows(x) for x in call[:5]]
-    if plan.small is not None:
-        plan.small(*call, *plan.integers, *found)
-    else:
-        _launch(plan, call, found)
+    _launch(plan, call, found)
     return [x for x in found if x is not None]
 
 
 def _joined(call: Call, image: Callable[[Call], tuple[Tensor, ...]]) -> list[Tensor]:
     """Compute the image's part by another's kernels, and add the text's."""
-    part = [rows_first(x) for x in image(call)]
+    dq, *image_part = (rows_first(x) for x in image(call))
     if call.text_k is None or call.text_v is None:
-        return part
+        return [dq, *image_part]
     text = call._replace(k=None, v=None)
-    dtext = [empty_rows(call.text_k), empty_rows(call.text_v)]
-    _launch(_ADDING.of(text), text, [part[0], None, None, *dtext])
-    return [*part, *dtext]
+    text_part = [empty_rows(call.text_k), empty_rows(call.text_v)]
+    _launch(_ADDING.of(text), text, [dq, None, None, *text_part])
+    return [dq, *image_part, *text_part]
 
 
-def _launch(plan: _Plan, call: Call, found: list[Tensor | None]) -> None:
-    """Launch one kernel for dQ and one for each source that is there."""
-    q, k, v, text_k, text_v, text_length, out, grad, lse = call
-    delta = torch.empty_like(lse)
-    plan.dq(q, k, v, text_k, text_v, text_length, out, grad, lse, *plan.integers, found[0], delta)
-    (image, image_integers), (text, text_integers) = plan.sources
-    if k is not None:
-        image(q, k, v, None, grad, lse, delta, *image_integers, *found[1:3])
-    if text_k is not None:
-        text(q, text_k, text_v, text_length, grad, lse, delta, *text_integers, *found[3:])
+def _launch(plan: _Plan, call: Call, found: Sequence[Tensor | None]) -> None:
+    """Write the gradients of q, k, v, text_k and text_v."""
+    if plan.small is not None:
+        plan.small(*call, *plan.integers, *found)
+        return
+    delta = torch.empty_like(call.lse)
+    plan.dq(*call, *plan.integers, found[0], delta)
+    plan.dkv(*call, *plan.integers, delta, *found[1:])
 
 
 def _packed(call: Call) -> Call:

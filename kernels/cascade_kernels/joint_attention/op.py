@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from cascade_kernels.dispatch import fused
 from cascade_kernels.joint_attention.inputs import Call, Inputs, check, rows_first, settled, sizes
-from cascade_kernels.launching import traced
+from cascade_kernels.launching import traced, tracked
 from cascade_kernels.names import Backend, BackwardPath
 from cascade_kernels.operators import operator
 
@@ -63,14 +63,17 @@ def joint_attention(
             shape: heads wider than 128.
     """
     inputs = Inputs(q, k, v, text_k, text_v, text_length)
-    training = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
-    if not fused("joint_attention", q, backend, training, **sizes(inputs)):
+    training = torch.is_grad_enabled() and tracked(*inputs)
+    seen = traced(q)
+    # Where nobody looks on, a call's plan refuses what cannot run, once for all calls of its kind.
+    planned = backend == "triton" and not seen
+    if not planned and not fused("joint_attention", q, backend, training, **sizes(inputs)):
         check(inputs)
         return _reference(inputs)
     inputs = _cast(inputs)
     path = settled(backward, inputs) if training else "own"
     out: Tensor
-    if traced(q):
+    if seen:
         check(inputs)
         out = _OPERATOR(*inputs, path)[0]
     elif training:
