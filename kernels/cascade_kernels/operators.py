@@ -5,6 +5,7 @@ with.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 import torch
@@ -28,16 +29,19 @@ def operator(
         schema: its name, arguments and results.
         run: computes it, on any device.
         fake: makes empty results of the same shapes, types and strides.
-        differentiate: its backward pass, and what saves for it.
+        differentiate: its backward pass, and what saves for it; None: it is an error.
     """
     name = schema.partition("(")[0]
     _LIBRARY.define(schema, tags=_TAGS)
     _LIBRARY.impl(name, run, "CompositeExplicitAutograd")
     full = f"{_NAMESPACE}::{name}"
     torch.library.register_fake(full, fake, lib=_LIBRARY)
-    if differentiate is not None:
-        backward, save = differentiate
-        torch.library.register_autograd(full, backward, setup_context=save, lib=_LIBRARY)
+    backward, save = differentiate or (partial(_refuse, name), None)
+    torch.library.register_autograd(full, backward, setup_context=save, lib=_LIBRARY)
     packet = getattr(getattr(torch.ops, _NAMESPACE), name)
     overload: OpOverload = packet.default
     return overload
+
+
+def _refuse(name: str, *_: Any) -> None:
+    raise RuntimeError(f"{name} has no derivative; where one is needed, take the reference.")

@@ -163,11 +163,8 @@ def test_keeps_the_type_of_the_image_under_autocast(inputs: Inputs) -> None:
 
 
 def test_the_gradient_of_the_gradient_is_an_error(inputs: Inputs) -> None:
-    y = kernel(*inputs)
-    (first,) = torch.autograd.grad(
-        y, inputs[0], torch.ones_like(y).requires_grad_(), create_graph=True
-    )
-    with pytest.raises(RuntimeError, match="differentiate twice"):
+    (first,) = torch.autograd.grad(kernel(*inputs).sum(), inputs[0], create_graph=True)
+    with pytest.raises(RuntimeError, match="group_norm_film_silu_backward has no derivative"):
         first.sum().backward()
 
 

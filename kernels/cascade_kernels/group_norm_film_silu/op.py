@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from cascade_kernels.dispatch import fused
@@ -141,12 +140,12 @@ class _Norm(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of the arguments of `forward`."""
-        mean, rstd, *tensors = ctx.saved_tensors
-        found = _kernels()[1](Call(dy, mean, rstd, *tensors, *ctx.settings))
-        return _wanted(ctx, found)
+        call = (dy, *ctx.saved_tensors, *ctx.settings)
+        # Where they are to be differentiated as well, the operator is what refuses it.
+        differentiated = torch.is_grad_enabled()
+        return _wanted(ctx, _BACKWARD(*call) if differentiated else _kernels()[1](Call(*call)))
 
 
 def _wanted(ctx: Any, gradients: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:

@@ -200,7 +200,7 @@ def joint_attention_backward_kv(
     GRAD += b * grad_b + h * grad_h
     LSE += head * queries
     DELTA += head * queries
-    if K is not None:
+    if K is not None:  # noqa: SIM102 - Triton evaluates both sides of an `and`
         if tile < of_image:
             offset = (b * queries * heads + h) * HEAD
             _dkv_source(
@@ -208,7 +208,7 @@ def joint_attention_backward_kv(
                 DK + offset, DV + offset, q_n, grad_n, k_n, v_n, heads * HEAD,
                 tile, queries, queries, queries, SCALE, HEAD, BLOCK_D, BLOCK_M, BLOCK_N,
             )  # fmt: skip
-    if TEXT_K is not None:
+    if TEXT_K is not None:  # noqa: SIM102
         if tile >= of_image:
             offset = (b * tokens * heads + h) * HEAD
             _dkv_source(

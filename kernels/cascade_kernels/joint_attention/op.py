@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from cascade_kernels.dispatch import fused
@@ -139,11 +138,12 @@ class _Attention(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of the arguments of `forward`."""
-        *inputs, out, lse = ctx.saved_tensors
-        return None, *_spread(_gradients(grad, *inputs, out, lse, ctx.path), inputs)
+        saved = ctx.saved_tensors
+        # Where they are to be differentiated as well, the operator is what refuses it.
+        run = _BACKWARD if torch.is_grad_enabled() else _gradients
+        return None, *_spread(run(grad, *saved, ctx.path), saved[:6])
 
 
 def _spread(found: Sequence[Tensor], inputs: Sequence[Tensor | None]) -> list[Tensor | None]:
