@@ -3,9 +3,9 @@
     python tests/kernels/compile_rows.py sm_90 [REGULAR EXPRESSION FOR NAMES]
 
 prints a JSON object per variant: what it takes, how many of its programs a multiprocessor holds,
-the instruction by which it multiplies matrices, whether it loads 16 bytes at once, the fewest bytes
-of an image that the norm does, whether Hopper's matrix instructions wait for one another (a loss of
-speed only), and its defects.
+the instructions by which it multiplies matrices, whether it loads 16 bytes at once, the fewest
+bytes of an image that the norm does, whether Hopper's matrix instructions wait for one another (a
+loss of speed only), and its defects.
 """
 
 import inspect
@@ -15,7 +15,7 @@ import sys
 
 from ir_lint import defects
 
-from cascade_bench.kernels.compiling import SHARED_KIB, Compiled, Variant, compile_variant
+from cascade_bench.kernels.compiling import compile_variant, resident
 from cascade_bench.kernels.variants import variants
 from cascade_kernels.dispatch import ARCHITECTURES, shipped_table
 from cascade_kernels.group_norm_film_silu.tiles import load_tile
@@ -38,14 +38,15 @@ def main(architecture: str, only: str = "") -> None:
             continue
         compiled = compile_variant(variant, architecture)
         code = compiled.texts["ptx" if architecture.startswith("sm_") else "amdgcn"]
-        matrix = _MATRIX.search(code)
         row = {
             "variant": variant.name,
             "registers": compiled.registers,
             "spill": compiled.spill,
             "shared": compiled.shared,
-            "matrix": matrix[1] if matrix else "",
-            "programs": programs(variant, compiled, architecture),
+            "matrix": sorted(set(_MATRIX.findall(code))),
+            "programs": resident(
+                compiled.registers, compiled.shared, variant.launch.num_warps, architecture
+            ),
             "wide loads": _WIDE_LOAD.search(code) is not None,
             "image load": image_load(code) if variant.name.startswith("group_norm") else None,
             "serialised": _SERIALISED in compiled.log,
@@ -53,20 +54,6 @@ def main(architecture: str, only: str = "") -> None:
         }
         sys.stdout.write(json.dumps(row) + "\n")
         sys.stdout.flush()
-
-
-def programs(variant: Variant, compiled: Compiled, architecture: str) -> int | None:
-    """How many programs run on a multiprocessor at once; None where this does not know.
-
-    CUDA C++ programming guide, "Technical specifications per compute capability": registers are
-    given to warps by 256, and a program takes 1 KiB of shared memory for itself.
-    """
-    if architecture not in ("sm_80", "sm_90", "sm_100"):
-        return None
-    warps = variant.launch.num_warps
-    registers = -(-compiled.registers // 8) * 8 * 32 * warps
-    shared = (SHARED_KIB[architecture] + 1) * 1024 // (compiled.shared + 1024)
-    return min(65536 // registers, 64 // warps, shared)
 
 
 def image_load(code: str) -> int | None:

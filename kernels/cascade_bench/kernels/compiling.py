@@ -100,6 +100,22 @@ def compile_variant(variant: Variant, architecture: str) -> Compiled:
     return Compiled(kernel.asm, log, registers, spill, shared, tuple(excess))
 
 
+def resident(registers: int, shared: int, num_warps: int, architecture: str) -> int:
+    """Return how many programs a multiprocessor holds, by their registers and shared memory.
+
+    CUDA C++ programming guide, "Technical specifications per compute capability": 64 Ki registers,
+    which warps take by 256, 64 warps, and 1 KiB of every program's shared memory for the system. An
+    AMD compute unit has four SIMDs of 512 registers for 64 lanes (CDNA 3 ISA, "Vector GPRs"), each
+    with room for eight wavefronts.
+    """
+    on_amd = architecture.startswith("gfx")
+    taken = -(-max(registers, 1) // 8) * 8 * num_warps
+    by_registers = 4 * 512 // taken if on_amd else 2**16 // (32 * taken)
+    by_warps = (32 if on_amd else 64) // num_warps
+    by_memory = (SHARED_KIB[architecture] + 1) * 1024 // (shared + 1024)
+    return min(by_registers, by_warps, by_memory)
+
+
 def _compile(variant: Variant, architecture: str) -> tuple[Any, str]:
     """Return Triton's `CompiledKernel` and the assembler's log."""
     import triton

@@ -6,7 +6,6 @@ What is left of a call is what it takes of the CPU, short of the driver's own la
 from typing import Any, Final
 from unittest import mock
 
-from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 from triton.runtime import driver
@@ -72,12 +71,6 @@ class _Driver(DriverBase):  # type: ignore[misc]
 
 
 def take_fake_gpu() -> None:
-    """Let tensors of the CPU take the kernels, for the rest of this process.
-
-    Raises:
-        RuntimeError: Triton is in its interpreter's mode.
-    """
-    if knobs.runtime.interpret:
-        raise RuntimeError("the interpreter's mode launches nothing; unset TRITON_INTERPRET.")
+    """Let tensors of the CPU take the kernels, for the rest of this process."""
     driver.set_active(_Driver())
     mock.patch.object(dispatch, "unsupported_reason", return_value="").start()

@@ -15,10 +15,12 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from cascade.errors import UserError
 from cascade.results import Result
 from cascade_bench.harness import bench
 from cascade_bench.kernels import group_norm_film_silu, joint_attention
 from cascade_bench.kernels.problem import OURS, Function, Operation
+from cascade_bench.kernels.shapes import stage_of
 from cascade_bench.problem import Case, Problem
 from cascade_bench.records import Mode
 from cascade_bench.settings import LaunchBenchConfig
@@ -31,8 +33,14 @@ _OPERATIONS: Final = (joint_attention.OPERATION, group_norm_film_silu.OPERATION)
 
 
 def bench_launches(config: LaunchBenchConfig, output: Path) -> tuple[Result, bool]:
-    """Time the launches of every operation at the levels of one network."""
-    os.environ["TRITON_INTERPRET"] = "0"  # Triton reads it when it is imported
+    """Time the launches of every operation at the levels of one network.
+
+    Raises:
+        UserError: there is no such network, or Triton would interpret kernels.
+    """
+    stage_of(config.network)  # or this tells that there is none
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        raise UserError("An interpreter launches nothing; run it again without TRITON_INTERPRET.")
     from cascade_bench.kernels.fake_gpu import take_fake_gpu
 
     torch.set_num_threads(1)  # a process's clock counts what all of its threads do
@@ -41,7 +49,7 @@ def bench_launches(config: LaunchBenchConfig, output: Path) -> tuple[Result, boo
         for operation in _OPERATIONS
         # Python's time knows no batch, and small outputs are cheap to allocate.
         for shape in (replace(shape, batch=1) for shape in operation.cases())
-        if shape.name.startswith(config.network)
+        if shape.name.startswith(f"{config.network} ")
     ]
     take_fake_gpu()
     return bench("bench launches", cases, output / "launches", config, packages=("triton",))

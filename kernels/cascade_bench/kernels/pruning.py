@@ -15,7 +15,7 @@ from typing import Final, TypeAlias
 from rich.progress import Progress
 
 from cascade.launch import cores
-from cascade_bench.kernels.compiling import SHARED_KIB, compile_variant
+from cascade_bench.kernels.compiling import compile_variant, resident
 from cascade_kernels.launch_table import LaunchRow, Table
 
 MOST: Final = 6
@@ -38,6 +38,10 @@ class Cost:
     excess: bool = False
     wgmma: bool = False
 
+    def resident(self, row: LaunchRow, architecture: str) -> int:
+        """Return how many programs of the row a multiprocessor holds at once."""
+        return resident(self.registers, self.shared, row.launch.num_warps, architecture)
+
 
 Costs: TypeAlias = Callable[[Table, str, Sequence[LaunchRow]], Iterable[Cost]]
 """Of rows of a kernel, on a table's architecture."""
@@ -52,7 +56,10 @@ def pruned(rows: Sequence[LaunchRow], costs: Iterable[Cost], architecture: str) 
     """
     (present, _), *others = zip(rows, costs, strict=True)
     fit = [
-        ((cost.wgmma, _resident(row, cost, architecture)), row)
+        (
+            (cost.wgmma, resident(cost.registers, cost.shared, row.launch.num_warps, architecture)),
+            row,
+        )
         for row, cost in others
         if not cost.excess
     ]
@@ -111,20 +118,6 @@ def compiled_costs(
         bar.advance(task)
         yield cost
     bar.remove_task(task)
-
-
-def _resident(row: LaunchRow, cost: Cost, architecture: str) -> int:
-    """Return how many programs a multiprocessor holds, by its registers and shared memory.
-
-    It has 64 Ki registers (CUDA C++ programming guide, as `SHARED_KIB`), an AMD compute unit four
-    SIMDs of 512 for each of 64 lanes (CDNA 3 ISA, "Vector GPRs").
-    """
-    registers, width = (4 * 512 * 64, 64) if architecture.startswith("gfx") else (2**16, 32)
-    # No fewer than 32 of a thread: a multiprocessor holds no more than 2048 threads.
-    thread = max(cost.registers, 32)
-    # The system keeps 1 KiB of every program's shared memory for itself.
-    shared = (SHARED_KIB[architecture] + 1) * 1024 // (cost.shared + 1024)
-    return min(registers // (thread * row.launch.num_warps * width), shared)
 
 
 def _blocks(row: LaunchRow) -> tuple[tuple[str, int], ...]:

@@ -32,8 +32,9 @@ def variants(table: Table) -> Iterator[Variant]:
 def _joint_attention(table: Table) -> Iterator[Variant]:
     """Yield both sources with lengths, in heads that fill their block.
 
-    Rows of two-byte types come once more with a head that leaves a part of its block unused, and
-    those of dQ with the text alone, which adds to what another's kernel has found for the image.
+    Rows of two-byte types come once more with heads that leave a part of their block unused, or
+    have a smaller one, and those of dQ with the text alone, which adds to what another's kernel has
+    found for the image.
     """
     for kernel in (
         attention.joint_attention_forward,
@@ -44,9 +45,8 @@ def _joint_attention(table: Table) -> Iterator[Variant]:
         for row in table.launches.get(_name(kernel), ()):
             width, element = row.limits["head"], "bf16" if row.limits["bytes"] == 2 else "fp32"
             kinds = {"LSE": "*fp32", "DELTA": "*fp32", "TEXT_LENGTH": "*i32"}
-            sources: list[tuple[int, dict[str, Any]]] = [
-                (head, {"ADD": False}) for head in (width, width * 5 // 8)
-            ]
+            heads = {64: (64, 40, 32), 128: (128, 80)}[width]
+            sources: list[tuple[int, dict[str, Any]]] = [(head, {"ADD": False}) for head in heads]
             if "ADD" in _parameters(kernel):
                 sources.append((width, {"ADD": True, "K": None, "V": None}))
             for head, switches in sources if element == "bf16" else sources[:1]:
