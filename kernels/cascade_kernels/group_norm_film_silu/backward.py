@@ -255,17 +255,20 @@ _PLANS = Plans(_Launches)
 
 @on_its_device
 def backward(call: Call) -> list[Tensor | None]:
-    """Return the gradients of x, skip, weight, bias, scale and shift; None for what is absent."""
+    """Return the gradients of x, skip, weight and bias, scale and shift; None for what is absent.
+
+    Those of weight and bias are one tensor in fp32, 2 C.
+    """
     plan = _PLANS.of(call)
     if not plan.ready:
         return backward(_laid_out(call))
     dy, mean, rstd, x, skip, *film = call[:9]
-    weight, bias, scale, shift = film
+    scale, shift = film[2:]
     dx = empty_channels_last(x, x.shape)
     dskip = None if skip is None else empty_channels_last(skip, skip.shape)
     dscale, dshift = (None if t is None else t.new_empty(t.shape) for t in (scale, shift))
-    dweight, dbias = x.new_empty(plan.vectors, dtype=torch.float32).unbind()
-    vectors = (dweight, dbias, dscale, dshift)
+    sums = x.new_empty(plan.vectors, dtype=torch.float32)  # of every image
+    vectors = (*sums.unbind(), dscale, dshift)
     images = (dy, x, skip, *film, mean, rstd)
     if plan.whole is not None:
         plan.whole(*images, *plan.sizes, dx, dskip, *vectors)
@@ -275,7 +278,7 @@ def backward(call: Call) -> list[Tensor | None]:
         plan.reduce(*images, *plan.reduced, partial)
         plan.combine(partial, *film, rstd, *plan.combined, terms, *vectors)
         plan.apply(*images, terms, *plan.applied, dx, dskip)
-    return [dx, dskip, dweight.sum(0).to(weight), dbias.sum(0).to(bias), dscale, dshift]
+    return [dx, dskip, sums.sum(1), dscale, dshift]
 
 
 def _laid_out(call: Call) -> Call:

@@ -13,7 +13,7 @@ C1 channels and a skip of C2 are stacked.
 """
 
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -142,15 +142,21 @@ class _Norm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of the arguments of `forward`."""
-        call = (dy, *ctx.saved_tensors, *ctx.settings)
+        saved = ctx.saved_tensors
+        call = (dy, *saved, *ctx.settings)
         # Where they are to be differentiated as well, the operator is what refuses it.
-        differentiated = torch.is_grad_enabled()
-        return _wanted(ctx, _BACKWARD(*call) if differentiated else _kernels()[1](Call(*call)))
+        seen = torch.is_grad_enabled()
+        return _spread(ctx, saved, _BACKWARD(*call) if seen else _kernels()[1](Call(*call)))
 
 
-def _wanted(ctx: Any, gradients: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
-    """Leave out the gradients that nobody needs; the settings after them have none."""
-    needed = zip(gradients, ctx.needs_input_grad, strict=False)
+def _spread(
+    ctx: Any, saved: Sequence[Tensor], found: Sequence[Tensor | None]
+) -> tuple[Tensor | None, ...]:
+    """Give every input its gradient, if it needs one; the settings after them have none."""
+    dx, dskip, affine, dscale, dshift = found
+    assert affine is not None
+    vectors = (d.to(like) for d, like in zip(affine.unbind(), saved[4:6], strict=True))
+    needed = zip((dx, dskip, *vectors, dscale, dshift), ctx.needs_input_grad, strict=False)
     return *(gradient if need else None for gradient, need in needed), None, None, None, None
 
 
@@ -161,7 +167,7 @@ def _forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _backward(*call: Any) -> tuple[Tensor, ...]:
-    """Return the gradients of x, skip, weight, bias, scale, shift; empty for what is absent."""
+    """Return what `backward` does; empty for what is absent."""
     found = _kernels()[1](Call(*call))
     return tuple(call[0].new_empty(0) if one is None else one for one in found)
 
@@ -176,13 +182,13 @@ def _forward_fake(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _backward_fake(*args: Any) -> tuple[Tensor, ...]:
-    dy, images, vectors, last = args[0], args[3:5], args[5:9], torch.channels_last
+    call = Call(*args)
+    last, absent = torch.channels_last, partial(call.dy.new_empty, 0)
     return (
-        *(
-            dy.new_empty(0) if x is None else torch.empty_like(x, memory_format=last)
-            for x in images
-        ),
-        *(dy.new_empty(0) if x is None else x.new_empty(x.shape) for x in vectors),
+        torch.empty_like(call.x, memory_format=last),
+        absent() if call.skip is None else torch.empty_like(call.skip, memory_format=last),
+        call.dy.new_empty(2, len(call.weight), dtype=torch.float32),
+        *(absent() if x is None else x.new_empty(x.shape) for x in (call.scale, call.shift)),
     )
 
 
@@ -195,7 +201,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 
 def _differentiate(ctx: Any, dy: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    return _wanted(ctx, _BACKWARD(dy, *ctx.saved_tensors, *ctx.settings))
+    saved = ctx.saved_tensors
+    return _spread(ctx, saved, _BACKWARD(dy, *saved, *ctx.settings))
 
 
 _INPUTS = (
@@ -204,7 +211,7 @@ _INPUTS = (
 )
 _BACKWARD = operator(
     f"group_norm_film_silu_backward(Tensor dy, Tensor mean, Tensor rstd, {_INPUTS}) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _backward,
     _backward_fake,
 )
