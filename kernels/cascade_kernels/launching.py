@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from cascade_kernels.dispatch import table
-from cascade_kernels.launch_table import Launch
+from cascade_kernels.launch_table import Launch, Table
 
 _MOST: Final = 4096  # plans of an operation; a text of every length makes one
 _SIXTEEN: Final = 16  # bytes: kernels are compiled apart for pointers that are multiples, and not
@@ -75,14 +75,12 @@ class Plans(Generic[InputsT, PlanT]):
 
     def __init__(self, make: Callable[[InputsT], PlanT]) -> None:
         self._make = make
-        self._made: dict[tuple[Any, ...], PlanT] = {}
+        self._made: dict[tuple[Any, ...], tuple[Table, PlanT]] = {}
 
     def of(self, inputs: InputsT) -> PlanT:
         """Return the plan of a call; its first input is a tensor, the others may be anything."""
         device = inputs[0].device
-        # A table is a key by itself: another one, as tuning tries them, has other plans.
         kind = (
-            table(device),
             device,
             *[
                 (x.dtype, x.shape, x.stride(), x.data_ptr() % _SIXTEEN == 0)
@@ -91,12 +89,14 @@ class Plans(Generic[InputsT, PlanT]):
                 for x in inputs
             ],
         )
-        plan = self._made.get(kind)
-        if plan is None:
-            plan = self._make(inputs)
-            if len(self._made) >= _MOST:
-                self._made.clear()
-            self._made[kind] = plan
+        held = self._made.get(kind)
+        # A plan is of the table that it was made by: tuning tries others.
+        if held is not None and held[0] is table(device):
+            return held[1]
+        plan = self._make(inputs)
+        if len(self._made) >= _MOST:
+            self._made.clear()
+        self._made[kind] = table(device), plan
         return plan
 
 
