@@ -71,6 +71,10 @@ class LaunchProblem(Problem):
         """Let everybody pass: nothing is computed."""
         return lambda _: 0.0
 
+    def comparable(self, provider: Function) -> bool:
+        """Tell that nobody is an alternative: what computes nothing is a measure alone."""
+        return False
+
     def watch(self, run: Run) -> ClockStopwatch:
         """Return what times one of the calls that a run makes."""
         run()
