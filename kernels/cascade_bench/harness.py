@@ -108,7 +108,7 @@ def _held(empty: Result, stem: Path) -> Result | None:
 def _outcome(found: CaseResult) -> str:
     parts = []
     for mode in found.drift:
-        time, best, gain = found.time(mode, found.ours), found.best(mode), found.gain(mode)
+        time, best, gain = found.time(mode, found.own(mode)), found.best(mode), found.gain(mode)
         told = "no time" if time is None else f"{time / 1000:.3g} ms"
         eager = found.gain(mode, eager=True)
         told += "" if gain is None else f", {gain:.2f}x {best}"

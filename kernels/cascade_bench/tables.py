@@ -145,7 +145,7 @@ def _cell(case: CaseResult, mode: Mode, provider: str) -> str:
 
 def _eager(case: CaseResult, mode: Mode) -> str:
     best = case.best(mode, eager=True)
-    ours = case.time(mode, case.ours, eager=True)
+    ours = case.time(mode, case.own(mode, eager=True), eager=True)
     theirs = None if best is None else case.time(mode, best, eager=True)
     told = [DASH if time is None else f"{time / 1000:.4g}" for time in (ours, theirs)]
     return f"{told[0]}, {told[1]} {best or ''}".rstrip()
@@ -159,7 +159,7 @@ def _gain(case: CaseResult, mode: Mode, eager: bool = False) -> str:
 
 
 def _share(case: CaseResult, mode: Mode, ceilings: Peaks | None) -> str:
-    time = case.time(mode, case.ours)
+    time = case.time(mode, case.own(mode))
     if time is None or ceilings is None or mode not in case.work:
         return ""
     return f"{ceilings.floor(case.work[mode]) / time:.0%}"

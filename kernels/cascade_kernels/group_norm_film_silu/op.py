@@ -129,7 +129,7 @@ def _kernels() -> tuple[Callable[[Inputs], tuple[Tensor, ...]], Callable[[Call],
 
 
 class _Norm(torch.autograd.Function):
-    """The kernels under autograd, where nobody looks on: operators cost several times as much."""
+    """The kernels under autograd, where nobody looks on: an operator takes twice the CPU."""
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
