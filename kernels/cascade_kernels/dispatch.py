@@ -124,12 +124,7 @@ def launch(kernel: str, device: torch.device, **shape: int) -> Launch:
         RuntimeError: no table for the device, or no row in it for the kernel and shape.
         ValueError: the user's own table is broken.
     """
-    return _launch(table(device), kernel, **shape)
-
-
-@cache
-def _launch(held: Table, kernel: str, **shape: int) -> Launch:
-    return held.launch(kernel, shape)
+    return table(device).launch(kernel, shape)
 
 
 @cache

@@ -19,7 +19,6 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
@@ -40,8 +39,8 @@ class Launch:
     num_warps: int
     num_stages: int
 
-    @cached_property
-    def options(self) -> Mapping[str, int]:
+    @property
+    def options(self) -> dict[str, int]:
         """Keyword arguments of the launch."""
         return {**self.blocks, "num_warps": self.num_warps, "num_stages": self.num_stages}
 

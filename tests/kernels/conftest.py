@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from cascade_kernels import dispatch
 from cascade_kernels.interpreter import interpreter_fault
 
 
@@ -38,6 +39,12 @@ def kernel_device(request: pytest.FixtureRequest) -> torch.device:
         return torch.device("cuda")
     request.getfixturevalue("interpreter")
     return torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _no_plans() -> None:
+    """Have calls planned anew: a test may change what decides. Plans are of the table they saw."""
+    dispatch.table.cache_clear()
 
 
 @pytest.fixture(autouse=True)

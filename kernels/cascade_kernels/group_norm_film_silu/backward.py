@@ -219,18 +219,13 @@ class _Launches:
         fixed = {"SKIP_SCALE": given.skip_scale, "ACTIVATION": given.activation}
         self.sizes = plan.sizes
         self.vectors = (2, plan.batch, plan.channels)
-        self.whole = self._whole(plan, fixed) if plan.one_pass else None
-        if self.whole is None:
+        self.whole: Program | None = None
+        if plan.one_pass:
+            self.whole = plan.one_launch(
+                group_norm_film_silu_backward_slab, group_norm_film_silu_backward_one_pass, fixed
+            )
+        else:
             self._three(plan, fixed, given.groups)
-
-    def _whole(self, plan: Plan, fixed: dict[str, Any]) -> Program:
-        """Do everything in one launch."""
-        kernel, chosen = group_norm_film_silu_backward_slab, plan.slab("backward_slab")
-        if chosen is None:
-            kernel = group_norm_film_silu_backward_one_pass
-            chosen = plan.one_launch("backward_one_pass")
-        grid, groups = plan.whole_groups(chosen)
-        return Program(kernel, grid, {**fixed, **groups}, chosen)
 
     def _three(self, plan: Plan, fixed: dict[str, Any], groups: int) -> None:
         chosen = plan.launch("backward_reduce")

@@ -207,17 +207,13 @@ class _Launches:
             "ACTIVATION": given.activation,
         }
         self.sizes = plan.sizes
-        self.whole = self._whole(plan, fixed) if plan.one_pass else None
-        if self.whole is None:
+        self.whole: Program | None = None
+        if plan.one_pass:
+            self.whole = plan.one_launch(
+                group_norm_film_silu_slab, group_norm_film_silu_one_pass, fixed
+            )
+        else:
             self._three(plan, fixed)
-
-    def _whole(self, plan: Plan, fixed: dict[str, Any]) -> Program:
-        """Do everything in one launch."""
-        kernel, chosen = group_norm_film_silu_slab, plan.slab("slab")
-        if chosen is None:
-            kernel, chosen = group_norm_film_silu_one_pass, plan.one_launch("one_pass")
-        grid, groups = plan.whole_groups(chosen)
-        return Program(kernel, grid, {**fixed, **groups}, chosen)
 
     def _three(self, plan: Plan, fixed: dict[str, Any]) -> None:
         chosen = plan.launch("statistics")

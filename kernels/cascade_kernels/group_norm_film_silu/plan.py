@@ -1,8 +1,9 @@
 """Memory layout and grids of the kernels of GroupNorm with FiLM and activation."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
 import torch
 import triton
@@ -11,6 +12,7 @@ from torch import Tensor
 from cascade_kernels import dispatch
 from cascade_kernels.group_norm_film_silu.inputs import Inputs, sizes
 from cascade_kernels.launch_table import Launch
+from cascade_kernels.launching import Program
 
 # The limits below follow from sizes of caches and registers; they are not yet measured.
 ONE_PASS_PIXELS = 1024  # of an image that one program reads twice: 128 KiB of 64 channels in bf16
@@ -82,12 +84,26 @@ class Plan:
         grid = (blocks, triton.cdiv(tiles, tiles_each), self.batch)
         return grid, tiles_each * chosen.blocks["BLOCK_HW"]
 
+    def one_launch(self, slab: Any, one_pass: Any, fixed: Mapping[str, Any]) -> Program:
+        """Return the launch that does everything.
+
+        Args:
+            slab: the kernel that holds all pixels at once, taken where it can.
+            one_pass: the kernel whose programs read whole groups twice.
+            fixed: values of their constants.
+        """
+        kernel, chosen = slab, self.slab(_row_name(slab))
+        if chosen is None:
+            kernel, chosen = one_pass, self.twice(_row_name(one_pass))
+        grid, groups = self.whole_groups(chosen)
+        return Program(kernel, grid, {**fixed, **groups}, chosen)
+
     def slab(self, kernel: str) -> Launch | None:
-        """Return the same of a kernel that holds all pixels at once; None if they are too many."""
+        """Return the launch configuration of a kernel that holds all pixels; None if too many."""
         found = self._owning(kernel)
         return None if found is None else holding(self.pixels, found)
 
-    def one_launch(self, kernel: str) -> Launch:
+    def twice(self, kernel: str) -> Launch:
         """Return the same of a kernel whose programs read whole groups twice."""
         return self._owning(kernel) or self.launch(kernel)
 
@@ -113,6 +129,11 @@ class Plan:
         groups = triton.next_power_of_2(width // self.group)
         grid = (triton.cdiv(self.channels, width), self.batch)
         return grid, {"WIDTH": width, "GROUPS": groups}
+
+
+def _row_name(kernel: Any) -> str:
+    """Return the name of a kernel in the tables, without the operation's."""
+    return str(kernel.fn.__name__).removeprefix("group_norm_film_silu_")
 
 
 def lanes(width: int) -> int:

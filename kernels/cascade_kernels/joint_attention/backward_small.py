@@ -1,4 +1,4 @@
-"""Triton backward pass of joint attention for small images: one launch instead of three.
+"""Triton backward pass of joint attention for small images: one launch instead of two.
 
 One program holds all queries of one head and walks over the keys once, so that the logits and
 their gradient are computed once for dK, dV and dQ: five matrix products instead of seven. An 8x8

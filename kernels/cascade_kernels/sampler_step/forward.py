@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from cascade_kernels.dispatch import launch
+from cascade_kernels.launching import on_its_device
 from cascade_kernels.sampler_step.coefficients import Step, rank_of
 from cascade_kernels.sampler_step.percentile import (
     BINS,
@@ -164,6 +165,7 @@ def sampler_step_predict(
     count_digits(HISTOGRAM, b, size_bits(x0) >> SHIFT, inside, BITS, BINS)
 
 
+@on_its_device
 def forward(step: Step) -> tuple[Tensor, Tensor]:
     """Return x_next and the thresholded x0, B C H W float32, contiguous."""
     x, out = step.x.contiguous(), step.out
@@ -188,20 +190,17 @@ def forward(step: Step) -> tuple[Tensor, Tensor]:
         "RECALLS": previous is not None,
         "NOISY": QUIET if noise is None else FIXED if update.log_variance is None else LEARNED,
     }
-    with torch.cuda.device_of(x):  # Triton launches on the current device
-        if threshold.kind == "dynamic" and values <= ONE_PROGRAM:
-            row = _options("sampler_step_whole", x)
-            sampler_step_whole[1, len(x)](
-                *images, *shape, *prediction, *limit, *mix, **switches, **row
-            )
-            return x_next, x0
-        scale = None
-        if threshold.kind == "dynamic":
-            scale = _scales(x, out, x0, (*shape, *prediction), limit, guided)
-        row = _options("sampler_step_pointwise", x)
-        sampler_step_pointwise[triton.cdiv(values, row["BLOCK"]), len(x)](
-            *images, scale, *shape, *prediction, *mix, KIND=KINDS[threshold.kind], **switches, **row
-        )
+    if threshold.kind == "dynamic" and values <= ONE_PROGRAM:
+        row = _options("sampler_step_whole", x)
+        sampler_step_whole[1, len(x)](*images, *shape, *prediction, *limit, *mix, **switches, **row)
+        return x_next, x0
+    scale = None
+    if threshold.kind == "dynamic":
+        scale = _scales(x, out, x0, (*shape, *prediction), limit, guided)
+    row = _options("sampler_step_pointwise", x)
+    sampler_step_pointwise[triton.cdiv(values, row["BLOCK"]), len(x)](
+        *images, scale, *shape, *prediction, *mix, KIND=KINDS[threshold.kind], **switches, **row
+    )
     return x_next, x0
 
 
